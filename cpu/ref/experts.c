@@ -1,0 +1,274 @@
+/* The experts' SwiGLU networks over the routed rows, one expert at a time and a slab of its rows at a
+ * time, so that activations need little scratch.
+ *
+ * Forward, for row r of token t and expert e: g = gate x_t, u = up x_t, a = silu(g) u, y_r = down a; then
+ * out_t = residual_t + sum over slots, in order, of weight y. Assigns.
+ * Backward, with d = down^T dout_t: dweight = <d, a>; da = weight d; dg = da u silu'(g), du = da silu(g),
+ * which replace g and u in pre; dx_t = sum over slots, in order, of gate^T dg + up^T du, assigned; and
+ * accumulated per expert dgate += dg x_t, dup += du x_t, ddown += dout_t (weight a), rows in order within
+ * a slab, slabs in order. */
+#include <math.h>
+
+#include "ref.h"
+
+enum {
+  EXPERTS_SLAB = 512, /* rows */
+  EXPERTS_TOKENS = 8
+};
+
+/* One slab of one expert, and the scratch. */
+typedef struct experts_slab {
+  const op_experts_t *op;
+  int64_t expert, begin, rows; /* rows begin .. begin + rows - 1 */
+  int32_t *token;              /* [n * k] of each row */
+  float *y;                    /* [n * k, hidden] */
+  float *act;                  /* [EXPERTS_SLAB, F] */
+} experts_slab_t;
+
+size_t ref_experts_scratch(const backend_limits_t *limits) {
+  if (!limits->experts) return 0;
+  int64_t slots;
+  if (__builtin_mul_overflow(limits->rows, limits->top_k, &slots)) slots = INT64_MAX;
+  size_t bytes = ref_piece(1, slots, sizeof(int32_t)) +
+                 ref_piece(slots, limits->hidden, sizeof(float)) +
+                 ref_piece(EXPERTS_SLAB, limits->ffn, sizeof(float));
+  if (limits->training)
+    bytes += ref_piece(EXPERTS_SLAB, ref_blocks(limits->ffn, REF_TILE_COLS), sizeof(double));
+  return bytes;
+}
+
+static void experts_tokens(const routing_t *routing, int64_t experts, int64_t top_k, int32_t *token) {
+  for (int64_t r = 0; r < routing->offset[experts]; r++)
+    token[r] = (int32_t)(routing->row_slot[r] / top_k);
+}
+
+static double silu(double x) { return x / (1 + exp(-x)); }
+
+/* item: REF_TILE_ROWS rows by REF_TILE_COLS of F. */
+static void experts_up(void *context, int64_t item, int32_t thread) {
+  const experts_slab_t *slab = context;
+  const op_experts_t *op = slab->op;
+  (void)thread;
+  int64_t across = ref_blocks(op->ffn, REF_TILE_COLS);
+  int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
+  ref_matrix_t x = {op->x, NN_F32, op->hidden, 1, slab->token + slab->begin};
+  ref_matrix_t gate = {op->gate[slab->expert], op->weight_dtype, 1, op->hidden, NULL};
+  ref_matrix_t up = {op->up[slab->expert], op->weight_dtype, 1, op->hidden, NULL};
+  ref_tile_t g = {{{0}}}, u = {{{0}}};
+  ref_tile_add(&g, &x, &gate, slab->rows, op->ffn, op->hidden, i, j);
+  ref_tile_add(&u, &x, &up, slab->rows, op->ffn, op->hidden, i, j);
+  if (op->pre) {
+    float *pre = op->pre + slab->begin * 2 * op->ffn;
+    ref_tile_assign(&g, pre, 2 * op->ffn, 1, slab->rows, op->ffn, i, j);
+    ref_tile_assign(&u, pre + op->ffn, 2 * op->ffn, 1, slab->rows, op->ffn, i, j);
+  }
+  for (int64_t r = 0; r < REF_TILE_ROWS; r++)
+    for (int64_t c = 0; c < REF_TILE_COLS; c++) g.sum[r][c] = silu(g.sum[r][c]) * u.sum[r][c];
+  ref_tile_assign(&g, slab->act, op->ffn, 1, slab->rows, op->ffn, i, j);
+}
+
+/* item: REF_TILE_ROWS rows by REF_TILE_COLS of hidden. */
+static void experts_down(void *context, int64_t item, int32_t thread) {
+  const experts_slab_t *slab = context;
+  const op_experts_t *op = slab->op;
+  (void)thread;
+  int64_t across = ref_blocks(op->hidden, REF_TILE_COLS);
+  int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
+  ref_matrix_t act = {slab->act, NN_F32, op->ffn, 1, NULL};
+  ref_matrix_t down = {op->down[slab->expert], op->weight_dtype, 1, op->ffn, NULL};
+  ref_tile_t y = {{{0}}};
+  ref_tile_add(&y, &act, &down, slab->rows, op->hidden, op->ffn, i, j);
+  ref_tile_assign(&y, slab->y + slab->begin * op->hidden, op->hidden, 1, slab->rows, op->hidden, i, j);
+}
+
+/* item: EXPERTS_TOKENS tokens. */
+static void experts_combine(void *context, int64_t item, int32_t thread) {
+  const experts_slab_t *slab = context;
+  const op_experts_t *op = slab->op;
+  (void)thread;
+  int64_t end = ref_min(op->n, (item + 1) * EXPERTS_TOKENS);
+  for (int64_t t = item * EXPERTS_TOKENS; t < end; t++) {
+    for (int64_t c = 0; c < op->hidden; c++) {
+      double sum = op->residual ? op->residual[t * op->hidden + c] : 0;
+      for (int64_t s = t * op->top_k; s < (t + 1) * op->top_k; s++) {
+        int64_t row = op->routing.slot_row[s];
+        if (row >= 0) sum += (double)op->routing.weight[s] * slab->y[row * op->hidden + c];
+      }
+      op->out[t * op->hidden + c] = (float)sum;
+    }
+  }
+}
+
+nn_status_t ref_experts(backend_device_t *device, const op_experts_t *op, backend_scratch_t scratch) {
+  char *at = scratch.data;
+  experts_slab_t slab = {.op = op};
+  slab.token = ref_take(&at, op->n, op->top_k, sizeof(int32_t));
+  slab.y = ref_take(&at, op->n * op->top_k, op->hidden, sizeof(float));
+  slab.act = ref_take(&at, EXPERTS_SLAB, op->ffn, sizeof(float));
+  const int32_t *offset = op->routing.offset;
+  experts_tokens(&op->routing, op->experts, op->top_k, slab.token);
+  for (slab.expert = 0; slab.expert < op->experts; slab.expert++) {
+    int64_t end = offset[slab.expert + 1];
+    for (slab.begin = offset[slab.expert]; slab.begin < end; slab.begin += EXPERTS_SLAB) {
+      slab.rows = ref_min(end - slab.begin, EXPERTS_SLAB);
+      int64_t tall = ref_blocks(slab.rows, REF_TILE_ROWS);
+      STATUS_TRY(pool_run(device->pool, tall * ref_blocks(op->ffn, REF_TILE_COLS), experts_up, &slab));
+      STATUS_TRY(
+          pool_run(device->pool, tall * ref_blocks(op->hidden, REF_TILE_COLS), experts_down, &slab));
+    }
+  }
+  return pool_run(device->pool, ref_blocks(op->n, EXPERTS_TOKENS), experts_combine, &slab);
+}
+
+/* ---- backward ------------------------------------------------------------------------------------- */
+
+typedef struct experts_bwd_slab {
+  const op_experts_bwd_t *op;
+  int64_t expert, begin, rows;
+  int32_t *token; /* [n * k] of each row */
+  float *pre;     /* op->pre, to be overwritten by dg and du */
+  float *dx;      /* [n * k, hidden] */
+  float *act;     /* [EXPERTS_SLAB, F] weight a */
+  double *dot;    /* [EXPERTS_SLAB, tiles of F] parts of dweight */
+} experts_bwd_slab_t;
+
+/* Replaces g and u of a row's tile by their gradients, keeps weight a; d: down^T dout. Returns the
+ * tile's part of <d, a>. */
+static double experts_bwd_activation(float *g, float *u, float *act, const double *d, int64_t cols,
+                                     double weight) {
+  double dot = 0;
+  for (int64_t c = 0; c < cols; c++) {
+    double s = 1 / (1 + exp(-(double)g[c])), a = g[c] * s * u[c], da = weight * d[c];
+    dot += d[c] * a;
+    act[c] = (float)(weight * a);
+    double dg = da * u[c] * s * (1 + g[c] * (1 - s));
+    u[c] = (float)(da * g[c] * s);
+    g[c] = (float)dg;
+  }
+  return dot;
+}
+
+/* item: REF_TILE_ROWS rows by REF_TILE_COLS of F. */
+static void experts_bwd_down(void *context, int64_t item, int32_t thread) {
+  const experts_bwd_slab_t *slab = context;
+  const op_experts_bwd_t *op = slab->op;
+  (void)thread;
+  int64_t across = ref_blocks(op->ffn, REF_TILE_COLS);
+  int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
+  ref_matrix_t dout = {op->dout, NN_F32, op->hidden, 1, slab->token + slab->begin};
+  ref_matrix_t down = {op->down[slab->expert], op->weight_dtype, op->ffn, 1, NULL};
+  ref_tile_t d = {{{0}}};
+  ref_tile_add(&d, &dout, &down, slab->rows, op->ffn, op->hidden, i, j);
+  int64_t end = ref_min(slab->rows, i + REF_TILE_ROWS), cols = ref_min(op->ffn - j, REF_TILE_COLS);
+  for (int64_t r = i; r < end; r++) {
+    float *g = slab->pre + (slab->begin + r) * 2 * op->ffn + j;
+    double weight = op->routing.weight[op->routing.row_slot[slab->begin + r]];
+    slab->dot[r * across + j / REF_TILE_COLS] = experts_bwd_activation(
+        g, g + op->ffn, slab->act + r * op->ffn + j, d.sum[r - i], cols, weight);
+  }
+}
+
+/* item: one of the three weights, REF_TILE_ROWS of F by REF_TILE_COLS of hidden. */
+static void experts_bwd_weights(void *context, int64_t item, int32_t thread) {
+  const experts_bwd_slab_t *slab = context;
+  const op_experts_bwd_t *op = slab->op;
+  (void)thread;
+  int64_t across = ref_blocks(op->hidden, REF_TILE_COLS);
+  int64_t tiles = ref_blocks(op->ffn, REF_TILE_ROWS) * across;
+  int64_t which = item / tiles, i = item % tiles / across * REF_TILE_ROWS;
+  int64_t j = item % across * REF_TILE_COLS;
+  const float *pre = slab->pre + slab->begin * 2 * op->ffn;
+  const int32_t *token = slab->token + slab->begin;
+  ref_matrix_t dg = {pre, NN_F32, 1, 2 * op->ffn, NULL};
+  ref_matrix_t du = {pre + op->ffn, NN_F32, 1, 2 * op->ffn, NULL};
+  ref_matrix_t act = {slab->act, NN_F32, 1, op->ffn, NULL};
+  ref_matrix_t x = {op->x, NN_F32, op->hidden, 1, token};
+  ref_matrix_t dout = {op->dout, NN_F32, op->hidden, 1, token};
+  ref_tile_t tile = {{{0}}};
+  ref_tile_add(&tile, which == 0 ? &dg : which == 1 ? &du : &act, which == 2 ? &dout : &x, op->ffn,
+               op->hidden, slab->rows, i, j);
+  if (which == 2)
+    ref_tile_accumulate(&tile, op->ddown[slab->expert], 1, op->ffn, op->ffn, op->hidden, i, j);
+  else
+    ref_tile_accumulate(&tile, (which ? op->dup : op->dgate)[slab->expert], op->hidden, 1, op->ffn,
+                        op->hidden, i, j);
+}
+
+/* item: REF_TILE_ROWS rows by REF_TILE_COLS of hidden. */
+static void experts_bwd_up(void *context, int64_t item, int32_t thread) {
+  const experts_bwd_slab_t *slab = context;
+  const op_experts_bwd_t *op = slab->op;
+  (void)thread;
+  int64_t across = ref_blocks(op->hidden, REF_TILE_COLS);
+  int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
+  const float *pre = slab->pre + slab->begin * 2 * op->ffn;
+  ref_matrix_t dg = {pre, NN_F32, 2 * op->ffn, 1, NULL};
+  ref_matrix_t du = {pre + op->ffn, NN_F32, 2 * op->ffn, 1, NULL};
+  ref_matrix_t gate = {op->gate[slab->expert], op->weight_dtype, op->hidden, 1, NULL};
+  ref_matrix_t up = {op->up[slab->expert], op->weight_dtype, op->hidden, 1, NULL};
+  ref_tile_t tile = {{{0}}};
+  ref_tile_add(&tile, &dg, &gate, slab->rows, op->hidden, op->ffn, i, j);
+  ref_tile_add(&tile, &du, &up, slab->rows, op->hidden, op->ffn, i, j);
+  ref_tile_assign(&tile, slab->dx + slab->begin * op->hidden, op->hidden, 1, slab->rows, op->hidden, i,
+                  j);
+}
+
+static void experts_bwd_dweight(const experts_bwd_slab_t *slab) {
+  const op_experts_bwd_t *op = slab->op;
+  int64_t across = ref_blocks(op->ffn, REF_TILE_COLS);
+  for (int64_t r = 0; r < slab->rows; r++) {
+    double sum = 0;
+    for (int64_t part = 0; part < across; part++) sum += slab->dot[r * across + part];
+    op->dweight[op->routing.row_slot[slab->begin + r]] = (float)sum;
+  }
+}
+
+/* item: EXPERTS_TOKENS tokens. */
+static void experts_bwd_combine(void *context, int64_t item, int32_t thread) {
+  const experts_bwd_slab_t *slab = context;
+  const op_experts_bwd_t *op = slab->op;
+  (void)thread;
+  int64_t end = ref_min(op->n, (item + 1) * EXPERTS_TOKENS);
+  for (int64_t t = item * EXPERTS_TOKENS; t < end; t++) {
+    for (int64_t c = 0; c < op->hidden; c++) {
+      double sum = 0;
+      for (int64_t s = t * op->top_k; s < (t + 1) * op->top_k; s++) {
+        int64_t row = op->routing.slot_row[s];
+        if (row >= 0) sum += slab->dx[row * op->hidden + c];
+      }
+      op->dx[t * op->hidden + c] = (float)sum;
+    }
+  }
+}
+
+static nn_status_t experts_bwd_run(backend_device_t *device, experts_bwd_slab_t *slab) {
+  const op_experts_bwd_t *op = slab->op;
+  int64_t tall = ref_blocks(slab->rows, REF_TILE_ROWS), wide = ref_blocks(op->hidden, REF_TILE_COLS);
+  STATUS_TRY(
+      pool_run(device->pool, tall * ref_blocks(op->ffn, REF_TILE_COLS), experts_bwd_down, slab));
+  experts_bwd_dweight(slab);
+  STATUS_TRY(pool_run(device->pool, 3 * ref_blocks(op->ffn, REF_TILE_ROWS) * wide,
+                      experts_bwd_weights, slab));
+  return pool_run(device->pool, tall * wide, experts_bwd_up, slab);
+}
+
+nn_status_t ref_experts_bwd(backend_device_t *device, const op_experts_bwd_t *op,
+                            backend_scratch_t scratch) {
+  char *at = scratch.data;
+  experts_bwd_slab_t slab = {.op = op, .pre = (float *)op->pre};
+  slab.token = ref_take(&at, op->n, op->top_k, sizeof(int32_t));
+  slab.dx = ref_take(&at, op->n * op->top_k, op->hidden, sizeof(float));
+  slab.act = ref_take(&at, EXPERTS_SLAB, op->ffn, sizeof(float));
+  slab.dot = ref_take(&at, EXPERTS_SLAB, ref_blocks(op->ffn, REF_TILE_COLS), sizeof(double));
+  const int32_t *offset = op->routing.offset;
+  experts_tokens(&op->routing, op->experts, op->top_k, slab.token);
+  memset(op->dweight, 0, (size_t)(op->n * op->top_k) * sizeof *op->dweight);
+  for (slab.expert = 0; slab.expert < op->experts; slab.expert++) {
+    int64_t end = offset[slab.expert + 1];
+    for (slab.begin = offset[slab.expert]; slab.begin < end; slab.begin += EXPERTS_SLAB) {
+      slab.rows = ref_min(end - slab.begin, EXPERTS_SLAB);
+      STATUS_TRY(experts_bwd_run(device, &slab));
+    }
+  }
+  return pool_run(device->pool, ref_blocks(op->n, EXPERTS_TOKENS), experts_bwd_combine, &slab);
+}

@@ -1,0 +1,122 @@
+/* The head's logits and their cross-entropy over chunks of rows, and softmax of rows.
+ *
+ * row_loss = logsumexp(l) - l[target] with l = w x; with dl = scale (softmax(l) - onehot(target)), rows
+ * without a target left out, dx = dl w is assigned and dw += dl^T x accumulated, rows in order within a
+ * chunk, chunks in order. Sums over the vocabulary run in order. */
+#include <math.h>
+
+#include "ref.h"
+
+enum { LOSS_CHUNK = 64 }; /* rows whose logits exist at once */
+
+typedef struct loss_chunk {
+  const op_head_loss_t *op;
+  int64_t begin, rows;
+  float *logits; /* [LOSS_CHUNK, V] */
+} loss_chunk_t;
+
+size_t ref_loss_scratch(const backend_limits_t *limits) {
+  return ref_piece(ref_min(limits->rows, LOSS_CHUNK), limits->vocab, sizeof(float));
+}
+
+static void loss_logits(void *context, int64_t item, int32_t thread) {
+  const loss_chunk_t *chunk = context;
+  const op_head_loss_t *op = chunk->op;
+  (void)thread;
+  int64_t across = ref_blocks(op->vocab, REF_TILE_COLS);
+  int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
+  ref_matrix_t x = {op->x + chunk->begin * op->hidden, NN_F32, op->hidden, 1, NULL};
+  ref_matrix_t w = {op->w, op->weight_dtype, 1, op->hidden, NULL};
+  ref_tile_t tile = {{{0}}};
+  ref_tile_add(&tile, &x, &w, chunk->rows, op->vocab, op->hidden, i, j);
+  ref_tile_assign(&tile, chunk->logits, op->vocab, 1, chunk->rows, op->vocab, i, j);
+}
+
+static double row_largest(const float *row, int64_t width) {
+  double largest = row[0];
+  for (int64_t i = 1; i < width; i++) largest = row[i] > largest ? row[i] : largest;
+  return largest;
+}
+
+/* item: a row of the chunk; turns logits into dl where gradients are wanted. */
+static void loss_row(void *context, int64_t item, int32_t thread) {
+  const loss_chunk_t *chunk = context;
+  const op_head_loss_t *op = chunk->op;
+  (void)thread;
+  float *row = chunk->logits + item * op->vocab;
+  int64_t target = op->target[chunk->begin + item];
+  double largest = row_largest(row, op->vocab), sum = 0;
+  for (int64_t i = 0; i < op->vocab; i++) sum += exp(row[i] - largest);
+  double lse = largest + log(sum);
+  op->row_loss[chunk->begin + item] = target < 0 ? 0 : (float)(lse - row[target]);
+  if (!op->dx) return;
+  double scale = target < 0 ? 0 : op->scale;
+  for (int64_t i = 0; i < op->vocab; i++)
+    row[i] = (float)(scale * (exp(row[i] - lse) - (i == target)));
+}
+
+static void loss_dx(void *context, int64_t item, int32_t thread) {
+  const loss_chunk_t *chunk = context;
+  const op_head_loss_t *op = chunk->op;
+  (void)thread;
+  int64_t across = ref_blocks(op->hidden, REF_TILE_COLS);
+  int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
+  ref_matrix_t dl = {chunk->logits, NN_F32, op->vocab, 1, NULL};
+  ref_matrix_t w = {op->w, op->weight_dtype, op->hidden, 1, NULL};
+  ref_tile_t tile = {{{0}}};
+  ref_tile_add(&tile, &dl, &w, chunk->rows, op->hidden, op->vocab, i, j);
+  ref_tile_assign(&tile, op->dx + chunk->begin * op->hidden, op->hidden, 1, chunk->rows, op->hidden, i,
+                  j);
+}
+
+static void loss_dw(void *context, int64_t item, int32_t thread) {
+  const loss_chunk_t *chunk = context;
+  const op_head_loss_t *op = chunk->op;
+  (void)thread;
+  int64_t across = ref_blocks(op->hidden, REF_TILE_COLS);
+  int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
+  ref_matrix_t dl = {chunk->logits, NN_F32, 1, op->vocab, NULL};
+  ref_matrix_t x = {op->x + chunk->begin * op->hidden, NN_F32, op->hidden, 1, NULL};
+  ref_tile_t tile = {{{0}}};
+  ref_tile_add(&tile, &dl, &x, op->vocab, op->hidden, chunk->rows, i, j);
+  ref_tile_accumulate(&tile, op->dw, op->hidden, 1, op->vocab, op->hidden, i, j);
+}
+
+static nn_status_t loss_run(backend_device_t *device, loss_chunk_t *chunk) {
+  const op_head_loss_t *op = chunk->op;
+  int64_t tall = ref_blocks(chunk->rows, REF_TILE_ROWS), wide = ref_blocks(op->hidden, REF_TILE_COLS);
+  STATUS_TRY(
+      pool_run(device->pool, tall * ref_blocks(op->vocab, REF_TILE_COLS), loss_logits, chunk));
+  STATUS_TRY(pool_run(device->pool, chunk->rows, loss_row, chunk));
+  if (!op->dx) return NN_OK;
+  STATUS_TRY(pool_run(device->pool, tall * wide, loss_dx, chunk));
+  return pool_run(device->pool, ref_blocks(op->vocab, REF_TILE_ROWS) * wide, loss_dw, chunk);
+}
+
+nn_status_t ref_head_loss(backend_device_t *device, const op_head_loss_t *op,
+                          backend_scratch_t scratch) {
+  loss_chunk_t chunk = {.op = op, .logits = scratch.data};
+  for (; chunk.begin < op->n; chunk.begin += LOSS_CHUNK) {
+    chunk.rows = ref_min(op->n - chunk.begin, LOSS_CHUNK);
+    STATUS_TRY(loss_run(device, &chunk));
+  }
+  double sum = 0;
+  for (int64_t i = 0; i < op->n; i++) sum += op->row_loss[i];
+  *op->loss_sum = sum;
+  return NN_OK;
+}
+
+static void softmax_row(void *context, int64_t item, int32_t thread) {
+  const op_softmax_t *op = context;
+  (void)thread;
+  const float *x = op->x + item * op->width;
+  float *y = op->y + item * op->width;
+  double largest = row_largest(x, op->width), sum = 0;
+  for (int64_t i = 0; i < op->width; i++) sum += exp(x[i] - largest);
+  for (int64_t i = 0; i < op->width; i++) y[i] = (float)(exp(x[i] - largest) / sum);
+}
+
+nn_status_t ref_softmax(backend_device_t *device, const op_softmax_t *op, backend_scratch_t scratch) {
+  (void)scratch;
+  return pool_run(device->pool, op->n, softmax_row, (void *)op);
+}

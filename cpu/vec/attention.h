@@ -1,0 +1,102 @@
+/* Tiles of attention, shared by forward and backward.
+ *
+ * The rows of a tile are pairs (query, head of one key-value head's group), query-major, so a key is
+ * read once for the whole group. Vectors run over rows: queries are packed transposed [head_dim, rows],
+ * keys and values are read where they lie, one broadcast element at a time, and softmax needs no sum
+ * over lanes. Score tiles are [keys, rows]. */
+#ifndef NN_CPU_VEC_ATTENTION_H
+#define NN_CPU_VEC_ATTENTION_H
+
+#include "vec/ops_scratch.h"
+#include "vec/outer.h"
+
+enum {
+  ATTENTION_VECTORS = 4, /* of a tile's rows */
+  ATTENTION_ROWS = ATTENTION_VECTORS * VEC_WIDTH
+};
+_Static_assert((int)ATTENTION_ROWS <= (int)ATTENTION_MAX_ROWS, "scratch is counted for shorter tiles");
+
+/* One tile: rows [first, first + rows) of sequence `batch` and key-value head `head`. */
+typedef struct attention_rows {
+  int64_t batch, head, first, rows;
+  int64_t q_len, group, head_dim; /* group: query heads of a key-value head */
+} attention_rows_t;
+
+/* The query that row r of the tile belongs to. */
+VEC_INLINE int64_t attention_query(const attention_rows_t *tile, int64_t r) {
+  return (tile->first + r) / tile->group;
+}
+
+/* Elements from the start of a matrix [batch * q_len, heads * head_dim], stride ld, to row r. */
+VEC_INLINE int64_t attention_offset(const attention_rows_t *tile, int64_t r, int64_t ld) {
+  int64_t row = tile->first + r;
+  return (tile->batch * tile->q_len + row / tile->group) * ld +
+         (tile->head * tile->group + row % tile->group) * tile->head_dim;
+}
+
+/* packed[d, r] = scale * x[row r, d], 0 for rows past the end; where plain is given also
+ * plain[r, d] = scale * x[row r, d]. packed: [head_dim, ATTENTION_ROWS], plain: [rows, head_dim]. */
+VEC_INLINE void attention_pack(const attention_rows_t *tile, const float *x, int64_t ld, float scale,
+                               float *packed, float *plain) {
+  int64_t dim = tile->head_dim;
+  for (int64_t r0 = 0; r0 < tile->rows; r0 += VEC_WIDTH) {
+    const float *row[VEC_WIDTH];
+    int64_t rows = vec_min(VEC_WIDTH, tile->rows - r0);
+    for (int64_t r = 0; r < rows; r++) row[r] = x + attention_offset(tile, r0 + r, ld);
+    for (int64_t d = 0; d < dim; d += VEC_WIDTH) {
+      int64_t count = vec_min(VEC_WIDTH, dim - d);
+      vmask mask = vf_mask(count);
+      vf block[VEC_WIDTH];
+      for (int r = 0; r < VEC_WIDTH; r++) {
+        block[r] = vf_zero();
+        if (r >= rows) continue;
+        block[r] = vf_mul(vf_load_mask(row[r] + d, mask), vf_set1(scale));
+        if (plain) vf_store_mask(plain + (r0 + r) * dim + d, mask, block[r]);
+      }
+      vf_transpose(block);
+      for (int c = 0; c < VEC_WIDTH; c++)
+        if (c < count) vf_store(packed + (d + c) * ATTENTION_ROWS + r0, block[c]);
+    }
+  }
+}
+
+/* y[row r, d] = packed[d, r] * factor[r]: the way back. */
+VEC_INLINE void attention_unpack(const attention_rows_t *tile, const float *packed,
+                                 const float *factor, float *y, int64_t ld) {
+  int64_t dim = tile->head_dim;
+  for (int64_t r0 = 0; r0 < tile->rows; r0 += VEC_WIDTH) {
+    float *row[VEC_WIDTH];
+    int64_t rows = vec_min(VEC_WIDTH, tile->rows - r0);
+    for (int64_t r = 0; r < rows; r++) row[r] = y + attention_offset(tile, r0 + r, ld);
+    vf scale = vf_load(factor + r0);
+    for (int64_t d = 0; d < dim; d += VEC_WIDTH) {
+      int64_t count = vec_min(VEC_WIDTH, dim - d);
+      vmask mask = vf_mask(count);
+      vf block[VEC_WIDTH];
+      for (int c = 0; c < VEC_WIDTH; c++)
+        block[c] =
+            c < count ? vf_mul(vf_load(packed + (d + c) * ATTENTION_ROWS + r0), scale) : vf_zero();
+      vf_transpose(block);
+      for (int r = 0; r < VEC_WIDTH; r++)
+        if (r < rows) vf_store_mask(row[r] + d, mask, block[r]);
+    }
+  }
+}
+
+/* last_key[r]: the last key that row r sees, `past` keys being older than query 0. Rows past the end
+ * see what the last row sees. Floats, exact up to 2^24 keys. Returns the vectors of rows in use. */
+VEC_INLINE int64_t attention_last_keys(const attention_rows_t *tile, int64_t past, float *last_key) {
+  int64_t vectors = vec_blocks(tile->rows, VEC_WIDTH);
+  for (int64_t r = 0; r < vectors * VEC_WIDTH; r++)
+    last_key[r] = (float)(past + attention_query(tile, vec_min(r, tile->rows - 1)));
+  return vectors;
+}
+
+/* The first vector of rows of which any sees key j. Later rows see at least as much. */
+VEC_INLINE int64_t attention_first_vector(const float *last_key, int64_t vectors, int64_t j) {
+  int64_t v = 0;
+  while (v < vectors - 1 && last_key[v * VEC_WIDTH + VEC_WIDTH - 1] < (float)j) v++;
+  return v;
+}
+
+#endif

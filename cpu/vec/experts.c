@@ -1,0 +1,384 @@
+/* The experts' SwiGLU networks as grouped products, one group per expert, over chunks of tokens.
+ *
+ * Forward, for row r of token t and expert e: g = gate_e x_t, u = up_e x_t, a = silu(g) u,
+ * y_r = down_e a; out_t = residual_t + sum over slots, in order, of weight y. Assigns.
+ * Backward, with d = down_e^T dout_t: dweight = <d, a>; da = weight d, dg = da u silu'(g),
+ * du = da silu(g), which replace g and u in pre; dx_t = sum over slots, in order, of
+ * gate_e^T dg + up_e^T du, assigned; accumulated are dgate_e += dg x_t^T, dup_e += du x_t^T and
+ * ddown_e += dout_t (weight a)^T, summed over the rows of a chunk as in gemm.h, chunks in order.
+ *
+ * Rows of x and dout are gathered while they are packed. Rows of an expert are sorted by token, so those
+ * of a chunk are contiguous. */
+#include "vec/gemm.h"
+
+/* What both directions share. A row has two numbers: its place in the routing (pre), and its place
+ * among the rows of the chunk (token, act, y, dot), where experts follow each other too. */
+typedef struct experts {
+  int64_t n, hidden, ffn, experts, top_k;
+  const routing_t *routing;
+  int64_t begin, end;    /* tokens of the chunk */
+  gemm_group_t *groups;  /* [E] */
+  int64_t *rows;         /* [E] how many of the chunk's rows are this expert's, */
+  int64_t *row, *local;  /* [E] the first one's places in the routing and in the chunk */
+  int32_t *token;        /* [rows] */
+  float *act;            /* [rows, F] a; backward: weight a */
+  float *y;              /* [rows, hidden] of each row: y; backward: dx */
+  float *dot;            /* [rows, parts] backward: parts of dweight, GEMM_NR columns each */
+  const op_experts_t *forward;
+  const op_experts_bwd_t *backward;
+} experts_t;
+
+enum { EXPERTS_TOKENS = 4 }; /* of an item of combining */
+
+_Static_assert(sizeof(gemm_group_t) + 3 * sizeof(int64_t) <= EXPERTS_GROUP_BYTES,
+               "what is noted for an expert fits in its scratch");
+_Static_assert((int)GEMM_NR >= EXPERTS_DOT_COLUMNS, "the parts of dweight fit in their scratch");
+
+static int64_t experts_parts(const experts_t *experts) { return vec_blocks(experts->ffn, GEMM_NR); }
+
+static void *experts_take(char **at, int64_t count, size_t size) {
+  void *piece = *at;
+  *at += ((size_t)count * size + 63) / 64 * 64;
+  return piece;
+}
+
+/* Lays out the scratch behind the threads' panels; experts_scratch() in vec_scratch.c is its size. */
+static void experts_lay_out(experts_t *experts, const backend_device_t *device,
+                            backend_scratch_t scratch) {
+  char *at = (char *)scratch.data + (size_t)device->threads * GEMM_THREAD_BYTES;
+  int64_t rows = experts_chunk_tokens(experts->n, experts->top_k) * experts->top_k;
+  experts->groups = experts_take(&at, experts->experts, sizeof(gemm_group_t));
+  experts->rows = experts_take(&at, experts->experts, sizeof(int64_t));
+  experts->row = experts_take(&at, experts->experts, sizeof(int64_t));
+  experts->local = experts_take(&at, experts->experts, sizeof(int64_t));
+  experts->token = experts_take(&at, rows, sizeof(int32_t));
+  experts->act = experts_take(&at, rows * experts->ffn, sizeof(float));
+  experts->y = experts_take(&at, rows * experts->hidden, sizeof(float));
+  experts->dot = experts_take(&at, rows * experts_parts(experts), sizeof(float));
+}
+
+/* The first of an expert's rows whose token is at least `token`. */
+static int64_t experts_first_row(const experts_t *experts, int64_t expert, int64_t token) {
+  const routing_t *routing = experts->routing;
+  int64_t low = routing->offset[expert], high = routing->offset[expert + 1];
+  while (low < high) {
+    int64_t middle = (low + high) / 2;
+    if (routing->row_slot[middle] < token * experts->top_k)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+/* Finds the rows of the chunk that begins with a token. */
+static void experts_begin_chunk(experts_t *experts, int64_t begin) {
+  int64_t local = 0;
+  experts->begin = begin;
+  experts->end = vec_min(experts->n, begin + experts_chunk_tokens(experts->n, experts->top_k));
+  for (int64_t e = 0; e < experts->experts; e++) {
+    int64_t first = experts_first_row(experts, e, experts->begin);
+    int64_t last = experts_first_row(experts, e, experts->end);
+    experts->row[e] = first;
+    experts->local[e] = local;
+    experts->rows[e] = last - first;
+    for (int64_t r = first; r < last; r++)
+      experts->token[local++] = (int32_t)(experts->routing->row_slot[r] / experts->top_k);
+  }
+}
+
+/* A slot's row in the chunk, or -1 where it was dropped. */
+static int64_t experts_local_row(const experts_t *experts, int64_t slot) {
+  int64_t row = experts->routing->slot_row[slot], expert = experts->routing->expert[slot];
+  return row < 0 ? -1 : row - experts->row[expert] + experts->local[expert];
+}
+
+/* One product over all experts that have rows; `describe` says what an expert's is. */
+static nn_status_t experts_product(backend_device_t *device, experts_t *experts,
+                                   gemm_group_t (*describe)(const experts_t *experts, int64_t e),
+                                   gemm_store_fn store, backend_scratch_t scratch) {
+  for (int64_t e = 0; e < experts->experts; e++)
+    experts->groups[e] = experts->rows[e] ? describe(experts, e) : (gemm_group_t){0};
+  gemm_t gemm = {.groups = experts->groups,
+                 .count = experts->experts,
+                 .store = store,
+                 .context = experts,
+                 .scratch = scratch.data};
+  return VEC(gemm_run)(device, &gemm);
+}
+
+static nn_status_t experts_combine(backend_device_t *device, experts_t *experts, pool_fn fn) {
+  int64_t tokens = experts->end - experts->begin;
+  return vec_run(device, vec_blocks(tokens, EXPERTS_TOKENS), tokens * experts->top_k * experts->hidden,
+                 fn, experts);
+}
+
+/* ---- forward ------------------------------------------------------------------------------------- */
+
+static gemm_group_t experts_up(const experts_t *experts, int64_t e) {
+  const op_experts_t *op = experts->forward;
+  return (gemm_group_t){.m = experts->rows[e],
+                        .n = gemm_pair_columns(op->ffn),
+                        .k = op->hidden,
+                        .a = {.data = op->x,
+                              .ld = op->hidden,
+                              .gather = experts->token + experts->local[e],
+                              .dtype = NN_F32},
+                        .b = {.data = op->gate[e],
+                              .second = op->up[e],
+                              .pair = op->ffn,
+                              .ld = op->hidden,
+                              .dtype = op->weight_dtype}};
+}
+
+/* A tile is VEC_WIDTH columns of g beside the same of u. */
+static void experts_up_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,
+                             int64_t columns, const float *tile) {
+  const experts_t *experts = context;
+  const op_experts_t *op = experts->forward;
+  (void)columns;
+  int64_t f = j / 2, left = op->ffn - f;
+  for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
+    vf g = vf_load(tile), u = vf_load(tile + VEC_WIDTH);
+    if (op->pre) {
+      float *pre = op->pre + (experts->row[e] + r) * 2 * op->ffn + f;
+      vf_store_next(pre, left, g);
+      vf_store_next(pre + op->ffn, left, u);
+    }
+    vf_store_next(experts->act + (experts->local[e] + r) * op->ffn + f, left,
+                  vf_mul(vf_mul(g, vf_sigmoid(g)), u));
+  }
+}
+
+static gemm_group_t experts_down(const experts_t *experts, int64_t e) {
+  const op_experts_t *op = experts->forward;
+  return (gemm_group_t){
+      .m = experts->rows[e],
+      .n = op->hidden,
+      .k = op->ffn,
+      .a = {.data = experts->act + experts->local[e] * op->ffn, .ld = op->ffn, .dtype = NN_F32},
+      .b = {.data = op->down[e], .ld = op->ffn, .dtype = op->weight_dtype}};
+}
+
+/* y (forward) or dx (backward) of a tile's rows. */
+static void experts_y_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,
+                            int64_t columns, const float *tile) {
+  const experts_t *experts = context;
+  for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
+    float *y = experts->y + (experts->local[e] + r) * experts->hidden + j;
+    for (int64_t q = 0; q < columns; q += VEC_WIDTH)
+      vf_store_next(y + q, columns - q, vf_load(tile + q));
+  }
+}
+
+static void experts_combine_item(void *context, int64_t item, int32_t thread) {
+  const experts_t *experts = context;
+  const op_experts_t *op = experts->forward;
+  (void)thread;
+  int64_t first = experts->begin + item * EXPERTS_TOKENS;
+  int64_t last = vec_min(first + EXPERTS_TOKENS, experts->end);
+  for (int64_t t = first; t < last; t++)
+    for (int64_t c = 0; c < op->hidden; c += VEC_WIDTH) {
+      int64_t left = op->hidden - c;
+      vf sum = op->residual ? vf_load_next(op->residual + t * op->hidden + c, left) : vf_zero();
+      for (int64_t s = t * op->top_k; s < (t + 1) * op->top_k; s++) {
+        int64_t row = experts_local_row(experts, s);
+        if (row < 0) continue;
+        vf y = vf_load_next(experts->y + row * op->hidden + c, left);
+        sum = vf_fma(vf_set1(op->routing.weight[s]), y, sum);
+      }
+      vf_store_next(op->out + t * op->hidden + c, left, sum);
+    }
+}
+
+nn_status_t VEC(experts)(backend_device_t *device, const op_experts_t *op,
+                         backend_scratch_t scratch) {
+  experts_t experts = {.n = op->n,
+                       .hidden = op->hidden,
+                       .ffn = op->ffn,
+                       .experts = op->experts,
+                       .top_k = op->top_k,
+                       .routing = &op->routing,
+                       .forward = op};
+  experts_lay_out(&experts, device, scratch);
+  while (experts.end < op->n) {
+    experts_begin_chunk(&experts, experts.end);
+    STATUS_TRY(experts_product(device, &experts, experts_up, experts_up_store, scratch));
+    STATUS_TRY(experts_product(device, &experts, experts_down, experts_y_store, scratch));
+    STATUS_TRY(experts_combine(device, &experts, experts_combine_item));
+  }
+  return NN_OK;
+}
+
+/* ---- backward ------------------------------------------------------------------------------------- */
+
+static float *experts_pre(const experts_t *experts, int64_t e) {
+  return (float *)experts->backward->pre + experts->row[e] * 2 * experts->ffn;
+}
+
+/* d = dout down: [rows, F]. */
+static gemm_group_t experts_bwd_down(const experts_t *experts, int64_t e) {
+  const op_experts_bwd_t *op = experts->backward;
+  return (gemm_group_t){.m = experts->rows[e],
+                        .n = op->ffn,
+                        .k = op->hidden,
+                        .a = {.data = op->dout,
+                              .ld = op->hidden,
+                              .gather = experts->token + experts->local[e],
+                              .dtype = NN_F32},
+                        .b = {.data = op->down[e],
+                              .ld = op->ffn,
+                              .dtype = op->weight_dtype,
+                              .along_k = 1}};
+}
+
+/* Replaces g and u by their gradients, keeps weight a; returns the lanes' parts of <d, a>. What is read
+ * beyond `left` is 0. */
+VEC_INLINE vf experts_bwd_activation(float *pre_g, float *pre_u, float *act, vf d, vf weight,
+                                     int64_t left) {
+  vf g = vf_load_next(pre_g, left), u = vf_load_next(pre_u, left), s = vf_sigmoid(g);
+  vf silu = vf_mul(g, s), a = vf_mul(silu, u), da = vf_mul(weight, d);
+  /* silu' = s (1 + g (1 - s)) = s + silu (1 - s) */
+  vf slope = vf_fma(silu, vf_sub(vf_set1(1.0f), s), s);
+  vf_store_next(pre_g, left, vf_mul(vf_mul(da, u), slope));
+  vf_store_next(pre_u, left, vf_mul(da, silu));
+  vf_store_next(act, left, vf_mul(weight, a));
+  return vf_mul(d, a);
+}
+
+static void experts_bwd_down_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,
+                                   int64_t columns, const float *tile) {
+  const experts_t *experts = context;
+  const op_experts_bwd_t *op = experts->backward;
+  for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
+    int64_t local = experts->local[e] + r;
+    float *g = experts_pre(experts, e) + r * 2 * op->ffn + j, *act = experts->act + local * op->ffn + j;
+    vf weight = vf_set1(op->routing.weight[op->routing.row_slot[experts->row[e] + r]]);
+    vf dot = vf_zero();
+    for (int64_t q = 0; q < columns; q += VEC_WIDTH)
+      dot = vf_add(dot, experts_bwd_activation(g + q, g + op->ffn + q, act + q, vf_load(tile + q),
+                                               weight, columns - q));
+    experts->dot[local * experts_parts(experts) + j / GEMM_NR] = vf_sum(dot);
+  }
+}
+
+/* [hidden, F] = dout^T (weight a), over the rows. */
+static gemm_group_t experts_bwd_ddown(const experts_t *experts, int64_t e) {
+  const op_experts_bwd_t *op = experts->backward;
+  return (gemm_group_t){.m = op->hidden,
+                        .n = op->ffn,
+                        .k = experts->rows[e],
+                        .a = {.data = op->dout,
+                              .ld = op->hidden,
+                              .gather = experts->token + experts->local[e],
+                              .dtype = NN_F32,
+                              .along_k = 1},
+                        .b = {.data = experts->act + experts->local[e] * op->ffn,
+                              .ld = op->ffn,
+                              .dtype = NN_F32,
+                              .along_k = 1}};
+}
+
+VEC_INLINE void experts_add_row(float *out, int64_t columns, const float *tile) {
+  for (int64_t q = 0; q < columns; q += VEC_WIDTH)
+    vf_store_next(out + q, columns - q,
+                  vf_add(vf_load_next(out + q, columns - q), vf_load(tile + q)));
+}
+
+static void experts_bwd_ddown_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,
+                                    int64_t columns, const float *tile) {
+  const experts_t *experts = context;
+  for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR)
+    experts_add_row(experts->backward->ddown[e] + r * experts->ffn + j, columns, tile);
+}
+
+/* dx of each row = (dg, du) (gate; up): [rows, hidden], one sum over 2F. */
+static gemm_group_t experts_bwd_dx(const experts_t *experts, int64_t e) {
+  const op_experts_bwd_t *op = experts->backward;
+  return (gemm_group_t){
+      .m = experts->rows[e],
+      .n = op->hidden,
+      .k = 2 * op->ffn,
+      .a = {.data = experts_pre(experts, e), .ld = 2 * op->ffn, .dtype = NN_F32},
+      .b = {.data = op->gate[e],
+            .second = op->up[e],
+            .split = op->ffn,
+            .ld = op->hidden,
+            .dtype = op->weight_dtype,
+            .along_k = 1}};
+}
+
+/* [2F, hidden] = (dg, du)^T x, over the rows. */
+static gemm_group_t experts_bwd_dup(const experts_t *experts, int64_t e) {
+  const op_experts_bwd_t *op = experts->backward;
+  return (gemm_group_t){
+      .m = 2 * op->ffn,
+      .n = op->hidden,
+      .k = experts->rows[e],
+      .a = {.data = experts_pre(experts, e), .ld = 2 * op->ffn, .dtype = NN_F32, .along_k = 1},
+      .b = {.data = op->x,
+            .ld = op->hidden,
+            .gather = experts->token + experts->local[e],
+            .dtype = NN_F32,
+            .along_k = 1}};
+}
+
+static void experts_bwd_dup_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,
+                                  int64_t columns, const float *tile) {
+  const experts_t *experts = context;
+  const op_experts_bwd_t *op = experts->backward;
+  for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
+    float *out = r < op->ffn ? op->dgate[e] + r * op->hidden : op->dup[e] + (r - op->ffn) * op->hidden;
+    experts_add_row(out + j, columns, tile);
+  }
+}
+
+static float experts_dweight(const experts_t *experts, int64_t row) {
+  if (row < 0) return 0;
+  float sum = 0;
+  for (int64_t p = 0; p < experts_parts(experts); p++)
+    sum += experts->dot[row * experts_parts(experts) + p];
+  return sum;
+}
+
+static void experts_bwd_combine_item(void *context, int64_t item, int32_t thread) {
+  const experts_t *experts = context;
+  const op_experts_bwd_t *op = experts->backward;
+  (void)thread;
+  int64_t first = experts->begin + item * EXPERTS_TOKENS;
+  int64_t last = vec_min(first + EXPERTS_TOKENS, experts->end);
+  for (int64_t t = first; t < last; t++) {
+    for (int64_t s = t * op->top_k; s < (t + 1) * op->top_k; s++)
+      op->dweight[s] = experts_dweight(experts, experts_local_row(experts, s));
+    for (int64_t c = 0; c < op->hidden; c += VEC_WIDTH) {
+      int64_t left = op->hidden - c;
+      vf sum = vf_zero();
+      for (int64_t s = t * op->top_k; s < (t + 1) * op->top_k; s++) {
+        int64_t row = experts_local_row(experts, s);
+        if (row >= 0) sum = vf_add(sum, vf_load_next(experts->y + row * op->hidden + c, left));
+      }
+      vf_store_next(op->dx + t * op->hidden + c, left, sum);
+    }
+  }
+}
+
+nn_status_t VEC(experts_bwd)(backend_device_t *device, const op_experts_bwd_t *op,
+                             backend_scratch_t scratch) {
+  experts_t experts = {.n = op->n,
+                       .hidden = op->hidden,
+                       .ffn = op->ffn,
+                       .experts = op->experts,
+                       .top_k = op->top_k,
+                       .routing = &op->routing,
+                       .backward = op};
+  experts_lay_out(&experts, device, scratch);
+  while (experts.end < op->n) {
+    experts_begin_chunk(&experts, experts.end);
+    STATUS_TRY(experts_product(device, &experts, experts_bwd_down, experts_bwd_down_store, scratch));
+    STATUS_TRY(experts_product(device, &experts, experts_bwd_ddown, experts_bwd_ddown_store, scratch));
+    STATUS_TRY(experts_product(device, &experts, experts_bwd_dx, experts_y_store, scratch));
+    STATUS_TRY(experts_product(device, &experts, experts_bwd_dup, experts_bwd_dup_store, scratch));
+    STATUS_TRY(experts_combine(device, &experts, experts_bwd_combine_item));
+  }
+  return NN_OK;
+}

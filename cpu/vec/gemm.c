@@ -1,0 +1,205 @@
+/* Cuts the groups of a product into items and computes each: panels of b and a are packed into the
+ * thread's scratch, block by block along k, and the register kernel goes over them. How items are cut
+ * depends on the threads; no element's sum does. */
+#include "vec/gemm.h"
+
+enum {
+  GEMM_KC = 384,            /* most of k in a block */
+  GEMM_MB = 504,            /* most rows of an item */
+  GEMM_NB = 384,            /* most columns of an item */
+  GEMM_NC = 128,            /* columns whose packed panels stay in the L2 cache */
+  GEMM_PACK_STEP = 8,       /* rows along k that are packed together */
+  GEMM_STREAM_COLUMNS = 64, /* columns of a streaming item */
+
+  GEMM_TILE_FLOATS = GEMM_MR * GEMM_NR,
+  GEMM_A_FLOATS = GEMM_MB * GEMM_KC + VEC_WIDTH, /* with the slack of packing */
+  GEMM_B_FLOATS = GEMM_NC * GEMM_KC + VEC_WIDTH,
+  GEMM_SUM_FLOATS = GEMM_MB * GEMM_NB
+};
+
+_Static_assert(GEMM_MB % GEMM_MR == 0 && GEMM_NB % GEMM_NR == 0 && GEMM_NC % GEMM_NR == 0 &&
+                   GEMM_STREAM_COLUMNS % GEMM_NR == 0,
+               "blocks are whole panels");
+_Static_assert(4 * (GEMM_A_FLOATS + GEMM_B_FLOATS + GEMM_SUM_FLOATS) <= GEMM_THREAD_BYTES,
+               "a thread's panels and sums fit in its scratch");
+
+/* ---- one item --------------------------------------------------------------------------------------- */
+
+/* Rows [i, i + m) x columns [j, j + n) of a group. So that no panel is nearly empty, panels of rows are
+ * equally high: the first high_panels have low_rows + 1 rows, the others low_rows. */
+typedef struct gemm_item {
+  const gemm_t *gemm;
+  const gemm_group_t *group;
+  int64_t i, m, j, n, row_panels, low_rows, high_panels;
+  float *a, *b, *sum;
+} gemm_item_t;
+
+static int64_t panel_row(const gemm_item_t *item, int64_t panel) {
+  return panel * item->low_rows + vec_min(panel, item->high_panels);
+}
+
+/* How much of k to pack at a time: rows along k are read in runs through all panels, so that each is
+ * read from end to end while its page and lines are at hand. */
+static int64_t pack_step(const gemm_operand_t *operand, int64_t k) {
+  return operand->along_k ? GEMM_PACK_STEP : k;
+}
+
+static void gemm_item_pack_a(const gemm_item_t *item, int64_t k0, int64_t k) {
+  const gemm_operand_t *a = &item->group->a;
+  for (int64_t p = 0, step = pack_step(a, k); p < k; p += step)
+    for (int64_t q = 0; q < item->row_panels; q++) {
+      int64_t row = panel_row(item, q), rows = panel_row(item, q + 1) - row;
+      VEC(gemm_pack)(a, item->i + row, rows, rows, k0 + p, vec_min(step, k - p),
+                     item->a + row * k + p * rows);
+    }
+}
+
+/* Columns [j, j + n) of the product. */
+static void gemm_item_pack_b(const gemm_item_t *item, int64_t j, int64_t n, int64_t k0, int64_t k) {
+  const gemm_operand_t *b = &item->group->b;
+  for (int64_t p = 0, step = pack_step(b, k); p < k; p += step)
+    for (int64_t q = 0; q < n; q += GEMM_NR)
+      VEC(gemm_pack)(b, j + q, vec_min(n - q, GEMM_NR), GEMM_NR, k0 + p, vec_min(step, k - p),
+                     item->b + q * k + p * GEMM_NR);
+}
+
+/* The tiles of columns [column, column + n) of the item, from packed panels. */
+static void gemm_item_tiles(const gemm_item_t *item, int64_t column, int64_t n, int64_t k0, int64_t k) {
+  const gemm_t *gemm = item->gemm;
+  int one_block = k == item->group->k, last_block = k0 + k == item->group->k;
+  for (int64_t p = 0; p < item->row_panels; p++) {
+    int64_t row = panel_row(item, p), rows = panel_row(item, p + 1) - row;
+    for (int64_t q = 0; q < n; q += GEMM_NR) {
+      float *tile = item->sum;
+      if (!one_block) tile += ((column + q) / GEMM_NR * item->row_panels + p) * GEMM_TILE_FLOATS;
+      gemm_panels_t panels = {k, item->a + row * k, item->b + q * k, k0 > 0, tile};
+      VEC(gemm_kernel)(rows, &panels);
+      if (last_block)
+        gemm->store(gemm->context, item->group - gemm->groups, item->i + row, rows,
+                    item->j + column + q, vec_min(n - q, GEMM_NR), tile);
+    }
+  }
+}
+
+/* Length of the blocks of k but the last: a function of k alone, a multiple of the widest vector. */
+static int64_t gemm_k_block(int64_t k) {
+  int64_t blocks = vec_blocks(k, GEMM_KC);
+  return blocks > 1 ? vec_round_up(vec_blocks(k, blocks), 16) : k;
+}
+
+static void gemm_item_packed(gemm_item_t *item) {
+  int64_t whole = item->group->k, block = gemm_k_block(whole), k0 = 0;
+  do {
+    int64_t k = vec_min(block, whole - k0);
+    gemm_item_pack_a(item, k0, k);
+    for (int64_t column = 0; column < item->n; column += GEMM_NC) {
+      int64_t n = vec_min(GEMM_NC, item->n - column);
+      gemm_item_pack_b(item, item->j + column, n, k0, k);
+      gemm_item_tiles(item, column, n, k0, k);
+    }
+    k0 += k;
+  } while (k0 < whole);
+}
+
+static void gemm_item_streamed(gemm_item_t *item) {
+  const gemm_t *gemm = item->gemm;
+  for (int64_t column = 0; column < item->n; column += GEMM_NR) {
+    int64_t columns = vec_min(item->n - column, GEMM_NR);
+    VEC(gemm_stream)(item->group, item->j + column, columns, item->sum);
+    gemm->store(gemm->context, item->group - gemm->groups, 0, item->m, item->j + column, columns,
+                item->sum);
+  }
+}
+
+static const gemm_group_t *gemm_group_of(const gemm_t *gemm, int64_t item) {
+  int64_t low = 0, high = gemm->count; /* first_item of low <= item < that of high */
+  while (high - low > 1) {
+    int64_t middle = (low + high) / 2;
+    if (gemm->groups[middle].first_item <= item)
+      low = middle;
+    else
+      high = middle;
+  }
+  return &gemm->groups[low];
+}
+
+static void gemm_item(void *context, int64_t index, int32_t thread) {
+  const gemm_t *gemm = context;
+  const gemm_group_t *group = gemm_group_of(gemm, index);
+  float *scratch = gemm->scratch + (int64_t)thread * (GEMM_THREAD_BYTES / 4);
+  gemm_item_t item = {.gemm = gemm, .group = group, .a = scratch};
+  item.b = item.a + GEMM_A_FLOATS;
+  item.sum = item.b + GEMM_B_FLOATS;
+  index -= group->first_item;
+  int streams = gemm_streams(group);
+  int64_t width = streams ? GEMM_STREAM_COLUMNS : gemm->block_n;
+  /* Row blocks of the same columns follow each other, so that b is still in a cache. */
+  int64_t row_block = index % group->row_blocks;
+  item.i = group->m * row_block / group->row_blocks;
+  item.m = group->m * (row_block + 1) / group->row_blocks - item.i;
+  item.j = index / group->row_blocks * width;
+  item.n = vec_min(width, group->n - item.j);
+  item.row_panels = vec_blocks(item.m, GEMM_MR);
+  item.low_rows = item.m / item.row_panels;
+  item.high_panels = item.m % item.row_panels;
+  if (streams)
+    gemm_item_streamed(&item);
+  else
+    gemm_item_packed(&item);
+}
+
+/* ---- the cut ------------------------------------------------------------------------------------------ */
+
+static int64_t gemm_count_items(gemm_t *gemm) {
+  int64_t items = 0;
+  for (int64_t g = 0; g < gemm->count; g++) {
+    gemm_group_t *group = &gemm->groups[g];
+    int streams = gemm_streams(group);
+    group->first_item = items;
+    group->row_blocks = streams ? group->m > 0 : vec_blocks(group->m, gemm->block_m);
+    items += group->row_blocks *
+             vec_blocks(group->n, streams ? GEMM_STREAM_COLUMNS : gemm->block_n);
+  }
+  return items;
+}
+
+/* Chooses the shape of items for groups of at most m x n by what all would cost if they were that
+ * large: the kernel does two multiply-adds of a vector in a cycle, packing moves about four elements in
+ * one. */
+static void gemm_cut(gemm_t *gemm, int64_t m, int64_t n, int32_t threads) {
+  int64_t best = INT64_MAX, block_m = 0, block_n = 0;
+  int64_t cuts = threads > 1 ? 4 : 1;
+  for (int64_t rows = vec_blocks(m, GEMM_MB), i = 0; i < cuts; i++, rows *= 2) {
+    for (int64_t columns = vec_blocks(n, GEMM_NB), j = 0; j < cuts; j++, columns *= 2) {
+      gemm->block_m = vec_blocks(m, rows);
+      gemm->block_n = vec_round_up(vec_blocks(n, columns), GEMM_NR);
+      int64_t turns = vec_blocks(gemm_count_items(gemm), threads);
+      int64_t cost = turns * (gemm->block_m * gemm->block_n * 2 / VEC_WIDTH + gemm->block_m +
+                              gemm->block_n);
+      if (cost < best) {
+        best = cost;
+        block_m = gemm->block_m;
+        block_n = gemm->block_n;
+      }
+    }
+  }
+  gemm->block_m = block_m;
+  gemm->block_n = block_n;
+}
+
+nn_status_t VEC(gemm_run)(backend_device_t *device, gemm_t *gemm) {
+  int64_t m = 0, n = 0, work = 0; /* the largest packed group; all work, in cycles */
+  for (int64_t g = 0; g < gemm->count; g++) {
+    const gemm_group_t *group = &gemm->groups[g];
+    if (gemm_streams(group)) {
+      work += group->m ? group->n * group->k : 0;
+    } else {
+      work += vec_blocks(group->m * group->n, GEMM_NR) * group->k;
+      m = m > group->m ? m : group->m;
+      n = n > group->n ? n : group->n;
+    }
+  }
+  gemm->block_m = gemm->block_n = 1; /* of no meaning where every group streams */
+  if (m > 0) gemm_cut(gemm, m, n, work < VEC_SMALL ? 1 : device->threads);
+  return vec_run(device, gemm_count_items(gemm), work, gemm_item, gemm);
+}

@@ -1,0 +1,128 @@
+/* Packed fp32 matrix products over a list of groups: v = a [m, k] . b [k, n] per group, handed to the
+ * operation's own function tile by tile. Dense products are a list of one; experts are one group each.
+ *
+ * Order of summation: k is cut into equal blocks of at most GEMM_KC, a function of k alone; a block is
+ * summed in order by fused multiply-adds from zero, blocks are added in order. Groups that take the
+ * streaming path (see gemm_streams) sum each VEC_WIDTH-th product in order, then the lanes. Neither
+ * depends on the threads, nor an element on its neighbours. */
+#ifndef NN_CPU_VEC_GEMM_H
+#define NN_CPU_VEC_GEMM_H
+
+#include "vec/ops.h"
+#include "vec/vec_scratch.h"
+
+/* A tile is GEMM_MR x GEMM_NR at most: two vectors wide, as high as the registers allow with two for b
+ * and one for a. */
+#if VEC_AVX512
+enum { GEMM_MR = 14 };
+#else
+enum { GEMM_MR = 6 };
+#endif
+enum {
+  GEMM_NR = 2 * VEC_WIDTH,
+  GEMM_STREAM_ROWS = 16 /* most rows of a group that takes the streaming path */
+};
+
+/* A matrix as it is stored: rows of dtype, ld elements apart, that run along the rows or columns of
+ * the product (along_k = 0) or along its sum (along_k = 1). */
+typedef struct gemm_operand {
+  const void *data;
+  const void *second; /* where not NULL: stored rows from split on; with pair: see there */
+  int64_t ld, split;
+  const int32_t *gather; /* where not NULL: stored row r is row gather[r] of data */
+  int32_t dtype; /* NN_F32 or NN_BF16 */
+  int32_t along_k;
+  /* b only, not along k: the number p of rows of both data and second. The columns of the product are
+   * VEC_WIDTH of data, then the same VEC_WIDTH of second, and so on; n = gemm_pair_columns(p). */
+  int64_t pair;
+} gemm_operand_t;
+
+typedef struct gemm_group {
+  int64_t m, n, k; /* m = 0: nothing to do */
+  gemm_operand_t a, b;
+  int64_t first_item, row_blocks; /* set by gemm_run */
+} gemm_group_t;
+
+/* Takes rows [i, i + rows) x columns [j, j + columns) of a group's product; row r of the tile begins
+ * at tile + r * GEMM_NR. j is a multiple of GEMM_NR, columns is at most GEMM_NR. */
+typedef void (*gemm_store_fn)(void *context, int64_t group, int64_t i, int64_t rows, int64_t j,
+                              int64_t columns, const float *tile);
+
+typedef struct gemm {
+  gemm_group_t *groups;
+  int64_t count;
+  gemm_store_fn store;
+  void *context;
+  float *scratch; /* GEMM_THREAD_BYTES for each thread */
+  int64_t block_m, block_n; /* set by gemm_run: rows and columns of an item */
+} gemm_t;
+
+/* Columns of a product whose b is a pair of p rows each. */
+static inline int64_t gemm_pair_columns(int64_t p) { return 2 * vec_round_up(p, VEC_WIDTH); }
+
+/* Whether a group takes the streaming path: few rows, and weights stored along k. */
+static inline int gemm_streams(const gemm_group_t *group) {
+  return group->m <= GEMM_STREAM_ROWS && !group->a.along_k && !group->b.along_k;
+}
+
+/* Computes all groups in one region of the pool. */
+nn_status_t VEC(gemm_run)(backend_device_t *device, gemm_t *gemm);
+
+/* tile[rows, GEMM_NR] = (or +=, with accumulate) a . b; 1 <= rows <= GEMM_MR. */
+typedef struct gemm_panels {
+  int64_t k;
+  const float *a; /* packed [k, rows] */
+  const float *b; /* packed [k, GEMM_NR] */
+  int accumulate;
+  float *tile;
+} gemm_panels_t;
+
+void VEC(gemm_kernel)(int64_t rows, const gemm_panels_t *panels);
+
+/* Packs count (at most width) rows or columns of an operand from `first` on, restricted to k0 ..
+ * k0 + k - 1, as out[k, width], absent ones 0. Writes up to VEC_WIDTH floats past the end. */
+void VEC(gemm_pack)(const gemm_operand_t *operand, int64_t first, int64_t count, int64_t width,
+                    int64_t k0, int64_t k, float *out);
+
+/* tile[m, GEMM_NR] = columns j .. j + columns - 1 of a group that streams. */
+void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, float *tile);
+
+/* Stored row r of an operand. */
+VEC_INLINE const void *gemm_row(const gemm_operand_t *operand, int64_t r) {
+  const char *data = operand->data;
+  if (operand->gather) {
+    r = operand->gather[r];
+  } else if (operand->second && r >= operand->split) {
+    data = operand->second;
+    r -= operand->split;
+  }
+  return data + r * operand->ld * (operand->dtype == NN_BF16 ? 2 : 4);
+}
+
+/* Pointers to the stored rows behind columns (or rows) j .. of the product, at most `left` and at most
+ * VEC_WIDTH; for a pair j is a multiple of VEC_WIDTH. Returns how many there are: 0 past a pair's end. */
+VEC_INLINE int64_t gemm_rows(const gemm_operand_t *operand, int64_t j, int64_t left,
+                             const void *row[VEC_WIDTH]) {
+  int64_t count = vec_min(left, VEC_WIDTH);
+  if (operand->pair) {
+    gemm_operand_t half = *operand;
+    if (j % GEMM_NR) half.data = operand->second;
+    half.second = NULL;
+    j = j / GEMM_NR * VEC_WIDTH;
+    count = vec_min(count, operand->pair - j);
+    for (int64_t i = 0; i < count; i++) row[i] = gemm_row(&half, j + i);
+  } else {
+    for (int64_t i = 0; i < count; i++) row[i] = gemm_row(operand, j + i);
+  }
+  return count < 0 ? 0 : count;
+}
+
+/* ---- operations made of products ------------------------------------------------------------------- */
+
+VEC_OP(matmul, op_matmul_t);
+VEC_OP(experts, op_experts_t);
+VEC_OP(experts_bwd, op_experts_bwd_t);
+VEC_OP(head_loss, op_head_loss_t);
+VEC_OP(softmax, op_softmax_t);
+
+#endif

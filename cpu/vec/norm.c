@@ -1,0 +1,131 @@
+/* RMS and layer norm: y = (x - mean) * rstd * w + b with mean = 0 for RMS, and the gradients. dx, dw
+ * and db accumulate. Sums over a row are taken in fp32, four vectors wide; sums over rows for dw and
+ * db in blocks that depend on n alone, whose partial sums are added in order. */
+#include <math.h>
+
+#include "vec/ops.h"
+
+enum { NORM_ROWS = 16 };
+
+/* Sum over the row of x, or of (x - mean)^2. */
+VEC_INLINE float norm_reduce(const float *x, int64_t hidden, int square, float mean) {
+  vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()}, center = vf_set1(mean);
+  int64_t j = 0;
+  for (; j + 4 * VEC_WIDTH <= hidden; j += 4 * VEC_WIDTH)
+    for (int u = 0; u < 4; u++) {
+      vf value = vf_sub(vf_load(x + j + u * VEC_WIDTH), center);
+      sum[u] = square ? vf_fma(value, value, sum[u]) : vf_add(value, sum[u]);
+    }
+  for (; j < hidden; j += VEC_WIDTH) {
+    vmask mask = vf_mask(vec_min(VEC_WIDTH, hidden - j));
+    vf value = vf_select(mask, vf_sub(vf_load_mask(x + j, mask), center), vf_zero());
+    sum[0] = square ? vf_fma(value, value, sum[0]) : vf_add(value, sum[0]);
+  }
+  return vf_sum(vf_add(vf_add(sum[0], sum[1]), vf_add(sum[2], sum[3])));
+}
+
+VEC_INLINE void norm_row(const op_norm_t *op, int64_t i, int32_t dtype) {
+  int64_t hidden = op->hidden;
+  const float *x = op->x + i * hidden;
+  float *y = op->y + i * hidden;
+  float mean = op->kind == NN_NORM_LAYER ? norm_reduce(x, hidden, 0, 0.0f) / (float)hidden : 0.0f;
+  float rstd = 1.0f / sqrtf(norm_reduce(x, hidden, 1, mean) / (float)hidden + op->eps);
+  vf center = vf_set1(mean), scale = vf_set1(rstd);
+  for (int64_t j = 0; j < hidden; j += VEC_WIDTH) {
+    int64_t left = hidden - j;
+    vf normal = vf_mul(vf_sub(vf_load_next(x + j, left), center), scale);
+    vf out = vf_mul(normal, vf_load_weight_next(op->w, j, left, dtype));
+    if (op->b) out = vf_add(out, vf_load_weight_next(op->b, j, left, dtype));
+    vf_store_next(y + j, left, out);
+  }
+  if (op->mean && op->kind == NN_NORM_LAYER) op->mean[i] = mean;
+  if (op->rstd) op->rstd[i] = rstd;
+}
+
+static void norm_rows(void *context, int64_t item, int32_t thread) {
+  (void)thread;
+  const op_norm_t *op = context;
+  int64_t end = vec_min(op->n, (item + 1) * NORM_ROWS);
+  for (int64_t i = item * NORM_ROWS; i < end; i++) {
+    if (op->weight_dtype == NN_BF16) norm_row(op, i, NN_BF16);
+    else norm_row(op, i, NN_F32);
+  }
+}
+
+VEC_OP(norm, op_norm_t) {
+  (void)scratch;
+  op_norm_t job = *op;
+  return vec_run(device, vec_blocks(op->n, NORM_ROWS), op->n * op->hidden, norm_rows, &job);
+}
+
+/* ---- backward ------------------------------------------------------------------------------------ */
+
+typedef struct norm_bwd {
+  const op_norm_bwd_t *op;
+  int64_t rows, blocks; /* rows of a block */
+  float *partial;       /* [blocks, 2, hidden]: dw, db */
+} norm_bwd_t;
+
+/* With g = dy * w and the normalised row z: dx += rstd * (g - mean(g) - z * mean(g z)), where RMS has no
+ * mean(g); dw += dy * z; db += dy. */
+VEC_INLINE void norm_bwd_row(const op_norm_bwd_t *op, int64_t i, int32_t dtype, float *dw, float *db) {
+  int64_t hidden = op->hidden;
+  const float *x = op->x + i * hidden, *dy = op->dy + i * hidden;
+  float *dx = op->dx + i * hidden;
+  int layer = op->kind == NN_NORM_LAYER;
+  vf center = vf_set1(layer ? op->mean[i] : 0.0f), scale = vf_set1(op->rstd[i]);
+  vf sum = vf_zero(), product = vf_zero();
+  for (int64_t j = 0; j < hidden; j += VEC_WIDTH) {
+    int64_t left = hidden - j;
+    vf d = vf_load_next(dy + j, left);
+    vf z = vf_mul(vf_sub(vf_load_next(x + j, left), center), scale);
+    vf g = vf_mul(d, vf_load_weight_next(op->w, j, left, dtype));
+    sum = vf_add(sum, g);
+    product = vf_fma(g, z, product);
+    vf_store_next(dw + j, left, vf_fma(d, z, vf_load_next(dw + j, left)));
+    if (op->db) vf_store_next(db + j, left, vf_add(d, vf_load_next(db + j, left)));
+  }
+  vf mean = vf_set1(layer ? vf_sum(sum) / (float)hidden : 0.0f);
+  vf slope = vf_set1(vf_sum(product) / (float)hidden);
+  for (int64_t j = 0; j < hidden; j += VEC_WIDTH) {
+    int64_t left = hidden - j;
+    vf z = vf_mul(vf_sub(vf_load_next(x + j, left), center), scale);
+    vf g = vf_mul(vf_load_next(dy + j, left), vf_load_weight_next(op->w, j, left, dtype));
+    vf inner = vf_fnma(z, slope, vf_sub(g, mean));
+    vf_store_next(dx + j, left, vf_fma(scale, inner, vf_load_next(dx + j, left)));
+  }
+}
+
+static void norm_bwd_block(void *context, int64_t item, int32_t thread) {
+  (void)thread;
+  const norm_bwd_t *job = context;
+  const op_norm_bwd_t *op = job->op;
+  float *dw = job->partial + item * 2 * op->hidden, *db = dw + op->hidden;
+  memset(dw, 0, 2 * (size_t)op->hidden * sizeof *dw);
+  int64_t end = vec_min(op->n, (item + 1) * job->rows);
+  for (int64_t i = item * job->rows; i < end; i++) {
+    if (op->weight_dtype == NN_BF16) norm_bwd_row(op, i, NN_BF16, dw, db);
+    else norm_bwd_row(op, i, NN_F32, dw, db);
+  }
+}
+
+/* total[j] += the blocks' partial sums of one kind, in order. */
+static void norm_bwd_add(const norm_bwd_t *job, const float *partial, float *total) {
+  int64_t hidden = job->op->hidden;
+  for (int64_t j = 0; j < hidden; j += VEC_WIDTH) {
+    vf sum = vf_zero();
+    for (int64_t block = 0; block < job->blocks; block++)
+      sum = vf_add(sum, vf_load_next(partial + block * 2 * hidden + j, hidden - j));
+    vf_store_next(total + j, hidden - j, vf_add(sum, vf_load_next(total + j, hidden - j)));
+  }
+}
+
+VEC_OP(norm_bwd, op_norm_bwd_t) {
+  int64_t rows = vec_round_up(vec_blocks(op->n, NORM_BWD_BLOCKS), NORM_BWD_ROWS);
+  if (!rows) return NN_OK;
+  norm_bwd_t job = {op, rows, vec_blocks(op->n, rows), scratch.data};
+  STATUS_TRY(vec_run(device, job.blocks, op->n * op->hidden, norm_bwd_block, &job));
+  norm_bwd_add(&job, job.partial, op->dw);
+  if (op->db) norm_bwd_add(&job, job.partial + op->hidden, op->db);
+  return NN_OK;
+}

@@ -1,0 +1,34 @@
+/* Rotary positions, in place: element i of the first half of a head and element i of the second are
+ * turned by the angle that the table gives for (position, i); inverse turns back. */
+#include "vec/ops.h"
+
+enum { ROPE_ROWS = 16 };
+
+static void rope_head(float *x, const float *table, int64_t half, int32_t inverse) {
+  vf sign = vf_set1(inverse ? -1.0f : 1.0f);
+  for (int64_t i = 0; i < half; i += VEC_WIDTH) {
+    int64_t left = half - i;
+    vf a = vf_load_next(x + i, left), b = vf_load_next(x + half + i, left);
+    vf c = vf_load_next(table + i, left);
+    vf s = vf_mul(sign, vf_load_next(table + half + i, left));
+    vf_store_next(x + i, left, vf_fnma(b, s, vf_mul(a, c)));
+    vf_store_next(x + half + i, left, vf_fma(a, s, vf_mul(b, c)));
+  }
+}
+
+static void rope_rows(void *context, int64_t item, int32_t thread) {
+  (void)thread;
+  const op_rope_t *op = context;
+  int64_t end = vec_min(op->n, (item + 1) * ROPE_ROWS);
+  for (int64_t i = item * ROPE_ROWS; i < end; i++)
+    for (int64_t head = 0; head < op->heads; head++)
+      rope_head(op->x + i * op->ldx + head * op->head_dim,
+                op->table + op->position[i] * op->head_dim, op->head_dim / 2, op->inverse);
+}
+
+VEC_OP(rope, op_rope_t) {
+  (void)scratch;
+  op_rope_t job = *op;
+  return vec_run(device, vec_blocks(op->n, ROPE_ROWS), op->n * op->heads * op->head_dim, rope_rows,
+                 &job);
+}

@@ -1,0 +1,233 @@
+/* Routing: softmax of x w^T over the experts, the k most probable (ties to the lower index),
+ * renormalised, and the slots sorted by expert, then by token; assigns. Backward: with p the
+ * probabilities, S the sum of the chosen ones and w_j = p_j / S,
+ *
+ *   dprob_e   = (dweight_j - sum_i dweight_i w_i) / S where e is choice j, + aux_scale aux_share_e / n
+ *   dlogit_e  = p_e (dprob_e - sum_i p_i dprob_i + 2 z_scale lse / n)
+ *
+ * and then dx += dlogit w, dw += dlogit^T x. A token's numbers do not depend on its neighbours, so
+ * decoding chooses the experts that training chose. Sums over tokens are taken in blocks of
+ * ROUTE_BLOCK, added up in order. */
+#include <math.h>
+
+#include "vec/ops.h"
+#include "vec/outer.h"
+
+enum {
+  ROUTE_TOKENS = VEC_WIDTH == 16 ? 4 : 2, /* tokens x experts whose products share registers */
+  ROUTE_EXPERTS = 4,
+  ROUTE_STRIP = 32 /* columns of dw */
+};
+
+typedef struct route {
+  const op_route_t *op;
+  double *sums;   /* [blocks, E + 1] of prob and of lse^2 */
+  int32_t *place; /* [blocks, E] slots that chose e; then the rank of the block's first among them */
+} route_t;
+
+/* ---- choice --------------------------------------------------------------------------------------- */
+
+/* Logits of tokens t .. and experts e .., written where prob will be. Those past `end` and the last
+ * expert are computed from the last ones and not stored. */
+VEC_INLINE void route_dots(const op_route_t *op, int64_t t, int64_t end, int64_t e, int32_t dtype) {
+  const float *x[ROUTE_TOKENS];
+  int64_t w[ROUTE_EXPERTS];
+  vf sum[ROUTE_TOKENS][ROUTE_EXPERTS];
+  VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) x[i] = op->x + vec_min(t + i, end - 1) * op->hidden;
+  VEC_UNROLL for (int j = 0; j < ROUTE_EXPERTS; j++) w[j] = vec_min(e + j, op->experts - 1) * op->hidden;
+  VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++)
+    VEC_UNROLL for (int j = 0; j < ROUTE_EXPERTS; j++) sum[i][j] = vf_zero();
+  for (int64_t h = 0; h < op->hidden; h += VEC_WIDTH) {
+    int64_t left = op->hidden - h;
+    vf row[ROUTE_TOKENS];
+    VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) row[i] = vf_load_next(x[i] + h, left);
+    VEC_UNROLL for (int j = 0; j < ROUTE_EXPERTS; j++) {
+      vf weight = vf_load_weight_next(op->w, w[j] + h, left, dtype);
+      VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) sum[i][j] = vf_fma(row[i], weight, sum[i][j]);
+    }
+  }
+  VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++)
+    VEC_UNROLL for (int j = 0; j < ROUTE_EXPERTS; j++)
+      if (t + i < end && e + j < op->experts)
+        op->prob[(t + i) * op->experts + e + j] = vf_sum(sum[i][j]);
+}
+
+/* Turns a row of logits into probabilities; returns the log-sum-exp. */
+static float route_softmax(float *row, int64_t experts) {
+  vf top = vf_set1(-INFINITY), total = vf_zero();
+  for (int64_t e = 0; e < experts; e += VEC_WIDTH) {
+    vmask mask = vf_mask(vec_min(VEC_WIDTH, experts - e));
+    top = vf_max(top, vf_select(mask, vf_load_mask(row + e, mask), vf_set1(-INFINITY)));
+  }
+  float largest = vf_max_lane(top);
+  for (int64_t e = 0; e < experts; e += VEC_WIDTH) {
+    vmask mask = vf_mask(vec_min(VEC_WIDTH, experts - e));
+    vf p = vf_exp(vf_sub(vf_load_mask(row + e, mask), vf_set1(largest)));
+    vf_store_mask(row + e, mask, p);
+    total = vf_add(total, vf_select(mask, p, vf_zero()));
+  }
+  float sum = vf_sum(total);
+  for (int64_t e = 0; e < experts; e += VEC_WIDTH)
+    vf_store_next(row + e, experts - e,
+                  vf_div(vf_load_next(row + e, experts - e), vf_set1(sum)));
+  return largest + logf(sum);
+}
+
+/* The k largest in falling order, by insertion. What compares false (equals, NaN) goes behind, so the
+ * indices are valid and distinct whatever the numbers are. */
+static void route_choose(const float *prob, int64_t experts, int64_t k, int32_t *expert,
+                         float *weight) {
+  int64_t kept = 0;
+  for (int64_t e = 0; e < experts; e++) {
+    if (kept == k && !(prob[e] > prob[expert[k - 1]])) continue;
+    int64_t j = kept < k ? kept++ : k - 1;
+    for (; j > 0 && prob[e] > prob[expert[j - 1]]; j--) expert[j] = expert[j - 1];
+    expert[j] = (int32_t)e;
+  }
+  float sum = 0.0f;
+  for (int64_t j = 0; j < k; j++) sum += prob[expert[j]];
+  for (int64_t j = 0; j < k; j++) weight[j] = prob[expert[j]] / sum;
+}
+
+static void route_block(void *context, int64_t item, int32_t thread) {
+  (void)thread;
+  const route_t *job = context;
+  const op_route_t *op = job->op;
+  int64_t begin = item * ROUTE_BLOCK, end = vec_min(op->n, begin + ROUTE_BLOCK);
+  for (int64_t t = begin; t < end; t += ROUTE_TOKENS)
+    for (int64_t e = 0; e < op->experts; e += ROUTE_EXPERTS) {
+      if (op->weight_dtype == NN_BF16) route_dots(op, t, end, e, NN_BF16);
+      else route_dots(op, t, end, e, NN_F32);
+    }
+  double *sums = job->sums + item * (op->experts + 1);
+  int32_t *count = job->place + item * op->experts;
+  memset(sums, 0, (size_t)(op->experts + 1) * sizeof *sums);
+  memset(count, 0, (size_t)op->experts * sizeof *count);
+  for (int64_t t = begin; t < end; t++) {
+    float *prob = op->prob + t * op->experts;
+    int32_t *expert = op->out.expert + t * op->top_k;
+    op->lse[t] = route_softmax(prob, op->experts);
+    route_choose(prob, op->experts, op->top_k, expert, op->out.weight + t * op->top_k);
+    for (int64_t j = 0; j < op->top_k; j++) count[expert[j]]++;
+    for (int64_t e = 0; e < op->experts; e++) sums[e] += prob[e];
+    sums[op->experts] += (double)op->lse[t] * op->lse[t];
+  }
+}
+
+/* ---- sort and statistics ----------------------------------------------------------------------------- */
+
+/* Offsets, shares and counts; place becomes each block's first rank. */
+static void route_offsets(const route_t *job, int64_t blocks) {
+  const op_route_t *op = job->op;
+  int64_t slots = op->n * op->top_k, dropped = 0;
+  op->out.offset[0] = 0;
+  for (int64_t e = 0; e < op->experts; e++) {
+    int32_t chosen = 0;
+    for (int64_t block = 0; block < blocks; block++) {
+      int32_t *place = job->place + block * op->experts + e, count = *place;
+      *place = chosen;
+      chosen += count;
+    }
+    int32_t kept = op->capacity && op->capacity < chosen ? (int32_t)op->capacity : chosen;
+    op->out.offset[e + 1] = op->out.offset[e] + kept;
+    op->share[e] = (float)((double)chosen / (double)slots);
+    dropped += chosen - kept;
+    if (op->stat_count) op->stat_count[e] += chosen;
+  }
+  if (op->stat_count) op->stat_count[op->experts] += dropped;
+}
+
+static void route_statistics(const route_t *job, int64_t blocks) {
+  const op_route_t *op = job->op;
+  for (int64_t e = 0; e <= op->experts; e++) {
+    double sum = 0;
+    for (int64_t block = 0; block < blocks; block++)
+      sum += job->sums[block * (op->experts + 1) + e];
+    float *mean = e < op->experts ? op->mean_prob + e : op->mean_lse2;
+    *mean = (float)(sum / (double)op->n);
+    if (op->stat_prob && e < op->experts) op->stat_prob[e] += sum;
+  }
+}
+
+/* Gives each slot of a block its row: its rank among the slots of its expert. */
+static void route_place(void *context, int64_t item, int32_t thread) {
+  (void)thread;
+  const route_t *job = context;
+  const op_route_t *op = job->op;
+  int32_t *place = job->place + item * op->experts;
+  int64_t end = vec_min(op->n, (item + 1) * ROUTE_BLOCK) * op->top_k;
+  for (int64_t slot = item * ROUTE_BLOCK * op->top_k; slot < end; slot++) {
+    int32_t e = op->out.expert[slot], row = op->out.offset[e] + place[e]++;
+    int kept = row < op->out.offset[e + 1];
+    op->out.slot_row[slot] = kept ? row : -1;
+    if (kept) op->out.row_slot[row] = (int32_t)slot;
+  }
+}
+
+VEC_OP(route, op_route_t) {
+  int64_t blocks = vec_blocks(op->n, ROUTE_BLOCK), work = op->n * op->experts * op->hidden;
+  route_t job = {.op = op, .sums = scratch.data};
+  job.place = (int32_t *)(job.sums + blocks * (op->experts + 1));
+  STATUS_TRY(vec_run(device, blocks, work, route_block, &job));
+  route_offsets(&job, blocks);
+  route_statistics(&job, blocks);
+  return vec_run(device, blocks, op->n * op->top_k, route_place, &job);
+}
+
+/* ---- backward ------------------------------------------------------------------------------------------ */
+
+typedef struct route_bwd {
+  const op_route_bwd_t *op;
+  float *dlogit; /* [n, E] */
+} route_bwd_t;
+
+static void route_dlogit(const op_route_bwd_t *op, int64_t t, float *dlogit) {
+  const float *prob = op->prob + t * op->experts;
+  const float *weight = op->routing.weight + t * op->top_k, *dweight = op->dweight + t * op->top_k;
+  const int32_t *expert = op->routing.expert + t * op->top_k;
+  float chosen = 0.0f, mean = 0.0f, dot = 0.0f;
+  float aux = op->aux_scale / (float)op->n, z = 2.0f * op->z_scale * op->lse[t] / (float)op->n;
+  for (int64_t j = 0; j < op->top_k; j++) {
+    chosen += prob[expert[j]];
+    mean += dweight[j] * weight[j];
+  }
+  for (int64_t e = 0; e < op->experts; e++) dlogit[e] = aux * op->aux_share[e];
+  for (int64_t j = 0; j < op->top_k; j++) dlogit[expert[j]] += (dweight[j] - mean) / chosen;
+  for (int64_t e = 0; e < op->experts; e++) dot += prob[e] * dlogit[e];
+  for (int64_t e = 0; e < op->experts; e++) dlogit[e] = prob[e] * (dlogit[e] - dot + z);
+}
+
+static void route_bwd_block(void *context, int64_t item, int32_t thread) {
+  (void)thread;
+  const route_bwd_t *job = context;
+  const op_route_bwd_t *op = job->op;
+  int64_t begin = item * ROUTE_BLOCK, end = vec_min(op->n, begin + ROUTE_BLOCK);
+  float *dlogit = job->dlogit + begin * op->experts;
+  for (int64_t t = begin; t < end; t++) route_dlogit(op, t, dlogit + (t - begin) * op->experts);
+  outer_t dx = {.rows = end - begin, .columns = op->hidden, .terms = op->experts,
+                .a = dlogit, .step_x = op->experts, .step_t = 1, .b = op->w, .ldb = op->hidden,
+                .c = op->dx + begin * op->hidden, .ldc = op->hidden};
+  if (op->weight_dtype == NN_BF16) outer_run(&dx, OUTER_ADD, NN_BF16);
+  else outer_run(&dx, OUTER_ADD, NN_F32);
+}
+
+static void route_bwd_strip(void *context, int64_t item, int32_t thread) {
+  (void)thread;
+  const route_bwd_t *job = context;
+  const op_route_bwd_t *op = job->op;
+  int64_t column = item * ROUTE_STRIP;
+  for (int64_t t = 0; t < op->n; t += ROUTE_BLOCK) {
+    outer_t dw = {.rows = op->experts, .columns = vec_min(ROUTE_STRIP, op->hidden - column),
+                  .terms = vec_min(ROUTE_BLOCK, op->n - t), .a = job->dlogit + t * op->experts,
+                  .step_x = 1, .step_t = op->experts, .b = op->x + t * op->hidden + column,
+                  .ldb = op->hidden, .c = op->dw + column, .ldc = op->hidden};
+    outer_run(&dw, OUTER_ADD, NN_F32);
+  }
+}
+
+VEC_OP(route_bwd, op_route_bwd_t) {
+  route_bwd_t job = {op, scratch.data};
+  int64_t work = op->n * op->experts * op->hidden;
+  STATUS_TRY(vec_run(device, vec_blocks(op->n, ROUTE_BLOCK), work, route_bwd_block, &job));
+  return vec_run(device, vec_blocks(op->hidden, ROUTE_STRIP), work, route_bwd_strip, &job);
+}

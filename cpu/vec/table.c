@@ -1,0 +1,24 @@
+/* The table of this instruction set: every operation but sample and fill_normal, which stay plain C. */
+#include "vec/gemm.h"
+#include "vec/ops.h"
+
+void VEC_JOIN(VEC_ISA, table)(backend_t *table) {
+  table->embed = VEC(embed);
+  table->embed_bwd = VEC(embed_bwd);
+  table->norm = VEC(norm);
+  table->norm_bwd = VEC(norm_bwd);
+  table->matmul = VEC(matmul);
+  table->column_sum = VEC(column_sum);
+  table->rope = VEC(rope);
+  table->attention = VEC(attention);
+  table->attention_bwd = VEC(attention_bwd);
+  table->kv_store = VEC(kv_store);
+  table->route = VEC(route);
+  table->route_bwd = VEC(route_bwd);
+  table->experts = VEC(experts);
+  table->experts_bwd = VEC(experts_bwd);
+  table->head_loss = VEC(head_loss);
+  table->softmax = VEC(softmax);
+  table->grad_norm = VEC(grad_norm);
+  table->adamw = VEC(adamw);
+}

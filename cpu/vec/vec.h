@@ -1,0 +1,309 @@
+/* Vectors of floats, and what the files of this folder share. Every file here is compiled once for
+ * AVX2 and once for AVX-512 (VEC_AVX2 or VEC_AVX512 is 1, VEC_ISA names it); external names go through
+ * VEC(), so that both builds live in one library. Lane order and the order of every horizontal sum are
+ * fixed, so results do not depend on the number of threads. */
+#ifndef NN_CPU_VEC_H
+#define NN_CPU_VEC_H
+
+#include <immintrin.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "cpu.h"
+
+#define VEC_JOIN_(name, isa) name##_##isa
+#define VEC_JOIN(name, isa) VEC_JOIN_(name, isa)
+#define VEC(name) VEC_JOIN(name, VEC_ISA)
+
+#define VEC_INLINE static inline __attribute__((always_inline))
+
+/* Before a loop over an array of registers: unless it is unrolled whole, they live in memory. */
+#define VEC_UNROLL _Pragma("GCC unroll 16")
+
+/* ---- the vector: vf holds VEC_WIDTH floats, vmask says which lanes count ------------------------ */
+
+#if VEC_AVX512
+
+enum { VEC_WIDTH = 16 };
+typedef __m512 vf;
+typedef __mmask16 vmask;
+
+VEC_INLINE vf vf_zero(void) { return _mm512_setzero_ps(); }
+VEC_INLINE vf vf_set1(float x) { return _mm512_set1_ps(x); }
+VEC_INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
+VEC_INLINE void vf_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
+
+/* The first count lanes, 0 <= count <= VEC_WIDTH. */
+VEC_INLINE vmask vf_mask(int64_t count) { return (vmask)((1u << count) - 1u); }
+/* Lanes outside the mask read as 0, and are neither read nor written in memory. */
+VEC_INLINE vf vf_load_mask(const float *p, vmask mask) { return _mm512_maskz_loadu_ps(mask, p); }
+VEC_INLINE void vf_store_mask(float *p, vmask mask, vf x) { _mm512_mask_storeu_ps(p, mask, x); }
+/* mask ? a : b */
+VEC_INLINE vf vf_select(vmask mask, vf a, vf b) { return _mm512_mask_blend_ps(mask, b, a); }
+
+VEC_INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+VEC_INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+VEC_INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+VEC_INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+VEC_INLINE vf vf_sqrt(vf a) { return _mm512_sqrt_ps(a); }
+/* The second argument where either is NaN. */
+VEC_INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+VEC_INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+/* a * b + c, c - a * b, rounded once. */
+VEC_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+VEC_INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm512_fnmadd_ps(a, b, c); }
+
+/* VEC_WIDTH bf16 values, widened exactly. */
+VEC_INLINE vf vf_load_bf16(const uint16_t *p) {
+  __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+VEC_INLINE vf vf_load_bf16_part(const uint16_t *p, int64_t count) {
+  __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(vf_mask(count), p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+/* Lanes where a >= b. */
+VEC_INLINE vmask vf_at_least(vf a, vf b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
+
+/* Turns VEC_WIDTH rows into VEC_WIDTH columns: pairs, fours, then quarters of the register. */
+VEC_INLINE void vf_transpose(vf x[VEC_WIDTH]) {
+  vf y[VEC_WIDTH];
+  for (int i = 0; i < VEC_WIDTH; i += 4) {
+    __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(x[i], x[i + 1]));
+    __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(x[i], x[i + 1]));
+    __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(x[i + 2], x[i + 3]));
+    __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(x[i + 2], x[i + 3]));
+    y[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+    y[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+    y[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+    y[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+  }
+  for (int i = 0; i < 4; i++) {
+    vf a = _mm512_shuffle_f32x4(y[i], y[i + 4], 0x88), b = _mm512_shuffle_f32x4(y[i], y[i + 4], 0xdd);
+    vf c = _mm512_shuffle_f32x4(y[i + 8], y[i + 12], 0x88);
+    vf d = _mm512_shuffle_f32x4(y[i + 8], y[i + 12], 0xdd);
+    x[i] = _mm512_shuffle_f32x4(a, c, 0x88);
+    x[i + 4] = _mm512_shuffle_f32x4(b, d, 0x88);
+    x[i + 8] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    x[i + 12] = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
+}
+
+VEC_INLINE __m256 vf_low(vf x) { return _mm512_castps512_ps256(x); }
+VEC_INLINE __m256 vf_high(vf x) { return _mm512_extractf32x8_ps(x, 1); }
+
+#else
+
+enum { VEC_WIDTH = 8 };
+typedef __m256 vf;
+typedef __m256i vmask;
+
+VEC_INLINE vf vf_zero(void) { return _mm256_setzero_ps(); }
+VEC_INLINE vf vf_set1(float x) { return _mm256_set1_ps(x); }
+VEC_INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
+VEC_INLINE void vf_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
+
+/* The first count lanes, 0 <= count <= VEC_WIDTH. */
+VEC_INLINE vmask vf_mask(int64_t count) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32((int32_t)count),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+/* Lanes outside the mask read as 0, and are neither read nor written in memory. */
+VEC_INLINE vf vf_load_mask(const float *p, vmask mask) { return _mm256_maskload_ps(p, mask); }
+VEC_INLINE void vf_store_mask(float *p, vmask mask, vf x) { _mm256_maskstore_ps(p, mask, x); }
+/* mask ? a : b */
+VEC_INLINE vf vf_select(vmask mask, vf a, vf b) {
+  return _mm256_blendv_ps(b, a, _mm256_castsi256_ps(mask));
+}
+
+VEC_INLINE vf vf_add(vf a, vf b) { return _mm256_add_ps(a, b); }
+VEC_INLINE vf vf_sub(vf a, vf b) { return _mm256_sub_ps(a, b); }
+VEC_INLINE vf vf_mul(vf a, vf b) { return _mm256_mul_ps(a, b); }
+VEC_INLINE vf vf_div(vf a, vf b) { return _mm256_div_ps(a, b); }
+VEC_INLINE vf vf_sqrt(vf a) { return _mm256_sqrt_ps(a); }
+/* The second argument where either is NaN. */
+VEC_INLINE vf vf_max(vf a, vf b) { return _mm256_max_ps(a, b); }
+VEC_INLINE vf vf_min(vf a, vf b) { return _mm256_min_ps(a, b); }
+/* a * b + c, c - a * b, rounded once. */
+VEC_INLINE vf vf_fma(vf a, vf b, vf c) { return _mm256_fmadd_ps(a, b, c); }
+VEC_INLINE vf vf_fnma(vf a, vf b, vf c) { return _mm256_fnmadd_ps(a, b, c); }
+
+/* VEC_WIDTH bf16 values, widened exactly. */
+VEC_INLINE vf vf_load_bf16(const uint16_t *p) {
+  __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+}
+VEC_INLINE vf vf_load_bf16_part(const uint16_t *p, int64_t count) {
+  uint16_t part[VEC_WIDTH] = {0};
+  memcpy(part, p, (size_t)count * sizeof *p);
+  return vf_load_bf16(part);
+}
+
+/* Lanes where a >= b. */
+VEC_INLINE vmask vf_at_least(vf a, vf b) {
+  return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_GE_OQ));
+}
+
+/* Turns VEC_WIDTH rows into VEC_WIDTH columns: pairs, fours, then halves of the register. */
+VEC_INLINE void vf_transpose(vf x[VEC_WIDTH]) {
+  vf y[VEC_WIDTH];
+  for (int i = 0; i < VEC_WIDTH; i += 4) {
+    __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(x[i], x[i + 1]));
+    __m256d b = _mm256_castps_pd(_mm256_unpackhi_ps(x[i], x[i + 1]));
+    __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(x[i + 2], x[i + 3]));
+    __m256d d = _mm256_castps_pd(_mm256_unpackhi_ps(x[i + 2], x[i + 3]));
+    y[i] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+    y[i + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+    y[i + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+    y[i + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
+  }
+  for (int i = 0; i < 4; i++) {
+    x[i] = _mm256_permute2f128_ps(y[i], y[i + 4], 0x20);
+    x[i + 4] = _mm256_permute2f128_ps(y[i], y[i + 4], 0x31);
+  }
+}
+
+VEC_INLINE __m128 vf_low(vf x) { return _mm256_castps256_ps128(x); }
+VEC_INLINE __m128 vf_high(vf x) { return _mm256_extractf128_ps(x, 1); }
+
+#endif
+
+/* The first count lanes; the others read as 0. */
+VEC_INLINE vf vf_load_part(const float *p, int64_t count) {
+  return vf_load_mask(p, vf_mask(count));
+}
+VEC_INLINE void vf_store_part(float *p, int64_t count, vf x) {
+  vf_store_mask(p, vf_mask(count), x);
+}
+
+/* The next lanes of a row that has `left` elements left: all of them, or the part that there is. */
+VEC_INLINE vf vf_load_next(const float *p, int64_t left) {
+  return left >= VEC_WIDTH ? vf_load(p) : vf_load_part(p, left);
+}
+VEC_INLINE void vf_store_next(float *p, int64_t left, vf x) {
+  if (left >= VEC_WIDTH) vf_store(p, x);
+  else vf_store_part(p, left, x);
+}
+
+/* VEC_WIDTH (or count) elements from element i of a parameter of dtype NN_F32 or NN_BF16. */
+VEC_INLINE vf vf_load_weight(const void *w, int64_t i, int32_t dtype) {
+  return dtype == NN_BF16 ? vf_load_bf16((const uint16_t *)w + i) : vf_load((const float *)w + i);
+}
+VEC_INLINE vf vf_load_weight_part(const void *w, int64_t i, int64_t count, int32_t dtype) {
+  return dtype == NN_BF16 ? vf_load_bf16_part((const uint16_t *)w + i, count)
+                          : vf_load_part((const float *)w + i, count);
+}
+VEC_INLINE vf vf_load_weight_next(const void *w, int64_t i, int64_t left, int32_t dtype) {
+  return left >= VEC_WIDTH ? vf_load_weight(w, i, dtype) : vf_load_weight_part(w, i, left, dtype);
+}
+
+/* ---- over the lanes: halves are folded onto each other until one lane is left -------------------- */
+
+VEC_INLINE __m128 vec_fold_sum(vf x) {
+#if VEC_AVX512
+  __m256 half = _mm256_add_ps(vf_low(x), vf_high(x));
+  return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#else
+  return _mm_add_ps(vf_low(x), vf_high(x));
+#endif
+}
+
+VEC_INLINE float vf_sum(vf x) {
+  __m128 four = vec_fold_sum(x);
+  __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
+/* The sums of four vectors at once: lane i of the result is the sum over x[i]. */
+VEC_INLINE __m128 vf_sum4(const vf x[4]) {
+#if VEC_AVX512
+  vf a = vf_add(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
+  vf b = vf_add(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
+  __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
+  return vec_fold_sum(vf_add(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
+                             _mm512_castpd_ps(_mm512_unpackhi_pd(c, d))));
+#else
+  vf a = vf_add(_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1]));
+  vf b = vf_add(_mm256_unpacklo_ps(x[2], x[3]), _mm256_unpackhi_ps(x[2], x[3]));
+  __m256d c = _mm256_castps_pd(a), d = _mm256_castps_pd(b);
+  return vec_fold_sum(vf_add(_mm256_castpd_ps(_mm256_unpacklo_pd(c, d)),
+                             _mm256_castpd_ps(_mm256_unpackhi_pd(c, d))));
+#endif
+}
+
+VEC_INLINE __m128 vec_fold_max(vf x) {
+#if VEC_AVX512
+  __m256 half = _mm256_max_ps(vf_low(x), vf_high(x));
+  return _mm_max_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#else
+  return _mm_max_ps(vf_low(x), vf_high(x));
+#endif
+}
+
+VEC_INLINE float vf_max_lane(vf x) {
+  __m128 four = vec_fold_max(x);
+  __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+
+/* ---- functions ------------------------------------------------------------------------------------ */
+
+/* x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) by the degree 6 polynomial of least relative error
+ * (3e-9), then times 2^n. At most 1 ulp off where the result is a normal number; 0 from -104 down (and
+ * for -inf), infinity from 88.73 up; NaN stays NaN. */
+VEC_INLINE vf vf_exp(vf x) {
+  x = vf_min(vf_set1(89.0f), vf_max(vf_set1(-110.0f), x));
+#if VEC_AVX512
+  vf n = _mm512_roundscale_ps(vf_mul(x, vf_set1(0x1.715476p+0f)), 0);
+#else
+  vf n = _mm256_round_ps(vf_mul(x, vf_set1(0x1.715476p+0f)), 8);
+#endif
+  vf r = vf_fnma(n, vf_set1(0x1.62e400p-1f), x);
+  r = vf_fnma(n, vf_set1(0x1.7f7d1cp-20f), r);
+  vf p = vf_set1(0x1.6a23d0p-10f);
+  p = vf_fma(p, r, vf_set1(0x1.123a20p-7f));
+  p = vf_fma(p, r, vf_set1(0x1.5558f2p-5f));
+  p = vf_fma(p, r, vf_set1(0x1.555492p-3f));
+  p = vf_fma(p, r, vf_set1(0x1.fffffcp-2f));
+  p = vf_fma(p, r, vf_set1(1.0f));
+  p = vf_fma(p, r, vf_set1(1.0f));
+#if VEC_AVX512
+  return _mm512_scalef_ps(p, n);
+#else
+  /* 2^n in two factors, since n reaches below the smallest exponent and above the largest. */
+  __m256i exponent = _mm256_cvtps_epi32(n);
+  __m256i half = _mm256_srai_epi32(exponent, 1), rest = _mm256_sub_epi32(exponent, half);
+  __m256i bias = _mm256_set1_epi32(127);
+  vf a = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
+  vf b = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
+  return vf_mul(vf_mul(p, a), b);
+#endif
+}
+
+/* 1 / (1 + exp(-x)). Of use for silu(x) = x sigmoid(x), and for the tanh form of GELU, since
+ * (1 + tanh(u)) / 2 = sigmoid(2u). */
+VEC_INLINE vf vf_sigmoid(vf x) {
+  vf one = vf_set1(1.0f);
+  return vf_div(one, vf_add(one, vf_exp(vf_sub(vf_zero(), x))));
+}
+
+/* ---- running ---------------------------------------------------------------------------------------- */
+
+VEC_INLINE int64_t vec_min(int64_t a, int64_t b) { return a < b ? a : b; }
+VEC_INLINE int64_t vec_blocks(int64_t n, int64_t block) { return (n + block - 1) / block; }
+VEC_INLINE int64_t vec_round_up(int64_t n, int64_t step) { return vec_blocks(n, step) * step; }
+
+/* Work that takes a thread a few microseconds is done before others would wake: below this many
+ * elements (read, written or multiplied) the caller does it alone. */
+enum { VEC_SMALL = 1 << 16 };
+
+/* pool_run, or a plain loop where the whole work (in elements, as above) is small. */
+static inline nn_status_t vec_run(backend_device_t *device, int64_t items, int64_t work, pool_fn fn,
+                                  void *context) {
+  if (items > 1 && work >= VEC_SMALL) return pool_run(device->pool, items, fn, context);
+  for (int64_t item = 0; item < items; item++) fn(context, item, 0);
+  return NN_OK;
+}
+
+#endif

@@ -1,0 +1,144 @@
+/* Exported functions of nn_model_t that do not train, and the byte plans. */
+#include "model/model.h"
+
+#include "base/mem.h"
+#include "format/folder.h"
+#include "infer/session.h"
+#include "model/config.h"
+#include "model/plan.h"
+#include "model/training.h"
+#include "train/optim.h"
+
+/* The caller's configuration, validated. */
+static nn_status_t model_read_config(const nn_model_config_t *config, nn_model_config_t *valid) {
+  STATUS_REQUIRE(config);
+  STATUS_TRY(status_read_options(valid, sizeof *valid, config, "nn_model_config_t"));
+  return config_validate(valid);
+}
+
+nn_status_t nn_plan_training(nn_device_t *device, const nn_model_config_t *config, int32_t dtype,
+                             const nn_train_options_t *options, nn_plan_t *plan) {
+  STATUS_REQUIRE(device);
+  STATUS_TRY(status_check_result(plan, sizeof *plan, "nn_plan_t"));
+  nn_model_config_t valid;
+  STATUS_TRY(model_read_config(config, &valid));
+  nn_train_options_t asked, checked;
+  STATUS_TRY(status_read_options(&asked, sizeof asked, options, "nn_train_options_t"));
+  STATUS_TRY(training_check(&valid, dtype, &asked, &checked));
+  nn_plan_t found = {0};
+  STATUS_TRY(plan_model(&valid, dtype, &found));
+  training_bytes_t bytes;
+  STATUS_TRY(training_count(device, &valid, found.parameters, &checked, &bytes));
+  found.gradient_bytes = (int64_t)bytes.gradients;
+  found.optimizer_bytes = (int64_t)optim_bytes(found.parameters);
+  found.activation_bytes = (int64_t)bytes.activations;
+  found.workspace_bytes = (int64_t)bytes.workspace;
+  STATUS_TRY(plan_total(&found));
+  status_write_result(plan, &found, sizeof found);
+  return NN_OK;
+}
+
+nn_status_t nn_plan_inference(nn_device_t *device, const nn_model_config_t *config, int32_t dtype,
+                              const nn_session_options_t *options, nn_plan_t *plan) {
+  STATUS_REQUIRE(device);
+  STATUS_TRY(status_check_result(plan, sizeof *plan, "nn_plan_t"));
+  nn_model_config_t valid;
+  STATUS_TRY(model_read_config(config, &valid));
+  nn_session_options_t asked, checked;
+  STATUS_TRY(status_read_options(&asked, sizeof asked, options, "nn_session_options_t"));
+  STATUS_TRY(session_check(&valid, &asked, &checked));
+  nn_plan_t found = {0};
+  STATUS_TRY(plan_model(&valid, dtype, &found));
+  session_bytes_t bytes;
+  STATUS_TRY(session_count(device, &valid, dtype, &checked, &bytes));
+  found.cache_bytes = (int64_t)bytes.cache;
+  found.activation_bytes = (int64_t)bytes.activations;
+  found.workspace_bytes = (int64_t)bytes.workspace;
+  STATUS_TRY(plan_total(&found));
+  status_write_result(plan, &found, sizeof found);
+  return NN_OK;
+}
+
+nn_status_t nn_model_create(nn_device_t *device, const nn_model_config_t *config, int32_t dtype,
+                            uint64_t seed, nn_model_t **model) {
+  STATUS_REQUIRE(device);
+  STATUS_REQUIRE(model);
+  nn_model_config_t valid;
+  STATUS_TRY(model_read_config(config, &valid));
+  STATUS_TRY(model_check_dtype(dtype));
+  nn_model_t *made;
+  STATUS_TRY(model_allocate(device, &valid, dtype, &made));
+  nn_status_t status = model_initialise(made, seed);
+  if (status != NN_OK) {
+    model_release(made);
+    return status;
+  }
+  *model = made;
+  return NN_OK;
+}
+
+nn_status_t nn_model_load(nn_device_t *device, const char *path, int32_t dtype,
+                          const nn_file_options_t *options, nn_model_t **model) {
+  STATUS_REQUIRE(device);
+  STATUS_REQUIRE(path);
+  STATUS_REQUIRE(model);
+  if (dtype != -1) STATUS_TRY(model_check_dtype(dtype));
+  nn_file_options_t asked;
+  STATUS_TRY(status_read_options(&asked, sizeof asked, options, "nn_file_options_t"));
+  STATUS_TRY(device_poll(device));
+  folder_t folder;
+  STATUS_TRY(folder_open(path, &folder));
+  if (dtype == -1) dtype = folder.dtype;
+  nn_model_t *made = NULL;
+  nn_status_t status = model_allocate(device, &folder.config, dtype, &made);
+  if (status == NN_OK)
+    status = folder_read(&folder, dtype, made->buffer->data, asked.progress, asked.progress_user,
+                         &device->cancel);
+  folder_close(&folder);
+  if (status != NN_OK) {
+    if (made) model_release(made);
+    return status;
+  }
+  *model = made;
+  return NN_OK;
+}
+
+nn_status_t nn_model_save(const nn_model_t *model, const char *folder,
+                          const nn_file_options_t *options) {
+  STATUS_REQUIRE(model);
+  STATUS_REQUIRE(folder);
+  nn_file_options_t asked;
+  STATUS_TRY(status_read_options(&asked, sizeof asked, options, "nn_file_options_t"));
+  if (asked.shard_bytes < 0)
+    return status_fail(NN_ERR_ARGUMENT, "nn_file_options_t: shard_bytes is %lld; it is at least 0",
+                       (long long)asked.shard_bytes);
+  STATUS_TRY(device_poll(model->device));
+  return folder_save(folder, &model->config, &model->params, model->dtype, model->buffer->data,
+                     asked.shard_bytes, asked.progress, asked.progress_user,
+                     &model->device->cancel);
+}
+
+void nn_model_destroy(nn_model_t *model) {
+  if (model) model_release(model);
+}
+
+nn_status_t nn_model_config(const nn_model_t *model, nn_model_config_t *config) {
+  STATUS_REQUIRE(model);
+  STATUS_TRY(status_check_result(config, sizeof *config, "nn_model_config_t"));
+  status_write_result(config, &model->config, sizeof model->config);
+  return NN_OK;
+}
+
+int64_t nn_model_parameter_count(const nn_model_t *model) { return model ? model->params.count : 0; }
+
+const char *nn_model_parameter_name(const nn_model_t *model, int64_t index) {
+  if (!model || index < 0 || index >= model->params.count) return NULL;
+  return model->params.items[index].name;
+}
+
+nn_status_t nn_model_parameter(const nn_model_t *model, const char *name, nn_tensor_t **tensor) {
+  STATUS_REQUIRE(model);
+  STATUS_REQUIRE(name);
+  STATUS_REQUIRE(tensor);
+  return model_tensor(model, model->buffer, model->dtype, name, tensor);
+}

@@ -1,0 +1,235 @@
+/* Exported functions of nn_tensor_t. */
+#include "base/tensor.h"
+
+#include <stdbool.h>
+#include <string.h>
+
+#include "base/dlpack.h"
+#include "base/dtype.h"
+#include "base/mem.h"
+
+/* Checks dtype and shape; gives the bytes from the first element to one past the last, for row-major
+ * strides (NULL) or others. */
+static nn_status_t tensor_check(int32_t dtype, int32_t ndim, const int64_t *shape,
+                                const int64_t *strides, int64_t *bytes) {
+  int64_t size = (int64_t)nn_dtype_bytes(dtype), elements = 1, last = 0;
+  if (!size) return status_fail(NN_ERR_ARGUMENT, "dtype %d is not an NN_ dtype", dtype);
+  if (ndim < 0 || ndim > NN_MAX_DIMS)
+    return status_fail(NN_ERR_ARGUMENT, "ndim is %d; it goes from 0 to %d", ndim, NN_MAX_DIMS);
+  if (ndim && !shape) return status_fail(NN_ERR_ARGUMENT, "shape is NULL for %d dimensions", ndim);
+  bool fits = true, empty = false;
+  for (int32_t i = 0; i < ndim; i++) {
+    if (shape[i] < 0)
+      return status_fail(NN_ERR_ARGUMENT, "shape[%d] is %lld; sizes are at least 0", i,
+                         (long long)shape[i]);
+    empty |= shape[i] == 0;
+  }
+  for (int32_t i = ndim - 1; i >= 0 && !empty; i--) {
+    int64_t stride = strides ? strides[i] : elements, step;
+    if (stride < 0)
+      return status_fail(NN_ERR_ARGUMENT, "strides[%d] is %lld; strides are at least 0", i,
+                         (long long)stride);
+    fits &= mem_mul(shape[i] - 1, stride, &step) && mem_add(last, step, &last) &&
+            mem_mul(elements, shape[i], &elements);
+  }
+  int64_t unused;
+  if (!fits || !mem_add(last, 1, &last) || !mem_mul(last, size, bytes) ||
+      !mem_mul(elements, size, &unused) || *bytes > PTRDIFF_MAX)
+    return status_fail(NN_ERR_ARGUMENT, "the tensor's size overflows");
+  if (empty) *bytes = 0;
+  return NN_OK;
+}
+
+nn_status_t nn_tensor_create(nn_device_t *device, int32_t dtype, int32_t ndim, const int64_t *shape,
+                             nn_tensor_t **tensor) {
+  STATUS_REQUIRE(device);
+  STATUS_REQUIRE(tensor);
+  int64_t bytes;
+  STATUS_TRY(tensor_check(dtype, ndim, shape, NULL, &bytes));
+  storage_t *storage;
+  STATUS_TRY(storage_create(device, (size_t)bytes, &storage));
+  nn_status_t status = device_zero(device, storage->data, storage->bytes);
+  if (status == NN_OK) status = tensor_view(storage, storage->data, dtype, ndim, shape, NULL, tensor);
+  storage_release(storage);
+  return status;
+}
+
+/* A tensor over foreign memory; release may be NULL. */
+static nn_status_t tensor_wrap(nn_device_t *device, void *data, int32_t dtype, int32_t ndim,
+                               const int64_t *shape, const int64_t *strides, void (*release)(void *),
+                               void *owner, nn_tensor_t **tensor) {
+  int64_t bytes;
+  STATUS_TRY(tensor_check(dtype, ndim, shape, strides, &bytes));
+  if (bytes && !data) return status_fail(NN_ERR_ARGUMENT, "data is NULL for %lld bytes", (long long)bytes);
+  if ((uintptr_t)data % nn_dtype_bytes(dtype))
+    return status_fail(NN_ERR_ARGUMENT, "data is not aligned to its %zu-byte elements",
+                       nn_dtype_bytes(dtype));
+  storage_t *storage;
+  STATUS_TRY(storage_wrap(device, data, (size_t)bytes, NULL, owner, &storage));
+  nn_status_t status = tensor_view(storage, data, dtype, ndim, shape, strides, tensor);
+  if (status == NN_OK) storage->release = release; /* a failure leaves the memory to the caller */
+  storage_release(storage);
+  return status;
+}
+
+nn_status_t nn_tensor_wrap(nn_device_t *device, void *data, int32_t dtype, int32_t ndim,
+                           const int64_t *shape, const int64_t *strides, nn_tensor_t **tensor) {
+  STATUS_REQUIRE(device);
+  STATUS_REQUIRE(tensor);
+  return tensor_wrap(device, data, dtype, ndim, shape, strides, NULL, NULL, tensor);
+}
+
+nn_status_t nn_tensor_slice(const nn_tensor_t *tensor, int32_t dim, int64_t begin, int64_t end,
+                            nn_tensor_t **view) {
+  STATUS_REQUIRE(tensor);
+  STATUS_REQUIRE(view);
+  if (dim < 0 || dim >= tensor->ndim)
+    return status_fail(NN_ERR_ARGUMENT, "dim is %d; the tensor has %d dimensions", dim, tensor->ndim);
+  if (begin < 0 || end < begin || end > tensor->shape[dim])
+    return status_fail(NN_ERR_ARGUMENT, "elements %lld to %lld of a dimension of %lld",
+                       (long long)begin, (long long)end, (long long)tensor->shape[dim]);
+  int64_t shape[NN_MAX_DIMS];
+  memcpy(shape, tensor->shape, sizeof shape);
+  shape[dim] = end - begin;
+  size_t skip = 0;
+  if (end > begin) skip = (size_t)(begin * tensor->strides[dim]) * nn_dtype_bytes(tensor->dtype);
+  return tensor_view(tensor->storage, (char *)tensor->data + skip, tensor->dtype, tensor->ndim, shape,
+                     tensor->strides, view);
+}
+
+void nn_tensor_destroy(nn_tensor_t *tensor) {
+  if (!tensor) return;
+  storage_release(tensor->storage);
+  mem_free(tensor);
+}
+
+nn_status_t nn_tensor_info(const nn_tensor_t *tensor, nn_tensor_info_t *info) {
+  STATUS_REQUIRE(tensor);
+  STATUS_TRY(status_check_result(info, sizeof *info, "nn_tensor_info_t"));
+  nn_tensor_info_t found = {.dtype = tensor->dtype,
+                            .ndim = tensor->ndim,
+                            .shape = tensor->shape,
+                            .strides = tensor->strides,
+                            .elements = tensor->elements,
+                            .data = tensor->data};
+  status_write_result(info, &found, sizeof found);
+  return NN_OK;
+}
+
+/* Moves a tensor's elements to or from row-major host memory, the longest contiguous run at a time. */
+static nn_status_t tensor_move(const nn_tensor_t *tensor, void *host, size_t bytes, bool in) {
+  size_t size = nn_dtype_bytes(tensor->dtype);
+  if (bytes != (size_t)tensor->elements * size)
+    return status_fail(NN_ERR_ARGUMENT, "%zu bytes given for a tensor of %lld elements of %zu bytes",
+                       bytes, (long long)tensor->elements, size);
+  if (!bytes) return NN_OK;
+  if (!host) return status_fail(NN_ERR_ARGUMENT, "the host memory is NULL");
+  const backend_t *backend = tensor->storage->device->backend;
+  backend_device_t *place = tensor->storage->device->place;
+  int32_t outer = tensor->ndim; /* dimensions before the contiguous run */
+  int64_t run = 1;
+  while (outer && (tensor->shape[outer - 1] == 1 || tensor->strides[outer - 1] == run))
+    run *= tensor->shape[--outer];
+  int64_t index[NN_MAX_DIMS] = {0};
+  for (size_t done = 0; done < bytes; done += (size_t)run * size) {
+    int64_t at = 0;
+    for (int32_t i = 0; i < outer; i++) at += index[i] * tensor->strides[i];
+    char *data = (char *)tensor->data + (size_t)at * size, *other = (char *)host + done;
+    STATUS_TRY(in ? backend->copy_in(place, data, other, (size_t)run * size)
+                  : backend->copy_out(place, other, data, (size_t)run * size));
+    for (int32_t i = outer - 1; i >= 0 && ++index[i] == tensor->shape[i]; i--) index[i] = 0;
+  }
+  return NN_OK;
+}
+
+nn_status_t nn_tensor_copy_in(nn_tensor_t *tensor, const void *source, size_t bytes) {
+  STATUS_REQUIRE(tensor);
+  return tensor_move(tensor, (void *)(uintptr_t)source, bytes, true);
+}
+
+nn_status_t nn_tensor_copy_out(const nn_tensor_t *tensor, void *target, size_t bytes) {
+  STATUS_REQUIRE(tensor);
+  return tensor_move(tensor, target, bytes, false);
+}
+
+/* ---- DLPack ---- */
+
+static const struct {
+  uint8_t code, bits;
+  int32_t dtype;
+} dlpack_types[] = {
+    {DLPACK_FLOAT, 32, NN_F32}, {DLPACK_BFLOAT, 16, NN_BF16}, {DLPACK_FLOAT, 16, NN_F16},
+    {DLPACK_FLOAT, 64, NN_F64}, {DLPACK_INT, 64, NN_I64},     {DLPACK_INT, 32, NN_I32},
+    {DLPACK_INT, 16, NN_I16},   {DLPACK_INT, 8, NN_I8},       {DLPACK_UINT, 8, NN_U8},
+    {DLPACK_BOOL, 8, NN_BOOL},
+};
+enum { DLPACK_TYPES = sizeof dlpack_types / sizeof dlpack_types[0] };
+
+/* An exported tensor: the managed struct first, so that its address is this one's. */
+typedef struct dlpack_export {
+  dlpack_managed_t managed;
+  nn_tensor_t *tensor;
+} dlpack_export_t;
+
+static void dlpack_export_delete(dlpack_managed_t *self) {
+  dlpack_export_t *export = self->context;
+  nn_tensor_destroy(export->tensor);
+  mem_free(export);
+}
+
+nn_status_t nn_tensor_to_dlpack(const nn_tensor_t *tensor, void **managed) {
+  STATUS_REQUIRE(tensor);
+  STATUS_REQUIRE(managed);
+  void *got = NULL;
+  STATUS_TRY(mem_alloc(1, sizeof(dlpack_export_t), &got));
+  dlpack_export_t *export = got;
+  nn_status_t status = tensor_view(tensor->storage, tensor->data, tensor->dtype, tensor->ndim,
+                                   tensor->shape, tensor->strides, &export->tensor);
+  if (status != NN_OK) {
+    mem_free(export);
+    return status;
+  }
+  size_t type = 0;
+  while (dlpack_types[type].dtype != tensor->dtype) type++;
+  export->managed = (dlpack_managed_t){
+      .tensor = {.data = tensor->data,
+                 .device_type = DLPACK_CPU,
+                 .ndim = tensor->ndim,
+                 .code = dlpack_types[type].code,
+                 .bits = dlpack_types[type].bits,
+                 .lanes = 1,
+                 .shape = export->tensor->shape,
+                 .strides = export->tensor->strides},
+      .context = export,
+      .deleter = dlpack_export_delete,
+  };
+  *managed = &export->managed;
+  return NN_OK;
+}
+
+static void dlpack_import_release(void *owner) {
+  dlpack_managed_t *managed = owner;
+  if (managed->deleter) managed->deleter(managed);
+}
+
+nn_status_t nn_tensor_from_dlpack(nn_device_t *device, void *managed, nn_tensor_t **tensor) {
+  STATUS_REQUIRE(device);
+  STATUS_REQUIRE(managed);
+  STATUS_REQUIRE(tensor);
+  dlpack_managed_t *import = managed;
+  const dlpack_tensor_t *from = &import->tensor;
+  if (from->device_type != DLPACK_CPU)
+    return status_fail(NN_ERR_UNSUPPORTED,
+                       "DLPack tensor on device type %d; a \"cpu\" device takes type %d",
+                       from->device_type, DLPACK_CPU);
+  size_t type = 0;
+  while (type < DLPACK_TYPES &&
+         (dlpack_types[type].code != from->code || dlpack_types[type].bits != from->bits))
+    type++;
+  if (type == DLPACK_TYPES || from->lanes != 1)
+    return status_fail(NN_ERR_UNSUPPORTED, "DLPack element of code %d, %d bits, %d lanes has no dtype here",
+                       from->code, from->bits, from->lanes);
+  return tensor_wrap(device, from->data ? (char *)from->data + from->byte_offset : NULL,
+                     dlpack_types[type].dtype, from->ndim, from->shape, from->strides,
+                     dlpack_import_release, import, tensor);
+}

@@ -1,0 +1,385 @@
+/* The only door between the core and a device: a struct of functions.
+ *
+ * Every pointer in an argument struct is device memory unless it says host. The core has checked all
+ * sizes, ids and dtypes before it calls. Operations run in the order they are called. "Assigns" and
+ * "accumulates" (+=) are said per output. Results are the same bits for any number of threads and on
+ * every run: each sum has one fixed order.
+ *
+ * dtypes: `weight_dtype` is that of the parameters read (NN_F32 or NN_BF16). Activations, gradients
+ * and statistics are fp32. Accumulation is fp32 or better.
+ *
+ * Shapes use: n tokens (rows), hidden, heads A, kv_heads K, head_dim D, ffn F, experts E, top_k k,
+ * vocab V. Row-major, last index fastest. */
+#ifndef NN_BACKEND_H
+#define NN_BACKEND_H
+
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "moenn.h"
+
+#define BACKEND_ABI_VERSION 1
+
+typedef struct backend_device backend_device_t; /* owned by the backend */
+
+/* Scratch memory lent to one operation. Its content is undefined before and after. */
+typedef struct backend_scratch {
+  void *data;   /* 64-byte aligned */
+  size_t bytes; /* at least workspace_bytes() of limits that cover the call */
+} backend_scratch_t;
+
+/* Upper bounds of the calls to come; zero members are not used by them. */
+typedef struct backend_limits {
+  int64_t rows;    /* n of any operation */
+  int64_t batch;   /* sequences of attention */
+  int64_t kv_len;  /* keys of one sequence */
+  int64_t hidden, heads, kv_heads, head_dim, ffn, experts, top_k, vocab;
+  int32_t weight_dtype;
+  int32_t training; /* 1: backward operations too */
+} backend_limits_t;
+
+/* ---- embedding -------------------------------------------------------------------------------- */
+
+typedef struct op_embed {
+  int64_t n, hidden;
+  const int32_t *ids;      /* [n] */
+  const int32_t *position; /* [n], used with wpe */
+  const void *wte;         /* [V, hidden] */
+  const void *wpe;         /* [context, hidden] or NULL */
+  int32_t weight_dtype;
+  float *out;              /* [n, hidden] assigns wte[id] + wpe[position] */
+} op_embed_t;
+
+typedef struct op_embed_bwd {
+  int64_t n, hidden, vocab, context;
+  const int32_t *ids, *position; /* [n] */
+  const float *dout;             /* [n, hidden] */
+  float *dwte;                   /* [V, hidden] accumulates, rows in order of n */
+  float *dwpe;                   /* [context, hidden] accumulates, or NULL */
+} op_embed_bwd_t;
+
+/* ---- norm: RMS or layer ------------------------------------------------------------------------ */
+
+typedef struct op_norm {
+  int64_t n, hidden;
+  int32_t kind; /* NN_NORM_ */
+  float eps;
+  const float *x; /* [n, hidden] */
+  const void *w;  /* [hidden] */
+  const void *b;  /* [hidden] or NULL */
+  int32_t weight_dtype;
+  float *y;    /* [n, hidden] assigns */
+  float *mean; /* [n] assigns, layer norm only; NULL: not wanted */
+  float *rstd; /* [n] assigns 1 / sqrt(variance or mean square + eps); NULL: not wanted */
+} op_norm_t;
+
+typedef struct op_norm_bwd {
+  int64_t n, hidden;
+  int32_t kind;
+  const float *x, *dy; /* [n, hidden] */
+  const void *w;       /* [hidden] */
+  int32_t weight_dtype;
+  const float *mean, *rstd; /* [n] from forward */
+  float *dx;                /* [n, hidden] accumulates */
+  float *dw, *db;           /* [hidden] accumulate; db may be NULL */
+} op_norm_bwd_t;
+
+/* ---- matrix product ---------------------------------------------------------------------------- */
+
+enum {
+  MATMUL_NONE = 0,
+  MATMUL_GELU = 1,     /* d = gelu_tanh(v) and, where aux is given, aux = v */
+  MATMUL_GELU_BWD = 2  /* d = v * gelu_tanh'(aux) */
+};
+
+/* v = op(a) [m, k] . op(b) [k, n] + bias (each row) + c; d = epilogue(v). Strides are in elements
+ * between stored rows. A linear layer y = x W^T, W [out, in], is trans_b = 1; dx = dy W is neither;
+ * dW = dy^T x is trans_a = 1. */
+typedef struct op_matmul {
+  int64_t m, n, k;
+  int32_t trans_a; /* 0: a stored [m, k]; 1: stored [k, m] */
+  int32_t trans_b; /* 0: b stored [k, n]; 1: stored [n, k] */
+  const float *a;
+  int64_t lda;
+  const void *b;
+  int64_t ldb;
+  int32_t b_dtype;   /* NN_F32 or NN_BF16 (widened exactly) */
+  const void *bias;  /* [n] of b_dtype, or NULL */
+  const float *c;    /* [m, n] or NULL; may be d (accumulation) or another matrix (residual) */
+  int64_t ldc;
+  float *d;          /* [m, n] assigns */
+  int64_t ldd;
+  int32_t epilogue;  /* MATMUL_ */
+  float *aux;        /* [m, n], stride ldd */
+} op_matmul_t;
+
+/* out[j] += sum over rows i, in order, of x[i, j]: the gradient of a bias. */
+typedef struct op_column_sum {
+  int64_t n, width;
+  const float *x; /* [n, width] */
+  int64_t ldx;
+  float *out; /* [width] accumulates */
+} op_column_sum_t;
+
+/* ---- rotary positions --------------------------------------------------------------------------- */
+
+/* Rotates halves of the first `heads` heads of each row in place: y[i] = x[i] c - x[i+d/2] s,
+ * y[i+d/2] = x[i+d/2] c + x[i] s; inverse = 1 rotates back (the backward pass). Query and key heads
+ * are adjacent in a row, so one call turns both. */
+typedef struct op_rope {
+  int64_t n, heads, head_dim;
+  float *x;      /* [n, heads of head_dim ...] */
+  int64_t ldx;   /* elements between rows */
+  const int32_t *position; /* [n] row of the table */
+  const float *table;      /* [positions, head_dim]: head_dim/2 cosines, then head_dim/2 sines */
+  int32_t inverse;
+} op_rope_t;
+
+/* ---- attention ----------------------------------------------------------------------------------- */
+
+/* o = softmax(scale q k^T, causal) v per head; head a reads key-value head a / (A / K). Heads of a row
+ * are adjacent. Sequence b has kv_len[b] keys, the last q_len of which belong to its q rows: row i sees
+ * keys up to kv_len[b] - q_len + i. With `sequence`, its keys are those of sequence[b] in k and v. Never forms more than a tile of the scores. */
+typedef struct op_attention {
+  int64_t batch, q_len, heads, kv_heads, head_dim;
+  const float *q;        /* row i of sequence b at (b * q_len + i) * ldq, A heads of D */
+  int64_t ldq;
+  const float *k, *v;    /* row j of sequence b at b * kv_batch + j * ldkv, K heads of D */
+  int64_t ldkv, kv_batch;
+  const int32_t *kv_len; /* [batch], or NULL: q_len for each; 0: the sequence is skipped */
+  const int32_t *sequence; /* [batch] which sequence of k and v each is, or NULL: the b-th */
+  float scale;
+  float *o;              /* [batch * q_len, A * D] assigns; rows of skipped sequences become 0 */
+  float *lse;            /* [batch * q_len, A] assigns log-sum-exp of the scaled scores, or NULL */
+} op_attention_t;
+
+/* Gradients of the above for kv_len = NULL. */
+typedef struct op_attention_bwd {
+  int64_t batch, q_len, heads, kv_heads, head_dim;
+  const float *q;
+  int64_t ldq;
+  const float *k, *v;
+  int64_t ldkv, kv_batch;
+  float scale;
+  const float *o, *dout; /* [batch * q_len, A * D] */
+  const float *lse;      /* [batch * q_len, A] */
+  float *dq;             /* assigns, laid out as q */
+  float *dk, *dv;        /* assign, laid out as k and v */
+} op_attention_bwd_t;
+
+/* Writes key and value rows into a cache: row i goes to sequence[i], position[i]; a negative sequence
+ * is skipped. */
+typedef struct op_kv_store {
+  int64_t n, width;                     /* width = K * D */
+  const float *k, *v;                   /* [n, width], stride ld */
+  int64_t ld;
+  const int32_t *sequence, *position;   /* [n] */
+  float *k_cache, *v_cache;             /* row j of sequence b at b * cache_batch + j * width */
+  int64_t cache_batch;
+} op_kv_store_t;
+
+/* ---- routing --------------------------------------------------------------------------------------- */
+
+/* The routing of one layer's tokens: built once, used by forward, backward and serving. Slot s = t*k+j
+ * is token t's j-th choice; rows are slots sorted by expert, then by token. */
+typedef struct routing {
+  int32_t *expert;   /* [n, k] chosen experts, best first; ties go to the lower index */
+  float *weight;     /* [n, k] softmax probabilities of the chosen, renormalised to sum 1 */
+  int32_t *offset;   /* [E + 1] rows of expert e: offset[e] .. offset[e+1] - 1 */
+  int32_t *row_slot; /* [n * k] slot of each row */
+  int32_t *slot_row; /* [n * k] row of each slot, or -1 where capacity dropped it */
+} routing_t;
+
+/* logits = x w^T and softmax in fp32; top-k; renormalise; sort. */
+typedef struct op_route {
+  int64_t n, hidden, experts, top_k;
+  int64_t capacity; /* most rows of an expert; 0: no bound */
+  const float *x;   /* [n, hidden] */
+  const void *w;    /* [E, hidden] */
+  int32_t weight_dtype;
+  routing_t out;      /* assigns */
+  float *prob;        /* [n, E] assigns softmax */
+  float *lse;         /* [n] assigns log-sum-exp of the logits */
+  float *share;       /* [E] assigns the share of the n*k slots that chose e, drops included */
+  float *mean_prob;   /* [E] assigns the mean over n of prob */
+  float *mean_lse2;   /* [1] assigns the mean over n of lse^2 */
+  int64_t *stat_count; /* [E + 1] accumulates slots per expert, drops included; [E]: drops; or NULL */
+  double *stat_prob;   /* [E] accumulates the sum over n of prob; NULL with stat_count */
+} op_route_t;
+
+/* dlogits from dweight through renormalisation and softmax, plus the auxiliary losses:
+ * dprob[t,e] += aux_scale * aux_share[e] / n; dlogit[t,e] += z_scale * 2 lse[t] prob[t,e] / n. */
+typedef struct op_route_bwd {
+  int64_t n, hidden, experts, top_k;
+  const float *x; /* [n, hidden] */
+  const void *w;  /* [E, hidden] */
+  int32_t weight_dtype;
+  routing_t routing;      /* expert and weight are read */
+  const float *prob, *lse; /* from forward */
+  const float *dweight;   /* [n, k], zero for dropped slots */
+  const float *aux_share; /* [E] */
+  float aux_scale, z_scale;
+  float *dx; /* [n, hidden] accumulates */
+  float *dw; /* [E, hidden] accumulates */
+} op_route_bwd_t;
+
+/* ---- experts ------------------------------------------------------------------------------------------ */
+
+/* out[t] = residual[t] + sum over j, in slot order, of weight[t,j] * down_e(silu(gate_e x) * up_e x). */
+typedef struct op_experts {
+  int64_t n, hidden, ffn, experts, top_k;
+  const float *x; /* [n, hidden] */
+  routing_t routing;
+  const void *const *gate, *const *up; /* host [E] of [F, hidden] */
+  const void *const *down;             /* host [E] of [hidden, F] */
+  int32_t weight_dtype;
+  float *pre;            /* [n * k, 2F] assigns gate x (first F) and up x (last F) per row; NULL: not kept */
+  const float *residual; /* [n, hidden] or NULL */
+  float *out;            /* [n, hidden] assigns; not x; may be residual */
+} op_experts_t;
+
+/* Nothing but x, pre and the routing is kept from forward: the activation is made again from pre, and
+ * dweight of a row is <dout W_down, a>. */
+typedef struct op_experts_bwd {
+  int64_t n, hidden, ffn, experts, top_k;
+  const float *x; /* [n, hidden] */
+  routing_t routing;
+  const void *const *gate, *const *up, *const *down; /* host [E] */
+  int32_t weight_dtype;
+  const float *pre;  /* [n * k, 2F]; may be overwritten */
+  const float *dout; /* [n, hidden] */
+  float *dx;         /* [n, hidden] assigns; not dout */
+  float *dweight;    /* [n, k] assigns; 0 for dropped slots */
+  float *const *dgate, *const *dup, *const *ddown; /* host [E], accumulate */
+} op_experts_bwd_t;
+
+/* ---- loss ------------------------------------------------------------------------------------------------ */
+
+/* Head and cross-entropy together, over chunks of rows, so that all logits never exist at once:
+ * row_loss[i] = logsumexp(w x_i) - (w x_i)[target_i], 0 where target_i < 0. */
+typedef struct op_head_loss {
+  int64_t n, hidden, vocab;
+  const float *x; /* [n, hidden] */
+  const void *w;  /* [V, hidden] */
+  int32_t weight_dtype;
+  const int32_t *target; /* [n] */
+  float *row_loss;       /* [n] assigns */
+  double *loss_sum;      /* [1] assigns the sum of row_loss */
+  float scale;           /* of the gradients */
+  float *dx;             /* [n, hidden] assigns; NULL: forward only */
+  float *dw;             /* [V, hidden] accumulates; used with dx */
+} op_head_loss_t;
+
+/* y = softmax of each row of x; y may be x. */
+typedef struct op_softmax {
+  int64_t n, width;
+  const float *x; /* [n, width] */
+  float *y;       /* [n, width] assigns */
+} op_softmax_t;
+
+/* ---- optimizer --------------------------------------------------------------------------------------------- */
+
+typedef struct op_grad_norm {
+  int64_t count;
+  const float *g;
+  float max_norm; /* 0: no clip */
+  double *out;    /* [2] assigns: norm; min(1, max_norm / norm), or 1 without a clip */
+} op_grad_norm_t;
+
+/* AdamW; see nn_optim_step(). Does nothing when scale[1] comes with a norm (scale[0]) that is not
+ * finite. */
+typedef struct op_adamw {
+  int64_t count;
+  float *p;         /* fp32 parameters or masters; updated */
+  const float *g;
+  float *m, *v;     /* updated */
+  const double *scale; /* [2] what op_grad_norm wrote */
+  float lr, beta1, beta2, eps, weight_decay;
+  int64_t step; /* 1 for the first update */
+} op_adamw_t;
+
+/* ---- choice of tokens --------------------------------------------------------------------------------------- */
+
+/* Chooses one token from logits; see nn_sample_options_t for the order of filters. */
+typedef struct op_sample {
+  int64_t vocab;
+  const float *logits;    /* [V] */
+  const int32_t *history; /* [history_len] ids that the penalty applies to */
+  int64_t history_len;
+  float temperature, top_p, min_p, repetition_penalty; /* 0 as in nn_sample_options_t */
+  int32_t top_k;
+  uint64_t seed, counter; /* the uniform number is a function of these two */
+  int32_t *token;         /* [1] assigns */
+} op_sample_t;
+
+/* ---- filling --------------------------------------------------------------------------------------------------- */
+
+/* Element i becomes std * normal(seed, stream, i), rounded to dtype. */
+typedef struct op_fill_normal {
+  void *out;
+  int32_t dtype; /* NN_F32 or NN_BF16 */
+  int64_t count;
+  float std;
+  uint64_t seed, stream;
+} op_fill_normal_t;
+
+/* ---- the table --------------------------------------------------------------------------------------------------- */
+
+#define BACKEND_OP(name, args) \
+  nn_status_t (*name)(backend_device_t *device, const args *op, backend_scratch_t scratch)
+
+typedef struct backend {
+  int32_t abi_version; /* BACKEND_ABI_VERSION */
+  size_t struct_size;  /* sizeof(backend_t) */
+
+  void (*close)(backend_device_t *device);
+  void (*describe)(const backend_device_t *device, int32_t *threads, int32_t *cpu_paths);
+
+  /* Memory. alloc is 64-byte aligned; bytes > 0. free takes what alloc gave, with its size. Ranges of
+   * copies do not overlap. `host` pointers are host memory. */
+  nn_status_t (*alloc)(backend_device_t *device, size_t bytes, void **data);
+  void (*free)(backend_device_t *device, void *data, size_t bytes);
+  nn_status_t (*copy_in)(backend_device_t *device, void *data, const void *host, size_t bytes);
+  nn_status_t (*copy_out)(backend_device_t *device, void *host, const void *data, size_t bytes);
+  nn_status_t (*zero)(backend_device_t *device, void *data, size_t bytes);
+
+  /* Bytes of scratch that suffice for every operation within the limits. */
+  size_t (*workspace_bytes)(const backend_device_t *device, const backend_limits_t *limits);
+
+  BACKEND_OP(embed, op_embed_t);
+  BACKEND_OP(embed_bwd, op_embed_bwd_t);
+  BACKEND_OP(norm, op_norm_t);
+  BACKEND_OP(norm_bwd, op_norm_bwd_t);
+  BACKEND_OP(matmul, op_matmul_t);
+  BACKEND_OP(column_sum, op_column_sum_t);
+  BACKEND_OP(rope, op_rope_t);
+  BACKEND_OP(attention, op_attention_t);
+  BACKEND_OP(attention_bwd, op_attention_bwd_t);
+  BACKEND_OP(kv_store, op_kv_store_t);
+  BACKEND_OP(route, op_route_t);
+  BACKEND_OP(route_bwd, op_route_bwd_t);
+  BACKEND_OP(experts, op_experts_t);
+  BACKEND_OP(experts_bwd, op_experts_bwd_t);
+  BACKEND_OP(head_loss, op_head_loss_t);
+  BACKEND_OP(softmax, op_softmax_t);
+  BACKEND_OP(grad_norm, op_grad_norm_t);
+  BACKEND_OP(adamw, op_adamw_t);
+  BACKEND_OP(sample, op_sample_t);
+  BACKEND_OP(fill_normal, op_fill_normal_t);
+} backend_t;
+
+/* How a device is opened. */
+typedef struct backend_options {
+  int32_t threads;          /* at least 1 */
+  int32_t cpu_paths;        /* NN_CPU_ mask, not 0 */
+  const int32_t *affinity;  /* host [threads] or NULL */
+  const atomic_int *cancel; /* polled while work runs: operations other than zero, grad_norm, adamw and
+                               fill_normal return NN_ERR_CANCELLED soon after it becomes non-zero */
+} backend_options_t;
+
+/* Opens the CPU; the table belongs to the device. */
+nn_status_t cpu_backend_open(const backend_options_t *options, const backend_t **table,
+                             backend_device_t **device);
+
+#endif

@@ -1,0 +1,46 @@
+/* The device handle: a backend, its memory counters, its lock and its log. */
+#ifndef NN_BASE_DEVICE_H
+#define NN_BASE_DEVICE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "backend.h"
+#include "base/status.h"
+
+struct nn_device {
+  atomic_int references;
+  const backend_t *backend;
+  backend_device_t *place; /* the backend's own handle */
+  const char *name;
+  pthread_mutex_t lock;    /* held while a call computes: calls on one device take turns */
+  atomic_int cancel;
+  atomic_llong current_bytes, peak_bytes, allocations;
+  nn_log_fn log;
+  void *log_user;
+  int32_t log_level;
+};
+
+void device_retain(nn_device_t *device);
+void device_release(nn_device_t *device);
+
+/* Counted device memory, 64-byte aligned, not initialised. bytes 0 gives NULL. */
+nn_status_t device_alloc(nn_device_t *device, size_t bytes, void **data);
+void device_free(nn_device_t *device, void *data, size_t bytes);
+
+/* Work on the device stands between device_lock, or device_enter, and device_leave. device_enter fails
+ * when the cancel flag is set. */
+void device_lock(nn_device_t *device);
+nn_status_t device_enter(nn_device_t *device);
+void device_leave(nn_device_t *device);
+
+/* Fills device memory with zero bytes; takes the lock itself. */
+nn_status_t device_zero(nn_device_t *device, void *data, size_t bytes);
+
+/* NN_ERR_CANCELLED with a message when the flag is set. */
+nn_status_t device_poll(nn_device_t *device);
+
+void device_log(nn_device_t *device, int32_t level, const char *format, ...)
+    __attribute__((format(printf, 3, 4)));
+
+#endif

@@ -1,0 +1,304 @@
+#define _DEFAULT_SOURCE /* flock, madvise */
+#include "base/file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/mem.h"
+#include "base/status.h"
+
+/* ---- the tap ----------------------------------------------------------------------------------- */
+
+static file_tap_fn tap_fn;
+static void *tap_user;
+
+void file_tap(file_tap_fn tap, void *user) {
+  tap_fn = tap;
+  tap_user = user;
+}
+
+/* True, with errno set, when the operation is to fail. bytes is NULL but for writes. */
+static bool file_tapped(const char *operation, const char *path, size_t *bytes) {
+  int error = tap_fn ? tap_fn(tap_user, operation, path, bytes) : 0;
+  if (error) errno = error;
+  return error != 0;
+}
+
+/* The status and message of errno. */
+static nn_status_t file_failed(const char *what, const char *path) {
+  int error = errno;
+  nn_status_t status = error == ENOENT   ? NN_ERR_NOT_FOUND
+                       : error == ENOMEM ? NN_ERR_MEMORY
+                                         : NN_ERR_IO;
+  char reason[128];
+  if (strerror_r(error, reason, sizeof reason)) snprintf(reason, sizeof reason, "error %d", error);
+  return status_fail(status, "%s: %s: %s", path, what, reason);
+}
+
+/* ---- reading ------------------------------------------------------------------------------------- */
+
+static int file_open(const char *path, int flags) {
+  if (file_tapped("open", path, NULL)) return -1;
+  int fd;
+  do fd = open(path, flags | O_CLOEXEC);
+  while (fd < 0 && errno == EINTR);
+  return fd;
+}
+
+static nn_status_t file_map_fd(const char *path, int fd, file_map_t *map) {
+  struct stat info;
+  if (file_tapped("stat", path, NULL) || fstat(fd, &info)) return file_failed("cannot be examined", path);
+  if (!S_ISREG(info.st_mode)) return status_fail(NN_ERR_IO, "%s: is not a regular file", path);
+  if ((uintmax_t)info.st_size > PTRDIFF_MAX)
+    return status_fail(NN_ERR_IO, "%s: its %lld bytes cannot be mapped", path, (long long)info.st_size);
+  file_map_t made = {.data = "", .bytes = (size_t)info.st_size};
+  made.device = info.st_dev;
+  made.inode = info.st_ino;
+  if (made.bytes) {
+    void *data = file_tapped("map", path, NULL)
+                     ? MAP_FAILED
+                     : mmap(NULL, made.bytes, PROT_READ, MAP_PRIVATE, fd, 0);
+    if (data == MAP_FAILED) return file_failed("cannot be mapped", path);
+    made.data = data;
+  }
+  *map = made;
+  return NN_OK;
+}
+
+nn_status_t file_map(const char *path, file_map_t *map) {
+  /* O_NONBLOCK: opening a named pipe must not wait for its writer */
+  int fd = file_open(path, O_RDONLY | O_NONBLOCK);
+  if (fd < 0) return file_failed("cannot be opened", path);
+  nn_status_t status = file_map_fd(path, fd, map);
+  close(fd);
+  return status;
+}
+
+void file_unmap(file_map_t *map) {
+  if (map->bytes) munmap((void *)(uintptr_t)map->data, map->bytes);
+  *map = (file_map_t){0};
+}
+
+void file_map_forget(const file_map_t *map, const void *begin, size_t bytes) {
+  uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), base = (uintptr_t)map->data;
+  uintptr_t first = ((uintptr_t)begin + page - 1) / page * page;
+  uintptr_t last = ((uintptr_t)begin + bytes) / page * page;
+  /* only advice: a refusal costs memory that the system takes back when it needs it */
+  if (map->bytes && first >= base && first < last) madvise((void *)first, last - first, MADV_DONTNEED);
+}
+
+bool file_map_is(const file_map_t *map, const char *path) {
+  struct stat info;
+  if (stat(path, &info)) return false;
+  return info.st_dev == map->device && info.st_ino == map->inode;
+}
+
+/* ---- writing --------------------------------------------------------------------------------------- */
+
+/* A copy of the first bytes of a text and a suffix. */
+static nn_status_t file_text(const char *text, size_t bytes, const char *suffix, char **copy) {
+  void *made;
+  STATUS_TRY(mem_alloc(bytes + strlen(suffix) + 1, 1, &made));
+  memcpy(made, text, bytes);
+  memcpy((char *)made + bytes, suffix, strlen(suffix) + 1);
+  *copy = made;
+  return NN_OK;
+}
+
+/* The folder that a path lies in. */
+static nn_status_t file_parent(const char *path, char **parent) {
+  size_t length = strlen(path);
+  while (length && path[length - 1] == '/') length--;
+  while (length && path[length - 1] != '/') length--;
+  return length ? file_text(path, length, "", parent) : file_text(".", 1, "", parent);
+}
+
+/* Opens and locks the temporary. A writer that held the lock before may have renamed the file away
+ * between the two, so its name is checked again under the lock. */
+static nn_status_t file_writer_claim(const char *temporary, int *claimed) {
+  for (;;) {
+    if (file_tapped("create", temporary, NULL)) return file_failed("cannot be created", temporary);
+    int fd = open(temporary, O_WRONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0666);
+    if (fd < 0 && errno == EINTR) continue;
+    if (fd < 0) return file_failed("cannot be created", temporary);
+    bool refused = file_tapped("lock", temporary, NULL) || flock(fd, LOCK_EX | LOCK_NB);
+    if (refused && errno == EWOULDBLOCK) {
+      close(fd);
+      return status_fail(NN_ERR_IO, "%s: another save is writing it; try again when it is done",
+                         temporary);
+    }
+    struct stat held, named;
+    bool regular = fstat(fd, &held) == 0 && S_ISREG(held.st_mode);
+    if (!regular) {
+      close(fd);
+      return status_fail(NN_ERR_IO, "%s: is not a regular file", temporary);
+    }
+    if (stat(temporary, &named) == 0 && named.st_ino == held.st_ino && named.st_dev == held.st_dev) {
+      *claimed = fd;
+      return NN_OK;
+    }
+    close(fd);
+  }
+}
+
+nn_status_t file_writer_open(const char *path, file_writer_t *writer) {
+  file_writer_t made = {.fd = -1};
+  nn_status_t status = file_text(path, strlen(path), "", &made.path);
+  if (status == NN_OK) status = file_text(path, strlen(path), ".tmp", &made.temporary);
+  if (status == NN_OK) status = file_parent(path, &made.folder);
+  if (status == NN_OK) status = file_writer_claim(made.temporary, &made.fd);
+  if (status == NN_OK && (file_tapped("truncate", made.temporary, NULL) || ftruncate(made.fd, 0)))
+    status = file_failed("cannot be emptied", made.temporary);
+  if (status != NN_OK) {
+    file_writer_discard(&made);
+    return status;
+  }
+  *writer = made;
+  return NN_OK;
+}
+
+nn_status_t file_writer_write(file_writer_t *writer, const void *data, size_t bytes) {
+  const char *at = data;
+  while (bytes) {
+    size_t asked = bytes < 1 << 30 ? bytes : 1 << 30;
+    ssize_t wrote = file_tapped("write", writer->temporary, &asked) ? -1 : write(writer->fd, at, asked);
+    if (wrote < 0 && errno == EINTR) continue;
+    if (wrote < 0) return file_failed("cannot be written", writer->temporary);
+    at += wrote;
+    bytes -= (size_t)wrote;
+    writer->bytes += wrote;
+  }
+  return NN_OK;
+}
+
+/* Closes without removing. */
+static void file_writer_close(file_writer_t *writer) {
+  if (writer->fd >= 0) close(writer->fd);
+  mem_free(writer->path);
+  mem_free(writer->temporary);
+  mem_free(writer->folder);
+  *writer = (file_writer_t){.fd = -1};
+}
+
+void file_writer_discard(file_writer_t *writer) {
+  if (!writer->path) return;
+  if (writer->fd >= 0) unlink(writer->temporary);
+  file_writer_close(writer);
+}
+
+nn_status_t file_writer_commit(file_writer_t *writer) {
+  nn_status_t status = NN_OK;
+  if (file_tapped("sync", writer->temporary, NULL) || fsync(writer->fd))
+    status = file_failed("cannot be synced", writer->temporary);
+  /* renamed before it is closed: the lock must hold until the temporary's name is gone */
+  if (status == NN_OK) status = file_rename(writer->temporary, writer->path);
+  if (status != NN_OK) {
+    file_writer_discard(writer);
+    return status;
+  }
+  status = file_sync_folder(writer->folder);
+  file_writer_close(writer);
+  return status;
+}
+
+/* ---- names and folders ------------------------------------------------------------------------------- */
+
+nn_status_t file_join(const char *folder, const char *name, char **path) {
+  size_t length = strlen(folder);
+  void *joined;
+  STATUS_TRY(mem_alloc(length + strlen(name) + 2, 1, &joined));
+  *path = joined;
+  memcpy(*path, folder, length);
+  (*path)[length] = '/';
+  memcpy(*path + length + 1, name, strlen(name) + 1);
+  return NN_OK;
+}
+
+bool file_exists(const char *path) {
+  struct stat info;
+  return stat(path, &info) == 0 || errno != ENOENT;
+}
+
+nn_status_t file_make_folder(const char *path) {
+  struct stat info;
+  if (stat(path, &info) == 0 && S_ISDIR(info.st_mode)) return NN_OK;
+  char *parent;
+  STATUS_TRY(file_parent(path, &parent));
+  nn_status_t status = NN_OK;
+  if (file_tapped("mkdir", path, NULL) || mkdir(path, 0777))
+    status = file_failed("the folder cannot be made", path);
+  else
+    status = file_sync_folder(parent);
+  mem_free(parent);
+  return status;
+}
+
+nn_status_t file_lock_folder(const char *path, int *lock) {
+  int fd = file_open(path, O_RDONLY | O_DIRECTORY);
+  if (fd < 0) return file_failed("the folder cannot be opened", path);
+  bool refused = file_tapped("lock", path, NULL) || flock(fd, LOCK_EX | LOCK_NB);
+  if (refused && errno == EWOULDBLOCK) {
+    close(fd);
+    return status_fail(NN_ERR_IO, "%s: another save is writing it; try again when it is done", path);
+  }
+  *lock = fd;
+  return NN_OK;
+}
+
+void file_unlock_folder(int lock) {
+  if (lock >= 0) close(lock);
+}
+
+nn_status_t file_rename(const char *from, const char *to) {
+  if (file_tapped("rename", to, NULL) || rename(from, to))
+    return file_failed("cannot be put in place", to);
+  return NN_OK;
+}
+
+nn_status_t file_remove(const char *path) {
+  if ((file_tapped("remove", path, NULL) || unlink(path)) && errno != ENOENT)
+    return file_failed("cannot be removed", path);
+  return NN_OK;
+}
+
+nn_status_t file_remove_folder(const char *path) {
+  if (file_tapped("rmdir", path, NULL) || rmdir(path))
+    return file_failed("the folder cannot be removed", path);
+  return NN_OK;
+}
+
+nn_status_t file_sync_folder(const char *path) {
+  int fd = file_open(path, O_RDONLY | O_DIRECTORY);
+  if (fd < 0) return file_failed("the folder cannot be opened", path);
+  nn_status_t status = NN_OK;
+  /* EINVAL: a file system whose folders cannot be synced apart from their files */
+  if ((file_tapped("sync", path, NULL) || fsync(fd)) && errno != EINVAL)
+    status = file_failed("the folder cannot be synced", path);
+  close(fd);
+  return status;
+}
+
+nn_status_t file_list(const char *folder, file_visit_fn visit, void *user) {
+  DIR *listing = file_tapped("list", folder, NULL) ? NULL : opendir(folder);
+  if (!listing) return file_failed("the folder cannot be listed", folder);
+  nn_status_t status = NN_OK;
+  while (status == NN_OK) {
+    errno = 0;
+    const struct dirent *entry = readdir(listing);
+    if (!entry) {
+      if (errno) status = file_failed("the folder cannot be listed", folder);
+      break;
+    }
+    if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0)
+      status = visit(user, entry->d_name);
+  }
+  closedir(listing);
+  return status;
+}

@@ -1,0 +1,322 @@
+/* Opening and reading model folders. */
+#include "format/folder.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/dtype.h"
+#include "base/mem.h"
+#include "format/config_json.h"
+#include "format/param_io.h"
+#include "format/staging.h"
+
+enum { MOST_INDEX = 100 * 1000 * 1000, MOST_ATTEMPTS = 10 };
+
+/* ---- all tensors of all files, by name -------------------------------------------------------------- */
+
+typedef struct entry {
+  const safetensors_tensor_t *tensor;
+  const safetensors_t *file;
+  bool used;
+} entry_t;
+
+typedef struct entries {
+  entry_t *items;
+  int64_t count;
+} entries_t;
+
+static int entry_compare(const void *a, const void *b) {
+  return strcmp(((const entry_t *)a)->tensor->name, ((const entry_t *)b)->tensor->name);
+}
+
+static entry_t *entries_find(const entries_t *entries, const char *name) {
+  safetensors_tensor_t wanted = {.name = name};
+  entry_t key = {.tensor = &wanted};
+  return bsearch(&key, entries->items, (size_t)entries->count, sizeof key, entry_compare);
+}
+
+static nn_status_t entries_collect(const folder_t *folder, entries_t *entries) {
+  int64_t total = 0;
+  for (int64_t i = 0; i < folder->file_count; i++) total += folder->files[i].count;
+  void *items;
+  STATUS_TRY(mem_alloc((size_t)total, sizeof(entry_t), &items));
+  *entries = (entries_t){.items = items};
+  for (int64_t i = 0; i < folder->file_count; i++)
+    for (int64_t j = 0; j < folder->files[i].count; j++)
+      entries->items[entries->count++] =
+          (entry_t){.tensor = &folder->files[i].tensors[j], .file = &folder->files[i]};
+  qsort(entries->items, (size_t)total, sizeof(entry_t), entry_compare);
+  for (int64_t i = 1; i < total; i++)
+    if (entry_compare(&entries->items[i - 1], &entries->items[i]) == 0)
+      return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\" is in two of the files",
+                         entries->items[i].tensor->name);
+  return NN_OK;
+}
+
+/* ---- matching tensors with parameters ----------------------------------------------------------------- */
+
+static const char gpt2_prefix[] = "transformer.";
+
+/* A tensor's name as this library's tables have it: published GPT-2 files leave the prefix out. */
+static const char *name_without_prefix(const char *name) {
+  return strncmp(name, gpt2_prefix, sizeof gpt2_prefix - 1) == 0 ? name + sizeof gpt2_prefix - 1 : name;
+}
+
+/* "<before>N<after>" with digits for N. */
+static bool name_is_of_layer(const char *name, const char *before, const char *after) {
+  if (strncmp(name, before, strlen(before)) != 0) return false;
+  const char *digits = name + strlen(before);
+  size_t length = strspn(digits, "0123456789");
+  return length && strcmp(digits + length, after) == 0;
+}
+
+/* Tensors that some files have and no model needs: masks and frequencies that follow from the
+ * configuration, and a copy of the embedding where the head is tied to it. */
+static bool name_is_redundant(const char *name, const nn_model_config_t *config) {
+  if (config->tied_head && strcmp(name, "lm_head.weight") == 0) return true;
+  if (config->family == NN_FAMILY_MIXTRAL)
+    return name_is_of_layer(name, "model.layers.", ".self_attn.rotary_emb.inv_freq");
+  const char *bare = name_without_prefix(name);
+  return name_is_of_layer(bare, "h.", ".attn.bias") || name_is_of_layer(bare, "h.", ".attn.masked_bias");
+}
+
+static nn_status_t param_match(const nn_model_config_t *config, const param_t *param,
+                               const entries_t *entries, entry_t **match) {
+  entry_t *entry = entries_find(entries, param->name);
+  const char *bare = name_without_prefix(param->name);
+  if (config->family == NN_FAMILY_GPT2 && bare != param->name) {
+    entry_t *other = entries_find(entries, bare);
+    if (entry && other)
+      return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\" is there with and without its prefix", bare);
+    if (other) entry = other;
+  }
+  if (!entry) return status_fail(NN_ERR_FORMAT, "tensor \"%s\" is missing", param->name);
+  const safetensors_tensor_t *tensor = entry->tensor;
+  if (!param_io_fits(param, tensor) && param->ndim == 1)
+    return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\": its shape is not [%lld], as config.json has it",
+                       tensor->name, (long long)param->shape[0]);
+  if (!param_io_fits(param, tensor))
+    return status_fail(NN_ERR_FORMAT,
+                       "tensor \"%.96s\": its shape is not [%lld, %lld], as config.json has it",
+                       tensor->name, (long long)param->shape[0], (long long)param->shape[1]);
+  if (!dtype_is_float(tensor->dtype))
+    return status_fail(NN_ERR_UNSUPPORTED, "tensor \"%.96s\": its dtype is %s; F32, BF16 and F16 are read",
+                       tensor->name, tensor->dtype_name);
+  *match = entry;
+  return NN_OK;
+}
+
+static nn_status_t folder_match(folder_t *folder, entries_t *entries) {
+  param_table_t counts;
+  STATUS_TRY(param_table_count(&folder->config, &counts));
+  /* the table takes memory in proportion to what the files hold, not to what config.json claims */
+  if (counts.count / 4 > entries->count)
+    return status_fail(NN_ERR_FORMAT, "config.json asks for %lld tensors, and %lld are there",
+                       (long long)counts.count, (long long)entries->count);
+  STATUS_TRY(param_table_build(&folder->config, &folder->table));
+  void *sources;
+  STATUS_TRY(mem_alloc((size_t)folder->table.count, sizeof *folder->sources, &sources));
+  folder->sources = sources;
+  for (int64_t i = 0; i < folder->table.count; i++) {
+    entry_t *entry = NULL;
+    STATUS_TRY(param_match(&folder->config, &folder->table.items[i], entries, &entry));
+    entry->used = true;
+    folder->sources[i] = (folder_source_t){.tensor = entry->tensor, .file = entry->file};
+  }
+  for (int64_t i = 0; i < entries->count; i++)
+    if (!entries->items[i].used && !name_is_redundant(entries->items[i].tensor->name, &folder->config))
+      return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\" belongs to no parameter of config.json's model",
+                         entries->items[i].tensor->name);
+  folder->dtype = folder->sources[0].tensor->dtype == NN_F32 ? NN_F32 : NN_BF16;
+  return NN_OK;
+}
+
+/* ---- files ------------------------------------------------------------------------------------------ */
+
+static nn_status_t folder_load_config(const char *path, const file_map_t *map, folder_t *folder) {
+  nn_status_t status = config_json_read(map->data, map->bytes, &folder->config);
+  return status == NN_OK ? NN_OK : status_prefix(status, "%s", path);
+}
+
+/* Adds one file, mapped already, to folder->files, which has room. */
+static nn_status_t folder_add_file(const char *path, const char *name, file_map_t *map,
+                                   folder_t *folder) {
+  nn_status_t status = safetensors_take(name, map, &folder->files[folder->file_count]);
+  if (status != NN_OK) return status_prefix(status, "%s", path);
+  folder->file_count++;
+  return NN_OK;
+}
+
+/* A file of the same folder, not a path to somewhere else. */
+static bool index_name_is_plain(const char *name) {
+  static const char suffix[] = ".safetensors";
+  size_t length = strlen(name);
+  return name[0] != '.' && !strchr(name, '/') && !strchr(name, '\\') && length > sizeof suffix - 1 &&
+         strcmp(name + length - (sizeof suffix - 1), suffix) == 0;
+}
+
+static int index_compare(const void *a, const void *b) {
+  return strcmp(*(const char *const *)a, *(const char *const *)b);
+}
+
+/* The distinct file names of a weight map, sorted; names live as long as the map. */
+static nn_status_t index_files(json_t *weight_map, const char **names, int64_t *count) {
+  const char *tensor;
+  json_t *file;
+  int64_t all = 0;
+  json_object_foreach(weight_map, tensor, file) {
+    const char *name = json_string_value(file);
+    if (!name || !index_name_is_plain(name))
+      return status_fail(NN_ERR_FORMAT,
+                         "weight_map has \"%.96s\" in \"%.96s\", which is no safetensors file of the folder",
+                         tensor, name ? name : "?");
+    names[all++] = name;
+  }
+  qsort(names, (size_t)all, sizeof *names, index_compare);
+  *count = 0;
+  for (int64_t i = 0; i < all; i++)
+    if (!i || strcmp(names[i], names[*count - 1]) != 0) names[(*count)++] = names[i];
+  return NN_OK;
+}
+
+/* Every tensor of a shard is listed as being in it, and no other is. */
+static nn_status_t index_check(json_t *weight_map, const char **names, const folder_t *folder) {
+  int64_t tensors = 0;
+  for (int64_t i = 0; i < folder->file_count; i++) {
+    const safetensors_t *file = &folder->files[i];
+    for (int64_t j = 0; j < file->count; j++) {
+      const char *listed = json_string_value(json_object_get(weight_map, file->tensors[j].name));
+      if (!listed || strcmp(listed, names[i]) != 0)
+        return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\" is in %.96s, and weight_map says %.96s",
+                           file->tensors[j].name, names[i], listed ? listed : "nothing of it");
+    }
+    tensors += file->count;
+  }
+  if (tensors != (int64_t)json_object_size(weight_map))
+    return status_fail(NN_ERR_FORMAT, "weight_map lists %zu tensors, and its files hold %lld",
+                       json_object_size(weight_map), (long long)tensors);
+  return NN_OK;
+}
+
+static nn_status_t index_failed(nn_status_t status, const char *path) {
+  return status == NN_OK ? NN_OK : status_prefix(status, "%s/" STAGING_INDEX, path);
+}
+
+static nn_status_t folder_open_shards(const char *path, json_t *weight_map, folder_t *folder) {
+  if (!json_is_object(weight_map) || !json_object_size(weight_map))
+    return index_failed(status_fail(NN_ERR_FORMAT, "weight_map is missing or empty"), path);
+  void *names_memory, *files;
+  STATUS_TRY(mem_alloc(json_object_size(weight_map), sizeof(char *), &names_memory));
+  const char **names = names_memory;
+  int64_t count = 0;
+  nn_status_t status = index_failed(index_files(weight_map, names, &count), path);
+  if (status == NN_OK) status = mem_alloc((size_t)count, sizeof *folder->files, &files);
+  if (status == NN_OK) folder->files = files;
+  for (int64_t i = 0; status == NN_OK && i < count; i++) {
+    file_map_t map = {0};
+    int32_t which;
+    status = staging_map(path, &names[i], 1, &map, &which);
+    if (status == NN_OK) status = folder_add_file(path, names[i], &map, folder);
+    file_unmap(&map);
+  }
+  if (status == NN_OK) status = index_failed(index_check(weight_map, names, folder), path);
+  mem_free(names_memory);
+  return status;
+}
+
+static nn_status_t folder_open_index(const char *path, const file_map_t *map, folder_t *folder) {
+  if (map->bytes > MOST_INDEX)
+    return status_fail(NN_ERR_FORMAT, "%s/" STAGING_INDEX ": has %zu bytes; at most %d are read", path,
+                       map->bytes, MOST_INDEX);
+  json_error_t error;
+  json_t *index = json_loadb(map->data, map->bytes, JSON_REJECT_DUPLICATES, &error);
+  if (!index && json_error_code(&error) == json_error_out_of_memory)
+    return status_fail(NN_ERR_MEMORY, "%s/" STAGING_INDEX ": memory for it could not be had", path);
+  if (!index)
+    return status_fail(NN_ERR_FORMAT, "%s/" STAGING_INDEX ": line %d: %s", path, error.line, error.text);
+  nn_status_t status = folder_open_shards(path, json_object_get(index, "weight_map"), folder);
+  json_decref(index);
+  return status;
+}
+
+static nn_status_t folder_open_weights(const char *path, folder_t *folder) {
+  static const char *const forms[] = {STAGING_WEIGHTS, STAGING_INDEX};
+  file_map_t map = {0};
+  int32_t form;
+  STATUS_TRY(staging_map(path, forms, 2, &map, &form));
+  nn_status_t status;
+  if (form == 0) {
+    void *files;
+    status = mem_alloc(1, sizeof *folder->files, &files);
+    if (status == NN_OK) {
+      folder->files = files;
+      status = folder_add_file(path, STAGING_WEIGHTS, &map, folder);
+    }
+  } else {
+    status = folder_open_index(path, &map, folder);
+  }
+  file_unmap(&map);
+  return status;
+}
+
+static nn_status_t folder_check(const char *path, folder_t *folder) {
+  entries_t entries = {0};
+  nn_status_t status = entries_collect(folder, &entries);
+  if (status == NN_OK) status = folder_match(folder, &entries);
+  mem_free(entries.items);
+  return status == NN_OK ? NN_OK : status_prefix(status, "%s", path);
+}
+
+/* Opens config.json, then the weights, and says whether both were of one model. */
+static nn_status_t folder_open_files(const char *path, folder_t *folder, bool *same) {
+  static const char *const config_name[] = {STAGING_CONFIG};
+  file_map_t config = {0};
+  int32_t which;
+  *same = true;
+  STATUS_TRY(staging_map(path, config_name, 1, &config, &which));
+  nn_status_t status = folder_load_config(path, &config, folder);
+  if (status == NN_OK) status = folder_open_weights(path, folder);
+  nn_status_t compared = staging_map_is(&config, path, STAGING_CONFIG, same);
+  file_unmap(&config);
+  return compared == NN_OK ? status : compared;
+}
+
+nn_status_t folder_open(const char *path, folder_t *folder) {
+  /* a save that becomes the folder's model while its files are opened replaces config.json: then those
+   * opened may be of two models, and are opened again */
+  for (int attempt = 0; attempt < MOST_ATTEMPTS; attempt++) {
+    folder_t opened = {0};
+    bool same;
+    nn_status_t status = folder_open_files(path, &opened, &same);
+    if (status == NN_OK && same) status = folder_check(path, &opened);
+    if (status == NN_OK && same) {
+      *folder = opened;
+      return NN_OK;
+    }
+    folder_close(&opened);
+    if (status == NN_ERR_MEMORY || same) return status;
+  }
+  return status_fail(NN_ERR_IO, "%s: its files were replaced each of the %d times they were opened", path,
+                     MOST_ATTEMPTS);
+}
+
+void folder_close(folder_t *folder) {
+  for (int64_t i = 0; i < folder->file_count; i++) safetensors_close(&folder->files[i]);
+  mem_free(folder->files);
+  mem_free(folder->sources);
+  param_table_free(&folder->table);
+  *folder = (folder_t){0};
+}
+
+/* ---- data --------------------------------------------------------------------------------------------- */
+
+nn_status_t folder_read(const folder_t *folder, int32_t dtype, void *buffer, nn_progress_fn progress,
+                        void *user, const atomic_int *cancel) {
+  transfer_t transfer = {.progress = progress, .user = user, .cancel = cancel};
+  for (int64_t i = 0; i < folder->table.count; i++)
+    transfer.total += (int64_t)folder->sources[i].tensor->bytes;
+  for (int64_t i = 0; i < folder->table.count; i++)
+    STATUS_TRY(param_io_read(&folder->table.items[i], dtype, buffer, folder->sources[i].file,
+                             folder->sources[i].tensor, &transfer));
+  return NN_OK;
+}

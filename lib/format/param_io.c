@@ -1,0 +1,75 @@
+#include "format/param_io.h"
+
+#include "base/dtype.h"
+#include "base/mem.h"
+
+/* How a parameter goes through a file: in blocks of published rows. A parameter stored as it is
+ * published counts as rows of one element. */
+typedef struct plan {
+  bool transposed;
+  int64_t rows, cols;
+  int64_t block; /* rows at a time */
+} plan_t;
+
+static plan_t plan_make(const param_t *param, size_t file_element) {
+  plan_t plan = {.rows = param->elements, .cols = 1};
+  /* one column alone lies the same way either way */
+  plan.transposed = param->ndim == 2 && param->stride[0] == 1 && param->shape[1] > 1;
+  if (plan.transposed) {
+    plan.rows = param->shape[0];
+    plan.cols = param->shape[1];
+  }
+  plan.block = TRANSFER_PIECE / (plan.cols * (int64_t)file_element);
+  if (plan.block < 1) plan.block = 1;
+  if (plan.block > plan.rows) plan.block = plan.rows;
+  return plan;
+}
+
+bool param_io_fits(const param_t *param, const safetensors_tensor_t *tensor) {
+  bool fits = tensor->ndim == param->ndim;
+  for (int32_t i = 0; fits && i < param->ndim; i++) fits = tensor->shape[i] == param->shape[i];
+  return fits;
+}
+
+nn_status_t param_io_read(const param_t *param, int32_t dtype, void *buffer, const safetensors_t *file,
+                          const safetensors_tensor_t *tensor, transfer_t *transfer) {
+  size_t element = nn_dtype_bytes(dtype), file_element = nn_dtype_bytes(tensor->dtype);
+  plan_t plan = plan_make(param, file_element);
+  unsigned char *to = (unsigned char *)buffer + (size_t)param->offset * element;
+  for (int64_t row = 0; row < plan.rows; row += plan.block) {
+    int64_t rows = plan.rows - row < plan.block ? plan.rows - row : plan.block;
+    const unsigned char *from = tensor->data + (size_t)(row * plan.cols) * file_element;
+    if (plan.transposed)
+      dtype_transpose(to + (size_t)row * element, dtype, plan.rows, from, tensor->dtype, plan.cols, rows,
+                      plan.cols);
+    else
+      dtype_convert(to + (size_t)row * element, dtype, from, tensor->dtype, rows);
+    size_t bytes = (size_t)(rows * plan.cols) * file_element;
+    file_map_forget(&file->map, from, bytes);
+    STATUS_TRY(transfer_advance(transfer, (int64_t)bytes));
+  }
+  return NN_OK;
+}
+
+nn_status_t param_io_write(const param_t *param, int32_t dtype, const void *buffer,
+                           file_writer_t *writer, transfer_t *transfer) {
+  size_t element = nn_dtype_bytes(dtype);
+  plan_t plan = plan_make(param, element);
+  const unsigned char *from = (const unsigned char *)buffer + (size_t)param->offset * element;
+  void *turned = NULL;
+  if (plan.transposed) STATUS_TRY(mem_alloc((size_t)(plan.block * plan.cols), element, &turned));
+  nn_status_t status = NN_OK;
+  for (int64_t row = 0; status == NN_OK && row < plan.rows; row += plan.block) {
+    int64_t rows = plan.rows - row < plan.block ? plan.rows - row : plan.block;
+    size_t bytes = (size_t)(rows * plan.cols) * element;
+    const void *piece = from + (size_t)row * element;
+    if (plan.transposed) {
+      dtype_transpose(turned, dtype, plan.cols, piece, dtype, plan.rows, plan.cols, rows);
+      piece = turned;
+    }
+    status = file_writer_write(writer, piece, bytes);
+    if (status == NN_OK) status = transfer_advance(transfer, (int64_t)bytes);
+  }
+  mem_free(turned);
+  return status;
+}

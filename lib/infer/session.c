@@ -1,0 +1,369 @@
+#include "infer/session.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "model/rope.h"
+
+enum { PREFILL_CHUNK = 256 };
+
+nn_status_t session_check(const nn_model_config_t *config, const nn_session_options_t *options,
+                          nn_session_options_t *checked) {
+  *checked = *options;
+  if (!checked->batch) checked->batch = 1;
+  if (!checked->max_len) checked->max_len = config->context;
+  if (!checked->prefill_chunk) checked->prefill_chunk = PREFILL_CHUNK;
+  double longest = (double)config->context;
+  if (config->position == NN_POSITION_ROPE) longest *= (double)config->rope_ntk_alpha;
+  if (checked->batch < 1 || checked->prefill_chunk < 1)
+    return status_fail(NN_ERR_ARGUMENT,
+                       "nn_session_options_t: batch %lld and prefill_chunk %lld are at least 1",
+                       (long long)checked->batch, (long long)checked->prefill_chunk);
+  if (checked->max_len < 1 || (double)checked->max_len > longest)
+    return status_fail(NN_ERR_ARGUMENT,
+                       "nn_session_options_t: max_len is %lld; it goes from 1 to %.0f, the context times "
+                       "rope_ntk_alpha",
+                       (long long)checked->max_len, longest);
+  if (checked->prefill_chunk > checked->max_len) checked->prefill_chunk = checked->max_len;
+  int64_t tokens, slots;
+  int64_t rows = checked->batch > checked->prefill_chunk ? checked->batch : checked->prefill_chunk;
+  if (!mem_mul(rows, config->top_k ? config->top_k : 1, &slots) || slots > INT32_MAX ||
+      !mem_mul(checked->batch, checked->max_len, &tokens) || tokens > INT64_MAX / 64)
+    return status_fail(NN_ERR_ARGUMENT, "nn_session_options_t: %lld sequences of %lld tokens are too many",
+                       (long long)checked->batch, (long long)checked->max_len);
+  return NN_OK;
+}
+
+static int64_t session_rows(const nn_session_options_t *options) {
+  return options->batch > options->prefill_chunk ? options->batch : options->prefill_chunk;
+}
+
+static int64_t session_kv_width(const nn_model_config_t *config) {
+  return config->kv_heads * config->head_dim;
+}
+
+static void session_take_cache(arena_t *arena, const nn_model_config_t *config,
+                               const nn_session_options_t *options, session_buffers_t *buffers) {
+  int64_t positions = options->batch * options->max_len;
+  int64_t width = config->layers * session_kv_width(config); /* less than the parameters: it fits */
+  buffers->k = arena_take(arena, positions, width, sizeof(float));
+  buffers->v = arena_take(arena, positions, width, sizeof(float));
+}
+
+static void session_take_activations(arena_t *arena, const nn_model_config_t *config,
+                                     const nn_session_options_t *options,
+                                     session_buffers_t *buffers) {
+  int64_t rows = session_rows(options);
+  buffers->x[0] = arena_take(arena, rows, config->hidden, sizeof(float));
+  buffers->x[1] = arena_take(arena, rows, config->hidden, sizeof(float));
+  buffers->y = arena_take(arena, rows, config->hidden, sizeof(float));
+  block_acts_take(arena, config, rows, false, &buffers->acts);
+}
+
+static void session_take_workspace(arena_t *arena, const nn_device_t *device,
+                                   const nn_model_config_t *config, int32_t dtype,
+                                   const nn_session_options_t *options, session_buffers_t *buffers) {
+  int64_t rows = session_rows(options);
+  buffers->ids = arena_take(arena, 1, rows, sizeof(int32_t));
+  buffers->position = arena_take(arena, 1, rows, sizeof(int32_t));
+  buffers->sequence = arena_take(arena, 1, rows, sizeof(int32_t));
+  buffers->attend = arena_take(arena, 1, options->batch, sizeof(int32_t));
+  buffers->kv_len = arena_take(arena, 1, options->batch, sizeof(int32_t));
+  if (config->position == NN_POSITION_ROPE)
+    buffers->rope = arena_take(arena, options->max_len, config->head_dim, sizeof(float));
+  buffers->logits = arena_take(arena, options->batch, config->vocab_size, sizeof(float));
+  buffers->history = arena_take(arena, 1, options->max_len, sizeof(int32_t));
+  buffers->token = arena_take(arena, 1, 1, sizeof(int32_t));
+  if (config->experts) {
+    router_stats_take(arena, config, &buffers->router);
+    size_t before = arena->used;
+    buffers->stat_count =
+        arena_take(arena, config->layers, config->experts + 1, sizeof(int64_t));
+    buffers->stat_prob = arena_take(arena, config->layers, config->experts, sizeof(double));
+    buffers->stat_bytes = arena->used - before;
+  }
+  backend_limits_t limits = {.rows = rows, .batch = options->batch, .kv_len = options->max_len};
+  limits.hidden = config->hidden, limits.heads = config->heads, limits.kv_heads = config->kv_heads;
+  limits.head_dim = config->head_dim, limits.ffn = config->ffn, limits.experts = config->experts;
+  limits.top_k = config->top_k, limits.vocab = config->vocab_size, limits.weight_dtype = dtype;
+  buffers->scratch.bytes = device->backend->workspace_bytes(device->place, &limits);
+  buffers->scratch.data = arena_take(arena, 1, (int64_t)buffers->scratch.bytes, 1);
+}
+
+nn_status_t session_count(const nn_device_t *device, const nn_model_config_t *config, int32_t dtype,
+                          const nn_session_options_t *checked, session_bytes_t *bytes) {
+  session_buffers_t buffers = {0};
+  arena_t cache = {0}, activations = {0}, workspace = {0};
+  session_take_cache(&cache, config, checked, &buffers);
+  session_take_activations(&activations, config, checked, &buffers);
+  session_take_workspace(&workspace, device, config, dtype, checked, &buffers);
+  if (cache.overflowed || activations.overflowed || workspace.overflowed)
+    return status_fail(NN_ERR_ARGUMENT, "a session of %lld x %lld tokens overflows memory sizes",
+                       (long long)checked->batch, (long long)checked->max_len);
+  bytes->cache = cache.used;
+  bytes->activations = activations.used;
+  bytes->workspace = workspace.used;
+  return NN_OK;
+}
+
+/* Host arrays. */
+static nn_status_t session_allocate_host(nn_session_t *session) {
+  const nn_session_options_t *options = &session->options;
+  size_t batch = (size_t)options->batch;
+  void *got = NULL;
+  STATUS_TRY(mem_alloc(5 * (size_t)session->rows, sizeof(int32_t), &got));
+  session->rows_host = got;
+  STATUS_TRY(mem_alloc(batch * (size_t)options->max_len, sizeof(int32_t), &got));
+  session->tokens = got;
+  STATUS_TRY(mem_alloc(batch, sizeof(int64_t), &got));
+  session->length = got;
+  STATUS_TRY(mem_alloc(batch, sizeof(bool), &got));
+  session->fresh = got;
+  STATUS_TRY(mem_alloc((size_t)session->model->config.layers, sizeof(router_stats_t), &got));
+  session->router = got;
+  return NN_OK;
+}
+
+static nn_status_t session_allocate_device(nn_session_t *session) {
+  nn_model_t *model = session->model;
+  nn_device_t *device = model->device;
+  const nn_model_config_t *config = &model->config;
+  session_buffers_t *buffers = &session->buffers;
+  session_bytes_t bytes;
+  STATUS_TRY(session_count(device, config, model->dtype, &session->options, &bytes));
+  STATUS_TRY(storage_create(device, bytes.cache, &session->cache));
+  STATUS_TRY(storage_create(device, bytes.activations, &session->activations));
+  STATUS_TRY(storage_create(device, bytes.workspace, &session->workspace));
+  arena_t cache = {.base = session->cache->data};
+  arena_t activations = {.base = session->activations->data};
+  arena_t workspace = {.base = session->workspace->data};
+  session_take_cache(&cache, config, &session->options, buffers);
+  session_take_activations(&activations, config, &session->options, buffers);
+  session_take_workspace(&workspace, device, config, model->dtype, &session->options, buffers);
+  for (int64_t l = 0; l < config->layers; l++) session->router[l] = buffers->router;
+  if (config->position == NN_POSITION_ROPE)
+    STATUS_TRY(rope_fill(device, config, session->options.max_len, buffers->rope));
+  return device_zero(device, buffers->stat_count, buffers->stat_bytes);
+}
+
+nn_status_t session_create(nn_model_t *model, const nn_session_options_t *checked,
+                           nn_session_t **session) {
+  void *got = NULL;
+  STATUS_TRY(mem_alloc(1, sizeof(nn_session_t), &got));
+  nn_session_t *made = got;
+  made->model = model;
+  model_retain(model);
+  made->options = *checked;
+  made->rows = session_rows(checked);
+  nn_status_t status = session_allocate_host(made);
+  if (status == NN_OK) status = session_allocate_device(made);
+  if (status != NN_OK) {
+    session_free(made);
+    return status;
+  }
+  *session = made;
+  return NN_OK;
+}
+
+void session_free(nn_session_t *session) {
+  if (!session) return;
+  mem_free(session->rows_host);
+  mem_free(session->tokens);
+  mem_free(session->length);
+  mem_free(session->fresh);
+  mem_free(session->router);
+  storage_release(session->cache);
+  storage_release(session->activations);
+  storage_release(session->workspace);
+  model_release(session->model);
+  mem_free(session);
+}
+
+/* ---- passes --------------------------------------------------------------------------------------- */
+
+/* Parts of rows_host. */
+typedef struct session_rows_host {
+  int32_t *ids, *position, *sequence, *attend, *kv_len;
+} session_rows_host_t;
+
+static session_rows_host_t session_host(const nn_session_t *session) {
+  int32_t *at = session->rows_host;
+  int64_t rows = session->rows;
+  return (session_rows_host_t){at, at + rows, at + 2 * rows, at + 3 * rows, at + 4 * rows};
+}
+
+static nn_status_t session_copy_in(nn_session_t *session, void *target, const void *source,
+                                   int64_t count) {
+  nn_device_t *device = session->model->device;
+  return device->backend->copy_in(device->place, target, source, (size_t)count * sizeof(int32_t));
+}
+
+/* Runs batch x q_len rows, described by rows_host, up to the last block's output. */
+static nn_status_t session_pass(nn_session_t *session, int64_t batch, int64_t q_len, float **out) {
+  nn_model_t *model = session->model;
+  const nn_model_config_t *config = &model->config;
+  session_buffers_t *buffers = &session->buffers;
+  session_rows_host_t host = session_host(session);
+  int64_t n = batch * q_len;
+  STATUS_TRY(session_copy_in(session, buffers->ids, host.ids, n));
+  STATUS_TRY(session_copy_in(session, buffers->position, host.position, n));
+  STATUS_TRY(session_copy_in(session, buffers->sequence, host.sequence, n));
+  STATUS_TRY(session_copy_in(session, buffers->attend, host.attend, batch));
+  STATUS_TRY(session_copy_in(session, buffers->kv_len, host.kv_len, batch));
+  int64_t sequence_stride = session->options.max_len * session_kv_width(config);
+  block_cache_t cache = {.k = buffers->k, .v = buffers->v, .sequence_stride = sequence_stride};
+  cache.layer_stride = session->options.batch * sequence_stride;
+  cache.sequence = buffers->sequence, cache.attend = buffers->attend;
+  cache.kv_len = buffers->kv_len;
+  pass_t pass = {.config = config, .backend = model->device->backend, .cache = &cache};
+  pass.place = model->device->place, pass.scratch = buffers->scratch;
+  pass.weights = &model->weights, pass.weight_dtype = model->dtype;
+  pass.batch = batch, pass.q_len = q_len;
+  pass.ids = buffers->ids, pass.position = buffers->position, pass.rope = buffers->rope;
+  pass.router = session->router;
+  pass.stat_count = buffers->stat_count, pass.stat_prob = buffers->stat_prob;
+  op_embed_t embed = {.n = n, .hidden = config->hidden, .weight_dtype = model->dtype};
+  embed.ids = pass.ids, embed.position = pass.position;
+  embed.wte = model->weights.wte, embed.wpe = model->weights.wpe, embed.out = buffers->x[0];
+  STATUS_TRY(pass.backend->embed(pass.place, &embed, pass.scratch));
+  for (int64_t l = 0; l < config->layers; l++)
+    STATUS_TRY(block_forward(&pass, l, buffers->x[l % 2], buffers->x[(l + 1) % 2], &buffers->acts,
+                             true));
+  *out = buffers->x[config->layers % 2];
+  return NN_OK;
+}
+
+/* Logits of `count` rows of y to those of sequences first, first + 1, ... */
+static nn_status_t session_head(nn_session_t *session, const float *y, int64_t count,
+                                int64_t first) {
+  nn_model_t *model = session->model;
+  const nn_model_config_t *config = &model->config;
+  op_matmul_t op = {.m = count, .n = config->vocab_size, .k = config->hidden, .trans_b = 1};
+  op.a = y, op.lda = config->hidden;
+  op.b = model->weights.head, op.ldb = config->hidden, op.b_dtype = model->dtype;
+  op.d = session->buffers.logits + first * config->vocab_size, op.ldd = config->vocab_size;
+  return model->device->backend->matmul(model->device->place, &op, session->buffers.scratch);
+}
+
+static nn_status_t session_final_norm(nn_session_t *session, const float *x, int64_t n, float *y) {
+  nn_model_t *model = session->model;
+  pass_t pass = {.config = &model->config, .backend = model->device->backend};
+  pass.place = model->device->place, pass.scratch = session->buffers.scratch;
+  pass.weights = &model->weights, pass.weight_dtype = model->dtype;
+  return final_norm(&pass, n, x, y, NULL, NULL);
+}
+
+static nn_status_t session_logits_out(nn_session_t *session, int64_t sequence, float *logits) {
+  nn_device_t *device = session->model->device;
+  int64_t vocab = session->model->config.vocab_size;
+  return device->backend->copy_out(device->place, logits,
+                                   session->buffers.logits + sequence * vocab,
+                                   (size_t)vocab * sizeof(float));
+}
+
+nn_status_t session_prefill(nn_session_t *session, int64_t sequence, const int32_t *tokens,
+                            int64_t count, float *logits) {
+  session_rows_host_t host = session_host(session);
+  session_buffers_t *buffers = &session->buffers;
+  int64_t hidden = session->model->config.hidden, start = session->length[sequence];
+  session->fresh[sequence] = false;
+  float *x = NULL;
+  int64_t n = 0;
+  for (int64_t done = 0; done < count; done += n) {
+    n = count - done;
+    if (n > session->options.prefill_chunk) n = session->options.prefill_chunk;
+    for (int64_t i = 0; i < n; i++) {
+      host.ids[i] = tokens[done + i];
+      host.position[i] = (int32_t)(start + done + i);
+      host.sequence[i] = (int32_t)sequence;
+    }
+    host.attend[0] = (int32_t)sequence;
+    host.kv_len[0] = (int32_t)(start + done + n);
+    STATUS_TRY(device_poll(session->model->device));
+    STATUS_TRY(session_pass(session, 1, n, &x));
+  }
+  STATUS_TRY(session_final_norm(session, x + (n - 1) * hidden, 1, buffers->y));
+  STATUS_TRY(session_head(session, buffers->y, 1, sequence));
+  if (logits) STATUS_TRY(session_logits_out(session, sequence, logits));
+  memcpy(session->tokens + sequence * session->options.max_len + start, tokens,
+         (size_t)count * sizeof *tokens);
+  session->length[sequence] = start + count;
+  session->fresh[sequence] = true;
+  return NN_OK;
+}
+
+nn_status_t session_decode(nn_session_t *session, const int32_t *tokens, float *logits) {
+  session_rows_host_t host = session_host(session);
+  session_buffers_t *buffers = &session->buffers;
+  int64_t hidden = session->model->config.hidden, vocab = session->model->config.vocab_size;
+  int64_t batch = session->options.batch, rows = 0;
+  for (int64_t s = 0; s < batch; s++) {
+    if (tokens[s] < 0) continue;
+    host.ids[rows] = tokens[s];
+    host.position[rows] = (int32_t)session->length[s];
+    host.sequence[rows] = host.attend[rows] = (int32_t)s;
+    host.kv_len[rows] = (int32_t)session->length[s] + 1;
+    session->fresh[s] = false;
+    rows++;
+  }
+  if (!rows) return NN_OK;
+  float *x = NULL;
+  STATUS_TRY(session_pass(session, rows, 1, &x));
+  STATUS_TRY(session_final_norm(session, x, rows, buffers->y));
+  for (int64_t row = 0, run; row < rows; row += run) { /* runs of neighbouring sequences */
+    int64_t first = host.sequence[row];
+    for (run = 1; row + run < rows && host.sequence[row + run] == first + run;) run++;
+    STATUS_TRY(session_head(session, buffers->y + row * hidden, run, first));
+  }
+  for (int64_t row = 0; logits && row < rows; row++) {
+    int64_t s = host.sequence[row];
+    STATUS_TRY(session_logits_out(session, s, logits + s * vocab));
+  }
+  for (int64_t row = 0; row < rows; row++) {
+    int64_t s = host.sequence[row];
+    session->tokens[s * session->options.max_len + session->length[s]++] = host.ids[row];
+    session->fresh[s] = true;
+  }
+  return NN_OK;
+}
+
+/* ---- choice ------------------------------------------------------------------------------------------ */
+
+nn_status_t sample_check(const nn_sample_options_t *options, nn_sample_options_t *checked) {
+  *checked = *options;
+  if (checked->repetition_penalty == 0) checked->repetition_penalty = 1;
+  if (!(checked->temperature >= 0 && isfinite(checked->temperature)))
+    return status_fail(NN_ERR_ARGUMENT, "nn_sample_options_t: temperature is %g; it must be at least 0",
+                       (double)checked->temperature);
+  if (checked->top_k < 0)
+    return status_fail(NN_ERR_ARGUMENT, "nn_sample_options_t: top_k is %d; it must be at least 0",
+                       checked->top_k);
+  if (!(checked->top_p >= 0 && checked->top_p <= 1 && checked->min_p >= 0 && checked->min_p <= 1))
+    return status_fail(NN_ERR_ARGUMENT, "nn_sample_options_t: top_p %g and min_p %g must be in [0, 1]",
+                       (double)checked->top_p, (double)checked->min_p);
+  if (!(checked->repetition_penalty > 0 && isfinite(checked->repetition_penalty)))
+    return status_fail(NN_ERR_ARGUMENT,
+                       "nn_sample_options_t: repetition_penalty is %g; it must be above 0",
+                       (double)checked->repetition_penalty);
+  return NN_OK;
+}
+
+nn_status_t session_sample(nn_session_t *session, int64_t sequence,
+                           const nn_sample_options_t *options, int32_t *token) {
+  nn_device_t *device = session->model->device;
+  session_buffers_t *buffers = &session->buffers;
+  int64_t vocab = session->model->config.vocab_size, length = session->length[sequence];
+  op_sample_t op = {.vocab = vocab, .logits = buffers->logits + sequence * vocab};
+  op.temperature = options->temperature, op.top_k = options->top_k, op.top_p = options->top_p;
+  op.min_p = options->min_p, op.repetition_penalty = options->repetition_penalty;
+  op.seed = options->seed, op.counter = (uint64_t)length;
+  op.history = buffers->history, op.token = buffers->token;
+  if (op.repetition_penalty != 1) {
+    op.history_len = length;
+    STATUS_TRY(session_copy_in(session, buffers->history,
+                               session->tokens + sequence * session->options.max_len, length));
+  }
+  STATUS_TRY(device->backend->sample(device->place, &op, buffers->scratch));
+  return device->backend->copy_out(device->place, token, buffers->token, sizeof *token);
+}

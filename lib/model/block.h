@@ -1,0 +1,92 @@
+/* One transformer block over n tokens, forward beside backward, for training and serving alike. */
+#ifndef NN_MODEL_BLOCK_H
+#define NN_MODEL_BLOCK_H
+
+#include "base/arena.h"
+#include "base/device.h"
+#include "model/weights.h"
+
+/* What a block computes on the way and its backward pass reads. */
+typedef struct block_acts {
+  float *y1, *mean1, *rstd1; /* [n, hidden], [n]: norm before attention */
+  float *qkv;                /* [n, (A + 2K) D], q and k rotated */
+  float *att, *lse;          /* [n, A D], [n, A] */
+  float *mid;                /* [n, hidden]: residual stream after attention */
+  float *y2, *mean2, *rstd2; /* norm before the FFN */
+  routing_t routing;
+  float *prob, *router_lse;  /* [n, E], [n] */
+  float *pre;                /* experts: [n * k, 2F]; dense: [n, F] before GELU */
+  float *post;               /* dense: [n, F] after GELU */
+} block_acts_t;
+
+/* What backward needs beside the activations. */
+typedef struct block_grads {
+  float *d;       /* [n, hidden]: gradient of the block's output, then of its input */
+  float *dy;      /* [n, hidden]: of a norm's output */
+  float *dqkv;    /* as qkv */
+  float *datt;    /* as att */
+  float *dweight; /* [n, k] */
+  float *dpre;    /* dense: [n, F] */
+} block_grads_t;
+
+/* Router statistics of one layer in one pass; one array of floats so that a pass reads them at once. */
+typedef struct router_stats {
+  float *share, *mean_prob; /* [E] each */
+  float *mean_lse2;         /* [1] */
+} router_stats_t;
+
+/* Key-value cache of the sequences that a pass serves. */
+typedef struct block_cache {
+  float *k, *v;            /* of layer 0; layer l is layer_stride * l further */
+  int64_t layer_stride;    /* elements */
+  int64_t sequence_stride; /* elements */
+  const int32_t *sequence; /* [n] sequence of each row, where its key and value go */
+  const int32_t *attend;   /* [batch] sequence of each group of q_len rows */
+  const int32_t *kv_len;   /* [batch] keys, those of this pass included */
+} block_cache_t;
+
+/* One run over n = batch x q_len tokens. */
+typedef struct pass {
+  const nn_model_config_t *config;
+  const backend_t *backend;
+  backend_device_t *place;
+  backend_scratch_t scratch;
+  const weights_t *weights;
+  int32_t weight_dtype;
+  int64_t batch, q_len;
+  const int32_t *ids, *position; /* [n] */
+  const float *rope;             /* [positions, head_dim] */
+  int64_t capacity;              /* rows of an expert at most; 0: no bound */
+  router_stats_t *router;        /* [layers], or NULL for a dense model */
+  int64_t *stat_count;           /* [layers, E + 1] accumulated */
+  double *stat_prob;             /* [layers, E] accumulated */
+  const block_cache_t *cache;    /* NULL: keys and values are the pass's own */
+} pass_t;
+
+/* Loss terms that reach a router. */
+typedef struct router_loss {
+  const float *aux_share; /* [E] of the layer */
+  float aux_scale, z_scale;
+} router_loss_t;
+
+/* Takes room for n tokens. backward: with what only the backward pass reads. */
+void block_acts_take(arena_t *arena, const nn_model_config_t *config, int64_t n, bool backward,
+                     block_acts_t *acts);
+void block_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n,
+                      block_grads_t *grads);
+void router_stats_take(arena_t *arena, const nn_model_config_t *config, router_stats_t *stats);
+
+/* x[n, hidden] -> out[n, hidden]; out is not x. count: add to the expert statistics. */
+nn_status_t block_forward(const pass_t *pass, int64_t layer, const float *x, float *out,
+                          block_acts_t *acts, bool count);
+
+/* Turns grads->d from the gradient of the output into that of x, and adds the parameters' gradients. */
+nn_status_t block_backward(const pass_t *pass, int64_t layer, const float *x,
+                           const block_acts_t *acts, const block_grads_t *grads,
+                           const block_weights_t *dweights, const router_loss_t *loss);
+
+/* The norm at the end: y[n, hidden]. */
+nn_status_t final_norm(const pass_t *pass, int64_t n, const float *x, float *y, float *mean,
+                       float *rstd);
+
+#endif

@@ -1,0 +1,183 @@
+#include "model/training.h"
+
+#include "base/mem.h"
+#include "model/rope.h"
+
+/* Rows of logits that nn_model_forward() holds at a time. */
+enum { LOGITS_ROWS = 64 };
+
+nn_status_t training_check(const nn_model_config_t *config, int32_t dtype,
+                           const nn_train_options_t *options, nn_train_options_t *checked) {
+  if (dtype != NN_F32)
+    return status_fail(NN_ERR_UNSUPPORTED,
+                       "training with parameters that are not NN_F32 is not in this release");
+  *checked = *options;
+  if (!checked->batch) checked->batch = 1;
+  if (!checked->seq_len) checked->seq_len = config->context;
+  if (checked->batch < 1)
+    return status_fail(NN_ERR_ARGUMENT, "nn_train_options_t: batch is %lld; it is at least 1",
+                       (long long)checked->batch);
+  if (checked->seq_len < 1 || checked->seq_len > config->context)
+    return status_fail(NN_ERR_ARGUMENT,
+                       "nn_train_options_t: seq_len is %lld; it goes from 1 to the context, %lld",
+                       (long long)checked->seq_len, (long long)config->context);
+  if (checked->recompute != NN_RECOMPUTE_NONE && checked->recompute != NN_RECOMPUTE_BLOCK)
+    return status_fail(NN_ERR_ARGUMENT, "nn_train_options_t: recompute is %d, not an NN_RECOMPUTE_ value",
+                       checked->recompute);
+  int64_t tokens, slots;
+  if (!mem_mul(checked->batch, checked->seq_len, &tokens) ||
+      !mem_mul(tokens, config->top_k ? config->top_k : 1, &slots) || slots > INT32_MAX)
+    return status_fail(NN_ERR_ARGUMENT,
+                       "nn_train_options_t: %lld x %lld tokens are more than one call can route",
+                       (long long)checked->batch, (long long)checked->seq_len);
+  return NN_OK;
+}
+
+static int64_t training_kept(const nn_model_config_t *config, const nn_train_options_t *options) {
+  return options->recompute == NN_RECOMPUTE_BLOCK ? 1 : config->layers;
+}
+
+/* Lays out what backward reads and writes. acts: host [kept], or NULL to count. */
+static void training_take_activations(arena_t *arena, const nn_model_config_t *config,
+                                      const nn_train_options_t *options,
+                                      training_buffers_t *buffers) {
+  int64_t n = options->batch * options->seq_len;
+  buffers->x = arena_take(arena, (config->layers + 1) * n, config->hidden, sizeof(float));
+  buffers->y = arena_take(arena, n, config->hidden, sizeof(float));
+  buffers->mean = arena_take(arena, 1, n, sizeof(float));
+  buffers->rstd = arena_take(arena, 1, n, sizeof(float));
+  for (int64_t i = 0; i < training_kept(config, options); i++) {
+    block_acts_t acts;
+    block_acts_take(arena, config, n, true, &acts);
+    if (buffers->acts) buffers->acts[i] = acts;
+  }
+  block_grads_take(arena, config, n, &buffers->grads);
+}
+
+static void training_take_workspace(arena_t *arena, const nn_device_t *device,
+                                    const nn_model_config_t *config,
+                                    const nn_train_options_t *options,
+                                    training_buffers_t *buffers) {
+  int64_t n = options->batch * options->seq_len;
+  buffers->ids = arena_take(arena, 1, n, sizeof(int32_t));
+  buffers->position = arena_take(arena, 1, n, sizeof(int32_t));
+  buffers->targets = arena_take(arena, 1, n, sizeof(int32_t));
+  buffers->row_loss = arena_take(arena, 1, n, sizeof(float));
+  buffers->loss_sum = arena_take(arena, 1, 1, sizeof(double));
+  if (config->position == NN_POSITION_ROPE)
+    buffers->rope = arena_take(arena, options->seq_len, config->head_dim, sizeof(float));
+  buffers->logits_rows = n < LOGITS_ROWS ? n : LOGITS_ROWS;
+  buffers->logits = arena_take(arena, buffers->logits_rows, config->vocab_size, sizeof(float));
+  if (config->experts) {
+    buffers->aux_share = arena_take(arena, 1, config->experts, sizeof(float));
+    for (int64_t l = 0; l < config->layers; l++) {
+      router_stats_t stats;
+      router_stats_take(arena, config, &stats);
+      if (buffers->router) buffers->router[l] = stats;
+    }
+    size_t before = arena->used;
+    buffers->stat_count =
+        arena_take(arena, config->layers, config->experts + 1, sizeof(int64_t));
+    buffers->stat_prob = arena_take(arena, config->layers, config->experts, sizeof(double));
+    buffers->stat_bytes = arena->used - before;
+  }
+  backend_limits_t limits = {.rows = n, .batch = options->batch, .kv_len = options->seq_len};
+  limits.hidden = config->hidden, limits.heads = config->heads, limits.kv_heads = config->kv_heads;
+  limits.head_dim = config->head_dim, limits.ffn = config->ffn, limits.experts = config->experts;
+  limits.top_k = config->top_k, limits.vocab = config->vocab_size;
+  limits.weight_dtype = NN_F32, limits.training = 1;
+  buffers->scratch.bytes = device->backend->workspace_bytes(device->place, &limits);
+  buffers->scratch.data = arena_take(arena, 1, (int64_t)buffers->scratch.bytes, 1);
+}
+
+nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *config,
+                           int64_t elements, const nn_train_options_t *checked,
+                           training_bytes_t *bytes) {
+  training_buffers_t buffers = {0};
+  arena_t activations = {0}, workspace = {0};
+  training_take_activations(&activations, config, checked, &buffers);
+  training_take_workspace(&workspace, device, config, checked, &buffers);
+  if (activations.overflowed || workspace.overflowed)
+    return status_fail(NN_ERR_ARGUMENT, "a training batch of %lld x %lld tokens overflows memory sizes",
+                       (long long)checked->batch, (long long)checked->seq_len);
+  bytes->gradients = (size_t)elements * sizeof(float);
+  bytes->activations = activations.used;
+  bytes->workspace = workspace.used;
+  return NN_OK;
+}
+
+/* Fills what stays the same over all batches: positions' rotations, counters of zero. */
+static nn_status_t training_fill(nn_model_t *model, training_t *training) {
+  nn_device_t *device = model->device;
+  training_buffers_t *buffers = &training->buffers;
+  if (model->config.position == NN_POSITION_ROPE)
+    STATUS_TRY(rope_fill(device, &model->config, training->options.seq_len, buffers->rope));
+  return device_zero(device, buffers->stat_count, buffers->stat_bytes);
+}
+
+/* Allocates everything but the gradients. */
+static nn_status_t training_allocate(nn_model_t *model, training_t *training) {
+  nn_device_t *device = model->device;
+  const nn_model_config_t *config = &model->config;
+  training_buffers_t *buffers = &training->buffers;
+  training_bytes_t bytes;
+  STATUS_TRY(training_count(device, config, model->params.elements, &training->options, &bytes));
+  void *got = NULL;
+  STATUS_TRY(mem_alloc((size_t)training_kept(config, &training->options), sizeof(block_acts_t), &got));
+  buffers->acts = got;
+  int64_t n = training->options.batch * training->options.seq_len;
+  STATUS_TRY(mem_alloc((size_t)n, sizeof(int32_t), &got));
+  buffers->host_position = got;
+  if (config->experts) {
+    STATUS_TRY(mem_alloc((size_t)config->layers, sizeof(router_stats_t), &got));
+    buffers->router = got;
+    STATUS_TRY(mem_alloc((size_t)(4 * config->experts + 1), sizeof(double), &got));
+    buffers->host_stats = got;
+  }
+  STATUS_TRY(storage_create(device, bytes.activations, &training->activations));
+  STATUS_TRY(storage_create(device, bytes.workspace, &training->workspace));
+  arena_t activations = {.base = training->activations->data};
+  arena_t workspace = {.base = training->workspace->data};
+  training_take_activations(&activations, config, &training->options, buffers);
+  training_take_workspace(&workspace, device, config, &training->options, buffers);
+  return training_fill(model, training);
+}
+
+nn_status_t training_prepare(nn_model_t *model, const nn_train_options_t *checked) {
+  void *got = NULL;
+  STATUS_TRY(mem_alloc(1, sizeof(training_t), &got));
+  training_t *made = got;
+  made->options = *checked;
+  nn_status_t status = training_allocate(model, made);
+  if (status == NN_OK && !model->training) {
+    size_t bytes = (size_t)model->params.elements * sizeof(float);
+    status = storage_create(model->device, bytes, &made->gradients);
+    if (status == NN_OK) status = device_zero(model->device, made->gradients->data, bytes);
+  } else if (status == NN_OK) {
+    made->gradients = model->training->gradients;
+    storage_retain(made->gradients);
+  }
+  if (status == NN_OK)
+    status = weights_bind(&model->config, &model->params, made->gradients->data, sizeof(float),
+                          &made->dweights);
+  if (status != NN_OK) {
+    training_free(made);
+    return status;
+  }
+  training_free(model->training);
+  model->training = made;
+  return NN_OK;
+}
+
+void training_free(training_t *training) {
+  if (!training) return;
+  mem_free(training->buffers.acts);
+  mem_free(training->buffers.router);
+  mem_free(training->buffers.host_position);
+  mem_free(training->buffers.host_stats);
+  weights_free(&training->dweights);
+  storage_release(training->gradients);
+  storage_release(training->activations);
+  storage_release(training->workspace);
+  mem_free(training);
+}

@@ -1,0 +1,58 @@
+/* What a model needs to train on batches up to a shape: gradients, activations, workspace. */
+#ifndef NN_MODEL_TRAINING_H
+#define NN_MODEL_TRAINING_H
+
+#include "model/block.h"
+#include "model/model.h"
+
+/* Buffers for n = batch x seq_len tokens. */
+typedef struct training_buffers {
+  float *x;           /* [layers + 1, n, hidden]: the blocks' inputs and the last output */
+  float *y, *mean, *rstd; /* final norm */
+  block_acts_t *acts; /* host [kept]: one a layer, or one in all when blocks are recomputed */
+  block_grads_t grads;
+  int32_t *ids, *position, *targets; /* [n] */
+  float *rope;        /* [seq_len, head_dim] */
+  float *row_loss;    /* [n] */
+  double *loss_sum;   /* [1] */
+  float *aux_share;   /* [E]: shares over all layers, for NN_AUX_JOINT */
+  float *logits;      /* [logits_rows, vocab] */
+  int64_t logits_rows;
+  router_stats_t *router; /* host [layers], each [2E + 1] */
+  int64_t *stat_count; /* [layers, E + 1] */
+  double *stat_prob;   /* [layers, E] */
+  size_t stat_bytes;   /* of stat_count and, behind it, stat_prob */
+  backend_scratch_t scratch;
+  int32_t *host_position; /* host [n]: what position holds */
+  int64_t position_len;   /* the sequence length that position was filled for; 0: none */
+  double *host_stats;     /* host, room for 2E doubles and 3E + 1 floats */
+} training_buffers_t;
+
+struct training {
+  nn_train_options_t options; /* defaults filled in */
+  storage_t *gradients;       /* [params.elements] fp32 */
+  weights_t dweights;
+  storage_t *activations, *workspace;
+  training_buffers_t buffers;
+};
+
+/* Bytes of each allocation that training makes. */
+typedef struct training_bytes {
+  size_t gradients, activations, workspace;
+} training_bytes_t;
+
+/* Checks options against the configuration and fills the defaults in. */
+nn_status_t training_check(const nn_model_config_t *config, int32_t dtype,
+                           const nn_train_options_t *options, nn_train_options_t *checked);
+
+/* Counts, allocating nothing on the device. */
+nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *config,
+                           int64_t elements, const nn_train_options_t *checked,
+                           training_bytes_t *bytes);
+
+/* Prepares a model, or prepares it again for another shape, the gradients kept. */
+nn_status_t training_prepare(nn_model_t *model, const nn_train_options_t *checked);
+
+void training_free(training_t *training);
+
+#endif

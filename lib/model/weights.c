@@ -1,0 +1,71 @@
+#include "model/weights.h"
+
+#include "base/mem.h"
+#include "base/status.h"
+
+/* Where a role's pointer lives; NULL for roles that another one covers (K and V lie behind Q). */
+static void **weights_place(weights_t *weights, const param_t *param) {
+  block_weights_t *block = param->layer >= 0 ? &weights->blocks[param->layer] : NULL;
+  switch (param->role) {
+    case PARAM_WTE: return &weights->wte;
+    case PARAM_WPE: return &weights->wpe;
+    case PARAM_NORM1: return &block->norm1;
+    case PARAM_NORM1_BIAS: return &block->norm1_bias;
+    case PARAM_Q:
+    case PARAM_QKV: return &block->qkv;
+    case PARAM_Q_BIAS:
+    case PARAM_QKV_BIAS: return &block->qkv_bias;
+    case PARAM_K:
+    case PARAM_V:
+    case PARAM_K_BIAS:
+    case PARAM_V_BIAS: return NULL;
+    case PARAM_O: return &block->o;
+    case PARAM_O_BIAS: return &block->o_bias;
+    case PARAM_NORM2: return &block->norm2;
+    case PARAM_NORM2_BIAS: return &block->norm2_bias;
+    case PARAM_ROUTER: return &block->router;
+    case PARAM_GATE: return &block->gate[param->expert];
+    case PARAM_UP: return &block->up[param->expert];
+    case PARAM_DOWN: return &block->down[param->expert];
+    case PARAM_FC: return &block->fc;
+    case PARAM_FC_BIAS: return &block->fc_bias;
+    case PARAM_PROJ: return &block->proj;
+    case PARAM_PROJ_BIAS: return &block->proj_bias;
+    case PARAM_NORM_FINAL: return &weights->norm_final;
+    case PARAM_NORM_FINAL_BIAS: return &weights->norm_final_bias;
+    case PARAM_HEAD: return &weights->head;
+  }
+  return NULL;
+}
+
+nn_status_t weights_bind(const nn_model_config_t *config, const param_table_t *table, void *buffer,
+                         size_t element_bytes, weights_t *weights) {
+  *weights = (weights_t){0};
+  size_t layers = (size_t)config->layers, experts = (size_t)config->experts;
+  void *got = NULL;
+  STATUS_TRY(mem_alloc(layers, sizeof(block_weights_t), &got));
+  weights->blocks = got;
+  nn_status_t status = mem_alloc(3 * layers * experts, sizeof(void *), &got);
+  if (status != NN_OK) {
+    weights_free(weights);
+    return status;
+  }
+  weights->experts = got;
+  for (size_t l = 0; l < layers; l++) {
+    weights->blocks[l].gate = weights->experts + 3 * l * experts;
+    weights->blocks[l].up = weights->blocks[l].gate + experts;
+    weights->blocks[l].down = weights->blocks[l].up + experts;
+  }
+  for (int64_t i = 0; i < table->count; i++) {
+    void **place = weights_place(weights, &table->items[i]);
+    if (place) *place = (char *)buffer + (size_t)table->items[i].offset * element_bytes;
+  }
+  if (!weights->head) weights->head = weights->wte;
+  return NN_OK;
+}
+
+void weights_free(weights_t *weights) {
+  mem_free(weights->blocks);
+  mem_free(weights->experts);
+  *weights = (weights_t){0};
+}

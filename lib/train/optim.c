@@ -1,0 +1,94 @@
+#include "train/optim.h"
+
+#include <math.h>
+
+#include "base/mem.h"
+#include "model/training.h"
+
+/* What op_grad_norm writes, kept behind the moments. */
+enum { NORM_BYTES = 2 * sizeof(double) };
+
+nn_status_t optim_check(const nn_optim_options_t *options, nn_optim_options_t *checked) {
+  *checked = *options;
+  if (checked->beta1 == 0) checked->beta1 = 0.9f;
+  if (checked->beta2 == 0) checked->beta2 = 0.95f;
+  if (checked->eps == 0) checked->eps = 1e-8f;
+  if (!(checked->beta1 >= 0 && checked->beta1 < 1 && checked->beta2 >= 0 && checked->beta2 < 1))
+    return status_fail(NN_ERR_ARGUMENT, "nn_optim_options_t: beta1 %g and beta2 %g must be in [0, 1)",
+                       (double)checked->beta1, (double)checked->beta2);
+  if (!(checked->eps > 0 && isfinite(checked->eps)))
+    return status_fail(NN_ERR_ARGUMENT, "nn_optim_options_t: eps is %g; it must be above 0",
+                       (double)checked->eps);
+  if (!(checked->weight_decay >= 0 && isfinite(checked->weight_decay)))
+    return status_fail(NN_ERR_ARGUMENT, "nn_optim_options_t: weight_decay is %g; it must be at least 0",
+                       (double)checked->weight_decay);
+  if (!(checked->grad_clip >= 0 && isfinite(checked->grad_clip)))
+    return status_fail(NN_ERR_ARGUMENT, "nn_optim_options_t: grad_clip is %g; it must be at least 0",
+                       (double)checked->grad_clip);
+  return NN_OK;
+}
+
+size_t optim_bytes(int64_t elements) { return (size_t)elements * 2 * sizeof(float) + NORM_BYTES; }
+
+nn_status_t optim_create(nn_model_t *model, const nn_optim_options_t *checked, nn_optim_t **optim) {
+  void *got = NULL;
+  STATUS_TRY(mem_alloc(1, sizeof(nn_optim_t), &got));
+  nn_optim_t *made = got;
+  made->options = *checked;
+  made->model = model;
+  model_retain(model);
+  size_t bytes = optim_bytes(model->params.elements);
+  nn_status_t status = storage_create(model->device, bytes, &made->moments);
+  if (status == NN_OK) status = device_zero(model->device, made->moments->data, bytes);
+  if (status != NN_OK) {
+    optim_free(made);
+    return status;
+  }
+  *optim = made;
+  return NN_OK;
+}
+
+void optim_free(nn_optim_t *optim) {
+  if (!optim) return;
+  storage_release(optim->moments);
+  model_release(optim->model);
+  mem_free(optim);
+}
+
+float *optim_moment(const nn_optim_t *optim, int32_t moment) {
+  float *first = optim->moments->data;
+  return moment == NN_MOMENT_FIRST ? first : first + optim->model->params.elements;
+}
+
+nn_status_t optim_step(nn_optim_t *optim, float lr, double *grad_norm) {
+  nn_model_t *model = optim->model;
+  const training_t *training = model->training;
+  nn_device_t *device = model->device;
+  int64_t elements = model->params.elements, decayed = model->params.decayed;
+  double *scale = (double *)(void *)(optim_moment(optim, NN_MOMENT_FIRST) + 2 * elements);
+  op_grad_norm_t norm = {.count = elements, .g = training->gradients->data};
+  norm.max_norm = optim->options.grad_clip, norm.out = scale;
+  STATUS_TRY(device->backend->grad_norm(device->place, &norm, training->buffers.scratch));
+  double found;
+  STATUS_TRY(device->backend->copy_out(device->place, &found, scale, sizeof found));
+  if (!isfinite(found))
+    return status_fail(NN_ERR_NONFINITE,
+                       "the gradient norm of update %lld is %g; the update was refused and nothing "
+                       "changed",
+                       (long long)optim->steps + 1, found);
+  for (int part = 0; part < 2; part++) {
+    int64_t begin = part ? decayed : 0, end = part ? elements : decayed;
+    op_adamw_t op = {.count = end - begin, .lr = lr, .step = optim->steps + 1, .scale = scale};
+    op.p = (float *)model->buffer->data + begin;
+    op.g = (const float *)training->gradients->data + begin;
+    op.m = optim_moment(optim, NN_MOMENT_FIRST) + begin;
+    op.v = optim_moment(optim, NN_MOMENT_SECOND) + begin;
+    op.beta1 = optim->options.beta1, op.beta2 = optim->options.beta2, op.eps = optim->options.eps;
+    op.weight_decay = part ? 0 : optim->options.weight_decay;
+    if (op.count)
+      STATUS_TRY(device->backend->adamw(device->place, &op, training->buffers.scratch));
+  }
+  optim->steps++;
+  if (grad_norm) *grad_norm = found;
+  return NN_OK;
+}

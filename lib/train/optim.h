@@ -1,0 +1,29 @@
+/* AdamW over a model's one parameter buffer. */
+#ifndef NN_TRAIN_OPTIM_H
+#define NN_TRAIN_OPTIM_H
+
+#include "model/model.h"
+
+struct nn_optim {
+  nn_model_t *model;         /* retained */
+  nn_optim_options_t options; /* defaults filled in */
+  storage_t *moments;        /* [2, params.elements] fp32: first, then second; behind them the norm */
+  int64_t steps;
+};
+
+/* Checks options and fills the defaults in. */
+nn_status_t optim_check(const nn_optim_options_t *options, nn_optim_options_t *checked);
+
+/* Bytes of an optimizer's state. */
+size_t optim_bytes(int64_t elements);
+
+nn_status_t optim_create(nn_model_t *model, const nn_optim_options_t *checked, nn_optim_t **optim);
+void optim_free(nn_optim_t *optim);
+
+/* First element of a moment (NN_MOMENT_) in device memory. */
+float *optim_moment(const nn_optim_t *optim, int32_t moment);
+
+/* One update; the calling code holds the device. */
+nn_status_t optim_step(nn_optim_t *optim, float lr, double *grad_norm);
+
+#endif

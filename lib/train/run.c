@@ -1,0 +1,211 @@
+#include "train/run.h"
+
+#include <math.h>
+
+#include "model/training.h"
+
+/* Positions 0, 1, ... of each sequence to the device, unless they lie there from the last call. */
+static nn_status_t run_positions(nn_model_t *model, int64_t seq_len) {
+  training_buffers_t *buffers = &model->training->buffers;
+  if (buffers->position_len == seq_len) return NN_OK;
+  const nn_train_options_t *shape = &model->training->options;
+  int64_t n = shape->batch * shape->seq_len;
+  for (int64_t i = 0; i < n; i++) buffers->host_position[i] = (int32_t)(i % seq_len);
+  STATUS_TRY(model->device->backend->copy_in(model->device->place, buffers->position,
+                                             buffers->host_position, (size_t)n * sizeof(int32_t)));
+  buffers->position_len = seq_len;
+  return NN_OK;
+}
+
+/* Tokens and their positions to the device, and the pass over them. */
+static nn_status_t run_begin(nn_model_t *model, const int32_t *tokens, int64_t batch,
+                             int64_t seq_len, pass_t *pass) {
+  training_buffers_t *buffers = &model->training->buffers;
+  nn_device_t *device = model->device;
+  const nn_model_config_t *config = &model->config;
+  int64_t n = batch * seq_len;
+  *pass = (pass_t){.config = config, .backend = device->backend, .place = device->place};
+  pass->scratch = buffers->scratch;
+  pass->weights = &model->weights, pass->weight_dtype = model->dtype;
+  pass->batch = batch, pass->q_len = seq_len;
+  pass->ids = buffers->ids, pass->position = buffers->position, pass->rope = buffers->rope;
+  pass->router = buffers->router;
+  pass->stat_count = buffers->stat_count, pass->stat_prob = buffers->stat_prob;
+  if (config->capacity_factor > 0) {
+    double even = (double)n * (double)config->top_k / (double)config->experts;
+    pass->capacity = (int64_t)ceil((double)config->capacity_factor * even);
+  }
+  STATUS_TRY(run_positions(model, seq_len));
+  return device->backend->copy_in(device->place, buffers->ids, tokens, (size_t)n * sizeof(int32_t));
+}
+
+/* Input of a layer; layer `layers` is the output of the last. */
+static float *run_x(const nn_model_t *model, const pass_t *pass, int64_t layer) {
+  return model->training->buffers.x + layer * pass->batch * pass->q_len * model->config.hidden;
+}
+
+/* Activations of a layer: its own, or the one set that all layers share when they are recomputed. */
+static block_acts_t *run_acts(const nn_model_t *model, int64_t layer) {
+  bool shared = model->training->options.recompute == NN_RECOMPUTE_BLOCK;
+  return &model->training->buffers.acts[shared ? 0 : layer];
+}
+
+/* From tokens to the final norm's output. */
+static nn_status_t run_blocks(nn_model_t *model, const pass_t *pass) {
+  training_buffers_t *buffers = &model->training->buffers;
+  const nn_model_config_t *config = &model->config;
+  int64_t n = pass->batch * pass->q_len;
+  op_embed_t embed = {.n = n, .hidden = config->hidden, .weight_dtype = pass->weight_dtype};
+  embed.ids = pass->ids, embed.position = pass->position;
+  embed.wte = model->weights.wte, embed.wpe = model->weights.wpe;
+  embed.out = run_x(model, pass, 0);
+  STATUS_TRY(pass->backend->embed(pass->place, &embed, pass->scratch));
+  for (int64_t l = 0; l < config->layers; l++)
+    STATUS_TRY(block_forward(pass, l, run_x(model, pass, l), run_x(model, pass, l + 1),
+                             run_acts(model, l), true));
+  return final_norm(pass, n, run_x(model, pass, config->layers), buffers->y, buffers->mean,
+                    buffers->rstd);
+}
+
+nn_status_t run_forward(nn_model_t *model, const int32_t *tokens, int64_t batch, int64_t seq_len,
+                        float *logits) {
+  training_buffers_t *buffers = &model->training->buffers;
+  const nn_model_config_t *config = &model->config;
+  pass_t pass;
+  STATUS_TRY(run_begin(model, tokens, batch, seq_len, &pass));
+  STATUS_TRY(run_blocks(model, &pass));
+  for (int64_t row = 0, n = batch * seq_len; row < n; row += buffers->logits_rows) {
+    op_matmul_t op = {.n = config->vocab_size, .k = config->hidden, .trans_b = 1};
+    op.m = n - row < buffers->logits_rows ? n - row : buffers->logits_rows;
+    op.a = buffers->y + row * config->hidden, op.lda = config->hidden;
+    op.b = model->weights.head, op.ldb = config->hidden, op.b_dtype = model->dtype;
+    op.d = buffers->logits, op.ldd = config->vocab_size;
+    STATUS_TRY(pass.backend->matmul(pass.place, &op, pass.scratch));
+    STATUS_TRY(pass.backend->copy_out(pass.place, logits + row * config->vocab_size, buffers->logits,
+                                      (size_t)(op.m * op.n) * sizeof(float)));
+  }
+  return NN_OK;
+}
+
+/* ---- auxiliary losses ------------------------------------------------------------------------------ */
+
+/* Auxiliary and z-loss of a pass from its router statistics; joint_share [E] receives the layers' mean
+ * share where the joint form needs it. */
+static nn_status_t run_router_losses(nn_model_t *model, const pass_t *pass, nn_loss_t *loss) {
+  const nn_model_config_t *config = &model->config;
+  int64_t experts = config->experts, layers = config->layers, width = 2 * experts + 1;
+  if (!experts) return NN_OK;
+  double *share_sum = model->training->buffers.host_stats, *prob_sum = share_sum + experts;
+  float *row = (float *)(prob_sum + experts), *mean_share = row + width;
+  double aux = 0, z = 0;
+  for (int64_t e = 0; e < experts; e++) share_sum[e] = prob_sum[e] = 0;
+  for (int64_t l = 0; l < layers; l++) {
+    STATUS_TRY(pass->backend->copy_out(pass->place, row, pass->router[l].share,
+                                       (size_t)width * sizeof(float)));
+    for (int64_t e = 0; e < experts; e++) {
+      double share = row[e], prob = row[experts + e];
+      share_sum[e] += share / (double)layers;
+      prob_sum[e] += prob / (double)layers;
+      aux += (double)experts * share * prob;
+    }
+    z += row[2 * experts];
+  }
+  if (config->aux_loss == NN_AUX_JOINT) {
+    aux = 0;
+    for (int64_t e = 0; e < experts; e++) {
+      aux += (double)(experts * config->top_k) * share_sum[e] * prob_sum[e];
+      mean_share[e] = (float)share_sum[e];
+    }
+    STATUS_TRY(pass->backend->copy_in(pass->place, model->training->buffers.aux_share, mean_share,
+                                      (size_t)experts * sizeof(float)));
+  }
+  loss->aux_loss = (double)config->aux_loss_coef * aux;
+  loss->z_loss = (double)config->z_loss_coef * z;
+  return NN_OK;
+}
+
+/* How the auxiliary losses reach one layer's router. */
+static router_loss_t run_router_loss(const nn_model_t *model, int64_t layer, float scale) {
+  const nn_model_config_t *config = &model->config;
+  const training_buffers_t *buffers = &model->training->buffers;
+  router_loss_t loss = {0};
+  if (!config->experts) return loss;
+  loss.z_scale = scale * config->z_loss_coef;
+  loss.aux_scale = scale * config->aux_loss_coef * (float)config->experts;
+  loss.aux_share = buffers->router[layer].share;
+  if (config->aux_loss == NN_AUX_JOINT) {
+    loss.aux_scale *= (float)config->top_k / (float)config->layers;
+    loss.aux_share = buffers->aux_share;
+  }
+  return loss;
+}
+
+/* ---- loss and gradients ------------------------------------------------------------------------------ */
+
+/* Head and cross-entropy; with gradients grads.dy receives that of the final norm's output. */
+static nn_status_t run_head(nn_model_t *model, const pass_t *pass, const int32_t *targets,
+                            bool gradients, float scale, nn_loss_t *loss) {
+  training_buffers_t *buffers = &model->training->buffers;
+  int64_t n = pass->batch * pass->q_len;
+  for (int64_t i = 0; i < n; i++) loss->targets += targets[i] >= 0;
+  STATUS_TRY(pass->backend->copy_in(pass->place, buffers->targets, targets,
+                                    (size_t)n * sizeof(int32_t)));
+  op_head_loss_t op = {.n = n, .hidden = model->config.hidden, .vocab = model->config.vocab_size};
+  op.x = buffers->y, op.w = model->weights.head, op.weight_dtype = model->dtype;
+  op.target = buffers->targets, op.row_loss = buffers->row_loss, op.loss_sum = buffers->loss_sum;
+  if (gradients) {
+    op.scale = loss->targets ? scale / (float)loss->targets : 0;
+    op.dx = buffers->grads.dy, op.dw = model->training->dweights.head;
+  }
+  STATUS_TRY(pass->backend->head_loss(pass->place, &op, pass->scratch));
+  double sum;
+  STATUS_TRY(pass->backend->copy_out(pass->place, &sum, buffers->loss_sum, sizeof sum));
+  loss->loss = loss->targets ? sum / (double)loss->targets : 0;
+  return NN_OK;
+}
+
+/* From grads.dy, the gradient of the final norm's output, back to the embedding. */
+static nn_status_t run_backward(nn_model_t *model, const pass_t *pass, float scale) {
+  training_buffers_t *buffers = &model->training->buffers;
+  const nn_model_config_t *config = &model->config;
+  weights_t *dweights = &model->training->dweights;
+  int64_t n = pass->batch * pass->q_len;
+  STATUS_TRY(pass->backend->zero(pass->place, buffers->grads.d,
+                                 (size_t)(n * config->hidden) * sizeof(float)));
+  op_norm_bwd_t norm = {.n = n, .hidden = config->hidden, .kind = config->norm};
+  norm.x = run_x(model, pass, config->layers), norm.dy = buffers->grads.dy;
+  norm.w = model->weights.norm_final, norm.weight_dtype = pass->weight_dtype;
+  norm.mean = buffers->mean, norm.rstd = buffers->rstd, norm.dx = buffers->grads.d;
+  norm.dw = dweights->norm_final, norm.db = dweights->norm_final_bias;
+  STATUS_TRY(pass->backend->norm_bwd(pass->place, &norm, pass->scratch));
+  for (int64_t l = config->layers - 1; l >= 0; l--) {
+    block_acts_t *acts = run_acts(model, l);
+    if (model->training->options.recompute == NN_RECOMPUTE_BLOCK)
+      STATUS_TRY(block_forward(pass, l, run_x(model, pass, l), run_x(model, pass, l + 1), acts,
+                               false));
+    router_loss_t loss = run_router_loss(model, l, scale);
+    STATUS_TRY(block_backward(pass, l, run_x(model, pass, l), acts, &buffers->grads,
+                              &dweights->blocks[l], &loss));
+  }
+  op_embed_bwd_t embed = {.n = n, .hidden = config->hidden, .vocab = config->vocab_size};
+  embed.context = config->context;
+  embed.ids = pass->ids, embed.position = pass->position, embed.dout = buffers->grads.d;
+  embed.dwte = dweights->wte, embed.dwpe = dweights->wpe;
+  return pass->backend->embed_bwd(pass->place, &embed, pass->scratch);
+}
+
+nn_status_t run_loss(nn_model_t *model, const int32_t *tokens, const int32_t *targets, int64_t batch,
+                     int64_t seq_len, bool gradients, float scale, nn_loss_t *loss) {
+  pass_t pass;
+  *loss = (nn_loss_t){0};
+  STATUS_TRY(run_begin(model, tokens, batch, seq_len, &pass));
+  STATUS_TRY(run_blocks(model, &pass));
+  STATUS_TRY(run_head(model, &pass, targets, gradients, scale, loss));
+  STATUS_TRY(run_router_losses(model, &pass, loss));
+  if (!isfinite(loss->loss) || !isfinite(loss->aux_loss) || !isfinite(loss->z_loss))
+    return status_fail(NN_ERR_NONFINITE,
+                       "the loss is not finite: cross-entropy %g, auxiliary %g, router z %g; lower the "
+                       "learning rate or go back to an earlier checkpoint",
+                       loss->loss, loss->aux_loss, loss->z_loss);
+  return gradients ? run_backward(model, &pass, scale) : NN_OK;
+}
