@@ -1,0 +1,249 @@
+/* Trains a small mixture-of-experts language model on a text, byte by byte, on the CPU: measures
+ * it, lets it write, saves it, and proves that what was saved is the same model. main() tells the
+ * story; everything asked of libmoenn is in moenn.h. */
+#define _GNU_SOURCE
+#include <getopt.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "moenn.h"
+#include "stories.h"
+
+enum { BATCH = 4, CONTEXT = 256 };     /* sequences in a step, bytes in a sequence */
+enum { PARTS = 20, SHORT_CHECK = 16 }; /* progress lines; batches of a validation on the way */
+
+static const char usage[] =
+    "usage: train_tiny [TEXT] [options]\n"
+    "Trains a small mixture-of-experts model on the bytes of a file: the first 90 % train, the\n"
+    "last 10 % validate. Without TEXT it learns built-in stories whose entropy is known.\n"
+    "  --minutes M   train for M minutes (default: 1.2)\n"
+    "  --steps N     train for N steps instead: the same losses on every run, at any thread count\n"
+    "  --seed S      of weights, data and sample (default: 1)\n"
+    "  --threads T   threads that compute (default: one per core)\n"
+    "  --out DIR     where the model is saved (default: tiny-model)\n"
+    "Ctrl-C saves the model and leaves with exit code 130; a second one leaves at once.\n";
+
+static struct {
+  const char *text, *out;
+  double minutes, steps, seed, threads;
+} settings = {.out = "tiny-model", .minutes = 1.2, .seed = 1};
+
+static nn_train_options_t shape = {sizeof shape, .batch = BATCH, .seq_len = CONTEXT};
+static int32_t tokens[BATCH * CONTEXT], targets[BATCH * CONTEXT];
+static float logits[2][BATCH * CONTEXT * NN_BYTE_VOCAB];
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int number) {
+  interrupted = 1;
+  signal(number, SIG_DFL);
+}
+
+static void fail(int code, const char *what, const char *why) {
+  fprintf(stderr, "train_tiny: %s: %s\n", what, why);
+  exit(code);
+}
+
+/* Ends the program if a call has failed. */
+static void must(nn_status_t status) {
+  if (status != NN_OK) fail(1, nn_status_name(status), nn_last_error());
+}
+
+static double seconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+static double number(const char *option, double least, double most, int whole) {
+  char *end;
+  double value = strtod(optarg, &end);
+  int good = end != optarg && !*end && value >= least && value <= most;
+  if (good && (!whole || value == floor(value))) return value;
+  fprintf(stderr, "train_tiny: %s is %s; it takes a %snumber from %g to %g\n", option, optarg,
+          whole ? "whole " : "", least, most);
+  exit(2);
+}
+
+static void read_settings(int argc, char **argv) {
+  static const struct option options[] = {
+      {"minutes", 1, NULL, 'm'}, {"steps", 1, NULL, 'n'}, {"seed", 1, NULL, 's'},
+      {"threads", 1, NULL, 't'}, {"out", 1, NULL, 'o'},   {"help", 0, NULL, 'h'}, {0}};
+  for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+    switch (option) {
+      case 'm': settings.minutes = number("--minutes", 0.01, 1e6, 0); break;
+      case 'n': settings.steps = number("--steps", 1, 1e12, 1); break;
+      case 's': settings.seed = number("--seed", 0, 0x1p53, 1); break;
+      case 't': settings.threads = number("--threads", 1, 1024, 1); break;
+      case 'o': settings.out = optarg; break;
+      case 'h': fputs(usage, stdout); exit(0);
+      default: fputs(usage, stderr); exit(2);
+    }
+  }
+  if (optind < argc) settings.text = argv[optind++];
+  if (optind < argc) fail(2, argv[optind], "there is a text already");
+}
+
+static void open_text(nn_dataset_options_t options, nn_dataset_t **data, nn_dataset_t **valid) {
+  nn_dataset_info_t info = {.struct_size = sizeof info};
+  must(nn_dataset_open_text(settings.text, NULL, &options, valid));
+  must(nn_dataset_info(*valid, &info));
+  nn_dataset_destroy(*valid);
+  options.begin = info.tokens - info.tokens / 10;
+  must(nn_dataset_open_text(settings.text, NULL, &options, valid));
+  options.end = options.begin;
+  options.begin = 0;
+  options.shuffle = 1;
+  must(nn_dataset_open_text(settings.text, NULL, &options, data));
+}
+
+/* Returns -ln of the stories' probability per byte: the loss of the best possible model. */
+static double open_stories(const nn_dataset_options_t *options, uint64_t seed, size_t bytes,
+                           nn_dataset_t **data) {
+  stories_t stories;
+  int32_t *ids = NULL;
+  if (stories_make(seed, bytes, &stories) || !(ids = malloc(stories.bytes * sizeof *ids)))
+    fail(1, "stories", "memory is short");
+  for (size_t i = 0; i < stories.bytes; i++) ids[i] = (unsigned char)stories.text[i];
+  must(nn_dataset_from_tokens(ids, (int64_t)stories.bytes, options, data));
+  free(ids);
+  free(stories.text);
+  return stories.nats / (double)stories.bytes;
+}
+
+/* Nats per byte over the validation part, or its first batches. */
+static double validate(nn_model_t *model, nn_dataset_t *valid, int64_t batches) {
+  nn_dataset_info_t info = {.struct_size = sizeof info};
+  double nats = 0, bytes = 0;
+  must(nn_dataset_info(valid, &info));
+  must(nn_dataset_seek(valid, 0));
+  for (int64_t i = 0; i < batches && i < info.batches && !(interrupted && i); i++) {
+    nn_loss_t loss = {.struct_size = sizeof loss};
+    must(nn_dataset_next(valid, tokens, targets));
+    must(nn_model_evaluate(model, tokens, targets, BATCH, CONTEXT, &loss));
+    nats += loss.loss * (double)loss.targets;
+    bytes += (double)loss.targets;
+  }
+  return nats / bytes;
+}
+
+static void train(nn_device_t *device, nn_model_t *model, nn_dataset_t *data, nn_dataset_t *valid) {
+  nn_optim_options_t adamw = {.struct_size = sizeof adamw, .weight_decay = 0.1f, .grad_clip = 1};
+  nn_schedule_t schedule = {.struct_size = sizeof schedule, .kind = NN_SCHEDULE_COSINE, .lr = 3e-3f,
+      .min_lr = 3e-5f, .warmup_steps = 50, .total_steps = 1000}; /* the run is 1000 of its steps */
+  const char *clear = isatty(STDOUT_FILENO) ? "\r\033[K" : "";
+  nn_memory_t memory = {.struct_size = sizeof memory};
+  nn_optim_t *optim;
+  must(nn_optim_create(model, &adamw, &optim));
+  must(nn_device_memory(device, &memory));
+  const double start = seconds();
+  double share = 0; /* of the run that is done */
+  for (int64_t step = 1, lines = 0; share < 1 && !interrupted; step++) {
+    nn_loss_t loss = {.struct_size = sizeof loss};
+    float lr;
+    must(nn_dataset_next(data, tokens, targets));
+    must(nn_model_zero_grad(model));
+    must(nn_model_backward(model, tokens, targets, BATCH, CONTEXT, 1, &loss));
+    must(nn_schedule_lr(&schedule, (int64_t)(share * 1000), &lr));
+    must(nn_optim_step(optim, lr, NULL));
+
+    const double time = seconds() - start, done = (double)step;
+    share = settings.steps > 0 ? done / settings.steps : time / (60 * settings.minutes);
+    const int due = share * PARTS >= (double)lines + 1;
+    if (*clear || due)
+      printf("%sstep %4.0f  loss %.4f  %.0f tokens/s  %.0f MB  %.0f s left%s", clear, done,
+             loss.loss, done * BATCH * CONTEXT / time, 1e-6 * (double)memory.current_bytes,
+             fmax(0, time / share - time), *clear ? "" : "\n");
+    if (due && ++lines % 5 == 0 && share < 1)
+      printf("%svalidation loss about %.4f\n", clear, validate(model, valid, SHORT_CHECK));
+  }
+  printf("%s", clear);
+  nn_optim_destroy(optim);
+}
+
+/* Validation loss, and how evenly it used the experts. */
+static void measure(nn_model_t *model, nn_dataset_t *valid, int64_t layers, double entropy) {
+  must(nn_model_expert_stats_reset(model));
+  double loss = validate(model, valid, INT64_MAX);
+  if (interrupted) return;
+  printf("validation loss %.4f nats per byte\n", loss);
+  if (entropy > 0) printf("true entropy    %.4f, %.4f below\n", entropy, loss - entropy);
+  for (int64_t layer = 0; layer < layers; layer++) {
+    nn_expert_stats_t use = {.struct_size = sizeof use};
+    must(nn_model_expert_stats(model, layer, NULL, NULL, &use));
+    printf("layer %d: entropy of expert use %.3f of 1, the busiest has %.2f times its share\n",
+           (int)layer, use.entropy, use.max_load);
+  }
+}
+
+static int32_t print_byte(int32_t token, int64_t index, void *user) {
+  (void)index, (void)user;
+  if (token < NN_BYTE_BOS) putchar(token);
+  return interrupted;
+}
+
+static void write_sample(nn_model_t *model) {
+  const nn_sample_options_t sampling = {
+      .struct_size = sizeof sampling, .temperature = 0.8f, .seed = (uint64_t)settings.seed};
+  const nn_generate_options_t options = {
+      .struct_size = sizeof options, .sampling = &sampling, .on_token = print_byte};
+  nn_session_t *session;
+  int64_t count;
+  must(nn_session_create(model, NULL, &session));
+  must(nn_session_generate(session, 0, &(int32_t){'\n'}, 1, &options, NULL, 0, &count, NULL));
+  printf("\n\n");
+  nn_session_destroy(session);
+}
+
+/* Saves, loads, and compares every logit of a batch, bit for bit. */
+static void save_and_prove(nn_device_t *device, nn_model_t *model) {
+  nn_model_t *loaded;
+  must(nn_model_save(model, settings.out, NULL));
+  must(nn_model_load(device, settings.out, NN_F32, NULL, &loaded));
+  must(nn_model_prepare(loaded, &shape));
+  must(nn_model_forward(model, tokens, BATCH, CONTEXT, logits[0]));
+  must(nn_model_forward(loaded, tokens, BATCH, CONTEXT, logits[1]));
+  if (memcmp(logits[0], logits[1], sizeof *logits)) fail(1, settings.out, "the logits differ");
+  printf("saved in %s; reloaded, it gives the same logits, bit for bit\n", settings.out);
+  nn_model_destroy(loaded);
+}
+
+int main(int argc, char **argv) {
+  setvbuf(stdout, NULL, _IONBF, 0);
+  read_settings(argc, argv);
+  const uint64_t seed = (uint64_t)settings.seed;
+  const nn_device_options_t cpu = {.struct_size = sizeof cpu, .threads = (int32_t)settings.threads};
+  nn_dataset_options_t windows = {
+      .struct_size = sizeof windows, .batch = BATCH, .seq_len = CONTEXT, .seed = seed};
+  nn_model_config_t config = {.struct_size = sizeof config};
+  nn_device_t *device;
+  nn_dataset_t *data, *valid;
+  nn_model_t *model;
+  double entropy = 0;
+  if (settings.text) {
+    open_text(windows, &data, &valid);
+  } else {
+    entropy = open_stories(&windows, 2 * seed, 1 << 16, &valid);
+    windows.shuffle = 1;
+    open_stories(&windows, 2 * seed + 1, 4 << 20, &data);
+  }
+  must(nn_device_create("cpu", &cpu, &device));
+  must(nn_config_preset("small", &config));
+  must(nn_model_create(device, &config, NN_F32, seed, &model));
+  must(nn_model_prepare(model, &shape));
+
+  signal(SIGINT, on_interrupt);
+  train(device, model, data, valid);
+  if (!interrupted) measure(model, valid, config.layers, entropy);
+  if (!interrupted) write_sample(model);
+  save_and_prove(device, model);
+  nn_model_destroy(model);
+  nn_dataset_destroy(data);
+  nn_dataset_destroy(valid);
+  nn_device_destroy(device);
+  return interrupted ? 130 : 0;
+}
