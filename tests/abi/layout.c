@@ -1,0 +1,240 @@
+/* Pins the binary interface on 64-bit systems: place and type of each member of each public struct, and
+ * the value of each enumerator. Compiling it is the test, and test_layout.sh sees to it that nothing of
+ * the header is missing.
+ *
+ * Within one NN_ABI_VERSION a line here never changes, except that a SIZE may grow; new ones are added. A
+ * new member begins at or past the old SIZE, never in the old padding: what an older client's padding
+ * holds is not known. */
+#include "moenn.h"
+
+#define SIZE(object, bytes) _Static_assert(sizeof(object) == (bytes), "size of " #object);
+#define PIN(object, type, member, offset)                                                \
+  _Static_assert(offsetof(object, member) == (offset), "place of " #object "." #member); \
+  _Static_assert(_Generic(&((object *)0)->member, type *: 1, default: 0),                \
+                 "type of " #object "." #member);
+#define IS(name, value) _Static_assert((name) == (value), "value of " #name);
+
+SIZE(nn_device_options_t, 48)
+PIN(nn_device_options_t, size_t, struct_size, 0)
+PIN(nn_device_options_t, int32_t, threads, 8)
+PIN(nn_device_options_t, int32_t, cpu_paths, 12)
+PIN(nn_device_options_t, const int32_t *, affinity, 16)
+PIN(nn_device_options_t, nn_log_fn, log, 24)
+PIN(nn_device_options_t, void *, log_user, 32)
+PIN(nn_device_options_t, int32_t, log_level, 40)
+
+SIZE(nn_device_info_t, 24)
+PIN(nn_device_info_t, size_t, struct_size, 0)
+PIN(nn_device_info_t, int32_t, threads, 8)
+PIN(nn_device_info_t, int32_t, cpu_paths, 12)
+PIN(nn_device_info_t, const char *, name, 16)
+
+SIZE(nn_memory_t, 32)
+PIN(nn_memory_t, size_t, struct_size, 0)
+PIN(nn_memory_t, int64_t, current_bytes, 8)
+PIN(nn_memory_t, int64_t, peak_bytes, 16)
+PIN(nn_memory_t, int64_t, allocations, 24)
+
+SIZE(nn_tensor_info_t, 48)
+PIN(nn_tensor_info_t, size_t, struct_size, 0)
+PIN(nn_tensor_info_t, int32_t, dtype, 8)
+PIN(nn_tensor_info_t, int32_t, ndim, 12)
+PIN(nn_tensor_info_t, const int64_t *, shape, 16)
+PIN(nn_tensor_info_t, const int64_t *, strides, 24)
+PIN(nn_tensor_info_t, int64_t, elements, 32)
+PIN(nn_tensor_info_t, void *, data, 40)
+
+SIZE(nn_model_config_t, 144)
+PIN(nn_model_config_t, size_t, struct_size, 0)
+PIN(nn_model_config_t, int32_t, family, 8)
+PIN(nn_model_config_t, int32_t, norm, 12)
+PIN(nn_model_config_t, int32_t, position, 16)
+PIN(nn_model_config_t, int32_t, ffn_kind, 20)
+PIN(nn_model_config_t, int64_t, vocab_size, 24)
+PIN(nn_model_config_t, int64_t, context, 32)
+PIN(nn_model_config_t, int64_t, layers, 40)
+PIN(nn_model_config_t, int64_t, hidden, 48)
+PIN(nn_model_config_t, int64_t, heads, 56)
+PIN(nn_model_config_t, int64_t, kv_heads, 64)
+PIN(nn_model_config_t, int64_t, head_dim, 72)
+PIN(nn_model_config_t, int64_t, ffn, 80)
+PIN(nn_model_config_t, int64_t, experts, 88)
+PIN(nn_model_config_t, int64_t, top_k, 96)
+PIN(nn_model_config_t, int32_t, biases, 104)
+PIN(nn_model_config_t, int32_t, tied_head, 108)
+PIN(nn_model_config_t, float, norm_eps, 112)
+PIN(nn_model_config_t, float, rope_theta, 116)
+PIN(nn_model_config_t, float, rope_ntk_alpha, 120)
+PIN(nn_model_config_t, float, init_std, 124)
+PIN(nn_model_config_t, float, aux_loss_coef, 128)
+PIN(nn_model_config_t, int32_t, aux_loss, 132)
+PIN(nn_model_config_t, float, z_loss_coef, 136)
+PIN(nn_model_config_t, float, capacity_factor, 140)
+
+SIZE(nn_plan_t, 88)
+PIN(nn_plan_t, size_t, struct_size, 0)
+PIN(nn_plan_t, int64_t, parameters, 8)
+PIN(nn_plan_t, int64_t, active_parameters, 16)
+PIN(nn_plan_t, int64_t, parameter_bytes, 24)
+PIN(nn_plan_t, int64_t, master_bytes, 32)
+PIN(nn_plan_t, int64_t, gradient_bytes, 40)
+PIN(nn_plan_t, int64_t, optimizer_bytes, 48)
+PIN(nn_plan_t, int64_t, activation_bytes, 56)
+PIN(nn_plan_t, int64_t, workspace_bytes, 64)
+PIN(nn_plan_t, int64_t, cache_bytes, 72)
+PIN(nn_plan_t, int64_t, total_bytes, 80)
+
+SIZE(nn_train_options_t, 32)
+PIN(nn_train_options_t, size_t, struct_size, 0)
+PIN(nn_train_options_t, int64_t, batch, 8)
+PIN(nn_train_options_t, int64_t, seq_len, 16)
+PIN(nn_train_options_t, int32_t, recompute, 24)
+
+SIZE(nn_session_options_t, 32)
+PIN(nn_session_options_t, size_t, struct_size, 0)
+PIN(nn_session_options_t, int64_t, batch, 8)
+PIN(nn_session_options_t, int64_t, max_len, 16)
+PIN(nn_session_options_t, int64_t, prefill_chunk, 24)
+
+SIZE(nn_file_options_t, 32)
+PIN(nn_file_options_t, size_t, struct_size, 0)
+PIN(nn_file_options_t, int64_t, shard_bytes, 8)
+PIN(nn_file_options_t, nn_progress_fn, progress, 16)
+PIN(nn_file_options_t, void *, progress_user, 24)
+
+SIZE(nn_loss_t, 40)
+PIN(nn_loss_t, size_t, struct_size, 0)
+PIN(nn_loss_t, double, loss, 8)
+PIN(nn_loss_t, double, aux_loss, 16)
+PIN(nn_loss_t, double, z_loss, 24)
+PIN(nn_loss_t, int64_t, targets, 32)
+
+SIZE(nn_expert_stats_t, 40)
+PIN(nn_expert_stats_t, size_t, struct_size, 0)
+PIN(nn_expert_stats_t, int64_t, tokens, 8)
+PIN(nn_expert_stats_t, int64_t, dropped, 16)
+PIN(nn_expert_stats_t, double, entropy, 24)
+PIN(nn_expert_stats_t, double, max_load, 32)
+
+SIZE(nn_optim_options_t, 32)
+PIN(nn_optim_options_t, size_t, struct_size, 0)
+PIN(nn_optim_options_t, float, beta1, 8)
+PIN(nn_optim_options_t, float, beta2, 12)
+PIN(nn_optim_options_t, float, eps, 16)
+PIN(nn_optim_options_t, float, weight_decay, 20)
+PIN(nn_optim_options_t, float, grad_clip, 24)
+
+SIZE(nn_schedule_t, 40)
+PIN(nn_schedule_t, size_t, struct_size, 0)
+PIN(nn_schedule_t, int32_t, kind, 8)
+PIN(nn_schedule_t, float, lr, 12)
+PIN(nn_schedule_t, float, min_lr, 16)
+PIN(nn_schedule_t, int64_t, warmup_steps, 24)
+PIN(nn_schedule_t, int64_t, total_steps, 32)
+
+SIZE(nn_dataset_options_t, 56)
+PIN(nn_dataset_options_t, size_t, struct_size, 0)
+PIN(nn_dataset_options_t, int64_t, batch, 8)
+PIN(nn_dataset_options_t, int64_t, seq_len, 16)
+PIN(nn_dataset_options_t, int64_t, begin, 24)
+PIN(nn_dataset_options_t, int64_t, end, 32)
+PIN(nn_dataset_options_t, int32_t, shuffle, 40)
+PIN(nn_dataset_options_t, uint64_t, seed, 48)
+
+SIZE(nn_dataset_info_t, 40)
+PIN(nn_dataset_info_t, size_t, struct_size, 0)
+PIN(nn_dataset_info_t, int64_t, tokens, 8)
+PIN(nn_dataset_info_t, int64_t, windows, 16)
+PIN(nn_dataset_info_t, int64_t, batches, 24)
+PIN(nn_dataset_info_t, int32_t, max_id, 32)
+
+SIZE(nn_sample_options_t, 40)
+PIN(nn_sample_options_t, size_t, struct_size, 0)
+PIN(nn_sample_options_t, float, temperature, 8)
+PIN(nn_sample_options_t, int32_t, top_k, 12)
+PIN(nn_sample_options_t, float, top_p, 16)
+PIN(nn_sample_options_t, float, min_p, 20)
+PIN(nn_sample_options_t, float, repetition_penalty, 24)
+PIN(nn_sample_options_t, uint64_t, seed, 32)
+
+SIZE(nn_generate_options_t, 56)
+PIN(nn_generate_options_t, size_t, struct_size, 0)
+PIN(nn_generate_options_t, const nn_sample_options_t *, sampling, 8)
+PIN(nn_generate_options_t, int64_t, max_tokens, 16)
+PIN(nn_generate_options_t, const int32_t *, stop_ids, 24)
+PIN(nn_generate_options_t, int64_t, stop_count, 32)
+PIN(nn_generate_options_t, nn_token_fn, on_token, 40)
+PIN(nn_generate_options_t, void *, on_token_user, 48)
+
+IS(NN_OK, 0)
+IS(NN_ERR_ARGUMENT, -1)
+IS(NN_ERR_STRUCT_SIZE, -2)
+IS(NN_ERR_MEMORY, -3)
+IS(NN_ERR_IO, -4)
+IS(NN_ERR_FORMAT, -5)
+IS(NN_ERR_UNSUPPORTED, -6)
+IS(NN_ERR_STATE, -7)
+IS(NN_ERR_NOT_FOUND, -8)
+IS(NN_ERR_NONFINITE, -9)
+IS(NN_ERR_CANCELLED, -10)
+IS(NN_ERR_CAPACITY, -11)
+IS(NN_ERR_DEVICE, -12)
+
+IS(NN_LOG_DEFAULT, 0)
+IS(NN_LOG_ERROR, 1)
+IS(NN_LOG_WARNING, 2)
+IS(NN_LOG_INFO, 3)
+IS(NN_LOG_DEBUG, 4)
+
+IS(NN_CPU_DEFAULT, 0)
+IS(NN_CPU_REFERENCE, 1)
+IS(NN_CPU_AVX2, 2)
+IS(NN_CPU_AVX512, 4)
+
+IS(NN_F32, 0)
+IS(NN_BF16, 1)
+IS(NN_F16, 2)
+IS(NN_F64, 3)
+IS(NN_I64, 4)
+IS(NN_I32, 5)
+IS(NN_I16, 6)
+IS(NN_I8, 7)
+IS(NN_U8, 8)
+IS(NN_BOOL, 9)
+
+IS(NN_FAMILY_MIXTRAL, 0)
+IS(NN_FAMILY_GPT2, 1)
+
+IS(NN_NORM_RMS, 0)
+IS(NN_NORM_LAYER, 1)
+
+IS(NN_POSITION_ROPE, 0)
+IS(NN_POSITION_LEARNED, 1)
+
+IS(NN_FFN_SWIGLU, 0)
+IS(NN_FFN_GELU_TANH, 1)
+
+IS(NN_AUX_SWITCH, 0)
+IS(NN_AUX_JOINT, 1)
+
+IS(NN_RECOMPUTE_NONE, 0)
+IS(NN_RECOMPUTE_BLOCK, 1)
+
+IS(NN_MOMENT_FIRST, 0)
+IS(NN_MOMENT_SECOND, 1)
+
+IS(NN_SCHEDULE_CONSTANT, 0)
+IS(NN_SCHEDULE_LINEAR, 1)
+IS(NN_SCHEDULE_COSINE, 2)
+
+IS(NN_BYTE_BOS, 256)
+IS(NN_BYTE_EOS, 257)
+IS(NN_BYTE_PAD, 258)
+IS(NN_BYTE_VOCAB, 259)
+
+IS(NN_STOP_LENGTH, 1)
+IS(NN_STOP_ID, 2)
+IS(NN_STOP_CALLBACK, 3)
+IS(NN_STOP_CONTEXT, 4)
+
+IS(NN_MAX_DIMS, 8)

@@ -1,0 +1,277 @@
+/* config.json: what transformers writes is understood, what would change the numbers is refused by name,
+ * and what is written is read again as the same configuration, in any locale. */
+#define _POSIX_C_SOURCE 200809L
+#include <jansson.h>
+#include <locale.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "files.h"
+
+static nn_model_config_t read_text(const char *text) {
+  nn_model_config_t config = STRUCT(nn_model_config_t);
+  CHECK(nn_config_from_json(text, strlen(text), &config));
+  return config;
+}
+
+static void refuse(nn_status_t status, const char *parts, const char *text) {
+  nn_model_config_t config = STRUCT(nn_model_config_t), before = config;
+  CHECK_FAILS(status, parts, nn_config_from_json(text, strlen(text), &config));
+  assert_memory_equal(&config, &before, sizeof config);
+}
+
+#define MIXTRAL "{\"model_type\":\"mixtral\","
+#define GPT2 "{\"model_type\":\"gpt2\","
+
+static void absent_keys_have_the_defaults_of_transformers(void **state) {
+  (void)state;
+  nn_model_config_t m = read_text("{\"model_type\":\"mixtral\"}");
+  assert_int_equal(m.family, NN_FAMILY_MIXTRAL);
+  assert_int_equal(m.vocab_size, 32000);
+  assert_int_equal(m.hidden, 4096);
+  assert_int_equal(m.ffn, 14336);
+  assert_int_equal(m.layers, 32);
+  assert_int_equal(m.kv_heads, 8);
+  assert_int_equal(m.head_dim, 128);
+  assert_int_equal(m.experts, 8);
+  assert_int_equal(m.top_k, 2);
+  assert_true(m.rope_theta == 1e6f && m.norm_eps == 1e-5f && m.aux_loss_coef == 0);
+  assert_int_equal(m.aux_loss, NN_AUX_JOINT);
+  nn_model_config_t g = read_text("{\"model_type\":\"gpt2\"}");
+  nn_model_config_t preset = STRUCT(nn_model_config_t);
+  CHECK(nn_config_preset("gpt2-124m", &preset));
+  assert_memory_equal(&g, &preset, sizeof g);
+}
+
+static void rope_is_understood_in_both_spellings(void **state) {
+  (void)state;
+  assert_true(read_text(MIXTRAL "\"rope_theta\":5000.5}").rope_theta == 5000.5f);
+  assert_true(read_text(MIXTRAL "\"rope_theta\":5000,\"rope_scaling\":null}").rope_theta == 5000);
+  assert_true(read_text(MIXTRAL "\"rope_theta\":7,\"rope_scaling\":{\"type\":\"default\"}}").rope_theta == 7);
+  assert_true(read_text(MIXTRAL "\"rope_parameters\":{\"rope_theta\":9,\"rope_type\":\"default\","
+                                "\"partial_rotary_factor\":1.0}}").rope_theta == 9);
+  assert_true(read_text(MIXTRAL "\"rope_theta\":9,\"rope_parameters\":{\"rope_theta\":9.0}}").rope_theta == 9);
+  refuse(NN_ERR_FORMAT, "rope_theta|7|9", MIXTRAL "\"rope_theta\":7,\"rope_parameters\":{\"rope_theta\":9}}");
+  refuse(NN_ERR_FORMAT, "rope_scaling", MIXTRAL "\"rope_scaling\":3}");
+  refuse(NN_ERR_FORMAT, "rope_theta", MIXTRAL "\"rope_theta\":0}");
+  refuse(NN_ERR_UNSUPPORTED, "rope_scaling.type|\"linear\"", MIXTRAL "\"rope_scaling\":{\"type\":\"linear\"}}");
+  refuse(NN_ERR_UNSUPPORTED, "rope_parameters.rope_type|\"yarn\"",
+         MIXTRAL "\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":2}}");
+  refuse(NN_ERR_UNSUPPORTED, "rope_parameters.factor|2", MIXTRAL "\"rope_parameters\":{\"factor\":2}}");
+  refuse(NN_ERR_UNSUPPORTED, "partial_rotary_factor|0.5",
+         MIXTRAL "\"rope_parameters\":{\"partial_rotary_factor\":0.5}}");
+  refuse(NN_ERR_UNSUPPORTED, "partial_rotary_factor|0.5", MIXTRAL "\"partial_rotary_factor\":0.5}");
+}
+
+static void the_auxiliary_loss_counts_with_router_logits(void **state) {
+  (void)state;
+  nn_model_config_t c = read_text(MIXTRAL "\"output_router_logits\":true,\"router_aux_loss_coef\":0.02}");
+  assert_true(c.aux_loss_coef == 0.02f);
+  c = read_text(MIXTRAL "\"router_aux_loss_coef\":0.02}");
+  assert_true(c.aux_loss_coef == 0);
+  c = read_text(MIXTRAL "\"output_router_logits\":true}");
+  assert_true(c.aux_loss_coef == 0.001f);
+  c = read_text(MIXTRAL "\"router_aux_loss_norm\":\"switch\"}");
+  assert_int_equal(c.aux_loss, NN_AUX_SWITCH);
+  refuse(NN_ERR_UNSUPPORTED, "router_aux_loss_norm|\"other\"", MIXTRAL "\"router_aux_loss_norm\":\"other\"}");
+}
+
+static void nulls_and_aliases_are_understood(void **state) {
+  (void)state;
+  nn_model_config_t c = read_text(MIXTRAL "\"num_key_value_heads\":null,\"head_dim\":null}");
+  assert_int_equal(c.kv_heads, 32);
+  assert_int_equal(c.head_dim, 128);
+  assert_int_equal(read_text(MIXTRAL "\"num_experts\":4}").experts, 4);
+  assert_int_equal(read_text(MIXTRAL "\"num_experts\":4,\"num_local_experts\":4}").experts, 4);
+  refuse(NN_ERR_FORMAT, "num_local_experts|4|5", MIXTRAL "\"num_experts\":4,\"num_local_experts\":5}");
+  assert_int_equal(read_text(GPT2 "\"n_inner\":null,\"n_embd\":24}").ffn, 96);
+  assert_int_equal(read_text(GPT2 "\"n_inner\":100,\"n_embd\":24}").ffn, 100);
+}
+
+static void bookkeeping_is_left_alone(void **state) {
+  (void)state;
+  nn_model_config_t plain = read_text("{\"model_type\":\"gpt2\"}");
+  nn_model_config_t c = read_text(
+      GPT2 "\"architectures\":[\"GPT2LMHeadModel\"],\"_name_or_path\":\"gpt2\",\"bos_token_id\":50256,"
+           "\"eos_token_id\":[1,2],\"attn_pdrop\":0.1,\"resid_pdrop\":0.1,\"embd_pdrop\":0.1,\"n_ctx\":1024,"
+           "\"summary_type\":\"cls_index\",\"task_specific_params\":{\"text-generation\":{\"do_sample\":true}},"
+           "\"torch_dtype\":\"float16\",\"transformers_version\":\"4.1\",\"use_cache\":false,"
+           "\"reorder_and_upcast_attn\":true,\"scale_attn_weights\":true}");
+  assert_memory_equal(&c, &plain, sizeof c);
+}
+
+static void what_would_change_the_numbers_is_refused(void **state) {
+  (void)state;
+  refuse(NN_ERR_UNSUPPORTED, "\"some_new_key\"|7|mixtral", MIXTRAL "\"some_new_key\":7}");
+  refuse(NN_ERR_UNSUPPORTED, "\"n_embd\"", MIXTRAL "\"n_embd\":768}"); /* another family's */
+  refuse(NN_ERR_UNSUPPORTED, "sliding_window is 4096", MIXTRAL "\"sliding_window\":4096}");
+  refuse(NN_ERR_UNSUPPORTED, "attention_bias is true", MIXTRAL "\"attention_bias\":true}");
+  refuse(NN_ERR_UNSUPPORTED, "router_jitter_noise is 0.1", MIXTRAL "\"router_jitter_noise\":0.1}");
+  refuse(NN_ERR_UNSUPPORTED, "hidden_act is \"gelu\"|silu", MIXTRAL "\"hidden_act\":\"gelu\"}");
+  refuse(NN_ERR_UNSUPPORTED, "hidden_act is 5", MIXTRAL "\"hidden_act\":5}");
+  refuse(NN_ERR_UNSUPPORTED, "quantization_config", MIXTRAL "\"quantization_config\":{\"bits\":4}}");
+  refuse(NN_ERR_UNSUPPORTED, "activation_function is \"relu\"", GPT2 "\"activation_function\":\"relu\"}");
+  refuse(NN_ERR_UNSUPPORTED, "scale_attn_weights is false", GPT2 "\"scale_attn_weights\":false}");
+  refuse(NN_ERR_UNSUPPORTED, "inverse_layer_idx is true", GPT2 "\"scale_attn_by_inverse_layer_idx\":true}");
+  refuse(NN_ERR_UNSUPPORTED, "add_cross_attention is true", GPT2 "\"add_cross_attention\":true}");
+  refuse(NN_ERR_UNSUPPORTED, "pruned_heads", GPT2 "\"pruned_heads\":{\"0\":[1]}}");
+  refuse(NN_ERR_UNSUPPORTED, "tied_head", GPT2 "\"tie_word_embeddings\":false}");
+  refuse(NN_ERR_UNSUPPORTED, "model_type is \"llama\"|mixtral", "{\"model_type\":\"llama\"}");
+}
+
+static void hostile_texts_are_refused(void **state) {
+  (void)state;
+  refuse(NN_ERR_FORMAT, "config.json: line 1", "");
+  refuse(NN_ERR_FORMAT, "line 2, column", "{\"model_type\":\n}");
+  refuse(NN_ERR_FORMAT, "object", "[]");
+  refuse(NN_ERR_FORMAT, "model_type", "{}");
+  refuse(NN_ERR_FORMAT, "model_type", "{\"model_type\":5}");
+  refuse(NN_ERR_FORMAT, "end of file", "{\"model_type\":\"gpt2\"} x");
+  refuse(NN_ERR_FORMAT, "duplicate", GPT2 "\"n_layer\":2,\"n_layer\":2}");
+  refuse(NN_ERR_FORMAT, "too big", GPT2 "\"n_layer\":99999999999999999999}");
+  refuse(NN_ERR_FORMAT, "overflow", GPT2 "\"layer_norm_epsilon\":1e999}");
+  refuse(NN_ERR_FORMAT, "layers is 9223372036854775807", GPT2 "\"n_layer\":9223372036854775807}");
+  refuse(NN_ERR_FORMAT, "hidden is 9223372036854775807", GPT2 "\"n_embd\":9223372036854775807}");
+  refuse(NN_ERR_FORMAT, "n_layer is 0", GPT2 "\"n_layer\":0}");
+  refuse(NN_ERR_FORMAT, "n_layer is -3", GPT2 "\"n_layer\":-3}");
+  refuse(NN_ERR_FORMAT, "n_layer is 12.0", GPT2 "\"n_layer\":12.0}");
+  refuse(NN_ERR_FORMAT, "n_layer is \"12\"", GPT2 "\"n_layer\":\"12\"}");
+  refuse(NN_ERR_FORMAT, "n_layer is null", GPT2 "\"n_layer\":null}");
+  refuse(NN_ERR_FORMAT, "layer_norm_epsilon is 0", GPT2 "\"layer_norm_epsilon\":0}");
+  refuse(NN_ERR_FORMAT, "layer_norm_epsilon is \"x\"", GPT2 "\"layer_norm_epsilon\":\"x\"}");
+  refuse(NN_ERR_FORMAT, "norm_eps is 1e+30", GPT2 "\"layer_norm_epsilon\":1e300}");
+  refuse(NN_ERR_FORMAT, "tie_word_embeddings is 1", GPT2 "\"tie_word_embeddings\":1}");
+  refuse(NN_ERR_FORMAT, "hidden|heads", GPT2 "\"n_head\":5}");
+  refuse(NN_ERR_FORMAT, "kv_heads", MIXTRAL "\"num_key_value_heads\":5}");
+  refuse(NN_ERR_FORMAT, "config.json", "{\"model_type\":\"gpt2\",\"a\":\"\\u0000\"}");
+  refuse(NN_ERR_FORMAT, "config.json", "{\"model_type\":\"gpt2\",\"a\":\"\xff\"}");
+
+  nn_model_config_t config = STRUCT(nn_model_config_t);
+  CHECK_STATUS(NN_ERR_FORMAT, nn_config_from_json("{\"model_type\":\"gpt2\0\"}", 22, &config));
+  static char deep[50000];
+  memset(deep, '[', sizeof deep);
+  CHECK_STATUS(NN_ERR_FORMAT, nn_config_from_json(deep, sizeof deep, &config));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_config_from_json(NULL, 0, &config));
+
+  static char text[400] = GPT2 "\"activation_function\":\""; /* a long value is cut in the message */
+  memset(text + strlen(text), 'y', 300);
+  strcat(text, "\"}");
+  refuse(NN_ERR_UNSUPPORTED, "activation_function is|...", text);
+}
+
+/* ---- writing ----------------------------------------------------------------------------------- */
+
+static char *write_text(const nn_model_config_t *config) {
+  size_t required = 0;
+  CHECK_STATUS(NN_ERR_CAPACITY, nn_config_to_json(config, NULL, 0, &required));
+  char *text = fixture_memory(required);
+  CHECK_STATUS(NN_ERR_CAPACITY, nn_config_to_json(config, text, required - 1, &required));
+  CHECK(nn_config_to_json(config, text, required, &required));
+  assert_int_equal(strlen(text) + 1, required);
+  assert_int_equal(text[required - 2], '\n');
+  return text;
+}
+
+static void check_round_trip(nn_model_config_t config) {
+  CHECK(nn_config_validate(&config));
+  char *text = write_text(&config);
+  nn_model_config_t again = read_text(text);
+  assert_memory_equal(&config, &again, sizeof config);
+  free(text);
+}
+
+static void every_configuration_survives(void **state) {
+  (void)state;
+  static const char *const names[] = {"tiny",      "small",     "moe-6.9b",  "gpt2-124m",
+                                      "gpt2-350m", "gpt2-774m", "gpt2-1558m"};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    nn_model_config_t config = STRUCT(nn_model_config_t);
+    CHECK(nn_config_preset(names[i], &config));
+    check_round_trip(config);
+  }
+  nn_model_config_t config = files_mixtral();
+  config.tied_head = 1, config.norm_eps = 3.1415927e-7f, config.rope_theta = 123456.79f;
+  config.rope_ntk_alpha = 1.1f, config.init_std = 1.0f / 3, config.aux_loss = NN_AUX_JOINT;
+  config.aux_loss_coef = 16777217.0f / 1e9f, config.z_loss_coef = 1e-3f, config.capacity_factor = 1.25f;
+  check_round_trip(config);
+  config = files_gpt2();
+  config.norm_eps = 1e-6f;
+  check_round_trip(config);
+}
+
+static void texts_are_what_transformers_reads(void **state) {
+  (void)state;
+  nn_model_config_t config = files_mixtral();
+  char *text = write_text(&config);
+  json_t *root = json_loads(text, JSON_REJECT_DUPLICATES, NULL);
+  assert_non_null(root);
+  assert_string_equal(json_string_value(json_object_get(root, "model_type")), "mixtral");
+  assert_string_equal(json_string_value(json_array_get(json_object_get(root, "architectures"), 0)),
+                      "MixtralForCausalLM");
+  assert_int_equal(json_integer_value(json_object_get(root, "num_key_value_heads")), 3);
+  assert_int_equal(json_integer_value(json_object_get(root, "head_dim")), 4);
+  assert_true(json_is_true(json_object_get(root, "output_router_logits")));
+  assert_true(json_is_null(json_object_get(root, "sliding_window")));
+  assert_true(json_is_null(json_object_get(root, "eos_token_id")));
+  assert_string_equal(json_string_value(json_object_get(root, "router_aux_loss_norm")), "switch");
+  assert_null(json_object_get(root, "rope_ntk_alpha"));
+  assert_null(json_object_get(root, "capacity_factor"));
+  assert_null(json_object_get(root, "torch_dtype"));
+  json_decref(root);
+  assert_non_null(strstr(text, "\"rms_norm_eps\": 1e-5"));
+  assert_non_null(strstr(text, "\"router_aux_loss_coef\": 0.01"));
+  assert_non_null(strstr(text, "\"rope_theta\": 10000.0"));
+  free(text);
+}
+
+/* A program may have set a locale whose decimal point is a comma. Skipped where none is installed. */
+static void locales_make_no_difference(void **state) {
+  (void)state;
+  static const char *const names[] = {"de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8", "ru_RU.UTF-8"};
+  const char *set = NULL;
+  for (size_t i = 0; i < sizeof names / sizeof *names && !set; i++) set = setlocale(LC_ALL, names[i]);
+  if (!set) {
+    print_message("no locale with a decimal comma is installed\n");
+    skip();
+  }
+  nn_model_config_t config = files_mixtral();
+  check_round_trip(config);
+  char *text = write_text(&config);
+  setlocale(LC_ALL, "C");
+  assert_non_null(strstr(text, "\"router_aux_loss_coef\": 0.01"));
+  free(text);
+}
+
+static void invalid_configurations_are_not_written(void **state) {
+  (void)state;
+  nn_model_config_t config = files_mixtral();
+  size_t required = 77;
+  config.heads = 5;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "kv_heads", nn_config_to_json(&config, NULL, 0, &required));
+  assert_int_equal(required, 77);
+  config = files_mixtral();
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_config_to_json(&config, NULL, 0, NULL));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_config_to_json(NULL, NULL, 0, &required));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_config_to_json(&config, NULL, 100, &required));
+  mem_fail_after(0);
+  CHECK_STATUS(NN_ERR_MEMORY, nn_config_to_json(&config, NULL, 0, &required));
+  mem_fail_after(-1);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(absent_keys_have_the_defaults_of_transformers),
+      cmocka_unit_test(rope_is_understood_in_both_spellings),
+      cmocka_unit_test(the_auxiliary_loss_counts_with_router_logits),
+      cmocka_unit_test(nulls_and_aliases_are_understood),
+      cmocka_unit_test(bookkeeping_is_left_alone),
+      cmocka_unit_test(what_would_change_the_numbers_is_refused),
+      cmocka_unit_test(hostile_texts_are_refused),
+      cmocka_unit_test(every_configuration_survives),
+      cmocka_unit_test(texts_are_what_transformers_reads),
+      cmocka_unit_test(locales_make_no_difference),
+      cmocka_unit_test(invalid_configurations_are_not_written),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

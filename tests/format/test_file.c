@@ -1,0 +1,262 @@
+/* Mapped files, and the atomic writer under every fault that its operations can have. */
+#define _POSIX_C_SOURCE 200809L
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "files.h"
+
+static char *folder;
+
+static int setup(void **state) {
+  (void)state;
+  folder = fixture_folder();
+  return 0;
+}
+
+static int teardown(void **state) {
+  (void)state;
+  fixture_folder_remove(folder);
+  return 0;
+}
+
+static void files_are_mapped(void **state) {
+  (void)state;
+  file_map_t map = {0};
+  files_write_text(folder, "a", "text");
+  CHECK(file_map(files_path(folder, "a"), &map));
+  assert_int_equal(map.bytes, 4);
+  assert_memory_equal(map.data, "text", 4);
+  assert_true(file_map_is(&map, files_path(folder, "a")));
+  file_map_forget(&map, map.data, map.bytes);
+  assert_memory_equal(map.data, "text", 4);
+  files_write_text(folder, "b", "text");
+  assert_false(file_map_is(&map, files_path(folder, "b")));
+  assert_false(file_map_is(&map, files_path(folder, "none")));
+  file_unmap(&map);
+  file_unmap(&map);
+
+  files_write_text(folder, "empty", "");
+  CHECK(file_map(files_path(folder, "empty"), &map));
+  assert_int_equal(map.bytes, 0);
+  assert_non_null(map.data);
+  file_unmap(&map);
+}
+
+static void what_cannot_be_mapped_says_why(void **state) {
+  (void)state;
+  file_map_t map = {0};
+  CHECK_FAILS(NN_ERR_NOT_FOUND, "none|No such file", file_map(files_path(folder, "none"), &map));
+  CHECK_FAILS(NN_ERR_IO, "not a regular file", file_map(folder, &map));
+  assert_int_equal(mkfifo(files_path(folder, "pipe"), 0600), 0);
+  CHECK_FAILS(NN_ERR_IO, "not a regular file", file_map(files_path(folder, "pipe"), &map));
+  files_write_text(folder, "a", "text");
+  CHECK_FAILS(NN_ERR_IO, "Not a directory", file_map(files_path(folder, "a/b"), &map));
+  for (int64_t at = 0; at < 3; at++) {
+    files_tap_t tap;
+    files_tap_begin(&tap, FILES_FAIL, at);
+    CHECK_FAILS(NN_ERR_IO, "/a|error", file_map(files_path(folder, "a"), &map));
+    files_tap_end();
+  }
+  assert_null(map.data);
+}
+
+static nn_status_t write_text(const char *name, const char *text) {
+  file_writer_t writer = {0};
+  nn_status_t status = file_writer_open(files_path(folder, name), &writer);
+  if (status != NN_OK) return status;
+  status = file_writer_write(&writer, text, strlen(text));
+  if (status == NN_OK) return file_writer_commit(&writer);
+  file_writer_discard(&writer);
+  return status;
+}
+
+static void check_content(const char *name, const char *text) {
+  size_t bytes = 0;
+  char *data = files_read(folder, name, &bytes);
+  assert_non_null(data);
+  assert_int_equal(bytes, strlen(text));
+  assert_memory_equal(data, text, bytes);
+  free(data);
+}
+
+static void a_writer_replaces_in_one_step(void **state) {
+  (void)state;
+  CHECK(write_text("a", "old"));
+  check_content("a", "old");
+  file_map_t map;
+  CHECK(file_map(files_path(folder, "a"), &map));
+  CHECK(write_text("a", "new and longer"));
+  check_content("a", "new and longer");
+  assert_memory_equal(map.data, "old", 3); /* whoever read the earlier file still has it */
+  assert_false(file_map_is(&map, files_path(folder, "a")));
+  file_unmap(&map);
+
+  file_writer_t writer = {0};
+  CHECK(file_writer_open(files_path(folder, "a"), &writer));
+  CHECK(file_writer_write(&writer, "gone", 4));
+  file_writer_discard(&writer);
+  file_writer_discard(&writer);
+  check_content("a", "new and longer");
+  assert_int_equal(files_count(folder), 1);
+}
+
+static void leftovers_of_a_killed_writer_do_no_harm(void **state) {
+  (void)state;
+  files_write_text(folder, "a.tmp", "much longer than what comes now");
+  CHECK(write_text("a", "new"));
+  check_content("a", "new");
+  assert_int_equal(files_count(folder), 1);
+}
+
+static void two_writers_do_not_mix(void **state) {
+  (void)state;
+  file_writer_t first = {0}, second = {0};
+  CHECK(file_writer_open(files_path(folder, "a"), &first));
+  CHECK_FAILS(NN_ERR_IO, "another save", file_writer_open(files_path(folder, "a"), &second));
+  CHECK(file_writer_write(&first, "first", 5));
+  CHECK(file_writer_commit(&first));
+  check_content("a", "first");
+  CHECK(write_text("a", "second"));
+  check_content("a", "second");
+}
+
+static void what_cannot_be_written_says_why(void **state) {
+  (void)state;
+  CHECK_FAILS(NN_ERR_NOT_FOUND, "none/a.tmp|No such file", write_text("none/a", "text"));
+  assert_int_equal(mkdir(files_path(folder, "d"), 0700), 0);
+  CHECK_FAILS(NN_ERR_IO, "/d|directory", write_text("d", "text"));
+  assert_int_equal(files_count(folder), 1);
+  assert_int_equal(mkdir(files_path(folder, "e.tmp"), 0700), 0);
+  CHECK_STATUS(NN_ERR_IO, write_text("e", "text"));
+}
+
+static void every_fault_leaves_the_old_file_or_the_new(void **state) {
+  (void)state;
+  files_tap_t tap;
+  files_tap_begin(&tap, FILES_COUNT, 0);
+  CHECK(write_text("a", "old"));
+  files_tap_end();
+  int64_t operations = tap.operations;
+  assert_true(operations > 5);
+  int failures = 0;
+  for (int64_t at = 0; at < operations; at++) {
+    files_write_text(folder, "a", "old");
+    files_tap_begin(&tap, FILES_FAIL, at);
+    nn_status_t status = write_text("a", "new");
+    files_tap_end();
+    /* a lock that the file system does not grant is done without; behind the rename come only the two
+     * operations that sync the folder */
+    failures += status != NN_OK;
+    if (status == NN_OK) check_content("a", "new");
+    else CHECK_STATUS(NN_ERR_IO, status);
+    if (status != NN_OK && at < operations - 2) check_content("a", "old");
+    if (status != NN_OK && at >= operations - 2) check_content("a", "new");
+    assert_int_equal(files_count(folder), 1);
+  }
+  assert_int_equal(failures, operations - 1);
+}
+
+static void short_writes_are_continued_and_full_disks_reported(void **state) {
+  (void)state;
+  static const char text[] = "a text of some length";
+  files_tap_t tap;
+  files_tap_begin(&tap, FILES_SHORT_WRITE, 2);
+  CHECK(write_text("a", text));
+  files_tap_end();
+  check_content("a", text);
+  for (int64_t room = 0; room < (int64_t)strlen(text); room++) {
+    files_tap_begin(&tap, FILES_FULL, room);
+    CHECK_FAILS(NN_ERR_IO, "No space left", write_text("a", "another of the same ."));
+    files_tap_end();
+    check_content("a", text);
+    assert_int_equal(files_count(folder), 1);
+  }
+}
+
+static void a_kill_leaves_the_old_file_or_the_new(void **state) {
+  (void)state;
+  files_tap_t tap;
+  files_tap_begin(&tap, FILES_COUNT, 0);
+  CHECK(write_text("a", "old"));
+  files_tap_end();
+  int old = 0, new = 0;
+  for (int64_t at = 0; at < tap.operations; at++) {
+    files_write_text(folder, "a", "old");
+    pid_t child = fork();
+    assert_true(child >= 0);
+    if (child == 0) {
+      files_tap_t inner;
+      files_tap_begin(&inner, FILES_EXIT, at);
+      write_text("a", "new");
+      _exit(0);
+    }
+    int result;
+    assert_int_equal(waitpid(child, &result, 0), child);
+    assert_true(WIFEXITED(result) && WEXITSTATUS(result) == FILES_EXIT_CODE);
+    size_t bytes;
+    char *data = files_read(folder, "a", &bytes);
+    assert_int_equal(bytes, 3);
+    old += memcmp(data, "old", 3) == 0;
+    new += memcmp(data, "new", 3) == 0;
+    free(data);
+  }
+  assert_int_equal(old + new, tap.operations);
+  assert_true(old > 0 && new > 0);
+}
+
+static void a_writer_needs_its_memory(void **state) {
+  (void)state;
+  files_write_text(folder, "a", "old");
+  int64_t after = 0;
+  for (;; after++) {
+    mem_fail_after(after);
+    nn_status_t status = write_text("a", "new");
+    mem_fail_after(-1);
+    if (status == NN_OK) break;
+    CHECK_STATUS(NN_ERR_MEMORY, status);
+    assert_int_equal(files_count(folder), 1);
+  }
+  assert_true(after >= 2);
+  check_content("a", "new");
+}
+
+static void folders_are_made_once_and_locked(void **state) {
+  (void)state;
+  const char *path = files_path(folder, "new");
+  CHECK(file_make_folder(path));
+  CHECK(file_make_folder(path));
+  CHECK(file_make_folder(files_path(folder, "slash//")));
+  CHECK_FAILS(NN_ERR_NOT_FOUND, "no/new", file_make_folder(files_path(folder, "no/new")));
+  files_write_text(folder, "a", "text");
+  CHECK_FAILS(NN_ERR_IO, "/a", file_make_folder(files_path(folder, "a")));
+  int first = -1, second = -1;
+  CHECK(file_lock_folder(folder, &first));
+  CHECK_FAILS(NN_ERR_IO, "another save", file_lock_folder(folder, &second));
+  file_unlock_folder(first);
+  CHECK(file_lock_folder(folder, &second));
+  file_unlock_folder(second);
+  file_unlock_folder(-1);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      TEST(files_are_mapped),
+      TEST(what_cannot_be_mapped_says_why),
+      TEST(a_writer_replaces_in_one_step),
+      TEST(leftovers_of_a_killed_writer_do_no_harm),
+      TEST(two_writers_do_not_mix),
+      TEST(what_cannot_be_written_says_why),
+      TEST(every_fault_leaves_the_old_file_or_the_new),
+      TEST(short_writes_are_continued_and_full_disks_reported),
+      TEST(a_kill_leaves_the_old_file_or_the_new),
+      TEST(a_writer_needs_its_memory),
+      TEST(folders_are_made_once_and_locked),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

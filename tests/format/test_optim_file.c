@@ -1,0 +1,233 @@
+/* Optimizer state files: both moments and the step come back bit for bit, a file of another model or with
+ * anything missing changes nothing. */
+#define _POSIX_C_SOURCE 200809L
+#include <stdio.h>
+#include <string.h>
+
+#include "base/mem.h"
+#include "format/optim_file.h"
+#include "model_files.h"
+
+typedef struct state {
+  stamped_t model;
+  float *m, *v; /* [table.elements] */
+} state_t;
+
+static char *folder;
+static state_t mixtral, gpt2;
+
+static state_t state_make(nn_model_config_t config) {
+  state_t made = {.model = stamped_make(config, 1)};
+  int64_t count = made.model.table.elements;
+  made.m = fixture_memory((size_t)count * sizeof(float));
+  made.v = fixture_memory((size_t)count * sizeof(float));
+  for (int64_t i = 0; i < count; i++) {
+    made.m[i] = (float)(i - 100);
+    made.v[i] = 1 / (float)(i + 1);
+  }
+  return made;
+}
+
+static void state_free(state_t *made) {
+  stamped_free(&made->model);
+  free(made->m);
+  free(made->v);
+}
+
+static int setup(void **unused) {
+  (void)unused;
+  folder = fixture_folder();
+  mixtral = state_make(files_mixtral());
+  gpt2 = state_make(files_gpt2());
+  return 0;
+}
+
+static int teardown(void **unused) {
+  (void)unused;
+  state_free(&mixtral);
+  state_free(&gpt2);
+  fixture_folder_remove(folder);
+  return 0;
+}
+
+static nn_status_t save(const state_t *from, int64_t steps) {
+  return optim_file_save(files_path(folder, "optim"), &from->model.table, from->m, from->v, steps, NULL);
+}
+
+/* Loads into fresh memory and expects exactly this state. */
+static void check_loads(const state_t *expected, int64_t expected_steps) {
+  size_t bytes = (size_t)expected->model.table.elements * sizeof(float);
+  float *m = fixture_memory(bytes), *v = fixture_memory(bytes);
+  int64_t steps = -1;
+  CHECK(optim_file_load(files_path(folder, "optim"), &expected->model.table, m, v, &steps, NULL));
+  assert_memory_equal(m, expected->m, bytes);
+  assert_memory_equal(v, expected->v, bytes);
+  assert_int_equal(steps, expected_steps);
+  free(m);
+  free(v);
+}
+
+/* Loading fails in these words and writes nothing. */
+static void check_refused(const state_t *into, nn_status_t status, const char *parts) {
+  size_t bytes = (size_t)into->model.table.elements * sizeof(float);
+  float *m = fixture_memory(bytes), *v = fixture_memory(bytes), *zeros = fixture_memory(bytes);
+  int64_t steps = -1;
+  CHECK_FAILS(status, parts,
+              optim_file_load(files_path(folder, "optim"), &into->model.table, m, v, &steps, NULL));
+  assert_memory_equal(m, zeros, bytes);
+  assert_memory_equal(v, zeros, bytes);
+  assert_int_equal(steps, -1);
+  free(m);
+  free(v);
+  free(zeros);
+}
+
+static void states_come_back(void **unused) {
+  (void)unused;
+  CHECK(save(&mixtral, 0));
+  check_loads(&mixtral, 0);
+  CHECK(save(&gpt2, INT64_MAX));
+  check_loads(&gpt2, INT64_MAX);
+  assert_int_equal(files_count(folder), 1);
+}
+
+/* In the shape that the parameter is published in, so that other tools pair them. */
+static void moments_have_published_shapes(void **unused) {
+  (void)unused;
+  CHECK(save(&gpt2, 3));
+  safetensors_t file = {0};
+  CHECK(safetensors_open(files_path(folder, "optim"), &file));
+  assert_string_equal(safetensors_metadata(&file, "step"), "3");
+  const param_t *param = param_find(&gpt2.model.table, "transformer.h.0.mlp.c_fc.weight");
+  int found = 0;
+  for (int64_t i = 0; i < file.count; i++) {
+    const safetensors_tensor_t *tensor = &file.tensors[i];
+    if (strcmp(tensor->name, "transformer.h.0.mlp.c_fc.weight.exp_avg_sq") != 0) continue;
+    found = 1;
+    assert_int_equal(tensor->shape[0], 12);
+    assert_int_equal(tensor->shape[1], 50);
+    float value;
+    memcpy(&value, tensor->data + (3 * 50 + 7) * sizeof value, sizeof value);
+    assert_true(value == gpt2.v[param->offset + 3 * param->stride[0] + 7 * param->stride[1]]);
+  }
+  assert_true(found);
+  safetensors_close(&file);
+}
+
+static void other_files_are_refused(void **unused) {
+  (void)unused;
+  check_refused(&mixtral, NN_ERR_NOT_FOUND, "/optim");
+  files_write_text(folder, "optim", "text");
+  check_refused(&mixtral, NN_ERR_FORMAT, "/optim");
+  CHECK(save(&gpt2, 3));
+  check_refused(&mixtral, NN_ERR_FORMAT, "model.embed_tokens.weight.exp_avg|missing");
+  stamped_write(&mixtral.model, folder, "optim", (oddity_t){0});
+  check_refused(&mixtral, NN_ERR_FORMAT, "\"step\"");
+
+  /* one layer more, one less, another width */
+  nn_model_config_t config = files_mixtral();
+  config.layers = 3;
+  state_t other = state_make(config);
+  CHECK(save(&other, 3));
+  check_refused(&mixtral, NN_ERR_FORMAT, "tensors|moments");
+  CHECK(save(&mixtral, 3));
+  check_refused(&other, NN_ERR_FORMAT, "model.layers.2|missing");
+  state_free(&other);
+  config = files_mixtral();
+  config.ffn = 8;
+  other = state_make(config);
+  check_refused(&other, NN_ERR_FORMAT, "w1.weight.exp_avg|shape");
+  state_free(&other);
+}
+
+static void steps_are_checked(void **unused) {
+  (void)unused;
+  static const char *const bad[] = {"", "-1", "1x", " 1", "9223372036854775808", "1.0"};
+  CHECK(save(&mixtral, 7));
+  size_t bytes;
+  char *file = files_read(folder, "optim", &bytes);
+  uint64_t length;
+  memcpy(&length, file, sizeof length);
+  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
+    /* the header with another text for "7", its length and padding put right */
+    char *header = fixture_memory((size_t)length + 64), *step = strstr(file + 8, "\"step\":\"7\"");
+    size_t before = (size_t)(step - file) - 8 + strlen("\"step\":\"");
+    snprintf(header, (size_t)length + 64, "%.*s%s%.*s", (int)before, file + 8, bad[i],
+             (int)(length - before - 1), file + 8 + before + 1);
+    size_t changed_bytes, data = bytes - 8 - (size_t)length;
+    unsigned char *changed = files_safetensors(header, data, &changed_bytes);
+    files_write(folder, "optim", changed, changed_bytes);
+    check_refused(&mixtral, NN_ERR_FORMAT, "\"step\" is");
+    free(changed);
+    free(header);
+  }
+  free(file);
+}
+
+static void moments_are_f32(void **unused) {
+  (void)unused;
+  CHECK(save(&mixtral, 7));
+  size_t bytes;
+  char *file = files_read(folder, "optim", &bytes);
+  char *dtype = strstr(file + 8, "\"F32\"");
+  memcpy(dtype, "\"I32\"", 5);
+  files_write(folder, "optim", file, bytes);
+  check_refused(&mixtral, NN_ERR_FORMAT, "exp_avg|F32");
+  free(file);
+}
+
+static void faults_leave_the_earlier_file(void **unused) {
+  (void)unused;
+  CHECK(save(&mixtral, 1));
+  int64_t bytes = mixtral.model.table.elements * 8, allocation = 0;
+  for (int64_t room = 0; room < bytes; room += bytes / 20) {
+    files_tap_t tap;
+    files_tap_begin(&tap, FILES_FULL, room);
+    CHECK_FAILS(NN_ERR_IO, "No space left", save(&mixtral, 2));
+    files_tap_end();
+    check_loads(&mixtral, 1);
+    assert_int_equal(files_count(folder), 1);
+  }
+  for (nn_status_t status = NN_ERR_MEMORY; status != NN_OK; allocation++) {
+    check_loads(&mixtral, 1);
+    mem_fail_after(allocation);
+    status = save(&mixtral, 2);
+    mem_fail_after(-1);
+    if (status != NN_OK) CHECK_STATUS(NN_ERR_MEMORY, status);
+  }
+  assert_true(allocation > 4);
+  check_loads(&mixtral, 2);
+  for (allocation = 0; allocation < 2; allocation++) {
+    mem_fail_after(allocation);
+    check_refused(&mixtral, NN_ERR_MEMORY, "memory"); /* its own memory is not counted */
+    mem_fail_after(-1);
+  }
+}
+
+static void cancelling_leaves_the_earlier_file(void **unused) {
+  (void)unused;
+  atomic_int cancel = 1;
+  CHECK(save(&mixtral, 1));
+  CHECK_STATUS(NN_ERR_CANCELLED, optim_file_save(files_path(folder, "optim"), &mixtral.model.table,
+                                                 mixtral.m, mixtral.v, 2, &cancel));
+  check_loads(&mixtral, 1);
+  int64_t steps = -1;
+  CHECK_STATUS(NN_ERR_CANCELLED, optim_file_load(files_path(folder, "optim"), &mixtral.model.table,
+                                                 mixtral.m, mixtral.v, &steps, &cancel));
+  assert_int_equal(steps, -1);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      TEST(states_come_back),
+      TEST(moments_have_published_shapes),
+      TEST(other_files_are_refused),
+      TEST(steps_are_checked),
+      TEST(moments_are_f32),
+      TEST(faults_leave_the_earlier_file),
+      TEST(cancelling_leaves_the_earlier_file),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,265 @@
+/* Presets, defaults and every bound of a configuration; the published parameter counts. */
+#include <math.h>
+#include <string.h>
+
+#include "files.h"
+
+static nn_model_config_t preset(const char *name) {
+  nn_model_config_t config = STRUCT(nn_model_config_t);
+  CHECK(nn_config_preset(name, &config));
+  return config;
+}
+
+static void presets_have_their_published_sizes(void **state) {
+  (void)state;
+  /* moe-6.9b and tiny by the formula of their description; gpt2 as its authors count them */
+  static const struct {
+    const char *name;
+    int64_t parameters, active;
+  } known[] = {
+      {"moe-6.9b", 6882678528, 1762023168},
+      {"gpt2-124m", 124439808, 124439808},
+      {"gpt2-350m", 354823168, 354823168},
+      {"gpt2-774m", 774030080, 774030080},
+      {"gpt2-1558m", 1557611200, 1557611200},
+  };
+  for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+    nn_model_config_t config = preset(known[i].name);
+    param_table_t counts;
+    CHECK(param_table_count(&config, &counts));
+    assert_int_equal(counts.elements, known[i].parameters);
+    assert_int_equal(counts.active, known[i].active);
+  }
+}
+
+static void presets_are_valid_and_whole(void **state) {
+  (void)state;
+  static const char *const names[] = {"tiny",      "small",     "moe-6.9b",  "gpt2-124m",
+                                      "gpt2-350m", "gpt2-774m", "gpt2-1558m"};
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+    nn_model_config_t config = preset(names[i]), again = config;
+    CHECK(nn_config_validate(&again));
+    assert_memory_equal(&config, &again, sizeof config);
+  }
+  nn_model_config_t tiny = preset("tiny");
+  assert_int_equal(tiny.layers, 2);
+  assert_int_equal(tiny.hidden, 64);
+  assert_int_equal(tiny.kv_heads, 1);
+  assert_int_equal(tiny.experts, 4);
+  assert_int_equal(tiny.top_k, 2);
+  assert_int_equal(tiny.context, 512);
+  assert_int_equal(tiny.aux_loss, NN_AUX_SWITCH);
+  assert_true(tiny.aux_loss_coef == 0.01f && tiny.rope_theta == 10000 && tiny.rope_ntk_alpha == 1);
+  nn_model_config_t large = preset("moe-6.9b");
+  assert_int_equal(large.context, 32768);
+  assert_true(large.rope_ntk_alpha == 8);
+}
+
+static void unknown_presets_are_refused(void **state) {
+  (void)state;
+  nn_model_config_t config = STRUCT(nn_model_config_t), before = config;
+  CHECK_FAILS(NN_ERR_NOT_FOUND, "\"gpt3\"|moe-6.9b|gpt2-1558m", nn_config_preset("gpt3", &config));
+  assert_memory_equal(&config, &before, sizeof config);
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_config_preset(NULL, &config));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_config_preset("tiny", NULL));
+  config.struct_size = 0;
+  CHECK_STATUS(NN_ERR_STRUCT_SIZE, nn_config_preset("tiny", &config));
+}
+
+static void older_and_newer_structs_are_served(void **state) {
+  (void)state;
+  struct {
+    nn_model_config_t config;
+    int64_t tail;
+  } newer;
+  memset(&newer, 0xff, sizeof newer);
+  newer.config.struct_size = sizeof newer;
+  CHECK(nn_config_preset("tiny", &newer.config));
+  assert_int_equal(newer.config.struct_size, sizeof newer);
+  assert_int_equal(newer.tail, 0);
+  CHECK(nn_config_validate(&newer.config));
+  newer.tail = 1;
+  CHECK_STATUS(NN_ERR_STRUCT_SIZE, nn_config_validate(&newer.config));
+
+  nn_model_config_t older;
+  memset(&older, 0xff, sizeof older);
+  older.struct_size = offsetof(nn_model_config_t, capacity_factor);
+  CHECK(nn_config_preset("tiny", &older));
+  int32_t untouched;
+  memcpy(&untouched, &older.capacity_factor, sizeof untouched);
+  assert_int_equal(untouched, -1);
+  CHECK(nn_config_validate(&older));
+}
+
+static void defaults_take_the_place_of_zeros(void **state) {
+  (void)state;
+  nn_model_config_t config = STRUCT(nn_model_config_t);
+  config.vocab_size = 10, config.context = 4, config.layers = 1, config.hidden = 24, config.heads = 4;
+  config.ffn = 8, config.experts = 2, config.top_k = 1;
+  CHECK(nn_config_validate(&config));
+  assert_int_equal(config.kv_heads, 4);
+  assert_int_equal(config.head_dim, 6);
+  assert_true(config.norm_eps == 1e-5f && config.rope_theta == 10000 && config.rope_ntk_alpha == 1);
+  assert_true(config.init_std == 0.02f && config.aux_loss_coef == 0 && config.capacity_factor == 0);
+}
+
+/* Sets one integer member of the small mixtral configuration and expects a refusal that names it. */
+#define REFUSED(member, value, parts)                                       \
+  do {                                                                      \
+    nn_model_config_t config_ = files_mixtral(), before_;                   \
+    config_.member = value;                                                 \
+    before_ = config_;                                                      \
+    CHECK_FAILS(NN_ERR_ARGUMENT, #member "|" parts, nn_config_validate(&config_)); \
+    assert_memory_equal(&config_, &before_, sizeof config_);                \
+  } while (0)
+
+static void sizes_are_bounded(void **state) {
+  (void)state;
+  REFUSED(family, 2, "is 2|from 0 to 1");
+  REFUSED(norm, -1, "is -1");
+  REFUSED(position, 2, "is 2");
+  REFUSED(ffn_kind, 2, "is 2");
+  REFUSED(biases, 2, "is 2");
+  REFUSED(tied_head, -1, "is -1");
+  REFUSED(aux_loss, 2, "is 2");
+  REFUSED(vocab_size, 0, "is 0|from 1 to 2147483647");
+  REFUSED(vocab_size, (int64_t)INT32_MAX + 1, "2147483648");
+  REFUSED(vocab_size, INT64_MIN, "-9223372036854775808");
+  REFUSED(context, -1, "is -1");
+  REFUSED(layers, 0, "is 0");
+  REFUSED(hidden, 0, "is 0");
+  REFUSED(hidden, INT64_MAX, "9223372036854775807");
+  REFUSED(heads, 0, "is 0");
+  REFUSED(heads, -2, "is -2");
+  REFUSED(kv_heads, -3, "is -3");
+  REFUSED(kv_heads, 4, "divide heads|6");
+  REFUSED(kv_heads, 12, "divide heads");
+  REFUSED(head_dim, 257, "is 257|from 1 to 256");
+  REFUSED(head_dim, 258, "is 258");
+  REFUSED(head_dim, -4, "is -4");
+  REFUSED(head_dim, 5, "is 5|even");
+  REFUSED(ffn, 0, "is 0");
+  REFUSED(experts, 1025, "is 1025|1024");
+  REFUSED(experts, -1, "is -1");
+  REFUSED(top_k, 0, "is 0|experts");
+  REFUSED(top_k, 4, "is 4|experts, which is 3");
+  REFUSED(top_k, 65, "is 65|from 0 to 64");
+  nn_model_config_t config = files_mixtral();
+  config.head_dim = 0; /* 10 / 6 heads */
+  CHECK_FAILS(NN_ERR_ARGUMENT, "hidden|10|heads|6", nn_config_validate(&config));
+  config = files_mixtral();
+  config.head_dim = 256;
+  CHECK(nn_config_validate(&config));
+}
+
+static void floats_are_bounded(void **state) {
+  (void)state;
+  float inf = INFINITY, nan = NAN;
+  REFUSED(norm_eps, -1e-5f, "-1e-05");
+  REFUSED(norm_eps, nan, "nan");
+  REFUSED(norm_eps, 2, "is 2");
+  REFUSED(rope_theta, inf, "inf");
+  REFUSED(rope_theta, 0.5f, "0.5|at least 1");
+  REFUSED(rope_theta, -1, "-1");
+  REFUSED(rope_ntk_alpha, 0.5f, "0.5");
+  REFUSED(rope_ntk_alpha, nan, "nan");
+  REFUSED(rope_ntk_alpha, 1e9f, "1e+09");
+  REFUSED(init_std, -0.02f, "-0.02");
+  REFUSED(init_std, inf, "inf");
+  REFUSED(aux_loss_coef, -1, "-1");
+  REFUSED(aux_loss_coef, nan, "nan");
+  REFUSED(z_loss_coef, -inf, "-inf");
+  REFUSED(capacity_factor, -1, "-1");
+  REFUSED(capacity_factor, 1025, "1025");
+  nn_model_config_t config = files_mixtral();
+  config.context = INT32_MAX, config.rope_ntk_alpha = 2;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "rope_ntk_alpha|context|2147483647", nn_config_validate(&config));
+  config = files_mixtral();
+  config.head_dim = 2, config.rope_ntk_alpha = 2; /* alpha^(d / (d - 2)) has no value */
+  CHECK_FAILS(NN_ERR_ARGUMENT, "rope_ntk_alpha|head_dim 2", nn_config_validate(&config));
+}
+
+static void sizes_may_not_overflow(void **state) {
+  (void)state;
+  nn_model_config_t config = files_mixtral();
+  config.layers = INT32_MAX, config.hidden = INT32_MAX - 1, config.ffn = INT32_MAX;
+  config.experts = 1024;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "more parameters|hidden 2147483646", nn_config_validate(&config));
+  /* the count fits 64 bits, the bytes of an fp32 buffer do not */
+  config = files_mixtral();
+  config.vocab_size = INT32_MAX, config.hidden = (int64_t)1 << 30;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "more parameters", nn_config_validate(&config));
+  /* the largest of these still fits */
+  config.vocab_size = INT32_MAX, config.hidden = (int64_t)1 << 26;
+  CHECK(nn_config_validate(&config));
+}
+
+static void members_of_routing_need_experts(void **state) {
+  (void)state;
+  nn_model_config_t config = files_gpt2();
+  config.top_k = 1;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "top_k is 1|without experts", nn_config_validate(&config));
+  config = files_gpt2(), config.aux_loss_coef = 0.5f;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "aux_loss_coef is 0.5", nn_config_validate(&config));
+  config = files_gpt2(), config.z_loss_coef = 0.5f;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "z_loss_coef is 0.5", nn_config_validate(&config));
+  config = files_gpt2(), config.capacity_factor = 1;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "capacity_factor is 1", nn_config_validate(&config));
+  config = files_gpt2(), config.aux_loss = NN_AUX_JOINT;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "aux_loss is 1", nn_config_validate(&config));
+  config = files_gpt2(), config.rope_theta = 10000;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "rope_theta is 10000|learned", nn_config_validate(&config));
+  config = files_gpt2(), config.rope_ntk_alpha = 2;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "rope_ntk_alpha 2|learned", nn_config_validate(&config));
+}
+
+#define NO_FORM(base, member, value)                                                      \
+  do {                                                                                    \
+    nn_model_config_t config_ = base();                                                   \
+    config_.member = value;                                                               \
+    CHECK_FAILS(NN_ERR_UNSUPPORTED, #member "|no published form", nn_config_validate(&config_)); \
+  } while (0)
+
+static void combinations_without_a_published_form_are_refused(void **state) {
+  (void)state;
+  NO_FORM(files_mixtral, norm, NN_NORM_LAYER);
+  NO_FORM(files_mixtral, ffn_kind, NN_FFN_GELU_TANH);
+  NO_FORM(files_mixtral, biases, 1);
+  NO_FORM(files_gpt2, norm, NN_NORM_RMS);
+  NO_FORM(files_gpt2, ffn_kind, NN_FFN_SWIGLU);
+  NO_FORM(files_gpt2, biases, 0);
+  NO_FORM(files_gpt2, tied_head, 0);
+  NO_FORM(files_gpt2, kv_heads, 1);
+  NO_FORM(files_gpt2, head_dim, 6);
+  nn_model_config_t config = files_mixtral();
+  config.position = NN_POSITION_LEARNED, config.rope_theta = 0;
+  CHECK_FAILS(NN_ERR_UNSUPPORTED, "position|mixtral", nn_config_validate(&config));
+  config = files_mixtral();
+  config.experts = 0, config.top_k = 0, config.aux_loss_coef = 0;
+  CHECK_FAILS(NN_ERR_UNSUPPORTED, "experts is 0|mixtral", nn_config_validate(&config));
+  config = files_gpt2();
+  config.position = NN_POSITION_ROPE;
+  CHECK_FAILS(NN_ERR_UNSUPPORTED, "position|gpt2", nn_config_validate(&config));
+  config = files_gpt2();
+  config.experts = 2, config.top_k = 1;
+  CHECK_FAILS(NN_ERR_UNSUPPORTED, "experts is 2|gpt2", nn_config_validate(&config));
+  config = files_mixtral();
+  config.tied_head = 1;
+  CHECK(nn_config_validate(&config));
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(presets_have_their_published_sizes),
+      cmocka_unit_test(presets_are_valid_and_whole),
+      cmocka_unit_test(unknown_presets_are_refused),
+      cmocka_unit_test(older_and_newer_structs_are_served),
+      cmocka_unit_test(defaults_take_the_place_of_zeros),
+      cmocka_unit_test(sizes_are_bounded),
+      cmocka_unit_test(floats_are_bounded),
+      cmocka_unit_test(sizes_may_not_overflow),
+      cmocka_unit_test(members_of_routing_need_experts),
+      cmocka_unit_test(combinations_without_a_published_form_are_refused),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,359 @@
+/* The experts' SwiGLU networks over routed tokens, forward and backward: empty experts, one that takes
+ * everything, dropped slots, odd sizes, and more rows than are treated at a time. */
+#include <math.h>
+#include <string.h>
+
+#include "ops.h"
+
+/* Who chooses what. */
+enum { SPREAD = 0, FEW = 1, ONE = 2 }; /* any expert; the first top_k only; one expert first always */
+
+typedef struct experts_case {
+  int64_t n, hidden, ffn, experts, top_k, capacity;
+  int32_t choice, dtype;
+} experts_case_t;
+
+static const experts_case_t cases[] = {
+    {1, 1, 1, 1, 1, 0, SPREAD, NN_F32},     {1, 64, 65, 4, 2, 0, SPREAD, NN_F32},
+    {1, 17, 3, 4, 4, 0, SPREAD, NN_BF16},   {17, 65, 17, 5, 3, 0, FEW, NN_F32},
+    {65, 16, 130, 4, 2, 0, SPREAD, NN_F32}, {130, 65, 130, 8, 2, 0, SPREAD, NN_BF16},
+    {40, 20, 33, 6, 2, 5, SPREAD, NN_F32},  {600, 20, 33, 3, 1, 0, ONE, NN_F32},
+    {33, 130, 64, 4, 4, 0, SPREAD, NN_F32}, {30, 17, 9, 7, 2, 3, ONE, NN_F32},
+    {4200, 8, 5, 4, 2, 0, SPREAD, NN_F32},  {5, 300, 257, 2, 1, 0, SPREAD, NN_F32},
+    {200, 130, 200, 4, 2, 0, SPREAD, NN_F32},
+};
+
+/* A case in fp64; x_slack is what fp32 may be off for x. */
+typedef struct experts64 {
+  int64_t n, hidden, ffn, experts, top_k;
+  routing_t routing;
+  double *x, *residual, *dout;          /* [n, hidden] */
+  double *weight;                       /* [n, k] */
+  double *gate, *up;                    /* [E, F, hidden] */
+  double *down;                         /* [E, hidden, F] */
+  double *out, *out_slack;              /* without the residual */
+  double *pre, *pre_slack;              /* [n * k, 2F] */
+  double *dx, *dx_slack, *dweight, *dweight_slack;
+  double *dgate, *dgate_slack, *dup, *dup_slack, *ddown, *ddown_slack;
+} experts64_t;
+
+/* ---- routing ---- */
+
+static int32_t choose(const experts_case_t *c, int64_t t, int64_t j) {
+  int64_t first = c->choice == SPREAD ? ops_random_index(c->experts, 21, (uint64_t)t) : 0;
+  if (c->choice == ONE) first = c->experts - 1;
+  if (c->choice == FEW) return (int32_t)((t + j) % c->top_k);
+  return (int32_t)((first + j) % c->experts);
+}
+
+static routing_t make_routing(const experts_case_t *c) {
+  int64_t slots = c->n * c->top_k;
+  routing_t r = {ops_ints(slots), ops_uniform(slots, 0.5f, 22), ops_ints(c->experts + 1), ops_ints(slots),
+                 ops_ints(slots)};
+  for (int64_t s = 0; s < slots; s++) {
+    r.expert[s] = choose(c, s / c->top_k, s % c->top_k);
+    r.weight[s] += 0.5f;
+    r.slot_row[s] = -1;
+  }
+  int32_t row = 0;
+  for (int32_t e = 0; e < c->experts; e++) {
+    r.offset[e] = row;
+    for (int32_t s = 0; s < slots; s++)
+      if (r.expert[s] == e && (!c->capacity || row - r.offset[e] < c->capacity))
+        r.slot_row[s] = row, r.row_slot[row++] = s;
+  }
+  r.offset[c->experts] = row;
+  return r;
+}
+
+/* ---- in fp64 ---- */
+
+/* sum of x[i] y[i stride]; size: sum of magnitudes. */
+static double dot64(const double *x, const double *y, int64_t n, int64_t stride, double *size) {
+  double sum = 0;
+  *size = 0;
+  for (int64_t i = 0; i < n; i++) {
+    sum += x[i] * y[i * stride];
+    *size += fabs(x[i] * y[i * stride]);
+  }
+  return sum;
+}
+
+static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
+
+/* Activations of a slot's row, a and what fp32 may be off; silu has a slope of at most 1.1 and is itself
+ * evaluated to a few units in the last place. */
+static void slot_up(experts64_t *e, int64_t s, double *a, double *a_slack) {
+  int64_t expert = e->routing.expert[s], row = e->routing.slot_row[s], h = e->hidden, f = e->ffn;
+  const double *x = e->x + s / e->top_k * h;
+  double *pre = e->pre + row * 2 * f, *slack = e->pre_slack + row * 2 * f;
+  for (int64_t i = 0; i < f; i++) {
+    double size_g, size_u;
+    double g = dot64(x, e->gate + (expert * f + i) * h, h, 1, &size_g);
+    double u = dot64(x, e->up + (expert * f + i) * h, h, 1, &size_u);
+    pre[i] = g, pre[f + i] = u;
+    slack[i] = ops_sum_error(h) * size_g, slack[f + i] = ops_sum_error(h) * size_u;
+    double silu = g * sigmoid(g);
+    a[i] = silu * u;
+    a_slack[i] = 1.1 * fabs(u) * slack[i] + fabs(silu) * slack[f + i] + 16 * OPS_U * (1 + fabs(g)) * fabs(a[i]);
+  }
+}
+
+static void experts64_forward(experts64_t *e) {
+  int64_t h = e->hidden, f = e->ffn;
+  double *a = ops_doubles(f), *a_slack = ops_doubles(f);
+  memset(e->out, 0, (size_t)(e->n * h) * sizeof(double));
+  for (int64_t i = 0; i < e->n * h; i++) e->out_slack[i] = 4 * OPS_U * (1 + (double)e->top_k);
+  for (int64_t s = 0; s < e->n * e->top_k; s++) {
+    if (e->routing.slot_row[s] < 0) continue;
+    slot_up(e, s, a, a_slack);
+    for (int64_t c = 0; c < h; c++) {
+      const double *down = e->down + (e->routing.expert[s] * h + c) * f;
+      double size, off = 0, y = dot64(a, down, f, 1, &size);
+      for (int64_t i = 0; i < f; i++) off += fabs(down[i]) * a_slack[i];
+      int64_t at = s / e->top_k * h + c;
+      e->out[at] += e->weight[s] * y;
+      e->out_slack[at] += e->weight[s] * (off + (ops_sum_error(f) + 4 * OPS_U * (double)e->top_k) * size);
+    }
+  }
+}
+
+/* Gradients of one element of F of a slot's row, and what fp32 may be off. */
+typedef struct element64 {
+  double g, u, a, d, dg, du;           /* d: down^T dout */
+  double d_slack, dg_slack, du_slack;
+} element64_t;
+
+static element64_t element64(const experts64_t *e, int64_t s, int64_t i) {
+  int64_t expert = e->routing.expert[s], row = e->routing.slot_row[s], h = e->hidden, f = e->ffn;
+  double size, w = e->weight[s];
+  element64_t l = {.g = e->pre[row * 2 * f + i], .u = e->pre[row * 2 * f + f + i]};
+  l.d = dot64(e->dout + s / e->top_k * h, e->down + expert * h * f + i, h, f, &size);
+  l.d_slack = ops_sum_error(h) * size;
+  double sig = sigmoid(l.g), silu = l.g * sig, slope = sig * (1 + l.g * (1 - sig));
+  l.a = silu * l.u;
+  l.dg = w * l.d * l.u * slope;
+  l.du = w * l.d * silu;
+  /* slope and silu are below 1.1 (1 + |g|), and fp32 makes them to a few units in the last place of
+   * that, from pre in fp32 */
+  double part = 32 * OPS_U * 1.1 * (1 + fabs(l.g)) * w * fabs(l.d);
+  l.dg_slack = w * fabs(l.u * slope) * l.d_slack + part * fabs(l.u);
+  l.du_slack = w * fabs(silu) * l.d_slack + part;
+  return l;
+}
+
+/* to[i] += by x[i], its slack by what `by` and a sum of `terms` products may be off. */
+static void add64(double *to, double *slack, const double *x, int64_t n, int64_t stride, double by,
+                  double by_slack, double terms) {
+  for (int64_t i = 0; i < n; i++) {
+    to[i * stride] += by * x[i];
+    slack[i * stride] += fabs(x[i]) * (by_slack + (terms + 8 * OPS_U) * fabs(by));
+  }
+}
+
+static void experts64_backward(experts64_t *e) {
+  int64_t h = e->hidden, f = e->ffn;
+  for (int64_t s = 0; s < e->n * e->top_k; s++) {
+    if (e->routing.slot_row[s] < 0) continue;
+    int64_t t = s / e->top_k, expert = e->routing.expert[s];
+    double over_f = ops_sum_error(2 * f * e->top_k);
+    double over_rows = ops_sum_error(e->routing.offset[expert + 1] - e->routing.offset[expert]);
+    for (int64_t i = 0; i < f; i++) {
+      element64_t l = element64(e, s, i);
+      int64_t at = (expert * f + i) * h, at_down = expert * h * f + i;
+      add64(e->dx + t * h, e->dx_slack + t * h, e->gate + at, h, 1, l.dg, l.dg_slack, over_f);
+      add64(e->dx + t * h, e->dx_slack + t * h, e->up + at, h, 1, l.du, l.du_slack, over_f);
+      add64(e->dgate + at, e->dgate_slack + at, e->x + t * h, h, 1, l.dg, l.dg_slack, over_rows);
+      add64(e->dup + at, e->dup_slack + at, e->x + t * h, h, 1, l.du, l.du_slack, over_rows);
+      double wa = e->weight[s] * l.a, off = 32 * OPS_U * (1 + fabs(l.g)) * fabs(wa);
+      add64(e->ddown + at_down, e->ddown_slack + at_down, e->dout + t * h, h, f, wa, off, over_rows);
+      e->dweight[s] += l.d * l.a;
+      e->dweight_slack[s] += fabs(l.a) * (l.d_slack + (ops_sum_error(f) + 32 * OPS_U * (1 + fabs(l.g))) * fabs(l.d));
+    }
+  }
+}
+
+/* ---- data ---- */
+
+static double *widen(const void *data, int32_t dtype, int64_t count) {
+  double *wide = ops_doubles(count);
+  for (int64_t i = 0; i < count; i++) wide[i] = ops_weight(data, dtype, i);
+  return wide;
+}
+
+typedef struct experts_data {
+  float *x, *residual, *dout;
+  void *gate, *up, *down;
+  const void **gates, **ups, **downs; /* [E] */
+  experts64_t exact;
+} experts_data_t;
+
+/* [E] pointers to consecutive matrices. */
+static void *pointers(const void *data, int64_t experts, int64_t elements, int32_t dtype) {
+  const char **list = ops_memory(experts, sizeof *list);
+  int64_t bytes = elements * (dtype == NN_BF16 ? 2 : 4);
+  for (int64_t e = 0; e < experts; e++) list[e] = (const char *)data + e * bytes;
+  return list;
+}
+
+static void experts64_make(const experts_case_t *c, experts_data_t *d) {
+  int64_t tokens = c->n * c->hidden, slots = c->n * c->top_k, size = c->ffn * c->hidden;
+  experts64_t *e = &d->exact;
+  *e = (experts64_t){.n = c->n, .hidden = c->hidden, .ffn = c->ffn, .experts = c->experts,
+                     .top_k = c->top_k, .routing = make_routing(c)};
+  e->x = widen(d->x, NN_F32, tokens), e->residual = widen(d->residual, NN_F32, tokens);
+  e->dout = widen(d->dout, NN_F32, tokens);
+  e->weight = widen(e->routing.weight, NN_F32, slots);
+  e->gate = widen(d->gate, c->dtype, c->experts * size), e->up = widen(d->up, c->dtype, c->experts * size);
+  e->down = widen(d->down, c->dtype, c->experts * size);
+  double **made[] = {&e->out, &e->out_slack, &e->dx, &e->dx_slack};
+  for (int i = 0; i < 4; i++) *made[i] = ops_doubles(tokens);
+  double **weights[] = {&e->dgate, &e->dgate_slack, &e->dup, &e->dup_slack, &e->ddown, &e->ddown_slack};
+  for (int i = 0; i < 6; i++) *weights[i] = ops_doubles(c->experts * size);
+  e->dweight = ops_doubles(slots), e->dweight_slack = ops_doubles(slots);
+  e->pre = ops_doubles(slots * 2 * c->ffn), e->pre_slack = ops_doubles(slots * 2 * c->ffn);
+  experts64_forward(e);
+  experts64_backward(e);
+}
+
+static experts_data_t experts_make(const experts_case_t *c) {
+  int64_t tokens = c->n * c->hidden, size = c->ffn * c->hidden;
+  experts_data_t d = {0};
+  d.x = ops_uniform(tokens, 1, 1), d.residual = ops_uniform(tokens, 1, 2);
+  d.dout = ops_uniform(tokens, 1, 3);
+  float in = (float)(3 / sqrt((double)c->hidden)), out = (float)(3 / sqrt((double)c->ffn));
+  d.gate = ops_weights(c->experts * size, c->dtype, in, 0, 4);
+  d.up = ops_weights(c->experts * size, c->dtype, in, 0, 5);
+  d.down = ops_weights(c->experts * size, c->dtype, out, 0, 6);
+  d.gates = pointers(d.gate, c->experts, size, c->dtype);
+  d.ups = pointers(d.up, c->experts, size, c->dtype);
+  d.downs = pointers(d.down, c->experts, size, c->dtype);
+  experts64_make(c, &d);
+  return d;
+}
+
+static backend_limits_t experts_limits(const experts_case_t *c, int32_t training) {
+  return (backend_limits_t){.rows = c->n, .hidden = c->hidden, .ffn = c->ffn, .experts = c->experts,
+                            .top_k = c->top_k, .weight_dtype = c->dtype, .training = training};
+}
+
+/* ---- forward ---- */
+
+static void check_experts(const experts_case_t *c) {
+  experts_data_t d = experts_make(c);
+  experts64_t *e = &d.exact;
+  int64_t tokens = c->n * c->hidden, kept = e->routing.offset[c->experts] * 2 * c->ffn;
+  double *with_residual = ops_doubles(tokens);
+  for (int64_t i = 0; i < tokens; i++) with_residual[i] = e->out[i] + e->residual[i];
+  op_experts_t op = {.n = c->n, .hidden = c->hidden, .ffn = c->ffn, .experts = c->experts,
+                     .top_k = c->top_k, .x = d.x, .routing = e->routing, .gate = d.gates, .up = d.ups,
+                     .down = d.downs, .weight_dtype = c->dtype};
+  ops_trial_t trial;
+  ops_begin(&trial, experts_limits(c, 0));
+  while (ops_next(&trial)) {
+    float *out = ops_floats(tokens), *pre = ops_floats(c->n * c->top_k * 2 * c->ffn);
+    ops_garbage(out, tokens), ops_garbage(pre, c->n * c->top_k * 2 * c->ffn);
+    op.out = out, op.pre = pre, op.residual = d.residual;
+    OPS_RUN(&trial, experts, &op);
+    ops_check(&trial, 0, "out", out, with_residual, e->out_slack, tokens);
+    ops_check(&trial, 1, "pre", pre, e->pre, e->pre_slack, kept);
+
+    ops_garbage(out, tokens);
+    op.pre = NULL, op.residual = NULL;
+    OPS_RUN(&trial, experts, &op);
+    ops_check(&trial, 2, "out without residual", out, e->out, e->out_slack, tokens);
+
+    memcpy(out, d.residual, (size_t)tokens * sizeof *out);
+    op.residual = out;
+    OPS_RUN(&trial, experts, &op);
+    ops_check(&trial, 0, "out over residual", out, with_residual, e->out_slack, tokens);
+    if (tokens * c->ffn >= 1 << 22) OPS_RUN_CANCELLED(&trial, experts, &op);
+  }
+  ops_free();
+}
+
+static void test_forward(void **state) {
+  (void)state;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_experts(&cases[i]);
+}
+
+/* ---- backward ---- */
+
+/* What the weights' gradients are accumulated to, added to what is expected: one more term of a sum over
+ * up to n rows. */
+static float *onto(double *want, double *slack, int64_t count, int64_t n, uint64_t seed) {
+  float *before = ops_uniform(count, 1, seed);
+  for (int64_t i = 0; i < count; i++) {
+    want[i] += before[i];
+    slack[i] += ops_sum_error(n + 1) * fabs(before[i]) + OPS_U * fabs(want[i]);
+  }
+  return before;
+}
+
+static void check_experts_bwd(const experts_case_t *c) {
+  experts_data_t d = experts_make(c);
+  experts64_t *e = &d.exact;
+  int64_t tokens = c->n * c->hidden, slots = c->n * c->top_k, size = c->ffn * c->hidden;
+  float *gate = onto(e->dgate, e->dgate_slack, c->experts * size, c->n, 31);
+  float *up = onto(e->dup, e->dup_slack, c->experts * size, c->n, 32);
+  float *down = onto(e->ddown, e->ddown_slack, c->experts * size, c->n, 33);
+  op_experts_bwd_t op = {.n = c->n, .hidden = c->hidden, .ffn = c->ffn, .experts = c->experts,
+                         .top_k = c->top_k, .x = d.x, .routing = e->routing, .gate = d.gates,
+                         .up = d.ups, .down = d.downs, .weight_dtype = c->dtype, .dout = d.dout};
+  ops_trial_t trial;
+  ops_begin(&trial, experts_limits(c, 1));
+  while (ops_next(&trial)) {
+    float *pre = ops_floats(slots * 2 * c->ffn), *dgate = ops_copy(gate, c->experts * size);
+    float *dup = ops_copy(up, c->experts * size), *ddown = ops_copy(down, c->experts * size);
+    for (int64_t i = 0; i < slots * 2 * c->ffn; i++) pre[i] = (float)e->pre[i];
+    op.pre = pre, op.dx = ops_floats(tokens), op.dweight = ops_floats(slots);
+    ops_garbage(op.dx, tokens), ops_garbage(op.dweight, slots);
+    op.dgate = pointers(dgate, c->experts, size, NN_F32);
+    op.dup = pointers(dup, c->experts, size, NN_F32);
+    op.ddown = pointers(ddown, c->experts, size, NN_F32);
+    OPS_RUN(&trial, experts_bwd, &op);
+    ops_check(&trial, 0, "dx", op.dx, e->dx, e->dx_slack, tokens);
+    ops_check(&trial, 1, "dweight", op.dweight, e->dweight, e->dweight_slack, slots);
+    ops_check(&trial, 2, "dgate", dgate, e->dgate, e->dgate_slack, c->experts * size);
+    ops_check(&trial, 3, "dup", dup, e->dup, e->dup_slack, c->experts * size);
+    ops_check(&trial, 4, "ddown", ddown, e->ddown, e->ddown_slack, c->experts * size);
+    if (tokens * c->ffn >= 1 << 22) OPS_RUN_CANCELLED(&trial, experts_bwd, &op);
+  }
+  ops_free();
+}
+
+static void test_backward(void **state) {
+  (void)state;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_experts_bwd(&cases[i]);
+}
+
+static double experts64_loss(const void *context) {
+  experts64_t e = *(const experts64_t *)context;
+  double loss = 0;
+  experts64_forward(&e);
+  for (int64_t i = 0; i < e.n * e.hidden; i++) loss += e.dout[i] * e.out[i];
+  return loss;
+}
+
+static void test_gradients_by_finite_differences(void **state) {
+  (void)state;
+  const experts_case_t c = {4, 3, 5, 3, 2, 2, SPREAD, NN_F32}; /* capacity 2 drops some */
+  experts64_t e = experts_make(&c).exact;
+  int64_t size = c.experts * c.ffn * c.hidden;
+  assert_true(e.routing.offset[c.experts] < c.n * c.top_k);
+  ops_check_gradient("dx", experts64_loss, &e, e.x, e.dx, c.n * c.hidden);
+  ops_check_gradient("dweight", experts64_loss, &e, e.weight, e.dweight, c.n * c.top_k);
+  ops_check_gradient("dgate", experts64_loss, &e, e.gate, e.dgate, size);
+  ops_check_gradient("dup", experts64_loss, &e, e.up, e.dup, size);
+  ops_check_gradient("ddown", experts64_loss, &e, e.down, e.ddown, size);
+  ops_free();
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_forward),
+      cmocka_unit_test(test_backward),
+      cmocka_unit_test(test_gradients_by_finite_differences),
+  };
+  return cmocka_run_group_tests_name("experts", tests, NULL, NULL);
+}

@@ -1,0 +1,223 @@
+/* RMS norm and layer norm, forward and backward. */
+#include <math.h>
+#include <string.h>
+
+#include "ops.h"
+
+typedef struct norm_case {
+  int64_t n, hidden;
+  int32_t kind, dtype, biased;
+} norm_case_t;
+
+static const norm_case_t cases[] = {
+    {1, 1, NN_NORM_RMS, NN_F32, 0},      {1, 64, NN_NORM_RMS, NN_F32, 0},
+    {3, 17, NN_NORM_RMS, NN_BF16, 0},    {17, 65, NN_NORM_RMS, NN_F32, 0},
+    {130, 768, NN_NORM_RMS, NN_F32, 0},  {9, 100, NN_NORM_RMS, NN_F32, 1},
+    {1, 5, NN_NORM_LAYER, NN_F32, 1},    {65, 16, NN_NORM_LAYER, NN_BF16, 1},
+    {9, 130, NN_NORM_LAYER, NN_F32, 0},  {130, 768, NN_NORM_LAYER, NN_F32, 1},
+};
+
+/* A case's data in fp64, gradients included. */
+typedef struct norm64 {
+  int64_t n, hidden;
+  int32_t kind;
+  double eps;
+  double *x, *w, *b, *dy;                  /* b all zero where there is none */
+  double *y, *mean, *rstd, *dx, *dw, *db;
+} norm64_t;
+
+static void norm64_row(const norm64_t *c, int64_t row, double *mean, double *rstd) {
+  double sum = 0, square = 0;
+  for (int64_t j = 0; j < c->hidden; j++) sum += c->x[row * c->hidden + j];
+  *mean = c->kind == NN_NORM_LAYER ? sum / (double)c->hidden : 0;
+  for (int64_t j = 0; j < c->hidden; j++) square += pow(c->x[row * c->hidden + j] - *mean, 2);
+  *rstd = 1 / sqrt(square / (double)c->hidden + c->eps);
+}
+
+static double norm64_element(const norm64_t *c, int64_t i, double mean, double rstd) {
+  return (c->x[i] - mean) * rstd * c->w[i % c->hidden] + c->b[i % c->hidden];
+}
+
+/* What gradients are the derivatives of. */
+static double norm64_loss(const void *context) {
+  const norm64_t *c = context;
+  double loss = 0;
+  for (int64_t row = 0; row < c->n; row++) {
+    double mean, rstd;
+    norm64_row(c, row, &mean, &rstd);
+    for (int64_t i = row * c->hidden; i < (row + 1) * c->hidden; i++)
+      loss += c->dy[i] * norm64_element(c, i, mean, rstd);
+  }
+  return loss;
+}
+
+static void norm64_run(norm64_t *c) {
+  double h = (double)c->hidden;
+  for (int64_t row = 0; row < c->n; row++) {
+    int64_t begin = row * c->hidden, end = begin + c->hidden;
+    norm64_row(c, row, &c->mean[row], &c->rstd[row]);
+    double mean_g = 0, mean_gx = 0;
+    for (int64_t i = begin; i < end; i++) {
+      double xhat = (c->x[i] - c->mean[row]) * c->rstd[row], g = c->dy[i] * c->w[i - begin];
+      c->y[i] = norm64_element(c, i, c->mean[row], c->rstd[row]);
+      c->dw[i - begin] += c->dy[i] * xhat;
+      c->db[i - begin] += c->dy[i];
+      mean_g += c->kind == NN_NORM_LAYER ? g / h : 0;
+      mean_gx += g * xhat / h;
+    }
+    for (int64_t i = begin; i < end; i++) {
+      double xhat = (c->x[i] - c->mean[row]) * c->rstd[row], g = c->dy[i] * c->w[i - begin];
+      c->dx[i] = c->rstd[row] * (g - mean_g - xhat * mean_gx);
+    }
+  }
+}
+
+static double *widen(const void *data, int32_t dtype, int64_t count) {
+  double *wide = ops_doubles(count);
+  for (int64_t i = 0; data && i < count; i++) wide[i] = ops_weight(data, dtype, i);
+  return wide;
+}
+
+typedef struct norm_data {
+  float *x, *dy;
+  void *w, *b;
+  norm64_t exact;
+} norm_data_t;
+
+static norm_data_t norm_make(const norm_case_t *c) {
+  int64_t count = c->n * c->hidden;
+  norm_data_t d = {0};
+  d.x = ops_uniform(count, 2, 1);
+  for (int64_t i = 0; i < count; i++) d.x[i] += 0.5f; /* a mean that matters */
+  d.dy = ops_uniform(count, 1, 2);
+  d.w = ops_weights(c->hidden, c->dtype, 0.5f, 1, 3);
+  d.b = c->biased ? ops_weights(c->hidden, c->dtype, 1, 0, 4) : NULL;
+  norm64_t *e = &d.exact;
+  *e = (norm64_t){.n = c->n, .hidden = c->hidden, .kind = c->kind, .eps = 1e-5f};
+  e->x = widen(d.x, NN_F32, count);
+  e->dy = widen(d.dy, NN_F32, count);
+  e->w = widen(d.w, c->dtype, c->hidden);
+  e->b = widen(d.b, c->dtype, c->hidden);
+  e->y = ops_doubles(count), e->dx = ops_doubles(count);
+  e->mean = ops_doubles(c->n), e->rstd = ops_doubles(c->n);
+  e->dw = ops_doubles(c->hidden), e->db = ops_doubles(c->hidden);
+  norm64_run(e);
+  return d;
+}
+
+static backend_limits_t norm_limits(const norm_case_t *c) {
+  return (backend_limits_t){.rows = c->n, .hidden = c->hidden, .weight_dtype = c->dtype, .training = 1};
+}
+
+/* Errors of a row: its sums have relative errors of ops_sum_error(hidden) against sums of magnitudes;
+ * |x| <= 2.5, and the mean and the deviation of such rows are of the order of |x|, so that subtracting
+ * the mean loses at most a factor of 4. hidden = 1 has a deviation of 0 in layer norm and is left out. */
+static void check_norm(const norm_case_t *c) {
+  norm_data_t d = norm_make(c);
+  int64_t count = c->n * c->hidden;
+  double relative = 4 * (ops_sum_error(c->hidden) + 4 * OPS_U);
+  double *slack = ops_doubles(count), *slack_mean = ops_doubles(c->n), *slack_rstd = ops_doubles(c->n);
+  for (int64_t row = 0; row < c->n; row++) {
+    slack_mean[row] = 2.5 * relative;
+    slack_rstd[row] = d.exact.rstd[row] * relative * (1 + 2.5 * d.exact.rstd[row]);
+    for (int64_t i = row * c->hidden; i < (row + 1) * c->hidden; i++)
+      slack[i] = relative * (5 * 1.5 * d.exact.rstd[row] * (1 + d.exact.rstd[row]) + 1);
+  }
+  op_norm_t op = {.n = c->n, .hidden = c->hidden, .kind = c->kind, .eps = 1e-5f, .x = d.x, .w = d.w,
+                  .b = d.b, .weight_dtype = c->dtype};
+  ops_trial_t trial;
+  ops_begin(&trial, norm_limits(c));
+  while (ops_next(&trial)) {
+    op.y = ops_floats(count);
+    op.rstd = ops_floats(c->n);
+    op.mean = c->kind == NN_NORM_LAYER ? ops_floats(c->n) : NULL;
+    ops_garbage(op.y, count);
+    ops_garbage(op.rstd, c->n);
+    OPS_RUN(&trial, norm, &op);
+    ops_check(&trial, 0, "y", op.y, d.exact.y, slack, count);
+    ops_check(&trial, 1, "rstd", op.rstd, d.exact.rstd, slack_rstd, c->n);
+    if (op.mean) ops_check(&trial, 2, "mean", op.mean, d.exact.mean, slack_mean, c->n);
+    op.mean = op.rstd = NULL;
+    ops_garbage(op.y, count);
+    OPS_RUN(&trial, norm, &op);
+    ops_check(&trial, 0, "y without statistics", op.y, d.exact.y, slack, count);
+    if (count >= 1 << 16) OPS_RUN_CANCELLED(&trial, norm, &op);
+  }
+  ops_free();
+}
+
+/* dx: as above, with g below 1.5 in place of x. dw and db: sums over n rows of terms below the largest
+ * |dy xhat|. What is accumulated to is below 1. */
+static void check_norm_bwd(const norm_case_t *c) {
+  norm_data_t d = norm_make(c);
+  norm64_t *e = &d.exact;
+  int64_t count = c->n * c->hidden;
+  float *dx = ops_uniform(count, 1, 5), *dw = ops_uniform(c->hidden, 1, 6);
+  float *db = ops_uniform(c->hidden, 1, 7), *mean = ops_floats(c->n), *rstd = ops_floats(c->n);
+  double *slack_dx = ops_doubles(count), *slack_dw = ops_doubles(c->hidden);
+  double xhat_most = 0;
+  for (int64_t row = 0; row < c->n; row++) {
+    mean[row] = (float)e->mean[row];
+    rstd[row] = (float)e->rstd[row];
+    for (int64_t i = row * c->hidden; i < (row + 1) * c->hidden; i++) {
+      double xhat = fabs(e->x[i] - e->mean[row]) * e->rstd[row];
+      xhat_most = fmax(xhat_most, xhat);
+      slack_dx[i] = 4 * (ops_sum_error(c->hidden) + 6 * OPS_U) * e->rstd[row] * 1.5 *
+                        (2 + xhat) * (1 + e->rstd[row]) + 4 * OPS_U;
+      e->dx[i] += dx[i];
+    }
+  }
+  for (int64_t j = 0; j < c->hidden; j++) {
+    slack_dw[j] = (ops_sum_error(c->n + 1) + 6 * OPS_U) * (1 + (double)c->n * (1 + xhat_most));
+    e->dw[j] += dw[j];
+    e->db[j] += db[j];
+  }
+  op_norm_bwd_t op = {.n = c->n, .hidden = c->hidden, .kind = c->kind, .x = d.x, .dy = d.dy, .w = d.w,
+                      .weight_dtype = c->dtype, .rstd = rstd};
+  op.mean = c->kind == NN_NORM_LAYER ? mean : NULL;
+  ops_trial_t trial;
+  ops_begin(&trial, norm_limits(c));
+  while (ops_next(&trial)) {
+    op.dx = ops_copy(dx, count);
+    op.dw = ops_copy(dw, c->hidden);
+    op.db = c->biased ? ops_copy(db, c->hidden) : NULL;
+    OPS_RUN(&trial, norm_bwd, &op);
+    ops_check(&trial, 0, "dx", op.dx, e->dx, slack_dx, count);
+    ops_check(&trial, 1, "dw", op.dw, e->dw, slack_dw, c->hidden);
+    if (c->biased) ops_check(&trial, 2, "db", op.db, e->db, slack_dw, c->hidden);
+    if (count >= 1 << 16) OPS_RUN_CANCELLED(&trial, norm_bwd, &op);
+  }
+  ops_free();
+}
+
+static void test_forward(void **state) {
+  (void)state;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_norm(&cases[i]);
+}
+
+static void test_backward(void **state) {
+  (void)state;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_norm_bwd(&cases[i]);
+}
+
+/* The gradients that backward is compared with are those of the forward formula. */
+static void test_gradients_by_finite_differences(void **state) {
+  (void)state;
+  for (int32_t kind = NN_NORM_RMS; kind <= NN_NORM_LAYER; kind++) {
+    norm_case_t c = {3, 7, kind, NN_F32, 1};
+    norm64_t e = norm_make(&c).exact;
+    ops_check_gradient("dx", norm64_loss, &e, e.x, e.dx, c.n * c.hidden);
+    ops_check_gradient("dw", norm64_loss, &e, e.w, e.dw, c.hidden);
+    ops_check_gradient("db", norm64_loss, &e, e.b, e.db, c.hidden);
+    ops_free();
+  }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_forward),
+      cmocka_unit_test(test_backward),
+      cmocka_unit_test(test_gradients_by_finite_differences),
+  };
+  return cmocka_run_group_tests_name("norm", tests, NULL, NULL);
+}

@@ -1,0 +1,199 @@
+/* The thread pool: every item once, region after region, cancel, and what cannot be had. */
+#define _GNU_SOURCE
+#include <sched.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "base/mem.h"
+#include "cpu.h"
+#include "ops.h"
+
+enum { MOST_ITEMS = 1000, MOST_THREADS = 17 };
+
+typedef struct count {
+  atomic_int done[MOST_ITEMS];
+  atomic_int inside[MOST_THREADS]; /* of one thread number: never two at a time */
+  atomic_int wrong;
+  int32_t threads;
+  atomic_int *raise;    /* cancel flag to raise */
+  int64_t raise_at;     /* by this item */
+} count_t;
+
+static void count_item(void *context, int64_t item, int32_t thread) {
+  count_t *count = context;
+  if (item < 0 || item >= MOST_ITEMS || thread < 0 || thread >= count->threads) {
+    atomic_store(&count->wrong, 1);
+    return;
+  }
+  if (atomic_fetch_add(&count->inside[thread], 1) != 0) atomic_store(&count->wrong, 1);
+  atomic_fetch_add(&count->done[item], 1);
+  if (count->raise && item == count->raise_at) atomic_store(count->raise, 1);
+  atomic_fetch_sub(&count->inside[thread], 1);
+}
+
+static void check_items_done_once(int32_t threads, int64_t regions) {
+  atomic_int cancel = 0;
+  pool_t *pool;
+  assert_int_equal(pool_create(threads, NULL, &cancel, &pool), NN_OK);
+  assert_int_equal(pool_threads(pool), threads);
+  static count_t count;
+  for (int64_t region = 0; region < regions; region++) {
+    memset(&count, 0, sizeof count);
+    count.threads = threads;
+    int64_t items = region * 37 % MOST_ITEMS;
+    assert_int_equal(pool_run(pool, items, count_item, &count), NN_OK);
+    assert_false(atomic_load(&count.wrong));
+    for (int64_t i = 0; i < MOST_ITEMS; i++)
+      assert_int_equal(atomic_load(&count.done[i]), i < items ? 1 : 0);
+  }
+  pool_destroy(pool);
+}
+
+static void test_every_item_once(void **state) {
+  (void)state;
+  for (int32_t threads = 1; threads <= 4; threads++) check_items_done_once(threads, 300);
+}
+
+static void test_more_threads_than_cores(void **state) {
+  (void)state;
+  check_items_done_once(MOST_THREADS, 100);
+}
+
+/* Regions far apart find the workers asleep. */
+static void test_sleeping_workers_wake(void **state) {
+  (void)state;
+  atomic_int cancel = 0;
+  pool_t *pool;
+  assert_int_equal(pool_create(3, NULL, &cancel, &pool), NN_OK);
+  for (int i = 0; i < 20; i++) {
+    static count_t count;
+    memset(&count, 0, sizeof count);
+    count.threads = 3;
+    usleep(2000);
+    assert_int_equal(pool_run(pool, 50, count_item, &count), NN_OK);
+    for (int64_t j = 0; j < 50; j++) assert_int_equal(atomic_load(&count.done[j]), 1);
+  }
+  pool_destroy(pool);
+}
+
+static void wait_for_the_other(void *context, int64_t item, int32_t thread) {
+  atomic_int *arrived = context;
+  (void)item;
+  (void)thread;
+  struct timespec begin, now;
+  clock_gettime(CLOCK_MONOTONIC, &begin);
+  atomic_fetch_add(arrived, 1);
+  do {
+    sched_yield();
+    clock_gettime(CLOCK_MONOTONIC, &now);
+  } while (atomic_load(arrived) < 2 && now.tv_sec - begin.tv_sec < 10);
+}
+
+/* Two items that each wait for the other can only end on two threads. */
+static void test_items_run_at_the_same_time(void **state) {
+  (void)state;
+  atomic_int cancel = 0;
+  pool_t *pool;
+  assert_int_equal(pool_create(2, NULL, &cancel, &pool), NN_OK);
+  for (int i = 0; i < 50; i++) {
+    atomic_int arrived = 0;
+    assert_int_equal(pool_run(pool, 2, wait_for_the_other, &arrived), NN_OK);
+    assert_int_equal(atomic_load(&arrived), 2);
+  }
+  pool_destroy(pool);
+}
+
+static void test_cancel(void **state) {
+  (void)state;
+  for (int32_t threads = 1; threads <= 3; threads++) {
+    atomic_int cancel = 1;
+    pool_t *pool;
+    assert_int_equal(pool_create(threads, NULL, &cancel, &pool), NN_OK);
+    static count_t count;
+    memset(&count, 0, sizeof count);
+    count.threads = threads;
+    assert_int_equal(pool_run(pool, 100, count_item, &count), NN_ERR_CANCELLED);
+    assert_int_equal(pool_run(pool, 0, count_item, &count), NN_ERR_CANCELLED);
+    for (int64_t i = 0; i < 100; i++) assert_int_equal(atomic_load(&count.done[i]), 0);
+    pool_run_all(pool, 100, count_item, &count);
+    for (int64_t i = 0; i < 100; i++) assert_int_equal(atomic_load(&count.done[i]), 1);
+
+    /* Raised by item 10: items that others have claimed by then may still be done. */
+    memset(&count, 0, sizeof count);
+    count.threads = threads;
+    count.raise = &cancel;
+    count.raise_at = 10;
+    atomic_store(&cancel, 0);
+    assert_int_equal(pool_run(pool, MOST_ITEMS, count_item, &count), NN_ERR_CANCELLED);
+    for (int64_t i = 0; i < MOST_ITEMS; i++) assert_true(atomic_load(&count.done[i]) <= 1);
+    if (threads == 1) assert_int_equal(atomic_load(&count.done[11]), 0);
+
+    /* Raised by the last item, nothing is left undone. */
+    memset(&count, 0, sizeof count);
+    count.threads = threads;
+    count.raise = &cancel;
+    count.raise_at = 0;
+    atomic_store(&cancel, 0);
+    assert_int_equal(pool_run(pool, 1, count_item, &count), NN_OK);
+    pool_destroy(pool);
+  }
+}
+
+static void note_cpu(void *context, int64_t item, int32_t thread) {
+  atomic_int *cpu = context;
+  (void)item;
+  if (thread == 1) atomic_store(&cpu[1], sched_getcpu());
+  else usleep(1000); /* leaves items to the worker */
+}
+
+static void test_affinity(void **state) {
+  (void)state;
+  cpu_set_t set;
+  assert_int_equal(sched_getaffinity(0, sizeof set, &set), 0);
+  int32_t allowed = 0;
+  while (!CPU_ISSET((size_t)allowed, &set)) allowed++;
+  atomic_int cancel = 0;
+  pool_t *pool;
+  int32_t affinity[2] = {-1, allowed};
+  assert_int_equal(pool_create(2, affinity, &cancel, &pool), NN_OK);
+  atomic_int cpu[2] = {-1, -1};
+  assert_int_equal(pool_run(pool, 100, note_cpu, cpu), NN_OK);
+  assert_int_equal(atomic_load(&cpu[1]), allowed);
+  pool_destroy(pool);
+
+  int32_t out_of_range[2] = {0, CPU_SETSIZE}, negative[2] = {0, -1};
+  assert_int_equal(pool_create(2, out_of_range, &cancel, &pool), NN_ERR_ARGUMENT);
+  assert_int_equal(pool_create(2, negative, &cancel, &pool), NN_ERR_ARGUMENT);
+}
+
+static void test_pool_without_memory(void **state) {
+  (void)state;
+  atomic_int cancel = 0;
+  pool_t *pool = NULL;
+  nn_status_t status = NN_ERR_MEMORY;
+  int64_t after = 0;
+  for (; after < 10 && status == NN_ERR_MEMORY; after++) {
+    mem_fail_after(after);
+    status = pool_create(3, NULL, &cancel, &pool);
+    if (status == NN_ERR_MEMORY) assert_null(pool);
+  }
+  mem_fail_after(-1);
+  assert_int_equal(status, NN_OK);
+  assert_true(after > 1);
+  pool_destroy(pool);
+  pool_destroy(NULL);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_every_item_once),
+      cmocka_unit_test(test_more_threads_than_cores),
+      cmocka_unit_test(test_sleeping_workers_wake),
+      cmocka_unit_test(test_items_run_at_the_same_time),
+      cmocka_unit_test(test_cancel),
+      cmocka_unit_test(test_affinity),
+      cmocka_unit_test(test_pool_without_memory),
+  };
+  return cmocka_run_group_tests_name("threads", tests, NULL, NULL);
+}

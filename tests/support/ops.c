@@ -1,0 +1,216 @@
+#include "ops.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/random.h"
+
+enum { GUARD = 256, GUARD_BYTE = 0xc3, MEMORY_BLOCKS = 4096 };
+
+/* ---- trials ---- */
+
+typedef struct ops_path {
+  const char *name;
+  int32_t bit;
+} ops_path_t;
+
+static const ops_path_t paths[] = {
+    {"reference", NN_CPU_REFERENCE}, {"avx2", NN_CPU_AVX2}, {"avx512", NN_CPU_AVX512}};
+
+enum { PATHS = sizeof paths / sizeof *paths, THREADS = 3, REPEATS = 2 };
+
+void ops_begin(ops_trial_t *trial, backend_limits_t limits) {
+  memset(trial, 0, sizeof *trial);
+  trial->limits = limits;
+  trial->repeat = -1;
+}
+
+static void ops_forget(ops_trial_t *trial) {
+  for (int i = 0; i < OPS_SLOTS; i++) {
+    free(trial->first[i].bits);
+    trial->first[i].bits = NULL;
+  }
+}
+
+/* Opens the device of trial->path and trial->threads; 0 where the path cannot be had. */
+static int ops_open(ops_trial_t *trial) {
+  backend_options_t options = {.threads = trial->threads, .cancel = &trial->cancel};
+  options.cpu_paths = NN_CPU_REFERENCE | paths[trial->path].bit;
+  if (cpu_backend_open(&options, &trial->table, &trial->device) != NN_OK) fail_msg("%s", nn_last_error());
+  trial->path_name = paths[trial->path].name;
+  int32_t threads, have;
+  trial->table->describe(trial->device, &threads, &have);
+  assert_int_equal(threads, trial->threads);
+  if (have & paths[trial->path].bit) return 1;
+  trial->table->close(trial->device);
+  trial->device = NULL;
+  return 0;
+}
+
+int ops_next(ops_trial_t *trial) {
+  if (trial->device && ++trial->repeat < REPEATS) return 1;
+  if (trial->device) trial->table->close(trial->device);
+  trial->device = NULL;
+  trial->repeat = 0;
+  for (;;) {
+    if (++trial->threads > THREADS) {
+      ops_forget(trial);
+      trial->threads = 1;
+      trial->path++;
+    }
+    if (trial->path == PATHS) return 0;
+    if (ops_open(trial)) return 1;
+    trial->threads = THREADS; /* this path is absent: on to the next one */
+  }
+}
+
+backend_scratch_t ops_lend(ops_trial_t *trial) {
+  trial->scratch_bytes = trial->table->workspace_bytes(trial->device, &trial->limits);
+  size_t whole = (trial->scratch_bytes + GUARD + 63) / 64 * 64;
+  trial->scratch = aligned_alloc(64, whole);
+  if (!trial->scratch) fail_msg("no memory for %zu bytes of scratch", whole);
+  memset(trial->scratch, trial->repeat ? 0x3e : 0xff, trial->scratch_bytes); /* NaN, then 0.18 */
+  memset((char *)trial->scratch + trial->scratch_bytes, GUARD_BYTE, whole - trial->scratch_bytes);
+  return (backend_scratch_t){trial->scratch, trial->scratch_bytes};
+}
+
+void ops_return(ops_trial_t *trial) {
+  const unsigned char *end = (const unsigned char *)trial->scratch + trial->scratch_bytes;
+  for (int i = 0; i < GUARD; i++)
+    if (end[i] != GUARD_BYTE)
+      fail_msg("%s: byte %d behind %zu bytes of scratch was written", trial->path_name, i,
+               trial->scratch_bytes);
+  free(trial->scratch);
+}
+
+nn_status_t ops_finish(ops_trial_t *trial, nn_status_t status) {
+  ops_return(trial);
+  return status;
+}
+
+void ops_expect(const ops_trial_t *trial, const char *name, nn_status_t want, nn_status_t got) {
+  if (got != want)
+    fail_msg("%s, %d threads: %s gave %s instead of %s: %s", trial->path_name, trial->threads, name,
+             nn_status_name(got), nn_status_name(want), nn_last_error());
+}
+
+/* ---- comparisons ---- */
+
+void ops_check_bits(ops_trial_t *trial, int slot, const char *name, const void *got, size_t bytes) {
+  if (!trial->first[slot].bits) {
+    trial->first[slot].bits = malloc(bytes ? bytes : 1);
+    assert_non_null(trial->first[slot].bits);
+    memcpy(trial->first[slot].bits, got, bytes);
+    trial->first[slot].bytes = bytes;
+  }
+  assert_int_equal(trial->first[slot].bytes, bytes);
+  if (memcmp(trial->first[slot].bits, got, bytes) != 0)
+    fail_msg("%s, %d threads, run %d: %s differs in bits from the first run", trial->path_name,
+             trial->threads, trial->repeat, name);
+}
+
+void ops_check(ops_trial_t *trial, int slot, const char *name, const float *got, const double *want,
+               const double *slack, int64_t count) {
+  for (int64_t i = 0; i < count; i++)
+    if (!(fabs(got[i] - want[i]) <= slack[i]) && !(got[i] == want[i]))
+      fail_msg("%s, %d threads: %s[%lld] of %lld is %.9g, not %.9g: off by %.3g, allowed %.3g",
+               trial->path_name, trial->threads, name, (long long)i, (long long)count, got[i], want[i],
+               got[i] - want[i], slack[i]);
+  ops_check_bits(trial, slot, name, got, (size_t)count * sizeof *got);
+}
+
+double ops_sum_error(int64_t n) {
+  double certain = (double)n + 2;
+  return OPS_U * fmin(certain, 8 * sqrt((double)n) + 2);
+}
+
+/* ---- data ---- */
+
+static void *blocks[MEMORY_BLOCKS];
+static int block_count;
+
+void *ops_memory(int64_t count, size_t size) {
+  assert_true(block_count < MEMORY_BLOCKS);
+  void *data = calloc(count ? (size_t)count : 1, size);
+  assert_non_null(data);
+  return blocks[block_count++] = data;
+}
+
+float *ops_floats(int64_t count) { return ops_memory(count, sizeof(float)); }
+double *ops_doubles(int64_t count) { return ops_memory(count, sizeof(double)); }
+int32_t *ops_ints(int64_t count) { return ops_memory(count, sizeof(int32_t)); }
+
+void ops_free(void) {
+  while (block_count) free(blocks[--block_count]);
+}
+
+static float ops_uniform_at(float scale, uint64_t seed, int64_t i) {
+  return (float)(scale * (2 * random_uniform(seed, 7, (uint64_t)i) - 1));
+}
+
+float *ops_uniform(int64_t count, float scale, uint64_t seed) {
+  float *data = ops_floats(count);
+  for (int64_t i = 0; i < count; i++) data[i] = ops_uniform_at(scale, seed, i);
+  return data;
+}
+
+void *ops_weights(int64_t count, int32_t dtype, float scale, float shift, uint64_t seed) {
+  float *wide = ops_uniform(count, scale, seed);
+  for (int64_t i = 0; i < count; i++) wide[i] += shift;
+  return ops_pack(wide, count, dtype);
+}
+
+void *ops_pack(float *data, int64_t count, int32_t dtype) {
+  if (dtype == NN_F32) return data;
+  uint16_t *packed = ops_memory(count, sizeof *packed);
+  for (int64_t i = 0; i < count; i++) {
+    uint32_t bits;
+    memcpy(&bits, &data[i], sizeof bits);
+    packed[i] = (uint16_t)(bits >> 16);
+  }
+  return packed;
+}
+
+double ops_weight(const void *data, int32_t dtype, int64_t i) {
+  if (dtype == NN_F32) return ((const float *)data)[i];
+  uint32_t bits = (uint32_t)((const uint16_t *)data)[i] << 16;
+  float wide;
+  memcpy(&wide, &bits, sizeof wide);
+  return wide;
+}
+
+int64_t ops_random_index(int64_t bound, uint64_t seed, uint64_t index) {
+  return (int64_t)(random_uniform(seed, 8, index) * (double)bound);
+}
+
+void ops_garbage(float *data, int64_t count) { memset(data, 0xff, (size_t)count * sizeof *data); }
+
+float *ops_copy(const float *data, int64_t count) {
+  float *copy = ops_floats(count);
+  memcpy(copy, data, (size_t)count * sizeof *copy);
+  return copy;
+}
+
+/* ---- finite differences ---- */
+
+void ops_check_gradient(const char *name, double (*f)(const void *context), const void *context,
+                        double *x, const double *gradient, int64_t count) {
+  const double step = 1e-5;
+  double largest = 0;
+  for (int64_t i = 0; i < count; i++) largest = fmax(largest, fabs(gradient[i]));
+  assert_true(largest > 0);
+  for (int64_t i = 0; i < count; i++) {
+    double at = x[i];
+    x[i] = at + step;
+    double above = f(context);
+    x[i] = at - step;
+    double below = f(context);
+    x[i] = at;
+    double slope = (above - below) / (2 * step);
+    if (!(fabs(slope - gradient[i]) <= 1e-7 * largest))
+      fail_msg("%s[%lld]: gradient %.12g, finite difference %.12g", name, (long long)i, gradient[i],
+               slope);
+  }
+}
