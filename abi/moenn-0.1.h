@@ -1,0 +1,793 @@
+/**
+ * @file moenn.h
+ * @brief libmoenn: train and serve mixture-of-experts language models inside any program.
+ *
+ * Read from top to bottom: conventions, status, devices, tensors, configurations, byte plans,
+ * models, training, optimizer, data, tokenizers, sessions.
+ *
+ * Conventions, said once:
+ *
+ * - **Status.** Every function that can fail returns an nn_status_t: NN_OK (0) or a negative code.
+ *   nn_last_error() is then the calling thread's message. Outputs are written only on success.
+ * - **Handles** are opaque. Destroy functions accept NULL and may be called in any order: a handle
+ *   keeps what it depends on alive until it is destroyed itself.
+ * - **Threads.** Different handles may be used from different threads at the same time; one handle
+ *   from one thread at a time. nn_device_cancel() alone may be called from any thread and from a
+ *   signal handler. Work of handles on one device is serialised by the device.
+ * - **Structs** are plain options or results. Set `struct_size` to `sizeof` the struct; zero in any
+ *   other member means the documented default. A struct grows only at its end: the library accepts
+ *   the sizes of older headers, and refuses a larger one whose unknown tail is not zero.
+ * - **Enums** cross the border as `int32_t`; their values are permanent.
+ * - **Shapes** are written [rows, columns], row-major, the last index fastest. Token ids are
+ *   `int32_t`. Sizes are in elements unless a name says bytes.
+ * - Pointers are to host memory unless a comment says otherwise. The library keeps no pointer of
+ *   the caller's after a call returns, except where a comment says so.
+ */
+#ifndef MOENN_H
+#define MOENN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(_WIN32)
+#define NN_API
+#elif defined(__GNUC__)
+/** Marks what the shared library exports. */
+#define NN_API __attribute__((visibility("default")))
+#else
+#define NN_API
+#endif
+
+/* ------------------------------------------------------------------------------------------------
+ * Version
+ * --------------------------------------------------------------------------------------------- */
+
+/** Major release of this header. Before 1.0 only a new minor release may break. */
+#define NN_VERSION_MAJOR 0
+/** Minor release. */
+#define NN_VERSION_MINOR 1
+/** Patch of the release. */
+#define NN_VERSION_PATCH 0
+/** Number of the binary interface; equals the shared object's SOVERSION. */
+#define NN_ABI_VERSION 0
+
+/** Release of the library that is running, as "major.minor.patch". Static string. Any thread. */
+NN_API const char *nn_version(void);
+
+/** Binary interface of the library that is running; compare with NN_ABI_VERSION. Any thread. */
+NN_API int32_t nn_abi_version(void);
+
+/* ------------------------------------------------------------------------------------------------
+ * Status and messages
+ * --------------------------------------------------------------------------------------------- */
+
+/** NN_OK or one of the negative NN_ERR_ codes. */
+typedef int32_t nn_status_t;
+
+/** Status codes. */
+enum {
+  NN_OK = 0,                /**< Done. */
+  NN_ERR_ARGUMENT = -1,     /**< An argument is NULL, out of range, or inconsistent with another. */
+  NN_ERR_STRUCT_SIZE = -2,  /**< struct_size is too small, or an unknown tail is not zero. */
+  NN_ERR_MEMORY = -3,       /**< Memory could not be had; nothing was lost. */
+  NN_ERR_IO = -4,           /**< The operating system refused a file operation. */
+  NN_ERR_FORMAT = -5,       /**< A file or text is not what its format requires. */
+  NN_ERR_UNSUPPORTED = -6,  /**< Understood, but this library, build or device cannot do it. */
+  NN_ERR_STATE = -7,        /**< Calls in the wrong order, for example training before prepare. */
+  NN_ERR_NOT_FOUND = -8,    /**< No preset, parameter, file or device of that name. */
+  NN_ERR_NONFINITE = -9,    /**< A loss or gradient norm is NaN or infinite; the step was refused. */
+  NN_ERR_CANCELLED = -10,   /**< The device's cancel flag is set, or a callback asked to stop. */
+  NN_ERR_CAPACITY = -11,    /**< The caller's buffer, the context or the cache is too small. */
+  NN_ERR_DEVICE = -12       /**< The device failed; its handle can only be destroyed. */
+};
+
+/** The name of a status code, such as "NN_ERR_MEMORY"; "unknown status" for others. Static string.
+ *  Any thread. */
+NN_API const char *nn_status_name(nn_status_t status);
+
+/** The calling thread's last failure in words: what was asked, what was found, what to do. Empty
+ *  before the first failure; a later success does not clear it. Valid until the thread's next call
+ *  into the library. */
+NN_API const char *nn_last_error(void);
+
+/** Log levels. */
+enum {
+  NN_LOG_DEFAULT = 0, /**< As an option: NN_LOG_WARNING. */
+  NN_LOG_ERROR = 1,   /**< Something failed that no status can carry. */
+  NN_LOG_WARNING = 2, /**< Works, but probably not as meant. */
+  NN_LOG_INFO = 3,    /**< What a user may want to know once. */
+  NN_LOG_DEBUG = 4    /**< What a developer of the library wants to know. */
+};
+
+/** Receives one message without a newline; called from the thread that does the work. */
+typedef void (*nn_log_fn)(int32_t level, const char *message, void *user);
+
+/** Receives progress of a long call, in bytes; return non-zero to cancel it (NN_ERR_CANCELLED). */
+typedef int32_t (*nn_progress_fn)(int64_t done, int64_t total, void *user);
+
+/* ------------------------------------------------------------------------------------------------
+ * Device: a place to compute
+ * --------------------------------------------------------------------------------------------- */
+
+/** A place to compute: owns threads, memory counters and the cancel flag. */
+typedef struct nn_device nn_device_t;
+
+/** CPU paths, a bit mask. A path is used when the mask allows it, the build has it and the processor
+ *  has it; the best of them wins per operation. */
+enum {
+  NN_CPU_DEFAULT = 0,   /**< Every path the processor has. */
+  NN_CPU_REFERENCE = 1, /**< Plain C. Always allowed. */
+  NN_CPU_AVX2 = 2,      /**< AVX2 and FMA. */
+  NN_CPU_AVX512 = 4     /**< AVX-512 F, BW, DQ and VL. */
+};
+
+/** Options of nn_device_create(). */
+typedef struct nn_device_options {
+  size_t struct_size; /**< sizeof this struct. */
+  int32_t threads;    /**< Threads that compute, the caller's among them. 0: one per available core. */
+  int32_t cpu_paths;  /**< NN_CPU_ mask. 0: MOENN_CPU from the environment, or every path. */
+  const int32_t *affinity; /**< [threads] logical CPU of each worker thread (entry 0, the caller's
+                                own thread, is left alone), or NULL: wherever the system puts them. */
+  nn_log_fn log;      /**< Receives messages. NULL: written to standard error. */
+  void *log_user;     /**< Passed to log. */
+  int32_t log_level;  /**< Least urgent NN_LOG_ level to pass on. */
+} nn_device_options_t;
+
+/** Opens a device.
+ *  @param name    "cpu" (also NULL). Others: NN_ERR_NOT_FOUND.
+ *  @param options NULL for the defaults. The environment variable MOENN_CPU ("reference", "avx2",
+ *                 "avx512", or several joined by commas) stands in for a zero cpu_paths.
+ *  @param device  receives the handle; nn_device_destroy() ends it.
+ *  Results do not depend on the number of threads, to the last bit. Any thread. */
+NN_API nn_status_t nn_device_create(const char *name, const nn_device_options_t *options,
+                                    nn_device_t **device);
+
+/** Gives the handle back. What lives on the device keeps it open until it is destroyed too. */
+NN_API void nn_device_destroy(nn_device_t *device);
+
+/** What a device is; written by nn_device_info(). */
+typedef struct nn_device_info {
+  size_t struct_size; /**< sizeof this struct. */
+  int32_t threads;    /**< Threads that compute. */
+  int32_t cpu_paths;  /**< NN_CPU_ mask of the paths in use. */
+  const char *name;   /**< "cpu". Valid while the device lives. */
+} nn_device_info_t;
+
+/** Describes the device. */
+NN_API nn_status_t nn_device_info(const nn_device_t *device, nn_device_info_t *info);
+
+/** Bytes of device memory that models, tensors and sessions hold; written by nn_device_memory(). */
+typedef struct nn_memory {
+  size_t struct_size; /**< sizeof this struct. */
+  int64_t current_bytes; /**< Held now. */
+  int64_t peak_bytes;    /**< Most ever held. */
+  int64_t allocations;   /**< Allocations ever made: constant over steady steps. */
+} nn_memory_t;
+
+/** Reads the device's memory counters. Any thread, at any time. */
+NN_API nn_status_t nn_device_memory(const nn_device_t *device, nn_memory_t *memory);
+
+/** Sets (on != 0) or clears the cancel flag. While it is set, forward, backward, prefill, decode,
+ *  generate, save and load return NN_ERR_CANCELLED, running ones within 50 ms. An optimizer step
+ *  under way is finished, so parameters are never half updated. After a cancelled backward the
+ *  gradients are undefined until nn_model_zero_grad(); a cancelled prefill or decode leaves the
+ *  sequence at its former length. Any thread; async-signal-safe; NULL is ignored. */
+NN_API void nn_device_cancel(nn_device_t *device, int32_t on);
+
+/* ------------------------------------------------------------------------------------------------
+ * Tensor: an n-dimensional array on a device
+ * --------------------------------------------------------------------------------------------- */
+
+/** An n-d array on a device; reference-counted storage, so views keep alive what they view. */
+typedef struct nn_tensor nn_tensor_t;
+
+/** Element types. */
+enum {
+  NN_F32 = 0,  /**< IEEE single. */
+  NN_BF16 = 1, /**< Upper half of an IEEE single. */
+  NN_F16 = 2,  /**< IEEE half. */
+  NN_F64 = 3,  /**< IEEE double. */
+  NN_I64 = 4,  /**< Signed 64 bits. */
+  NN_I32 = 5,  /**< Signed 32 bits. */
+  NN_I16 = 6,  /**< Signed 16 bits. */
+  NN_I8 = 7,   /**< Signed 8 bits. */
+  NN_U8 = 8,   /**< Unsigned 8 bits. */
+  NN_BOOL = 9  /**< One byte, 0 or 1. */
+};
+
+/** Most dimensions a tensor has. */
+#define NN_MAX_DIMS 8
+
+/** Bytes of one element of an NN_ dtype; 0 for an unknown one. Any thread. */
+NN_API size_t nn_dtype_bytes(int32_t dtype);
+
+/** Makes a tensor of zeros.
+ *  @param shape [ndim] sizes, each at least 0; ndim from 0 to NN_MAX_DIMS. */
+NN_API nn_status_t nn_tensor_create(nn_device_t *device, int32_t dtype, int32_t ndim,
+                                    const int64_t *shape, nn_tensor_t **tensor);
+
+/** Makes a tensor over the caller's memory, without a copy. The memory must be reachable by the
+ *  device, aligned to its element, and outlive the tensor and all its views.
+ *  @param strides [ndim] in elements, or NULL for row-major. */
+NN_API nn_status_t nn_tensor_wrap(nn_device_t *device, void *data, int32_t dtype, int32_t ndim,
+                                  const int64_t *shape, const int64_t *strides,
+                                  nn_tensor_t **tensor);
+
+/** Makes a view of elements begin to end - 1 of one dimension; it shares the storage. */
+NN_API nn_status_t nn_tensor_slice(const nn_tensor_t *tensor, int32_t dim, int64_t begin,
+                                   int64_t end, nn_tensor_t **view);
+
+/** Gives the handle back; storage goes with its last view. */
+NN_API void nn_tensor_destroy(nn_tensor_t *tensor);
+
+/** What a tensor is; written by nn_tensor_info(). The arrays live as long as the tensor. */
+typedef struct nn_tensor_info {
+  size_t struct_size; /**< sizeof this struct. */
+  int32_t dtype;          /**< NN_ dtype. */
+  int32_t ndim;           /**< Dimensions. */
+  const int64_t *shape;   /**< [ndim] sizes. */
+  const int64_t *strides; /**< [ndim] steps in elements. */
+  int64_t elements;       /**< Product of the sizes. */
+  void *data;             /**< First element, in device memory; readable in place on a CPU device. */
+} nn_tensor_info_t;
+
+/** Describes a tensor. */
+NN_API nn_status_t nn_tensor_info(const nn_tensor_t *tensor, nn_tensor_info_t *info);
+
+/** Fills the tensor from row-major host memory of its own dtype.
+ *  @param bytes must equal elements x element size. */
+NN_API nn_status_t nn_tensor_copy_in(nn_tensor_t *tensor, const void *source, size_t bytes);
+
+/** Copies the tensor, row-major, into host memory of its own dtype.
+ *  @param bytes must equal elements x element size. */
+NN_API nn_status_t nn_tensor_copy_out(const nn_tensor_t *tensor, void *target, size_t bytes);
+
+/** Exports without a copy as a DLPack `DLManagedTensor` (dlpack.h, version 0 layout). The consumer
+ *  calls its deleter once; until then the storage lives.
+ *  @param managed receives a `DLManagedTensor *`. */
+NN_API nn_status_t nn_tensor_to_dlpack(const nn_tensor_t *tensor, void **managed);
+
+/** Imports a DLPack `DLManagedTensor` without a copy. On success the tensor owns it and calls its
+ *  deleter with the last view; on failure the caller still owns it.
+ *  @param managed a `DLManagedTensor *` whose memory the device can reach. */
+NN_API nn_status_t nn_tensor_from_dlpack(nn_device_t *device, void *managed, nn_tensor_t **tensor);
+
+/* ------------------------------------------------------------------------------------------------
+ * Model configuration
+ * --------------------------------------------------------------------------------------------- */
+
+/** Families: whose parameter names, shapes and config.json keys a saved folder carries. */
+enum {
+  NN_FAMILY_MIXTRAL = 0, /**< MixtralForCausalLM: the mixture-of-experts transformer. */
+  NN_FAMILY_GPT2 = 1     /**< GPT2LMHeadModel: dense. */
+};
+
+/** Normalisations. */
+enum {
+  NN_NORM_RMS = 0,  /**< x / sqrt(mean(x^2) + eps) * w (Zhang and Sennrich, 2019). */
+  NN_NORM_LAYER = 1 /**< (x - mean) / sqrt(variance + eps) * w + b (Ba et al., 2016). */
+};
+
+/** How positions enter. */
+enum {
+  NN_POSITION_ROPE = 0,   /**< Rotary, halves rotated against each other (Su et al., 2021). */
+  NN_POSITION_LEARNED = 1 /**< A learned vector added to the embedding. */
+};
+
+/** Feed-forward networks. */
+enum {
+  NN_FFN_SWIGLU = 0,   /**< down(silu(gate(x)) * up(x)) (Shazeer, 2020). */
+  NN_FFN_GELU_TANH = 1 /**< proj(gelu(fc(x))), gelu by its tanh approximation. */
+};
+
+/** Normalisations of the load-balancing loss; f_i: share of routed slots, P_i: mean probability. */
+enum {
+  NN_AUX_SWITCH = 0, /**< Sum over layers of E * sum_i f_i P_i, f summing to 1 (Fedus et al., 2021). */
+  NN_AUX_JOINT = 1   /**< E * k * sum_i f_i P_i, f and P averaged over all layers before the product,
+                          as Hugging Face transformers computes it. */
+};
+
+/** A model's architecture. Begin with a preset or a config.json, or set members by hand; zero means
+ *  the default given here. What must be given: vocab_size, context, layers, hidden, heads, ffn. */
+typedef struct nn_model_config {
+  size_t struct_size; /**< sizeof this struct. */
+  int32_t family;       /**< NN_FAMILY_ value. */
+  int32_t norm;         /**< NN_NORM_ value. */
+  int32_t position;     /**< NN_POSITION_ value. */
+  int32_t ffn_kind;     /**< NN_FFN_ value. */
+  int64_t vocab_size;   /**< Rows of the embedding and of the head. */
+  int64_t context;      /**< Longest sequence trained. */
+  int64_t layers;       /**< Blocks. */
+  int64_t hidden;       /**< Width of the residual stream. */
+  int64_t heads;        /**< Query heads. */
+  int64_t kv_heads;     /**< Key-value heads; divides heads. 0: heads. */
+  int64_t head_dim;     /**< Width of a head, at most 256, even with RoPE. 0: hidden / heads. */
+  int64_t ffn;          /**< Width inside the FFN (of one expert). */
+  int64_t experts;      /**< Experts per layer, at most 1024. 0: a dense FFN. */
+  int64_t top_k;        /**< Experts per token, at most 64. Required with experts. */
+  int32_t biases;       /**< 1: every linear layer of a block has a bias. */
+  int32_t tied_head;    /**< 1: the head is the embedding. */
+  float norm_eps;       /**< 0: 1e-5. */
+  float rope_theta;     /**< RoPE base. 0: 10000. */
+  float rope_ntk_alpha; /**< How many times its context a session may stretch the model: a session
+                             with max_len > context rotates with base * alpha^(d/(d-2)), d the head
+                             dim (NTK-aware scaling). 0: 1. */
+  float init_std;       /**< Standard deviation of initial weights. 0: 0.02. */
+  float aux_loss_coef;  /**< Weight of the load-balancing loss. 0: none. */
+  int32_t aux_loss;     /**< NN_AUX_ value. */
+  float z_loss_coef;    /**< Weight of mean(logsumexp(router logits)^2), summed over layers (Zoph et
+                             al., 2022). 0: none. */
+  float capacity_factor; /**< An expert takes at most ceil(factor * tokens * k / E) slots of a
+                              training batch, first tokens first; the rest are dropped. 0: none is. */
+} nn_model_config_t;
+
+/** Fills a configuration by name: "tiny", "small", "moe-6.9b", "gpt2-124m", "gpt2-350m",
+ *  "gpt2-774m", "gpt2-1558m". Any other: NN_ERR_NOT_FOUND.
+ *  @param config its struct_size must be set; every other member is overwritten. */
+NN_API nn_status_t nn_config_preset(const char *name, nn_model_config_t *config);
+
+/** Reads the text of a Hugging Face config.json (model types "mixtral" and "gpt2"). A key that would
+ *  change the numbers and is not understood is NN_ERR_UNSUPPORTED and named.
+ *  @param text  UTF-8, need not end in NUL.
+ *  @param bytes its length. */
+NN_API nn_status_t nn_config_from_json(const char *text, size_t bytes, nn_model_config_t *config);
+
+/** Writes config.json text.
+ *  @param text     receives at most capacity bytes, NUL included; may be NULL when capacity is 0.
+ *  @param required receives the bytes needed, NUL included, also with NN_ERR_CAPACITY. */
+NN_API nn_status_t nn_config_to_json(const nn_model_config_t *config, char *text, size_t capacity,
+                                     size_t *required);
+
+/** Checks a configuration and writes the defaults in place of zeros. NN_ERR_ARGUMENT names the first
+ *  member that is out of range or does not fit another. */
+NN_API nn_status_t nn_config_validate(nn_model_config_t *config);
+
+/* ------------------------------------------------------------------------------------------------
+ * Byte plan: what a job takes, before anything is allocated
+ * --------------------------------------------------------------------------------------------- */
+
+/** Exact device bytes by category; written by nn_plan_training() and nn_plan_inference(). */
+typedef struct nn_plan {
+  size_t struct_size; /**< sizeof this struct. */
+  int64_t parameters;        /**< Parameters in all. */
+  int64_t active_parameters; /**< Parameters that multiply one token: all but the embedding table
+                                  (unless tied) and the experts not chosen. */
+  int64_t parameter_bytes;   /**< The model's parameters. */
+  int64_t master_bytes;      /**< fp32 master weights, where the parameters are not fp32. */
+  int64_t gradient_bytes;    /**< Gradients. */
+  int64_t optimizer_bytes;   /**< Optimizer moments. */
+  int64_t activation_bytes;  /**< Kept from forward for backward, and the residual streams. */
+  int64_t workspace_bytes;   /**< Scratch of operations, tables, staging of tokens. */
+  int64_t cache_bytes;       /**< Key-value cache. */
+  int64_t total_bytes;       /**< Sum of the byte members. */
+} nn_plan_t;
+
+/** Recomputation of activations. */
+enum {
+  NN_RECOMPUTE_NONE = 0, /**< Keep every activation. */
+  NN_RECOMPUTE_BLOCK = 1 /**< Keep only each block's input; run the block again in backward. */
+};
+
+/** Shape of training batches; see nn_model_prepare(). */
+typedef struct nn_train_options {
+  size_t struct_size; /**< sizeof this struct. */
+  int64_t batch;     /**< Most sequences in one call. 0: 1. */
+  int64_t seq_len;   /**< Most tokens in a sequence, at most the context. 0: the context. */
+  int32_t recompute; /**< NN_RECOMPUTE_ value. */
+} nn_train_options_t;
+
+/** Options of nn_session_create(). */
+typedef struct nn_session_options {
+  size_t struct_size; /**< sizeof this struct. */
+  int64_t batch;         /**< Sequences held side by side. 0: 1. */
+  int64_t max_len;       /**< Most tokens in a sequence. 0: the context. Beyond the context, up to
+                              context * rope_ntk_alpha, RoPE is stretched. */
+  int64_t prefill_chunk; /**< Prompt tokens computed at once. 0: 256. */
+} nn_session_options_t;
+
+/** Bytes to train: model, gradients, AdamW and batches of a shape, with parameters of a dtype.
+ *  Allocates nothing on the device and needs no model. */
+NN_API nn_status_t nn_plan_training(nn_device_t *device, const nn_model_config_t *config,
+                                    int32_t dtype, const nn_train_options_t *options,
+                                    nn_plan_t *plan);
+
+/** Bytes to serve: model and one session, with parameters of a dtype. Allocates nothing on the
+ *  device and needs no model. */
+NN_API nn_status_t nn_plan_inference(nn_device_t *device, const nn_model_config_t *config,
+                                     int32_t dtype, const nn_session_options_t *options,
+                                     nn_plan_t *plan);
+
+/* ------------------------------------------------------------------------------------------------
+ * Model
+ * --------------------------------------------------------------------------------------------- */
+
+/** A configuration and its parameters; gradients once training is prepared. */
+typedef struct nn_model nn_model_t;
+
+/** Makes a model with random weights: normal with config's init_std, GPT-2's residual projections
+ *  scaled by 1 / sqrt(2 * layers), norms 1, biases 0.
+ *  @param dtype NN_F32, or NN_BF16 (inference only in this release).
+ *  @param seed  same seed, same bits. */
+NN_API nn_status_t nn_model_create(nn_device_t *device, const nn_model_config_t *config,
+                                   int32_t dtype, uint64_t seed, nn_model_t **model);
+
+/** Options of nn_model_save() and nn_model_load(). */
+typedef struct nn_file_options {
+  size_t struct_size; /**< sizeof this struct. */
+  int64_t shard_bytes;     /**< Saving: most bytes of tensor data in a file. 0: 5 x 10^9. */
+  nn_progress_fn progress; /**< Called as bytes are read or written, or NULL. */
+  void *progress_user;     /**< Passed to progress. */
+} nn_file_options_t;
+
+/** Reads a Hugging Face folder: config.json and model.safetensors, or its shards with their index.
+ *  Files are mapped, never trusted: every size is checked before memory is taken, every tensor of
+ *  the file must be used and every parameter filled.
+ *  @param dtype NN_F32 or NN_BF16; F32, F16 and BF16 tensors are converted to it. -1: F32 if the
+ *               first tensor is, else BF16. */
+NN_API nn_status_t nn_model_load(nn_device_t *device, const char *folder, int32_t dtype,
+                                 const nn_file_options_t *options, nn_model_t **model);
+
+/** Writes a Hugging Face folder that nn_model_load() and transformers read; makes the folder if it
+ *  is not there. Files appear whole or not at all: a full disk or a kill leaves the earlier ones. */
+NN_API nn_status_t nn_model_save(const nn_model_t *model, const char *folder,
+                                 const nn_file_options_t *options);
+
+/** Gives the handle back. Sessions, optimizers and parameter tensors keep what they need. */
+NN_API void nn_model_destroy(nn_model_t *model);
+
+/** Copies the model's configuration, defaults filled in. */
+NN_API nn_status_t nn_model_config(const nn_model_t *model, nn_model_config_t *config);
+
+/** Number of named parameters; 0 for NULL. */
+NN_API int64_t nn_model_parameter_count(const nn_model_t *model);
+
+/** Name of parameter i, as in the family's files, or NULL when i is out of range. Lives as long as
+ *  the model. */
+NN_API const char *nn_model_parameter_name(const nn_model_t *model, int64_t index);
+
+/** A parameter as a tensor that views the model's buffer: writing changes the model. The shape is
+ *  the one in the family's files; strides may be those of a transpose. */
+NN_API nn_status_t nn_model_parameter(const nn_model_t *model, const char *name,
+                                      nn_tensor_t **tensor);
+
+/** A parameter's gradient as a tensor that views the gradient buffer, F32. NN_ERR_STATE before
+ *  nn_model_prepare(). */
+NN_API nn_status_t nn_model_gradient(const nn_model_t *model, const char *name,
+                                     nn_tensor_t **tensor);
+
+/* ------------------------------------------------------------------------------------------------
+ * Training
+ * --------------------------------------------------------------------------------------------- */
+
+/** Allocates gradients (zeros) and activations for batches up to a shape; again with another shape
+ *  keeps the gradients and resets the expert counters. NULL options give both back. On failure the
+ *  model is as before. */
+NN_API nn_status_t nn_model_prepare(nn_model_t *model, const nn_train_options_t *options);
+
+/** Result of a forward pass with targets. */
+typedef struct nn_loss {
+  size_t struct_size; /**< sizeof this struct. */
+  double loss;     /**< Cross-entropy in nats, mean over the targets that count. */
+  double aux_loss; /**< Load-balancing loss, coefficient included. */
+  double z_loss;   /**< Router z-loss, coefficient included. */
+  int64_t targets; /**< Targets that counted. */
+} nn_loss_t;
+
+/** Logits of a batch, without gradients.
+ *  @param tokens  [batch, seq_len] ids in [0, vocab_size).
+ *  @param batch,seq_len at most the prepared shape.
+ *  @param logits  [batch, seq_len, vocab_size] receives fp32 logits. */
+NN_API nn_status_t nn_model_forward(nn_model_t *model, const int32_t *tokens, int64_t batch,
+                                    int64_t seq_len, float *logits);
+
+/** Loss of a batch, without gradients.
+ *  @param targets [batch, seq_len] the id that should follow each token; negative ones do not count. */
+NN_API nn_status_t nn_model_evaluate(nn_model_t *model, const int32_t *tokens,
+                                     const int32_t *targets, int64_t batch, int64_t seq_len,
+                                     nn_loss_t *loss);
+
+/** Loss of a batch, and its gradients added to the model's.
+ *  @param scale multiplies the gradients: 1 / n for n accumulated micro-batches.
+ *  The gradients are those of loss + aux_loss + z_loss. NN_ERR_NONFINITE: the loss is not finite;
+ *  the gradients are undefined until nn_model_zero_grad(). */
+NN_API nn_status_t nn_model_backward(nn_model_t *model, const int32_t *tokens,
+                                     const int32_t *targets, int64_t batch, int64_t seq_len,
+                                     float scale, nn_loss_t *loss);
+
+/** Sets all gradients to zero. */
+NN_API nn_status_t nn_model_zero_grad(nn_model_t *model);
+
+/** How evenly one layer's experts were used; written by nn_model_expert_stats(). */
+typedef struct nn_expert_stats {
+  size_t struct_size; /**< sizeof this struct. */
+  int64_t tokens;  /**< Tokens routed since the counters were reset. */
+  int64_t dropped; /**< Slots that a capacity factor dropped. */
+  double entropy;  /**< Entropy of the experts' shares of slots over ln(experts): 1 is even. */
+  double max_load; /**< Largest share of slots times experts: 1 is even. */
+} nn_expert_stats_t;
+
+/** Expert use of one layer since the last reset, over forward, evaluate and backward calls.
+ *  @param counts    [experts] receives routed slots per expert, or NULL.
+ *  @param mean_prob [experts] receives the mean router probability, or NULL.
+ *  NN_ERR_UNSUPPORTED for a dense model. */
+NN_API nn_status_t nn_model_expert_stats(const nn_model_t *model, int64_t layer, int64_t *counts,
+                                         double *mean_prob, nn_expert_stats_t *stats);
+
+/** Sets every layer's expert counters to zero. */
+NN_API nn_status_t nn_model_expert_stats_reset(nn_model_t *model);
+
+/* ------------------------------------------------------------------------------------------------
+ * Optimizer
+ * --------------------------------------------------------------------------------------------- */
+
+/** AdamW state of one model. */
+typedef struct nn_optim nn_optim_t;
+
+/** Options of nn_optim_create(). */
+typedef struct nn_optim_options {
+  size_t struct_size; /**< sizeof this struct. */
+  float beta1;        /**< Decay of the first moment. 0: 0.9. */
+  float beta2;        /**< Decay of the second moment. 0: 0.95. */
+  float eps;          /**< 0: 1e-8. */
+  float weight_decay; /**< Decoupled decay of matrices; norms and biases have none. 0: none. */
+  float grad_clip;    /**< Largest global gradient norm; larger gradients are scaled down to it.
+                           0: no clip. */
+} nn_optim_options_t;
+
+/** Makes an AdamW optimizer (Loshchilov and Hutter, 2019) with moments of zero. The model must be
+ *  prepared for training (NN_ERR_STATE). */
+NN_API nn_status_t nn_optim_create(nn_model_t *model, const nn_optim_options_t *options,
+                                   nn_optim_t **optim);
+
+/** Gives the handle back. */
+NN_API void nn_optim_destroy(nn_optim_t *optim);
+
+/** One update of all parameters from the model's gradients, which stay as they are:
+ *  m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, p -= lr (m^ / (sqrt(v^) + eps) + decay p), with m^ and
+ *  v^ corrected for the step and g scaled by the clip.
+ *  @param grad_norm receives the global norm before the clip, or NULL.
+ *  NN_ERR_NONFINITE: the norm is not finite; nothing was changed. */
+NN_API nn_status_t nn_optim_step(nn_optim_t *optim, float lr, double *grad_norm);
+
+/** Moments of the optimizer. */
+enum {
+  NN_MOMENT_FIRST = 0, /**< Running mean of gradients. */
+  NN_MOMENT_SECOND = 1 /**< Running mean of squared gradients. */
+};
+
+/** A moment of one parameter as a tensor that views the optimizer's buffer, F32. */
+NN_API nn_status_t nn_optim_moment(const nn_optim_t *optim, const char *name, int32_t moment,
+                                   nn_tensor_t **tensor);
+
+/** Updates made so far; 0 for NULL. */
+NN_API int64_t nn_optim_steps(const nn_optim_t *optim);
+
+/** Sets the number of updates made so far, at least 0, as when state was restored by hand. */
+NN_API nn_status_t nn_optim_set_steps(nn_optim_t *optim, int64_t steps);
+
+/** Writes moments and step count to one safetensors file, whole or not at all. */
+NN_API nn_status_t nn_optim_save(const nn_optim_t *optim, const char *path);
+
+/** Reads what nn_optim_save() wrote for a model of the same configuration. On failure the state is
+ *  as before, unless the status is NN_ERR_IO or NN_ERR_CANCELLED while reading tensor data. */
+NN_API nn_status_t nn_optim_load(nn_optim_t *optim, const char *path);
+
+/** Learning-rate schedules. */
+enum {
+  NN_SCHEDULE_CONSTANT = 0, /**< lr after the warm-up. */
+  NN_SCHEDULE_LINEAR = 1,   /**< From lr to min_lr in a straight line. */
+  NN_SCHEDULE_COSINE = 2    /**< From lr to min_lr along half a cosine. */
+};
+
+/** A learning rate as a function of the step. */
+typedef struct nn_schedule {
+  size_t struct_size; /**< sizeof this struct. */
+  int32_t kind;         /**< NN_SCHEDULE_ value. */
+  float lr;             /**< Peak. */
+  float min_lr;         /**< At and after total_steps; unused by NN_SCHEDULE_CONSTANT. */
+  int64_t warmup_steps; /**< Step s < warmup_steps has lr * (s + 1) / warmup_steps. */
+  int64_t total_steps;  /**< Where the decay ends; more than warmup_steps unless constant. */
+} nn_schedule_t;
+
+/** The learning rate of a step, counted from 0. Any thread. */
+NN_API nn_status_t nn_schedule_lr(const nn_schedule_t *schedule, int64_t step, float *lr);
+
+/* ------------------------------------------------------------------------------------------------
+ * Tokenizer
+ * --------------------------------------------------------------------------------------------- */
+
+/** Text to ids and back. Immutable: may be used from several threads at once. */
+typedef struct nn_tokenizer nn_tokenizer_t;
+
+/** Ids of the byte tokenizer's specials; its vocabulary has NN_BYTE_VOCAB ids. */
+enum {
+  NN_BYTE_BOS = 256,  /**< Beginning of a text. */
+  NN_BYTE_EOS = 257,  /**< End of a text. */
+  NN_BYTE_PAD = 258,  /**< Padding. */
+  NN_BYTE_VOCAB = 259 /**< Ids in all. */
+};
+
+/** Makes the byte tokenizer: id = byte, and the specials above. Encoding never makes specials. */
+NN_API nn_status_t nn_tokenizer_create_bytes(nn_tokenizer_t **tokenizer);
+
+/** Gives the handle back. */
+NN_API void nn_tokenizer_destroy(nn_tokenizer_t *tokenizer);
+
+/** Ids in the vocabulary; 0 for NULL. */
+NN_API int64_t nn_tokenizer_vocab_size(const nn_tokenizer_t *tokenizer);
+
+/** Encodes any byte string.
+ *  @param ids   [capacity] receives the ids; may be NULL when capacity is 0.
+ *  @param count receives the number of ids, also with NN_ERR_CAPACITY. */
+NN_API nn_status_t nn_tokenizer_encode(const nn_tokenizer_t *tokenizer, const char *text,
+                                       size_t bytes, int32_t *ids, size_t capacity, size_t *count);
+
+/** Decodes ids; specials give no text. An id outside the vocabulary is NN_ERR_ARGUMENT.
+ *  @param text  [capacity] receives the bytes, without a NUL; may be NULL when capacity is 0.
+ *  @param bytes receives the number of bytes, also with NN_ERR_CAPACITY. */
+NN_API nn_status_t nn_tokenizer_decode(const nn_tokenizer_t *tokenizer, const int32_t *ids,
+                                       size_t count, char *text, size_t capacity, size_t *bytes);
+
+/* ------------------------------------------------------------------------------------------------
+ * Dataset: a token stream cut into windows
+ * --------------------------------------------------------------------------------------------- */
+
+/** A token stream with a deterministic, resumable order. */
+typedef struct nn_dataset nn_dataset_t;
+
+/** Options of the nn_dataset_ constructors. */
+typedef struct nn_dataset_options {
+  size_t struct_size; /**< sizeof this struct. */
+  int64_t batch;   /**< Sequences per batch. 0: 1. */
+  int64_t seq_len; /**< Tokens per sequence. Required. */
+  int64_t begin;   /**< First token of the stream to use. */
+  int64_t end;     /**< One past the last. 0: the end of the stream. */
+  int32_t shuffle; /**< 0: every window in order, each target once an epoch; the last window and the
+                        last batch are filled up with targets of -1. 1: in each epoch windows begin at
+                        a random phase and come in a random order, all of them whole; a batch may
+                        span two epochs. */
+  uint64_t seed;   /**< Of the shuffle. */
+} nn_dataset_options_t;
+
+/** Opens a text file, encoded whole by a tokenizer (NULL: bytes). The file is mapped with NULL, and
+ *  read with a tokenizer. */
+NN_API nn_status_t nn_dataset_open_text(const char *path, const nn_tokenizer_t *tokenizer,
+                                        const nn_dataset_options_t *options,
+                                        nn_dataset_t **dataset);
+
+/** Opens an llm.c token file (magic 20240520, version 1, uint16 ids). The file is mapped. */
+NN_API nn_status_t nn_dataset_open_tokens(const char *path, const nn_dataset_options_t *options,
+                                          nn_dataset_t **dataset);
+
+/** Makes a dataset of a copy of count ids, none negative. */
+NN_API nn_status_t nn_dataset_from_tokens(const int32_t *ids, int64_t count,
+                                          const nn_dataset_options_t *options,
+                                          nn_dataset_t **dataset);
+
+/** Gives the handle back. */
+NN_API void nn_dataset_destroy(nn_dataset_t *dataset);
+
+/** Sizes of a dataset; written by nn_dataset_info(). */
+typedef struct nn_dataset_info {
+  size_t struct_size; /**< sizeof this struct. */
+  int64_t tokens;   /**< Tokens between begin and end. */
+  int64_t windows;  /**< Windows in an epoch. */
+  int64_t batches;  /**< Batches that cover an epoch, rounded up. */
+  int32_t max_id;   /**< Largest id in the stream between begin and end. */
+} nn_dataset_info_t;
+
+/** Describes a dataset. */
+NN_API nn_status_t nn_dataset_info(const nn_dataset_t *dataset, nn_dataset_info_t *info);
+
+/** The next batch. The stream never ends: epoch follows epoch.
+ *  @param tokens  [batch, seq_len] receives ids.
+ *  @param targets [batch, seq_len] receives the id after each, or -1 where there is none. */
+NN_API nn_status_t nn_dataset_next(nn_dataset_t *dataset, int32_t *tokens, int32_t *targets);
+
+/** Batches taken so far; 0 for NULL. With the same file, options and position, the same batches
+ *  follow. */
+NN_API int64_t nn_dataset_position(const nn_dataset_t *dataset);
+
+/** Goes to a position that nn_dataset_position() gave, or any other at least 0. */
+NN_API nn_status_t nn_dataset_seek(nn_dataset_t *dataset, int64_t position);
+
+/* ------------------------------------------------------------------------------------------------
+ * Session: a key-value cache and a sampler over a model
+ * --------------------------------------------------------------------------------------------- */
+
+/** Sequences being served by a model; several sessions may share one model. */
+typedef struct nn_session nn_session_t;
+
+/** Allocates the cache and workspace of a session. It sees the parameters as they are when each call
+ *  begins, and drops no tokens whatever the capacity factor. */
+NN_API nn_status_t nn_session_create(nn_model_t *model, const nn_session_options_t *options,
+                                     nn_session_t **session);
+
+/** Gives the handle back. */
+NN_API void nn_session_destroy(nn_session_t *session);
+
+/** Appends tokens to a sequence and computes them.
+ *  @param sequence 0 to batch - 1.
+ *  @param count    at least 1. Past max_len: NN_ERR_CAPACITY, and nothing is appended.
+ *  @param logits   [vocab_size] receives those after the last token, or NULL. */
+NN_API nn_status_t nn_session_prefill(nn_session_t *session, int64_t sequence,
+                                      const int32_t *tokens, int64_t count, float *logits);
+
+/** Appends one token to each sequence and computes them together.
+ *  @param tokens [batch] ids; a negative one leaves its sequence alone.
+ *  @param logits [batch, vocab_size] receives logits (rows of sequences left alone are not written),
+ *                or NULL. */
+NN_API nn_status_t nn_session_decode(nn_session_t *session, const int32_t *tokens, float *logits);
+
+/** Tokens in a sequence; 0 for NULL or a sequence out of range. */
+NN_API int64_t nn_session_length(const nn_session_t *session, int64_t sequence);
+
+/** Shortens a sequence to its first length tokens; 0 empties it. */
+NN_API nn_status_t nn_session_truncate(nn_session_t *session, int64_t sequence, int64_t length);
+
+/** How the next token is chosen. All zero: greedy. Filters apply in this order: repetition penalty,
+ *  temperature, top-k, top-p, min-p. */
+typedef struct nn_sample_options {
+  size_t struct_size; /**< sizeof this struct. */
+  float temperature;        /**< Divides the logits. 0: greedy, the largest logit, lowest id first. */
+  int32_t top_k;            /**< Keep the k largest. 0: all. */
+  float top_p;              /**< Keep the fewest whose probabilities reach p (Holtzman et al., 2020).
+                                 0 or 1: all. */
+  float min_p;              /**< Drop those below min_p times the largest probability. 0: none. */
+  float repetition_penalty; /**< Logits of ids already in the sequence are divided by it when
+                                 positive and multiplied when negative (Keskar et al., 2019). 0: 1. */
+  uint64_t seed;            /**< The choice at a given length of a sequence depends on this alone. */
+} nn_sample_options_t;
+
+/** Chooses a token from the logits after a sequence's last token, without appending it.
+ *  NN_ERR_STATE: the sequence is empty or was truncated since. */
+NN_API nn_status_t nn_session_sample(nn_session_t *session, int64_t sequence,
+                                     const nn_sample_options_t *options, int32_t *token);
+
+/** Receives each generated token; index counts from 0. Return non-zero to stop after it. */
+typedef int32_t (*nn_token_fn)(int32_t token, int64_t index, void *user);
+
+/** Options of nn_session_generate(). */
+typedef struct nn_generate_options {
+  size_t struct_size; /**< sizeof this struct. */
+  const nn_sample_options_t *sampling; /**< NULL: greedy. */
+  int64_t max_tokens;       /**< Most tokens to make. 0: as many as fit. */
+  const int32_t *stop_ids;  /**< [stop_count] ids that end the text and are not part of it. */
+  int64_t stop_count;       /**< Entries of stop_ids. */
+  nn_token_fn on_token;     /**< Called for every token made, or NULL. */
+  void *on_token_user;      /**< Passed to on_token. */
+} nn_generate_options_t;
+
+/** Why generation ended. */
+enum {
+  NN_STOP_LENGTH = 1,  /**< max_tokens were made, or the caller's buffer is full. */
+  NN_STOP_ID = 2,      /**< A stop id was chosen. */
+  NN_STOP_CALLBACK = 3, /**< on_token asked for it. */
+  NN_STOP_CONTEXT = 4  /**< The sequence reached max_len. */
+};
+
+/** Prefills a prompt and generates after it.
+ *  @param prompt  [prompt_count] appended first; may be empty when the sequence is not.
+ *  @param tokens  [capacity] receives the generated ids, or NULL with capacity 0: on_token alone.
+ *  @param count   receives how many were made. On NN_ERR_CANCELLED it and tokens hold what was made.
+ *  @param reason  receives an NN_STOP_ value, or NULL.
+ *  After NN_STOP_ID every made token is part of the sequence; otherwise all but the last. */
+NN_API nn_status_t nn_session_generate(nn_session_t *session, int64_t sequence,
+                                       const int32_t *prompt, int64_t prompt_count,
+                                       const nn_generate_options_t *options, int32_t *tokens,
+                                       int64_t capacity, int64_t *count, int32_t *reason);
+
+/** As nn_model_expert_stats(), over this session's calls since its creation. */
+NN_API nn_status_t nn_session_expert_stats(const nn_session_t *session, int64_t layer,
+                                           int64_t *counts, double *mean_prob,
+                                           nn_expert_stats_t *stats);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* MOENN_H */

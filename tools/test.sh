@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Installs what is missing, builds libmoenn in every way it is meant to build and runs all tests.
+# The last lines say how each part went; the exit status is 0 when all of them passed.
+set -euo pipefail
+source "$(dirname "$0")/common.sh"
+
+need_build
+need g++ "a C++ compiler" has g++
+need binutils "readelf, nm and strip" has readelf
+need clang "clang" has clang
+need libcmocka-dev "cmocka" pkg-config --exists cmocka
+need abigail-tools "abidiff and abidw" has abidiff
+need doxygen "doxygen" has doxygen
+need python3 "python3" has python3
+install_missing
+newer_cmake
+
+# The sanitizers' run time is a package of its own in newer releases of Debian and Ubuntu.
+has_fuzzer() {
+  echo 'int LLVMFuzzerTestOneInput(const char *data, long size) { return data && size < 0; }' |
+    clang -x c -fsanitize=fuzzer,address - -o /dev/null
+}
+need "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev" "clang's sanitizers" has_fuzzer
+install_missing
+
+results=()
+failures=0
+
+# part NAME COMMAND...: runs it, and keeps how it went with CTest's own totals where there are any. Status
+# 77 means skipped.
+part() {
+  local name=$1 log start=$SECONDS status=0 verdict=passed totals
+  shift
+  printf '\n==== %s\n' "$name"
+  log=$(mktemp)
+  "$@" 2>&1 | tee "$log" || status=$?
+  if [ $status -eq 77 ]; then
+    verdict=skipped
+  elif [ $status -ne 0 ]; then
+    verdict=FAILED
+    failures=$((failures + 1))
+  fi
+  totals=$(grep -E '^[0-9]+% tests passed' "$log" || true)
+  rm -f "$log"
+  results+=("$(printf '%-8s %4d s  %s%s' $verdict $((SECONDS - start)) "$name" "${totals:+: $totals}")")
+}
+
+build_and_test() { # preset, options of configure and then, after --, of ctest
+  local preset=$1 options=()
+  shift
+  while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    options+=("$1")
+    shift
+  done
+  [ $# -gt 0 ] && shift
+  # The thread sanitizer of older compilers does not know where newer kernels put things at random.
+  local fixed_addresses=()
+  if [ "$preset" = tsan ] && setarch "$(uname -m)" -R true 2>/dev/null; then
+    fixed_addresses=(setarch "$(uname -m)" -R)
+  fi
+  configure "$preset" -DMOENN_TESTS=ON "${options[@]}" && cmake --build --preset "$preset" &&
+    "${fixed_addresses[@]}" ctest --preset "$preset" --parallel "$CMAKE_BUILD_PARALLEL_LEVEL" "$@"
+}
+
+fuzz() { # seconds for each target, on a copy of its corpus
+  configure fuzz -DMOENN_TESTS=ON && cmake --build --preset fuzz || return 1
+  local source name work
+  for source in tests/fuzz/fuzz_*.c; do
+    name=$(basename "$source" .c)
+    work=$(mktemp -d)
+    cp tests/fuzz/corpus/"${name#fuzz_}"/* "$work"
+    echo "$name, $1 s"
+    build/fuzz/tests/fuzz/"$name" -max_total_time="$1" -verbosity=0 -print_final_stats=1 \
+      -artifact_prefix=build/fuzz/ "$work" || return 1
+    rm -rf "$work"
+  done
+}
+
+build_docs() {
+  if ! printf '1.9.4\n%s\n' "$(doxygen --version)" | sort -VC; then
+    echo "skipped: doxygen is $(doxygen --version), and 1.9.4 is needed"
+    return 77
+  fi
+  cmake --build --preset release --target docs
+}
+
+build_clang() { configure clang -DMOENN_TESTS=OFF && cmake --build --preset clang --target moenn moenn_static; }
+
+part "gcc, release" build_and_test release -DMOENN_WERROR=ON
+part "gcc, address and undefined-behaviour sanitizers" build_and_test asan -- --label-exclude "e2e"
+part "gcc, thread sanitizer" build_and_test tsan -- --label-regex "train|infer|threads"
+part "clang, release, no warnings" build_clang
+part "clang, fuzzing for 5 s each" fuzz 5
+part "reference without warnings" build_docs
+
+printf '\n==== totals\n'
+printf '%s\n' "${results[@]}"
+if [ $failures -gt 0 ]; then
+  echo "$failures of ${#results[@]} parts FAILED"
+  exit 1
+fi
+echo "${#results[@]} parts, none failed, in $((SECONDS / 60)) min $((SECONDS % 60)) s"
