@@ -1,0 +1,71 @@
+/* What the files of moenn-bench share: options, timing, the report, the machine's ceilings. */
+#ifndef BENCH_H
+#define BENCH_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "backend.h"
+#include "moenn.h"
+
+/* Ends the program with the library's message when a call fails: a benchmark cannot go on. */
+#define TRY(call) bench_try((call), #call)
+void bench_try(nn_status_t status, const char *call);
+void *bench_alloc(size_t bytes);
+
+/* What the command line asks for. */
+typedef struct bench_options {
+  int32_t threads;     /* 0: every core */
+  const char *filter;  /* only scenarios whose "group/name" contains it; NULL: all */
+  const char *json;    /* file for the JSON report; NULL: none */
+  int64_t layers;      /* of moe-6.9b in decode, prefill and load; 0: all */
+  double seconds;      /* least time spent measuring a scenario */
+  bool cold;           /* operations: work through buffers that exceed the last-level cache */
+} bench_options_t;
+
+/* Units of work. */
+typedef enum bench_unit { UNIT_NONE, UNIT_FLOP, UNIT_BYTE } bench_unit_t;
+
+/* The machine's measured peaks with the threads in use. */
+typedef struct bench_ceilings {
+  double fp32_flops, bf16_flops, int8_ops; /* multiply-adds count twice; 0: no instruction for it */
+  double read_bytes, copy_bytes, triad_bytes; /* per second; copy and triad count reads and writes */
+} bench_ceilings_t;
+
+/* A scenario's work, for its share of the ceiling. */
+typedef struct bench_work {
+  bench_unit_t unit;
+  double amount;  /* flops or bytes of one run */
+  double ceiling; /* per second; 0: none applies */
+} bench_work_t;
+
+/* ---- timing.c ---- */
+double bench_now(void);
+typedef void (*bench_fn)(void *context);
+/* Median seconds of one run: warm-up apart, at least 5 runs, at least `seconds` in all. */
+double bench_time(bench_fn fn, void *context, double seconds, double *fastest, int64_t *runs);
+
+/* ---- report.c ---- */
+void report_begin(const bench_options_t *options, int argc, char **argv, const char *cpu,
+                  int32_t threads, int32_t paths);
+void report_ceilings(const char *label, const bench_ceilings_t *ceilings);
+/* True when the filter lets the scenario through. */
+bool report_wanted(const char *group, const char *name);
+/* Measures and prints one scenario. */
+void report_run(const char *group, const char *name, bench_fn fn, void *context,
+                bench_work_t work);
+/* Prints one that measured itself. note: words behind it, or "". */
+void report_line(const char *group, const char *name, double seconds, double fastest, int64_t runs,
+                 bench_work_t work, const char *note);
+void report_end(void);
+
+/* ---- the groups ---- */
+bench_ceilings_t ceilings_measure(int32_t threads);
+void bench_ops(nn_device_t *device, const bench_options_t *options, const bench_ceilings_t *peak);
+void bench_seed(const bench_options_t *options, const bench_ceilings_t *single);
+void bench_training(nn_device_t *device, const bench_options_t *options,
+                    const bench_ceilings_t *peak);
+void bench_serving(nn_device_t *device, const bench_options_t *options,
+                   const bench_ceilings_t *peak);
+
+#endif

@@ -1,0 +1,100 @@
+/* moenn-bench: measures this machine's ceilings, then how near to them the library comes. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bench.h"
+
+static const char usage[] =
+    "moenn-bench [options]: ceilings of this machine, and each scenario as a share of them\n"
+    "  --threads N     threads that compute (default: every core)\n"
+    "  --filter TEXT   only scenarios whose \"group/name\" contains TEXT\n"
+    "                  groups: ops, seed, gpt2, moe, decode, prefill, load\n"
+    "  --seconds S     least time spent on a scenario (default 1)\n"
+    "  --layers N      layers of moe-6.9b in decode, prefill and load (default: all 30, 15 GB)\n"
+    "  --cold          operations work through buffers that exceed the caches\n"
+    "  --json FILE     write the report as JSON too\n"
+    "  --help          print this\n";
+
+static _Noreturn void usage_error(const char *what, const char *value) {
+  fprintf(stderr, "moenn-bench: %s %s\n%s", what, value, usage);
+  exit(2);
+}
+
+static double number(const char *option, const char *text, double least, double most) {
+  char *end;
+  double value = text ? strtod(text, &end) : 0;
+  if (!text || end == text || *end || !(value >= least && value <= most))
+    usage_error("unusable value of", option);
+  return value;
+}
+
+static bench_options_t parse(int argc, char **argv) {
+  bench_options_t options = {.seconds = 1};
+  for (int i = 1; i < argc; i++) {
+    const char *option = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
+    if (!strcmp(option, "--help")) {
+      fputs(usage, stdout);
+      exit(0);
+    } else if (!strcmp(option, "--cold")) {
+      options.cold = true;
+      continue;
+    } else if (!strcmp(option, "--threads")) {
+      options.threads = (int32_t)number(option, value, 1, 1024);
+    } else if (!strcmp(option, "--filter") && value) {
+      options.filter = value;
+    } else if (!strcmp(option, "--json") && value) {
+      options.json = value;
+    } else if (!strcmp(option, "--seconds")) {
+      options.seconds = number(option, value, 0.001, 3600);
+    } else if (!strcmp(option, "--layers")) {
+      options.layers = (int64_t)number(option, value, 1, 30);
+    } else {
+      usage_error("unknown or incomplete option", option);
+    }
+    i++;
+  }
+  return options;
+}
+
+/* The processor's name, as Linux gives it. */
+static void cpu_name(char *name, size_t bytes) {
+  snprintf(name, bytes, "unknown");
+  FILE *file = fopen("/proc/cpuinfo", "r");
+  char line[256];
+  while (file && fgets(line, sizeof line, file)) {
+    char *colon = strchr(line, ':');
+    if (strncmp(line, "model name", 10) || !colon) continue;
+    colon[strcspn(colon, "\n")] = 0;
+    snprintf(name, bytes, "%s", colon + 2);
+    break;
+  }
+  if (file) fclose(file);
+}
+
+int main(int argc, char **argv) {
+  bench_options_t options = parse(argc, argv);
+  nn_device_t *device;
+  nn_device_options_t asked = {.struct_size = sizeof asked, .threads = options.threads};
+  TRY(nn_device_create("cpu", &asked, &device));
+  nn_device_info_t info = {.struct_size = sizeof info};
+  TRY(nn_device_info(device, &info));
+  char cpu[128];
+  cpu_name(cpu, sizeof cpu);
+  report_begin(&options, argc, argv, cpu, info.threads, info.cpu_paths);
+  bench_ceilings_t single = ceilings_measure(1), all = single;
+  report_ceilings("1 thread", &single);
+  if (info.threads > 1) {
+    all = ceilings_measure(info.threads);
+    char label[32];
+    snprintf(label, sizeof label, "%d threads", info.threads);
+    report_ceilings(label, &all);
+  }
+  bench_ops(device, &options, &all);
+  bench_seed(&options, &single);
+  bench_training(device, &options, &all);
+  bench_serving(device, &options, &all);
+  report_end();
+  nn_device_destroy(device);
+  return 0;
+}

@@ -1,0 +1,302 @@
+/* Every operation of the backend at the shapes that matter: flops for products and attention, bytes
+ * that must move for the rest. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/device.h"
+#include "bench.h"
+
+/* The device and one large block of fp32 numbers that buffers are cut from. */
+typedef struct ops {
+  const backend_t *backend;
+  backend_device_t *place;
+  backend_scratch_t scratch;
+  const bench_ceilings_t *peak;
+  float *pool;
+  size_t pool_floats, used;
+  bool cold;
+} ops_t;
+
+enum { POOL_BYTES = 1 << 30, TOKENS = 1024 };
+
+/* A buffer of the pool; the scenario's buffers follow one another. */
+static float *ops_take(ops_t *ops, int64_t count) {
+  size_t rounded = ((size_t)count + 15) / 16 * 16;
+  if (ops->used + rounded > ops->pool_floats) {
+    fprintf(stderr, "moenn-bench: a scenario's buffers exceed the pool\n");
+    exit(1);
+  }
+  float *place = ops->pool + ops->used;
+  ops->used += rounded;
+  return place;
+}
+
+/* Any operation: its function, its arguments, and which pointers move on when caches are to be cold. */
+typedef nn_status_t (*op_fn)(backend_device_t *, const void *, backend_scratch_t);
+
+typedef struct ops_job {
+  ops_t *ops;
+  op_fn fn;
+  char op[512];         /* a copy of the arguments */
+  const float **moving; /* pointer inside op, or NULL */
+  const float *start;
+  size_t stride, copies, turn;
+} ops_job_t;
+
+static void ops_run_job(void *context) {
+  ops_job_t *job = context;
+  if (job->moving) {
+    *job->moving = job->start + job->turn * job->stride;
+    job->turn = (job->turn + 1) % job->copies;
+  }
+  TRY(job->fn(job->ops->place, job->op, job->ops->scratch));
+}
+
+/* Runs a scenario. moving: offset in op of its largest input (of `size` floats), rotated through the
+ * rest of the pool with --cold; -1: none. */
+static void ops_run(ops_t *ops, const char *name, op_fn fn, const void *op, size_t bytes, long moving,
+                    int64_t size, bench_work_t work) {
+  ops_job_t job = {.ops = ops, .fn = fn};
+  memcpy(job.op, op, bytes);
+  if (ops->cold && moving >= 0) {
+    job.moving = (const float **)(void *)(job.op + moving);
+    job.stride = ((size_t)size + 15) / 16 * 16;
+    job.start = ops->pool + ops->used;
+    job.copies = (ops->pool_floats - ops->used) / job.stride;
+    if (job.copies < 2) job.moving = NULL;
+  }
+  report_run("ops", name, ops_run_job, &job, work);
+  ops->used = 0;
+}
+
+#define RUN(ops, name, member, op, moving, size, work)                                        \
+  ops_run(ops, name, (op_fn)(void (*)(void))(ops)->backend->member, &(op), sizeof(op), moving, size, \
+          work)
+
+static bench_work_t flops(const ops_t *ops, double amount) {
+  return (bench_work_t){UNIT_FLOP, amount, ops->peak->fp32_flops};
+}
+static bench_work_t bytes(const ops_t *ops, double amount, bool writes) {
+  return (bench_work_t){UNIT_BYTE, amount, writes ? ops->peak->copy_bytes : ops->peak->read_bytes};
+}
+
+/* ---- products ---- */
+
+/* Forward, data-gradient and weight-gradient forms of one linear layer [out, in]. */
+static void ops_linear(ops_t *ops, int64_t rows, int64_t out, int64_t in) {
+  static const char *forms[] = {"NT forward", "NN data gradient", "TN weight gradient"};
+  for (int form = 0; form < 3; form++) {
+    char name[96];
+    snprintf(name, sizeof name, "matmul fp32 %s %dx%dx%d", forms[form], (int)rows, (int)out, (int)in);
+    if (!report_wanted("ops", name)) continue;
+    float *x = ops_take(ops, rows * in), *y = ops_take(ops, rows * out), *w = ops_take(ops, out * in);
+    op_matmul_t op = {.m = rows, .n = out, .k = in, .trans_b = 1, .a = x, .lda = in, .b = w, .ldb = in};
+    op.d = y, op.ldd = out;
+    if (form == 1)
+      op = (op_matmul_t){.m = rows, .n = in, .k = out, .a = y, .lda = out, .b = w, .ldb = in, .d = x, .ldd = in};
+    if (form == 2)
+      op = (op_matmul_t){.m = out, .n = in, .k = rows, .trans_a = 1, .a = y, .lda = out, .b = x,
+                         .ldb = in, .c = w, .ldc = in, .d = w, .ldd = in};
+    RUN(ops, name, matmul, op, -1, 0, flops(ops, 2.0 * (double)(rows * out) * (double)in));
+  }
+}
+
+/* Few rows against a large matrix: bandwidth. */
+static void ops_skinny(ops_t *ops, int64_t rows, int64_t out, int64_t in, int32_t dtype) {
+  char name[96];
+  snprintf(name, sizeof name, "matmul %s rows %d, %dx%d", dtype == NN_BF16 ? "bf16" : "fp32", (int)rows,
+           (int)out, (int)in);
+  if (!report_wanted("ops", name)) return;
+  int64_t floats = dtype == NN_BF16 ? out * in / 2 : out * in;
+  float *x = ops_take(ops, rows * in), *y = ops_take(ops, rows * out), *w = ops_take(ops, floats);
+  op_matmul_t op = {.m = rows, .n = out, .k = in, .trans_b = 1, .a = x, .lda = in, .b = w, .ldb = in};
+  op.b_dtype = dtype, op.d = y, op.ldd = out;
+  RUN(ops, name, matmul, op, (long)offsetof(op_matmul_t, b), floats,
+      bytes(ops, 4.0 * (double)floats, false));
+}
+
+/* ---- attention ---- */
+
+static void ops_attention(ops_t *ops, int64_t batch, int64_t length, int64_t heads, int64_t kv_heads,
+                          int64_t dim) {
+  int64_t n = batch * length, width = (heads + 2 * kv_heads) * dim, q = heads * dim, kv = kv_heads * dim;
+  float *qkv = ops_take(ops, n * width), *o = ops_take(ops, n * q), *lse = ops_take(ops, n * heads);
+  float *dout = ops_take(ops, n * q), *d = ops_take(ops, n * width);
+  double pairs = 0.5 * (double)(batch * heads) * (double)length * (double)(length + 1);
+  char name[96];
+  op_attention_t op = {.batch = batch, .q_len = length, .heads = heads, .kv_heads = kv_heads,
+                       .head_dim = dim, .q = qkv, .ldq = width, .k = qkv + q, .v = qkv + q + kv,
+                       .ldkv = width, .kv_batch = length * width, .scale = 0.1f, .o = o, .lse = lse};
+  TRY(ops->backend->attention(ops->place, &op, ops->scratch));
+  snprintf(name, sizeof name, "attention %dx%d, heads %d/%d of %d", (int)batch, (int)length, (int)heads,
+           (int)kv_heads, (int)dim);
+  size_t kept = ops->used;
+  RUN(ops, name, attention, op, -1, 0, flops(ops, 4.0 * pairs * (double)dim));
+  ops->used = kept;
+  op_attention_bwd_t bwd = {.batch = batch, .q_len = length, .heads = heads, .kv_heads = kv_heads,
+                            .head_dim = dim, .q = qkv, .ldq = width, .k = qkv + q, .v = qkv + q + kv,
+                            .ldkv = width, .kv_batch = length * width, .scale = 0.1f, .o = o,
+                            .dout = dout, .lse = lse, .dq = d, .dk = d + q, .dv = d + q + kv};
+  snprintf(name, sizeof name, "attention backward %dx%d, heads %d/%d of %d", (int)batch, (int)length,
+           (int)heads, (int)kv_heads, (int)dim);
+  RUN(ops, name, attention_bwd, bwd, -1, 0, flops(ops, 10.0 * pairs * (double)dim));
+}
+
+/* ---- experts ---- */
+
+static void ops_experts(ops_t *ops, int64_t n, int64_t hidden, int64_t ffn, int64_t experts,
+                        int64_t top_k) {
+  char name[96];
+  snprintf(name, sizeof name, "experts %d tokens, %d of %d, %dx%d", (int)n, (int)top_k, (int)experts,
+           (int)ffn, (int)hidden);
+  char name_bwd[96];
+  snprintf(name_bwd, sizeof name_bwd, "experts backward %d tokens, %d of %d, %dx%d", (int)n, (int)top_k,
+           (int)experts, (int)ffn, (int)hidden);
+  if (!report_wanted("ops", name) && !report_wanted("ops", name_bwd)) return;
+  int64_t slots = n * top_k, size = ffn * hidden;
+  float *x = ops_take(ops, n * hidden), *out = ops_take(ops, n * hidden), *dout = ops_take(ops, n * hidden);
+  float *router = ops_take(ops, experts * hidden), *pre = ops_take(ops, slots * 2 * ffn);
+  float *pre_kept = ops_take(ops, slots * 2 * ffn);
+  float *w = ops_take(ops, 3 * experts * size), *dw = ops_take(ops, 3 * experts * size);
+  float *prob = ops_take(ops, n * experts), *lse = ops_take(ops, n), *stats = ops_take(ops, 2 * experts + 1);
+  float *dweight = ops_take(ops, slots);
+  routing_t routing = {.expert = (int32_t *)(void *)ops_take(ops, slots), .weight = ops_take(ops, slots),
+                       .offset = (int32_t *)(void *)ops_take(ops, experts + 1),
+                       .row_slot = (int32_t *)(void *)ops_take(ops, slots),
+                       .slot_row = (int32_t *)(void *)ops_take(ops, slots)};
+  const void *gate[64], *up[64], *down[64];
+  float *dgate[64], *dup[64], *ddown[64];
+  for (int64_t e = 0; e < experts; e++) {
+    gate[e] = w + 3 * e * size, up[e] = w + (3 * e + 1) * size, down[e] = w + (3 * e + 2) * size;
+    dgate[e] = dw + 3 * e * size, dup[e] = dw + (3 * e + 1) * size, ddown[e] = dw + (3 * e + 2) * size;
+  }
+  op_route_t route = {.n = n, .hidden = hidden, .experts = experts, .top_k = top_k, .x = x, .w = router,
+                      .out = routing, .prob = prob, .lse = lse, .share = stats,
+                      .mean_prob = stats + experts, .mean_lse2 = stats + 2 * experts};
+  TRY(ops->backend->route(ops->place, &route, ops->scratch));
+  size_t kept = ops->used;
+  op_experts_t op = {.n = n, .hidden = hidden, .ffn = ffn, .experts = experts, .top_k = top_k, .x = x,
+                     .routing = routing, .gate = gate, .up = up, .down = down, .pre = pre,
+                     .residual = x, .out = out};
+  double forward = 6.0 * (double)slots * (double)size;
+  RUN(ops, name, experts, op, -1, 0, flops(ops, forward));
+  memcpy(pre_kept, pre, (size_t)(slots * 2 * ffn) * sizeof(float));
+  ops->used = kept;
+  op_experts_bwd_t bwd = {.n = n, .hidden = hidden, .ffn = ffn, .experts = experts, .top_k = top_k,
+                          .x = x, .routing = routing, .gate = gate, .up = up, .down = down,
+                          .pre = pre_kept, .dout = dout, .dx = out, .dweight = dweight,
+                          .dgate = dgate, .dup = dup, .ddown = ddown};
+  RUN(ops, name_bwd, experts_bwd, bwd, -1, 0, flops(ops, 2 * forward));
+  char name_route[96];
+  snprintf(name_route, sizeof name_route, "route %d tokens, %d of %d, hidden %d", (int)n, (int)top_k,
+           (int)experts, (int)hidden);
+  RUN(ops, name_route, route, route, -1, 0, bytes(ops, 4.0 * (double)(n * hidden), false));
+}
+
+/* ---- the rest: bytes ---- */
+
+static void ops_rows(ops_t *ops, int64_t n, int64_t hidden) {
+  char name[96];
+  float *x = ops_take(ops, n * hidden), *y = ops_take(ops, n * hidden), *w = ops_take(ops, hidden);
+  float *dy = ops_take(ops, n * hidden), *dw = ops_take(ops, hidden), *rstd = ops_take(ops, n);
+  double matrix = 4.0 * (double)(n * hidden);
+  op_norm_t norm = {.n = n, .hidden = hidden, .eps = 1e-5f, .x = x, .w = w, .y = y, .rstd = rstd};
+  TRY(ops->backend->norm(ops->place, &norm, ops->scratch));
+  size_t kept = ops->used;
+  snprintf(name, sizeof name, "rmsnorm %dx%d", (int)n, (int)hidden);
+  RUN(ops, name, norm, norm, (long)offsetof(op_norm_t, x), n * hidden, bytes(ops, 2 * matrix, true));
+  ops->used = kept;
+  op_norm_bwd_t bwd = {.n = n, .hidden = hidden, .x = x, .dy = dy, .w = w, .rstd = rstd, .dx = y, .dw = dw};
+  snprintf(name, sizeof name, "rmsnorm backward %dx%d", (int)n, (int)hidden);
+  RUN(ops, name, norm_bwd, bwd, (long)offsetof(op_norm_bwd_t, x), n * hidden, bytes(ops, 4 * matrix, true));
+  ops->used = kept;
+  op_softmax_t softmax = {.n = n, .width = hidden, .x = x, .y = y};
+  snprintf(name, sizeof name, "softmax %dx%d", (int)n, (int)hidden);
+  RUN(ops, name, softmax, softmax, (long)offsetof(op_softmax_t, x), n * hidden, bytes(ops, 2 * matrix, true));
+  ops->used = kept;
+  op_column_sum_t sum = {.n = n, .width = hidden, .x = x, .ldx = hidden, .out = dw};
+  snprintf(name, sizeof name, "column sum %dx%d", (int)n, (int)hidden);
+  RUN(ops, name, column_sum, sum, (long)offsetof(op_column_sum_t, x), n * hidden, bytes(ops, matrix, false));
+  int32_t *position = (int32_t *)(void *)ops_take(ops, n);
+  float *table = ops_take(ops, n * 64);
+  x = ops_take(ops, n * hidden);
+  for (int64_t i = 0; i < n; i++) position[i] = (int32_t)i;
+  op_rope_t rope = {.n = n, .heads = hidden / 64, .head_dim = 64, .x = x, .ldx = hidden,
+                    .position = position, .table = table};
+  snprintf(name, sizeof name, "rope %dx%d heads of 64", (int)n, (int)(hidden / 64));
+  RUN(ops, name, rope, rope, -1, 0, bytes(ops, 2 * matrix, true));
+}
+
+static void ops_embedding(ops_t *ops, int64_t n, int64_t hidden, int64_t vocab) {
+  float *out = ops_take(ops, n * hidden), *table = ops_take(ops, vocab * hidden);
+  int32_t *ids = (int32_t *)(void *)ops_take(ops, n);
+  for (int64_t i = 0; i < n; i++) ids[i] = (int32_t)(i * 7919 % vocab);
+  double moved = 8.0 * (double)(n * hidden);
+  size_t kept = ops->used;
+  op_embed_t embed = {.n = n, .hidden = hidden, .ids = ids, .wte = table, .out = out};
+  RUN(ops, "embedding 1024x768 of 50257", embed, embed, -1, 0, bytes(ops, moved, true));
+  ops->used = kept;
+  op_embed_bwd_t bwd = {.n = n, .hidden = hidden, .vocab = vocab, .ids = ids, .dout = out, .dwte = table};
+  RUN(ops, "embedding backward 1024x768 of 50257", embed_bwd, bwd, -1, 0, bytes(ops, 1.5 * moved, true));
+}
+
+static void ops_loss(ops_t *ops, int64_t n, int64_t hidden, int64_t vocab) {
+  float *x = ops_take(ops, n * hidden), *w = ops_take(ops, vocab * hidden), *dw = ops_take(ops, vocab * hidden);
+  float *dx = ops_take(ops, n * hidden), *row_loss = ops_take(ops, n);
+  double *sum = (double *)(void *)ops_take(ops, 2);
+  int32_t *target = (int32_t *)(void *)ops_take(ops, n);
+  for (int64_t i = 0; i < n; i++) target[i] = (int32_t)(i * 104729 % vocab);
+  op_head_loss_t op = {.n = n, .hidden = hidden, .vocab = vocab, .x = x, .w = w, .target = target,
+                       .row_loss = row_loss, .loss_sum = sum, .scale = 1, .dx = dx, .dw = dw};
+  RUN(ops, "head and loss with gradients 256x768 of 50257", head_loss, op, -1, 0,
+      flops(ops, 6.0 * (double)(n * hidden) * (double)vocab));
+}
+
+static void ops_optimizer(ops_t *ops, int64_t count) {
+  float *p = ops_take(ops, count), *g = ops_take(ops, count), *m = ops_take(ops, count);
+  float *v = ops_take(ops, count);
+  double *scale = (double *)(void *)ops_take(ops, 4);
+  size_t kept = ops->used;
+  op_grad_norm_t norm = {.count = count, .g = g, .max_norm = 1, .out = scale};
+  RUN(ops, "gradient norm of 32M", grad_norm, norm, -1, 0, bytes(ops, 4.0 * (double)count, false));
+  ops->used = kept;
+  op_adamw_t adam = {.count = count, .p = p, .g = g, .m = m, .v = v, .scale = scale, .lr = 1e-6f,
+                     .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = 0.1f, .step = 100};
+  RUN(ops, "adamw of 32M", adamw, adam, -1, 0, bytes(ops, 28.0 * (double)count, true));
+}
+
+void bench_ops(nn_device_t *device, const bench_options_t *options, const bench_ceilings_t *peak) {
+  ops_t ops = {.backend = device->backend, .place = device->place, .peak = peak, .cold = options->cold};
+  static const char *others[] = {"seed", "gpt2", "moe/", "decode", "prefill", "load"};
+  for (size_t g = 0; options->filter && g < sizeof others / sizeof others[0]; g++)
+    if (!strncmp(options->filter, others[g], strlen(others[g]))) return; /* spare the gigabyte */
+  ops.pool_floats = POOL_BYTES / sizeof(float);
+  ops.pool = bench_alloc(POOL_BYTES);
+  for (size_t i = 0; i < ops.pool_floats; i++) ops.pool[i] = (float)(i % 1021) * 1e-3f - 0.5f;
+  backend_limits_t limits = {.rows = 4096, .batch = 8, .kv_len = 4096, .hidden = 6144, .heads = 12,
+                             .kv_heads = 12, .head_dim = 64, .ffn = 6144, .experts = 16, .top_k = 4,
+                             .vocab = 50257, .weight_dtype = NN_BF16, .training = 1};
+  ops.scratch.bytes = ops.backend->workspace_bytes(ops.place, &limits);
+  ops.scratch.data = bench_alloc(ops.scratch.bytes);
+  ops_linear(&ops, 256, 768, 768);
+  ops_linear(&ops, TOKENS, 768, 768);
+  ops_linear(&ops, TOKENS, 12288, 768);
+  ops_linear(&ops, TOKENS, 768, 6144);
+  ops_linear(&ops, 256, 50257, 768);
+  ops_skinny(&ops, 1, 12288, 768, NN_F32);
+  ops_skinny(&ops, 1, 12288, 768, NN_BF16);
+  ops_skinny(&ops, 8, 12288, 768, NN_BF16);
+  ops_attention(&ops, 4, 64, 12, 12, 64);
+  ops_attention(&ops, 16, 256, 6, 2, 32);
+  ops_attention(&ops, 1, TOKENS, 12, 12, 64);
+  ops_attention(&ops, 1, TOKENS, 12, 1, 64);
+  ops_experts(&ops, 4096, 192, 384, 8, 2);
+  ops_experts(&ops, 512, 768, 1536, 16, 4);
+  ops_rows(&ops, 4096, 768);
+  ops_embedding(&ops, TOKENS, 768, 50257);
+  ops_loss(&ops, 256, 768, 50257);
+  ops_optimizer(&ops, 32 << 20);
+  free(ops.scratch.data);
+  free(ops.pool);
+}

@@ -1,0 +1,118 @@
+/* moe-6.9b in bf16 with random weights: decode against bandwidth, prefill against the product rate,
+ * and opening a saved model. */
+#define _POSIX_C_SOURCE 200809L
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "bench.h"
+
+enum { PROMPT = 256 };
+
+typedef struct serving {
+  nn_device_t *device;
+  nn_session_t *session;
+  int32_t token, prompt[PROMPT];
+  int64_t length, vocab;
+  const char *folder;
+} serving_t;
+
+static void serving_decode(void *context) {
+  serving_t *job = context;
+  job->token = (int32_t)((job->token * 1103515245LL + 12345) % job->vocab);
+  TRY(nn_session_truncate(job->session, 0, job->length));
+  TRY(nn_session_decode(job->session, &job->token, NULL));
+}
+
+static void serving_prefill(void *context) {
+  serving_t *job = context;
+  TRY(nn_session_truncate(job->session, 0, 0));
+  TRY(nn_session_prefill(job->session, 0, job->prompt, PROMPT, NULL));
+}
+
+static void serving_load(void *context) {
+  serving_t *job = context;
+  nn_model_t *model;
+  TRY(nn_model_load(job->device, job->folder, NN_BF16, NULL, &model));
+  nn_model_destroy(model);
+}
+
+/* Scenario names of the groups decode, prefill and load. */
+static void serving_names(int64_t layers, char names[3][96]) {
+  const char *what[] = {"1 sequence", "256 tokens", "cached"};
+  for (int i = 0; i < 3; i++)
+    snprintf(names[i], sizeof names[i], "moe-6.9b bf16, %lld layers, %s", (long long)layers, what[i]);
+}
+
+static void serving_tokens(serving_t *job, const bench_options_t *options,
+                           const bench_ceilings_t *peak, const nn_plan_t *plan,
+                           const nn_model_config_t *config) {
+  char names[3][96], note[64];
+  double fastest;
+  int64_t runs;
+  serving_names(config->layers, names);
+  serving_prefill(job);
+  job->length = PROMPT;
+  if (report_wanted("decode", names[0])) {
+    double cache = 8.0 * (double)(config->layers * config->kv_heads * config->head_dim) * PROMPT;
+    double bytes = 2.0 * (double)plan->active_parameters + cache;
+    double median = bench_time(serving_decode, job, options->seconds, &fastest, &runs);
+    snprintf(note, sizeof note, "%.2f tokens/s", 1 / median);
+    report_line("decode", names[0], median, fastest, runs,
+                (bench_work_t){UNIT_BYTE, bytes, peak->read_bytes}, note);
+  }
+  if (report_wanted("prefill", names[1])) {
+    /* The head multiplies the last token alone. */
+    double head = (double)(config->vocab_size * config->hidden);
+    double flops = 2.0 * PROMPT * ((double)plan->active_parameters - head) + 2.0 * head;
+    flops += 2.0 * (double)(config->layers * config->heads * config->head_dim) * PROMPT * PROMPT;
+    double median = bench_time(serving_prefill, job, options->seconds, &fastest, &runs);
+    snprintf(note, sizeof note, "%.1f tokens/s", PROMPT / median);
+    double ceiling = peak->bf16_flops > 0 ? peak->bf16_flops : peak->fp32_flops;
+    report_line("prefill", names[1], median, fastest, runs, (bench_work_t){UNIT_FLOP, flops, ceiling},
+                note);
+  }
+}
+
+/* Saves the model into a temporary folder and times opening it, from the page cache. */
+static void serving_opening(serving_t *job, nn_model_t *model, const nn_plan_t *plan,
+                            int64_t layers) {
+  char names[3][96], folder[] = "/tmp/moenn-bench-XXXXXX", command[64];
+  serving_names(layers, names);
+  if (!report_wanted("load", names[2])) return;
+  if (!mkdtemp(folder)) {
+    perror("moenn-bench: no temporary folder");
+    return;
+  }
+  TRY(nn_model_save(model, folder, NULL));
+  job->folder = folder;
+  report_run("load", names[2], serving_load, job,
+             (bench_work_t){UNIT_BYTE, (double)plan->parameter_bytes, 0});
+  snprintf(command, sizeof command, "rm -r %s", folder);
+  if (system(command)) fprintf(stderr, "moenn-bench: %s was not removed\n", folder);
+}
+
+void bench_serving(nn_device_t *device, const bench_options_t *options,
+                   const bench_ceilings_t *peak) {
+  nn_model_config_t config = {.struct_size = sizeof config};
+  TRY(nn_config_preset("moe-6.9b", &config));
+  if (options->layers) config.layers = options->layers;
+  char names[3][96];
+  serving_names(config.layers, names);
+  if (!report_wanted("decode", names[0]) && !report_wanted("prefill", names[1]) &&
+      !report_wanted("load", names[2]))
+    return;
+  nn_session_options_t shape = {.struct_size = sizeof shape, .max_len = 2 * PROMPT};
+  nn_plan_t plan = {.struct_size = sizeof plan};
+  TRY(nn_plan_inference(device, &config, NN_BF16, &shape, &plan));
+  serving_t job = {.device = device, .vocab = config.vocab_size, .token = 1};
+  for (int i = 0; i < PROMPT; i++) job.prompt[i] = (int32_t)(i * 7919 % config.vocab_size);
+  nn_model_t *model;
+  TRY(nn_model_create(device, &config, NN_BF16, 1, &model));
+  TRY(nn_session_create(model, &shape, &job.session));
+  serving_tokens(&job, options, peak, &plan, &config);
+  nn_session_destroy(job.session);
+  serving_opening(&job, model, &plan, config.layers);
+  nn_model_destroy(model);
+}
