@@ -1,11 +1,11 @@
 /* The pool: persistent workers that join the caller's loop over items.
  *
  * A region is open while `region` is odd. A worker enters by raising `active` and then looking at
- * `region`; the caller leaves by closing `region` and then waiting for `active` to fall to zero. Both
- * orders are sequentially consistent, so either the worker sees the region closed and backs out, or
- * the caller sees the worker and waits: what belongs to a region is written only while nobody is in
- * it, and a worker that comes too late holds nobody up. Waiting spins for some microseconds, because
- * the next region of a forward pass is that near, and then sleeps. */
+ * `region`; the caller leaves by closing `region` and then waiting for `active` to fall to zero.
+ * Both orders are sequentially consistent, so either the worker sees the region closed and backs
+ * out, or the caller sees the worker and waits: what belongs to a region is written only while
+ * nobody is in it, and a worker that comes too late holds nobody up. Waiting spins for some
+ * microseconds, because the next region of a forward pass is that near, and then sleeps. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
@@ -187,8 +187,9 @@ static nn_status_t pool_pin(const pool_worker_t *worker, int32_t cpu) {
   CPU_SET((size_t)cpu, &set);
   int error = pthread_setaffinity_np(worker->handle, sizeof set, &set);
   if (error)
-    return status_fail(NN_ERR_ARGUMENT, "affinity[%d]: the system refuses logical CPU %d (error %d)",
-                       worker->thread, cpu, error);
+    return status_fail(NN_ERR_ARGUMENT,
+                       "affinity[%d]: the system refuses logical CPU %d (error %d)", worker->thread,
+                       cpu, error);
   return NN_OK;
 }
 
@@ -204,8 +205,9 @@ static nn_status_t pool_start(pool_t *pool, const int32_t *affinity) {
     worker->thread = pool->started + 1;
     int error = pthread_create(&worker->handle, NULL, pool_main, worker);
     if (error) {
-      status = status_fail(NN_ERR_MEMORY, "thread %d of %d could not be started (error %d); ask for "
-                           "fewer", worker->thread + 1, pool->threads, error);
+      status = status_fail(NN_ERR_MEMORY,
+                           "thread %d of %d could not be started (error %d); ask for fewer",
+                           worker->thread + 1, pool->threads, error);
       break;
     }
     pool->started++;

@@ -14,7 +14,7 @@
 #include "moenn.h"
 #include "stories.h"
 
-enum { BATCH = 4, CONTEXT = 256 };     /* sequences in a step, bytes in a sequence */
+enum { BATCH = 4, LENGTH = 256 };      /* sequences in a step, bytes in a sequence */
 enum { PARTS = 20, SHORT_CHECK = 16 }; /* progress lines; batches of a validation on the way */
 
 static const char usage[] =
@@ -33,9 +33,9 @@ static struct {
   double minutes, steps, seed, threads;
 } settings = {.out = "tiny-model", .minutes = 1.2, .seed = 1};
 
-static nn_train_options_t shape = {sizeof shape, .batch = BATCH, .seq_len = CONTEXT};
-static int32_t tokens[BATCH * CONTEXT], targets[BATCH * CONTEXT];
-static float logits[2][BATCH * CONTEXT * NN_BYTE_VOCAB];
+static nn_train_options_t shape = {.struct_size = sizeof shape, .batch = BATCH, .seq_len = LENGTH};
+static int32_t tokens[BATCH * LENGTH], targets[BATCH * LENGTH];
+static float logits[2][BATCH * LENGTH * NN_BYTE_VOCAB];
 static volatile sig_atomic_t interrupted;
 
 static void on_interrupt(int number) {
@@ -124,7 +124,7 @@ static double validate(nn_model_t *model, nn_dataset_t *valid, int64_t batches) 
   for (int64_t i = 0; i < batches && i < info.batches && !(interrupted && i); i++) {
     nn_loss_t loss = {.struct_size = sizeof loss};
     must(nn_dataset_next(valid, tokens, targets));
-    must(nn_model_evaluate(model, tokens, targets, BATCH, CONTEXT, &loss));
+    must(nn_model_evaluate(model, tokens, targets, BATCH, LENGTH, &loss));
     nats += loss.loss * (double)loss.targets;
     bytes += (double)loss.targets;
   }
@@ -133,8 +133,8 @@ static double validate(nn_model_t *model, nn_dataset_t *valid, int64_t batches) 
 
 static void train(nn_device_t *device, nn_model_t *model, nn_dataset_t *data, nn_dataset_t *valid) {
   nn_optim_options_t adamw = {.struct_size = sizeof adamw, .weight_decay = 0.1f, .grad_clip = 1};
-  nn_schedule_t schedule = {.struct_size = sizeof schedule, .kind = NN_SCHEDULE_COSINE, .lr = 3e-3f,
-      .min_lr = 3e-5f, .warmup_steps = 50, .total_steps = 1000}; /* the run is 1000 of its steps */
+  nn_schedule_t schedule = {.struct_size = sizeof schedule, .kind = NN_SCHEDULE_COSINE,
+      .lr = 1.5e-3f, .min_lr = 1.5e-5f, .warmup_steps = 50, .total_steps = 1000}; /* = the run */
   const char *clear = isatty(STDOUT_FILENO) ? "\r\033[K" : "";
   nn_memory_t memory = {.struct_size = sizeof memory};
   nn_optim_t *optim;
@@ -147,16 +147,15 @@ static void train(nn_device_t *device, nn_model_t *model, nn_dataset_t *data, nn
     float lr;
     must(nn_dataset_next(data, tokens, targets));
     must(nn_model_zero_grad(model));
-    must(nn_model_backward(model, tokens, targets, BATCH, CONTEXT, 1, &loss));
+    must(nn_model_backward(model, tokens, targets, BATCH, LENGTH, 1, &loss));
     must(nn_schedule_lr(&schedule, (int64_t)(share * 1000), &lr));
     must(nn_optim_step(optim, lr, NULL));
-
     const double time = seconds() - start, done = (double)step;
     share = settings.steps > 0 ? done / settings.steps : time / (60 * settings.minutes);
     const int due = share * PARTS >= (double)lines + 1;
     if (*clear || due)
       printf("%sstep %4.0f  loss %.4f  %.0f tokens/s  %.0f MB  %.0f s left%s", clear, done,
-             loss.loss, done * BATCH * CONTEXT / time, 1e-6 * (double)memory.current_bytes,
+             loss.loss, done * BATCH * LENGTH / time, 1e-6 * (double)memory.current_bytes,
              fmax(0, time / share - time), *clear ? "" : "\n");
     if (due && ++lines % 5 == 0 && share < 1)
       printf("%svalidation loss about %.4f\n", clear, validate(model, valid, SHORT_CHECK));
@@ -171,7 +170,9 @@ static void measure(nn_model_t *model, nn_dataset_t *valid, int64_t layers, doub
   double loss = validate(model, valid, INT64_MAX);
   if (interrupted) return;
   printf("validation loss %.4f nats per byte\n", loss);
-  if (entropy > 0) printf("true entropy    %.4f, %.4f below\n", entropy, loss - entropy);
+  if (entropy > 0)
+    printf("true entropy    %.4f (all stories: %.4f), %.4f from the best possible\n", entropy,
+           stories_entropy(), loss - entropy);
   for (int64_t layer = 0; layer < layers; layer++) {
     nn_expert_stats_t use = {.struct_size = sizeof use};
     must(nn_model_expert_stats(model, layer, NULL, NULL, &use));
@@ -182,7 +183,7 @@ static void measure(nn_model_t *model, nn_dataset_t *valid, int64_t layers, doub
 
 static int32_t print_byte(int32_t token, int64_t index, void *user) {
   (void)index, (void)user;
-  if (token < NN_BYTE_BOS) putchar(token);
+  if (token < NN_BYTE_BOS) putchar(token < ' ' && token != '\n' ? '?' : token);
   return interrupted;
 }
 
@@ -205,8 +206,8 @@ static void save_and_prove(nn_device_t *device, nn_model_t *model) {
   must(nn_model_save(model, settings.out, NULL));
   must(nn_model_load(device, settings.out, NN_F32, NULL, &loaded));
   must(nn_model_prepare(loaded, &shape));
-  must(nn_model_forward(model, tokens, BATCH, CONTEXT, logits[0]));
-  must(nn_model_forward(loaded, tokens, BATCH, CONTEXT, logits[1]));
+  must(nn_model_forward(model, tokens, BATCH, LENGTH, logits[0]));
+  must(nn_model_forward(loaded, tokens, BATCH, LENGTH, logits[1]));
   if (memcmp(logits[0], logits[1], sizeof *logits)) fail(1, settings.out, "the logits differ");
   printf("saved in %s; reloaded, it gives the same logits, bit for bit\n", settings.out);
   nn_model_destroy(loaded);
@@ -218,7 +219,7 @@ int main(int argc, char **argv) {
   const uint64_t seed = (uint64_t)settings.seed;
   const nn_device_options_t cpu = {.struct_size = sizeof cpu, .threads = (int32_t)settings.threads};
   nn_dataset_options_t windows = {
-      .struct_size = sizeof windows, .batch = BATCH, .seq_len = CONTEXT, .seed = seed};
+      .struct_size = sizeof windows, .batch = BATCH, .seq_len = LENGTH, .seed = seed};
   nn_model_config_t config = {.struct_size = sizeof config};
   nn_device_t *device;
   nn_dataset_t *data, *valid;
@@ -235,7 +236,6 @@ int main(int argc, char **argv) {
   must(nn_config_preset("small", &config));
   must(nn_model_create(device, &config, NN_F32, seed, &model));
   must(nn_model_prepare(model, &shape));
-
   signal(SIGINT, on_interrupt);
   train(device, model, data, valid);
   if (!interrupted) measure(model, valid, config.layers, entropy);

@@ -312,17 +312,18 @@ typedef struct nn_model_config {
   int32_t biases;       /**< 1: every linear layer of a block has a bias. */
   int32_t tied_head;    /**< 1: the head is the embedding. */
   float norm_eps;       /**< 0: 1e-5. */
-  float rope_theta;     /**< RoPE base. 0: 10000. */
-  float rope_ntk_alpha; /**< How many times its context a session may stretch the model: a session
-                             with max_len > context rotates with base * alpha^(d/(d-2)), d the head
-                             dim (NTK-aware scaling). 0: 1. */
+  float rope_theta;     /**< RoPE base. 0: 10000. With learned positions: must be 0. */
+  float rope_ntk_alpha; /**< How many times its context a session may stretch the model, at most
+                             65536: a session with max_len > context rotates with
+                             base * alpha^(d/(d-2)), d the head dim (NTK-aware scaling). 0: 1. */
   float init_std;       /**< Standard deviation of initial weights. 0: 0.02. */
   float aux_loss_coef;  /**< Weight of the load-balancing loss. 0: none. */
   int32_t aux_loss;     /**< NN_AUX_ value. */
   float z_loss_coef;    /**< Weight of mean(logsumexp(router logits)^2), summed over layers (Zoph et
                              al., 2022). 0: none. */
   float capacity_factor; /**< An expert takes at most ceil(factor * tokens * k / E) slots of a
-                              training batch, first tokens first; the rest are dropped. 0: none is. */
+                              training batch, first tokens first; the rest are dropped. At most
+                              1024. 0: none is. */
 } nn_model_config_t;
 
 /** Fills a configuration by name: "tiny", "small", "moe-6.9b", "gpt2-124m", "gpt2-350m",
@@ -343,7 +344,8 @@ NN_API nn_status_t nn_config_to_json(const nn_model_config_t *config, char *text
                                      size_t *required);
 
 /** Checks a configuration and writes the defaults in place of zeros. NN_ERR_ARGUMENT names the first
- *  member that is out of range or does not fit another. */
+ *  member that is out of range or does not fit another; NN_ERR_UNSUPPORTED a combination that the
+ *  family has no published form for. */
 NN_API nn_status_t nn_config_validate(nn_model_config_t *config);
 
 /* ------------------------------------------------------------------------------------------------
@@ -432,7 +434,8 @@ NN_API nn_status_t nn_model_load(nn_device_t *device, const char *folder, int32_
                                  const nn_file_options_t *options, nn_model_t **model);
 
 /** Writes a Hugging Face folder that nn_model_load() and transformers read; makes the folder if it
- *  is not there. Files appear whole or not at all: a full disk or a kill leaves the earlier ones. */
+ *  is not there. A full disk, a failure or a kill leaves the earlier model whole. A failure after the
+ *  new model took its place, when the earlier one's files are cleared away, says so in its message. */
 NN_API nn_status_t nn_model_save(const nn_model_t *model, const char *folder,
                                  const nn_file_options_t *options);
 
@@ -744,7 +747,7 @@ typedef struct nn_sample_options {
 } nn_sample_options_t;
 
 /** Chooses a token from the logits after a sequence's last token, without appending it.
- *  NN_ERR_STATE: the sequence is empty or was truncated since. */
+ *  NN_ERR_STATE: the sequence is empty, was truncated since, or its last call failed midway. */
 NN_API nn_status_t nn_session_sample(nn_session_t *session, int64_t sequence,
                                      const nn_sample_options_t *options, int32_t *token);
 

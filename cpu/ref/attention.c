@@ -1,7 +1,7 @@
-/* Causal attention, one query row and head at a time: a running maximum and a running sum, so that no
- * scores are kept (Milakov and Gimelshein, 2018). Backward makes the probabilities again from the
- * log-sum-exp: once per query row for dq, once per key row for dk and dv, so that each output row has
- * one writer. Sums run over keys, or over heads and then queries, in order. */
+/* Causal attention, one query row and head at a time: a running maximum and a running sum, so that
+ * no scores are kept (Milakov and Gimelshein, 2018). Backward makes the probabilities again from
+ * the log-sum-exp: once per query row for dq, once per key row for dk and dv, so that each output
+ * row has one writer. Sums run over keys, or over heads and then queries, in order. */
 #include <math.h>
 
 #include "ref.h"
@@ -60,8 +60,8 @@ size_t ref_attention_scratch(const backend_limits_t *limits) {
   return limits->training ? ref_piece(limits->rows, limits->heads, sizeof(double)) : 0;
 }
 
-/* For query row i of sequence b, head `head`, and its key row j: the probability, and the gradient of
- * the scaled score. */
+/* For query row i of sequence b, head `head`, and its key row j: the probability, and the gradient
+ * of the scaled score. */
 static double attention_score_bwd(const attention_bwd_t *bwd, int64_t b, int64_t head, int64_t i,
                                   int64_t j, double *dscore) {
   const op_attention_bwd_t *op = bwd->op;

@@ -12,10 +12,12 @@ static void embed_rows(void *context, int64_t item, int32_t thread) {
   for (int64_t t = item * EMBED_ROWS; t < end; t++) {
     float *out = op->out + t * op->hidden;
     int64_t token = op->ids[t] * op->hidden;
-    for (int64_t c = 0; c < op->hidden; c++) out[c] = ref_load(op->wte, op->weight_dtype, token + c);
+    for (int64_t c = 0; c < op->hidden; c++)
+      out[c] = ref_load(op->wte, op->weight_dtype, token + c);
     if (!op->wpe) continue;
     int64_t place = op->position[t] * op->hidden;
-    for (int64_t c = 0; c < op->hidden; c++) out[c] += ref_load(op->wpe, op->weight_dtype, place + c);
+    for (int64_t c = 0; c < op->hidden; c++)
+      out[c] += ref_load(op->wpe, op->weight_dtype, place + c);
   }
 }
 

@@ -1,12 +1,13 @@
-/* The experts' SwiGLU networks over the routed rows, one expert at a time and a slab of its rows at a
- * time, so that activations need little scratch.
+/* The experts' SwiGLU networks over the routed rows, one expert at a time and a slab of its rows at
+ * a time, so that activations need little scratch.
  *
- * Forward, for row r of token t and expert e: g = gate x_t, u = up x_t, a = silu(g) u, y_r = down a; then
- * out_t = residual_t + sum over slots, in order, of weight y. Assigns.
- * Backward, with d = down^T dout_t: dweight = <d, a>; da = weight d; dg = da u silu'(g), du = da silu(g),
- * which replace g and u in pre; dx_t = sum over slots, in order, of gate^T dg + up^T du, assigned; and
- * accumulated per expert dgate += dg x_t, dup += du x_t, ddown += dout_t (weight a), rows in order within
- * a slab, slabs in order. */
+ * Forward, for row r of token t and expert e: g = gate x_t, u = up x_t, a = silu(g) u,
+ *   y_r = down a, out_t = residual_t + sum over slots, in order, of weight y.  Assigns.
+ * Backward, with d = down^T dout_t and da = weight d: dg = da u silu'(g) and du = da silu(g), which
+ * replace g and u in pre;
+ *   dweight = <d, a>, dx_t = sum over slots, in order, of gate^T dg + up^T du.  Both assign.
+ *   dgate += dg x_t, dup += du x_t, ddown += dout_t (weight a): rows in order within a slab, slabs
+ *   in order. */
 #include <math.h>
 
 #include "ref.h"
@@ -37,7 +38,8 @@ size_t ref_experts_scratch(const backend_limits_t *limits) {
   return bytes;
 }
 
-static void experts_tokens(const routing_t *routing, int64_t experts, int64_t top_k, int32_t *token) {
+static void experts_tokens(const routing_t *routing, int64_t experts, int64_t top_k,
+                           int32_t *token) {
   for (int64_t r = 0; r < routing->offset[experts]; r++)
     token[r] = (int32_t)(routing->row_slot[r] / top_k);
 }
@@ -78,7 +80,8 @@ static void experts_down(void *context, int64_t item, int32_t thread) {
   ref_matrix_t down = {op->down[slab->expert], op->weight_dtype, 1, op->ffn, NULL};
   ref_tile_t y = {{{0}}};
   ref_tile_add(&y, &act, &down, slab->rows, op->hidden, op->ffn, i, j);
-  ref_tile_assign(&y, slab->y + slab->begin * op->hidden, op->hidden, 1, slab->rows, op->hidden, i, j);
+  ref_tile_assign(&y, slab->y + slab->begin * op->hidden, op->hidden, 1, slab->rows, op->hidden, i,
+                  j);
 }
 
 /* item: EXPERTS_TOKENS tokens. */
@@ -99,7 +102,8 @@ static void experts_combine(void *context, int64_t item, int32_t thread) {
   }
 }
 
-nn_status_t ref_experts(backend_device_t *device, const op_experts_t *op, backend_scratch_t scratch) {
+nn_status_t ref_experts(backend_device_t *device, const op_experts_t *op,
+                        backend_scratch_t scratch) {
   char *at = scratch.data;
   experts_slab_t slab = {.op = op};
   slab.token = ref_take(&at, op->n, op->top_k, sizeof(int32_t));
@@ -112,15 +116,16 @@ nn_status_t ref_experts(backend_device_t *device, const op_experts_t *op, backen
     for (slab.begin = offset[slab.expert]; slab.begin < end; slab.begin += EXPERTS_SLAB) {
       slab.rows = ref_min(end - slab.begin, EXPERTS_SLAB);
       int64_t tall = ref_blocks(slab.rows, REF_TILE_ROWS);
-      STATUS_TRY(pool_run(device->pool, tall * ref_blocks(op->ffn, REF_TILE_COLS), experts_up, &slab));
       STATUS_TRY(
-          pool_run(device->pool, tall * ref_blocks(op->hidden, REF_TILE_COLS), experts_down, &slab));
+          pool_run(device->pool, tall * ref_blocks(op->ffn, REF_TILE_COLS), experts_up, &slab));
+      STATUS_TRY(pool_run(device->pool, tall * ref_blocks(op->hidden, REF_TILE_COLS), experts_down,
+                          &slab));
     }
   }
   return pool_run(device->pool, ref_blocks(op->n, EXPERTS_TOKENS), experts_combine, &slab);
 }
 
-/* ---- backward ------------------------------------------------------------------------------------- */
+/* ---- backward -------------------------------------------------------------------------------- */
 
 typedef struct experts_bwd_slab {
   const op_experts_bwd_t *op;
@@ -209,8 +214,8 @@ static void experts_bwd_up(void *context, int64_t item, int32_t thread) {
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, &dg, &gate, slab->rows, op->hidden, op->ffn, i, j);
   ref_tile_add(&tile, &du, &up, slab->rows, op->hidden, op->ffn, i, j);
-  ref_tile_assign(&tile, slab->dx + slab->begin * op->hidden, op->hidden, 1, slab->rows, op->hidden, i,
-                  j);
+  ref_tile_assign(&tile, slab->dx + slab->begin * op->hidden, op->hidden, 1, slab->rows, op->hidden,
+                  i, j);
 }
 
 static void experts_bwd_dweight(const experts_bwd_slab_t *slab) {
@@ -243,7 +248,8 @@ static void experts_bwd_combine(void *context, int64_t item, int32_t thread) {
 
 static nn_status_t experts_bwd_run(backend_device_t *device, experts_bwd_slab_t *slab) {
   const op_experts_bwd_t *op = slab->op;
-  int64_t tall = ref_blocks(slab->rows, REF_TILE_ROWS), wide = ref_blocks(op->hidden, REF_TILE_COLS);
+  int64_t tall = ref_blocks(slab->rows, REF_TILE_ROWS);
+  int64_t wide = ref_blocks(op->hidden, REF_TILE_COLS);
   STATUS_TRY(
       pool_run(device->pool, tall * ref_blocks(op->ffn, REF_TILE_COLS), experts_bwd_down, slab));
   experts_bwd_dweight(slab);

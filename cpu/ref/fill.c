@@ -1,6 +1,6 @@
-/* Normal numbers by the Box-Muller transform: block b of Philox's words gives elements 4b .. 4b + 3, the
- * two pairs of words each a radius and an angle. Plain float arithmetic without calls to the mathematics
- * library, in loops that compilers vectorise, so that the bits do not depend on either. */
+/* Normal numbers by the Box-Muller transform: of block b of Philox's words, the pairs of words are
+ * the radius and angle of elements 4b, 4b + 1 and 4b + 2, 4b + 3. Plain float arithmetic in loops
+ * that compilers vectorise; sqrt alone is the library's, and exact, so bits do not depend on it. */
 #include <math.h>
 
 #include "base/random.h"
@@ -12,10 +12,11 @@ enum {
   FILL_BLOCK = 64 * FILL_CHUNK  /* elements of an item */
 };
 
-/* -2 ln u for u = (word + 1) / 2^32. With u = m 2^e and m within a factor sqrt(2) of 1, ln m = 2 atanh(s)
- * for s = (m - 1) / (m + 1), |s| < 0.172: five terms of the series leave 1e-9. */
+/* -2 ln u for u = (word + 1) / 2^32. With u = m 2^e and m within a factor sqrt(2) of 1,
+ * ln m = 2 atanh(s) for s = (m - 1) / (m + 1), |s| < 0.172: five terms of the series leave 1e-9. */
 static inline float fill_minus_2_ln(uint32_t word) {
-  float u = (float)(int32_t)(word >> 16) * 0x1p-16f + (float)(int32_t)((word & 0xffff) + 1) * 0x1p-32f;
+  float u =
+      (float)(int32_t)(word >> 16) * 0x1p-16f + (float)(int32_t)((word & 0xffff) + 1) * 0x1p-32f;
   int32_t bits;
   memcpy(&bits, &u, sizeof bits);
   const int32_t half_root = 0x3f3504f3; /* sqrt(1/2) */
@@ -28,8 +29,8 @@ static inline float fill_minus_2_ln(uint32_t word) {
   return -2 * ((float)exponent * 0.693147181f + 2 * s * series);
 }
 
-/* Cosine and sine of 2 pi word / 2^32: Taylor series within an eighth of a turn of the nearest quarter,
- * then turned by that quarter. */
+/* Cosine and sine of 2 pi word / 2^32: Taylor series within an eighth of a turn of the nearest
+ * quarter, then turned by that quarter. */
 static inline void fill_turn(uint32_t word, float *cosine, float *sine) {
   uint32_t quarter = (word + (1u << 29)) >> 30;
   float x = (float)(int32_t)(word - (quarter << 30)) * (6.28318531f * 0x1p-32f), t = x * x;
@@ -75,7 +76,8 @@ static void fill_item(void *context, int64_t item, int32_t thread) {
     int64_t count = ref_min(end - i, FILL_CHUNK);
     fill_chunk(op->seed, op->stream, (uint64_t)i / 4, normal);
     if (op->dtype == NN_BF16)
-      for (int64_t j = 0; j < count; j++) ((uint16_t *)op->out)[i + j] = fill_bf16(op->std * normal[j]);
+      for (int64_t j = 0; j < count; j++)
+        ((uint16_t *)op->out)[i + j] = fill_bf16(op->std * normal[j]);
     else
       for (int64_t j = 0; j < count; j++) ((float *)op->out)[i + j] = op->std * normal[j];
   }

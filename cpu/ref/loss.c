@@ -1,8 +1,8 @@
 /* The head's logits and their cross-entropy over chunks of rows, and softmax of rows.
  *
- * row_loss = logsumexp(l) - l[target] with l = w x; with dl = scale (softmax(l) - onehot(target)), rows
- * without a target left out, dx = dl w is assigned and dw += dl^T x accumulated, rows in order within a
- * chunk, chunks in order. Sums over the vocabulary run in order. */
+ * row_loss = logsumexp(l) - l[target] with l = w x; with dl = scale (softmax(l) - onehot(target)),
+ * rows without a target left out, dx = dl w is assigned and dw += dl^T x accumulated, rows in order
+ * within a chunk, chunks in order. Sums over the vocabulary run in order. */
 #include <math.h>
 
 #include "ref.h"
@@ -65,8 +65,8 @@ static void loss_dx(void *context, int64_t item, int32_t thread) {
   ref_matrix_t w = {op->w, op->weight_dtype, op->hidden, 1, NULL};
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, &dl, &w, chunk->rows, op->hidden, op->vocab, i, j);
-  ref_tile_assign(&tile, op->dx + chunk->begin * op->hidden, op->hidden, 1, chunk->rows, op->hidden, i,
-                  j);
+  ref_tile_assign(&tile, op->dx + chunk->begin * op->hidden, op->hidden, 1, chunk->rows, op->hidden,
+                  i, j);
 }
 
 static void loss_dw(void *context, int64_t item, int32_t thread) {
@@ -84,7 +84,8 @@ static void loss_dw(void *context, int64_t item, int32_t thread) {
 
 static nn_status_t loss_run(backend_device_t *device, loss_chunk_t *chunk) {
   const op_head_loss_t *op = chunk->op;
-  int64_t tall = ref_blocks(chunk->rows, REF_TILE_ROWS), wide = ref_blocks(op->hidden, REF_TILE_COLS);
+  int64_t tall = ref_blocks(chunk->rows, REF_TILE_ROWS);
+  int64_t wide = ref_blocks(op->hidden, REF_TILE_COLS);
   STATUS_TRY(
       pool_run(device->pool, tall * ref_blocks(op->vocab, REF_TILE_COLS), loss_logits, chunk));
   STATUS_TRY(pool_run(device->pool, chunk->rows, loss_row, chunk));
@@ -116,7 +117,8 @@ static void softmax_row(void *context, int64_t item, int32_t thread) {
   for (int64_t i = 0; i < op->width; i++) y[i] = (float)(exp(x[i] - largest) / sum);
 }
 
-nn_status_t ref_softmax(backend_device_t *device, const op_softmax_t *op, backend_scratch_t scratch) {
+nn_status_t ref_softmax(backend_device_t *device, const op_softmax_t *op,
+                        backend_scratch_t scratch) {
   (void)scratch;
   return pool_run(device->pool, op->n, softmax_row, (void *)op);
 }

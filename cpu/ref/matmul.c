@@ -1,5 +1,6 @@
-/* Matrix product d = epilogue(op(a) op(b) + bias + c); assigns. A product is cut into tiles of d, each the
- * work of one thread; k is walked in order, in chunks that are first widened to double and packed. */
+/* Matrix product d = epilogue(op(a) op(b) + bias + c); assigns. A product is cut into tiles of d,
+ * each the work of one thread; k is walked in order, in chunks that are first widened to double and
+ * packed. */
 #include <math.h>
 
 #include "ref.h"
@@ -18,10 +19,10 @@ double ref_dot(const float *a, const float *b, int64_t n) {
   return ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]));
 }
 
-/* out[c][l] = element (first + l, k + c) of m for l < lanes, c < chunk; the rest of `width` lanes are
- * zero. `first` counts m's rows, or its columns where m is the right-hand factor (by_row = 0). */
-static void matmul_pack(double *out, int64_t width, const ref_matrix_t *m, int by_row, int64_t first,
-                        int64_t lanes, int64_t k, int64_t chunk) {
+/* out[c][l] = element (first + l, k + c) of m for l < lanes, c < chunk; the rest of width lanes are
+ * zero. first counts m's rows, or its columns where m is the right-hand factor (by_row = 0). */
+static void matmul_pack(double *out, int64_t width, const ref_matrix_t *m, int by_row,
+                        int64_t first, int64_t lanes, int64_t k, int64_t chunk) {
   for (int64_t l = 0; l < width; l++) {
     for (int64_t c = 0; c < chunk; c++) {
       if (l >= lanes) {
@@ -36,8 +37,8 @@ static void matmul_pack(double *out, int64_t width, const ref_matrix_t *m, int b
 }
 
 /* Adds the product of packed chunks to one block of the tile. */
-static void matmul_block(ref_tile_t *tile, const double *a, const double *b, int64_t chunk, int64_t i,
-                         int64_t j) {
+static void matmul_block(ref_tile_t *tile, const double *a, const double *b, int64_t chunk,
+                         int64_t i, int64_t j) {
   double sum[MATMUL_BLOCK][MATMUL_BLOCK];
   for (int r = 0; r < MATMUL_BLOCK; r++)
     for (int c = 0; c < MATMUL_BLOCK; c++) sum[r][c] = tile->sum[i + r][j + c];
@@ -50,8 +51,8 @@ static void matmul_block(ref_tile_t *tile, const double *a, const double *b, int
     for (int c = 0; c < MATMUL_BLOCK; c++) tile->sum[i + r][j + c] = sum[r][c];
 }
 
-void ref_tile_add(ref_tile_t *tile, const ref_matrix_t *a, const ref_matrix_t *b, int64_t m, int64_t n,
-                  int64_t k, int64_t i, int64_t j) {
+void ref_tile_add(ref_tile_t *tile, const ref_matrix_t *a, const ref_matrix_t *b, int64_t m,
+                  int64_t n, int64_t k, int64_t i, int64_t j) {
   double a_packed[MATMUL_CHUNK * REF_TILE_ROWS], b_packed[MATMUL_CHUNK * REF_TILE_COLS];
   int64_t rows = ref_min(m - i, REF_TILE_ROWS), cols = ref_min(n - j, REF_TILE_COLS);
   for (int64_t p = 0; p < k; p += MATMUL_CHUNK) {

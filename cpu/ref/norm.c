@@ -1,8 +1,9 @@
 /* RMS norm and layer norm over rows of [n, hidden].
  *
- * Forward assigns y = xhat w + b with xhat = (x - mean) rstd (mean 0 for RMS). Backward, with g = dy w:
- * dx += rstd (g - mean(g) - xhat mean(g xhat)), without mean(g) for RMS; dw += sum of dy xhat and
- * db += sum of dy over the rows, in order. Row sums run over columns in order. */
+ * Forward assigns y = xhat w + b with xhat = (x - mean) rstd (mean 0 for RMS). Backward, g = dy w:
+ *   dx += rstd (g - mean(g) - xhat mean(g xhat)), without mean(g) for RMS,
+ *   dw += sum of dy xhat and db += sum of dy over the rows, in order.
+ * Row sums run over columns in order. */
 #include <math.h>
 
 #include "ref.h"

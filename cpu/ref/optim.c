@@ -1,6 +1,6 @@
 /* The global gradient norm and AdamW (Loshchilov and Hutter, 2019). The norm is summed over a fixed
- * number of blocks, each in order, then over the blocks in order. Neither can be cancelled: an update
- * is made whole. */
+ * number of blocks, each in order, then over the blocks in order. Neither can be cancelled: an
+ * update is made whole. */
 #include <math.h>
 
 #include "ref.h"

@@ -9,7 +9,7 @@
 
 #include "cpu.h"
 
-/* ---- small things ------------------------------------------------------------------------------- */
+/* ---- small things ---------------------------------------------------------------------------- */
 
 static inline int64_t ref_min(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t ref_max(int64_t a, int64_t b) { return a > b ? a : b; }
@@ -29,8 +29,8 @@ static inline float ref_load(const void *data, int32_t dtype, int64_t i) {
 /* <a, b> in double, eight interleaved partial sums. */
 double ref_dot(const float *a, const float *b, int64_t n);
 
-/* Scratch is cut into 64-byte aligned pieces of rows x cols elements. A product that overflows becomes
- * a size that no memory has, and of which several can still be added. */
+/* Scratch is cut into 64-byte aligned pieces of rows x cols elements. A product that overflows
+ * becomes a size that no memory has, and of which several can still be added. */
 static inline size_t ref_piece(int64_t rows, int64_t cols, size_t size) {
   size_t bytes;
   if (__builtin_mul_overflow((size_t)rows, (size_t)cols, &bytes) ||
@@ -44,12 +44,12 @@ static inline void *ref_take(char **at, int64_t rows, int64_t cols, size_t size)
   return piece;
 }
 
-/* ---- matmul.c: the tile that every matrix product is made of -------------------------------------- */
+/* ---- matmul.c: the tile that every matrix product is made of --------------------------------- */
 
 enum { REF_TILE_ROWS = 16, REF_TILE_COLS = 64 };
 
-/* A matrix where it lies: element (i, j) is data[r * row + j * col] with r = index[i], or i where index
- * is NULL. */
+/* A matrix where it lies: element (i, j) is data[r * row + j * col] with r = index[i], or i where
+ * index is NULL. */
 typedef struct ref_matrix {
   const void *data;
   int32_t dtype;
@@ -61,10 +61,10 @@ typedef struct ref_tile {
   double sum[REF_TILE_ROWS][REF_TILE_COLS];
 } ref_tile_t;
 
-/* tile += rows i .. i + REF_TILE_ROWS of a [m, k] times columns j .. j + REF_TILE_COLS of b [k, n], with
- * what lies beyond m or n taken as zero. Each element sums over k in order. */
-void ref_tile_add(ref_tile_t *tile, const ref_matrix_t *a, const ref_matrix_t *b, int64_t m, int64_t n,
-                  int64_t k, int64_t i, int64_t j);
+/* tile += rows i .. i + REF_TILE_ROWS of a [m, k] times columns j .. j + REF_TILE_COLS of b [k, n],
+ * with what lies beyond m or n taken as zero. Each element sums over k in order. */
+void ref_tile_add(ref_tile_t *tile, const ref_matrix_t *a, const ref_matrix_t *b, int64_t m,
+                  int64_t n, int64_t k, int64_t i, int64_t j);
 
 /* Rows i .. and columns j .. of out [m, n] take the tile (or add it); element (i, j) of out is at
  * i * row + j * col. */
@@ -73,7 +73,7 @@ void ref_tile_assign(const ref_tile_t *tile, float *out, int64_t row, int64_t co
 void ref_tile_accumulate(const ref_tile_t *tile, float *out, int64_t row, int64_t col, int64_t m,
                          int64_t n, int64_t i, int64_t j);
 
-/* ---- scratch ------------------------------------------------------------------------------------------ */
+/* ---- scratch --------------------------------------------------------------------------------- */
 
 /* Bytes that suffice, within the limits, for every operation below that the table holds. */
 size_t ref_scratch(const backend_t *table, const backend_limits_t *limits);
@@ -84,7 +84,7 @@ size_t ref_experts_scratch(const backend_limits_t *limits);
 size_t ref_loss_scratch(const backend_limits_t *limits);
 size_t ref_sample_scratch(const backend_limits_t *limits);
 
-/* ---- operations, as backend.h defines them ---------------------------------------------------------------- */
+/* ---- operations, as backend.h defines them --------------------------------------------------- */
 
 #define REF_OP(name, args) \
   nn_status_t ref_##name(backend_device_t *device, const args *op, backend_scratch_t scratch)

@@ -1,5 +1,5 @@
-/* Rotary positions, in place: halves of each head are rotated against each other by the angles of the
- * row's position; inverse rotates back, which is the backward pass. */
+/* Rotary positions, in place: halves of each head are rotated against each other by the angles of
+ * the row's position; inverse rotates back, which is the backward pass. */
 #include "ref.h"
 
 enum { ROPE_ROWS = 8 };

@@ -1,7 +1,8 @@
 /* Routing: softmax of x w^T over the experts, the k most probable (ties to the lower index),
  * renormalised, and the slots sorted by expert; assigns. Where capacity bounds an expert, its first
  * tokens stay. Backward: with p the probabilities, S the sum of the chosen ones and w_j = p_j / S,
- *   dprob_j = (dweight_j - sum_i dweight_i w_i) / S for the chosen, + aux_scale aux_share_e / n for all,
+ *   dprob_j = (dweight_j - sum_i dweight_i w_i) / S for the chosen, and for all
+ *   dprob_e += aux_scale aux_share_e / n,
  *   dlogit_e = p_e (dprob_e - sum_i p_i dprob_i) + 2 z_scale lse p_e / n,
  * and then dx += dlogit w and dw += dlogit^T x. Sums over tokens run in order. */
 #include <math.h>
@@ -30,8 +31,8 @@ static double route_softmax(float *row, int64_t experts) {
   return largest + log(sum);
 }
 
-/* The k largest in falling order. Later entries move behind equals, and NaN behind everything, so the
- * indices are valid and distinct whatever the numbers are. */
+/* The k largest in falling order. Later entries move behind equals, and NaN behind everything, so
+ * the indices are valid and distinct whatever the numbers are. */
 static void route_choose(const float *prob, int64_t experts, int64_t k, int32_t *expert,
                          float *weight) {
   int64_t kept = 0;
@@ -61,8 +62,8 @@ static void route_rows(void *context, int64_t item, int32_t thread) {
   }
 }
 
-/* Sorts slots by expert, then by token, and counts how many chose each expert. cursor: [E] the row that
- * an expert's next slot gets. */
+/* Sorts slots by expert, then by token, and counts how many chose each expert. cursor: [E] the row
+ * that an expert's next slot gets. */
 static void route_sort(const op_route_t *op, int32_t *cursor) {
   const routing_t *out = &op->out;
   int64_t slots = op->n * op->top_k, dropped = 0;
@@ -126,7 +127,8 @@ static void route_dlogit(const op_route_bwd_t *op, int64_t t, float *dlogit) {
     chosen += prob[expert[j]];
     mean += (double)dweight[j] * weight[j];
   }
-  for (int64_t e = 0; e < op->experts; e++) dlogit[e] = (float)(op->aux_scale * op->aux_share[e] / n);
+  for (int64_t e = 0; e < op->experts; e++)
+    dlogit[e] = (float)(op->aux_scale * op->aux_share[e] / n);
   for (int64_t j = 0; j < op->top_k; j++)
     dlogit[expert[j]] = (float)(dlogit[expert[j]] + (dweight[j] - mean) / chosen);
   for (int64_t e = 0; e < op->experts; e++) dot += (double)prob[e] * dlogit[e];

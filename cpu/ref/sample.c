@@ -1,8 +1,10 @@
-/* The choice of one token from logits: repetition penalty, temperature, top-k, top-p, min-p, and then a
- * draw. "Larger" means a larger logit, or an equal one of a lower id, so every choice is unique.
+/* The choice of one token from logits: repetition penalty, temperature, top-k, top-p, min-p, and
+ * then a draw. "Larger" means a larger logit, or an equal one of a lower id, so every choice is
+ * unique.
  *
- * Top-k and top-p keep the tokens from the largest down to some last one, which a heap finds without
- * sorting the rest. The draw walks the kept tokens by id until their weights pass u times their sum. */
+ * Top-k and top-p keep the tokens from the largest down to some last one, which a heap finds
+ * without sorting the rest. The draw walks the kept tokens by id until their weights pass u times
+ * their sum. */
 #include <float.h>
 #include <math.h>
 

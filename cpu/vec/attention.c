@@ -1,8 +1,9 @@
-/* Attention forward: o = softmax(scale q k^T, causal) v, by tiles of rows against tiles of keys with a
- * running maximum and sum, so that no more than a tile of scores exists (Dao, 2023).
+/* Attention forward: o = softmax(scale q k^T, causal) v, by tiles of rows against tiles of keys
+ * with a running maximum and sum, so that no more than a tile of scores exists (Dao, 2023).
  *
- * Where the rows of a key-value head fill at most one tile (decoding), long sequences are split into
- * chunks of keys, whose results are merged by log-sum-exp in order. The split depends on shapes alone. */
+ * Where the rows of a key-value head fill at most one tile (decoding), long sequences are split
+ * into chunks of keys, whose results are merged by log-sum-exp in order. The split depends on
+ * shapes alone. */
 #include <float.h>
 #include <math.h>
 
@@ -28,47 +29,36 @@ typedef struct attention_item {
   int64_t past; /* keys older than query 0 */
 } attention_item_t;
 
-static attention_item_t attention_item(const attention_t *job, int64_t item) {
+static void attention_item(const attention_t *job, int64_t index, attention_item_t *item) {
   const op_attention_t *op = job->op;
-  attention_item_t out = {.chunk = 0};
-  /* Tiles of one key-value head follow each other, so that its keys stay in cache; those that see most
-   * keys come first, so that threads finish together. */
-  out.tile.first = (job->tiles - 1 - item % job->tiles) * ATTENTION_ROWS;
-  item /= job->tiles;
-  out.tile.head = item % op->kv_heads;
-  item /= op->kv_heads;
-  out.chunk = item % job->chunks;
-  out.tile.batch = item / job->chunks;
-  out.tile.rows = vec_min(ATTENTION_ROWS, op->q_len * job->group - out.tile.first);
-  out.tile.q_len = op->q_len;
-  out.tile.group = job->group;
-  out.tile.head_dim = op->head_dim;
+  /* Tiles of one key-value head follow each other, so that its keys stay in cache; those that
+   * see most keys come first, so that threads finish together. */
+  int64_t tile = job->tiles - 1 - index % job->tiles, rest = index / job->tiles;
+  int64_t head = rest % op->kv_heads, batch = rest / op->kv_heads / job->chunks;
+  attention_rows_set(&item->tile, batch, head, tile, op->q_len, job->group, op->head_dim);
+  item->chunk = rest / op->kv_heads % job->chunks;
 
-  int64_t batch = out.tile.batch, keys = op->kv_len ? op->kv_len[batch] : op->q_len;
-  int64_t base = (op->sequence ? op->sequence[batch] : batch) * op->kv_batch +
-                 out.tile.head * op->head_dim;
-  out.k = op->k + base;
-  out.v = op->v + base;
-  out.past = keys - op->q_len;
-  int64_t seen = out.past + attention_query(&out.tile, out.tile.rows - 1) + 1;
-  out.begin = out.chunk * job->chunk;
-  out.end = job->chunks > 1 ? vec_min(seen, out.begin + job->chunk) : seen;
-  return out;
+  int64_t place = (op->sequence ? op->sequence[batch] : batch) * op->kv_batch + head * op->head_dim;
+  item->k = op->k + place;
+  item->v = op->v + place;
+  item->past = (op->kv_len ? op->kv_len[batch] : op->q_len) - op->q_len;
+  item->begin = item->chunk * job->chunk;
+  item->end = attention_seen(&item->tile, item->past);
+  if (job->chunks > 1) item->end = vec_min(item->end, item->begin + job->chunk);
 }
 
-/* ---- what an item leaves ------------------------------------------------------------------------- */
+/* ---- what an item leaves --------------------------------------------------------------------- */
 
 static void attention_row_out(const attention_t *job, const attention_item_t *item, int64_t r,
                               float max, float sum) {
   const attention_rows_t *tile = &item->tile;
-  int64_t query = tile->batch * tile->q_len + attention_query(tile, r);
-  int64_t head = tile->head * job->group + (tile->first + r) % job->group;
+  int64_t query = tile->first_query + tile->query[r], heads = job->op->heads;
   if (job->chunks > 1) {
-    int64_t at = (query * job->chunks + item->chunk) * job->op->heads + head;
+    int64_t at = (query * job->chunks + item->chunk) * heads + tile->head[r];
     job->part_max[at] = max;
     job->part_sum[at] = sum;
   } else if (job->op->lse) {
-    job->op->lse[query * job->op->heads + head] = max + logf(sum);
+    job->op->lse[query * heads + tile->head[r]] = max + logf(sum);
   }
 }
 
@@ -79,10 +69,10 @@ static float *attention_out(const attention_t *job, const attention_item_t *item
   return job->chunks > 1 ? job->part_o + item->chunk * width : job->op->o;
 }
 
-/* ---- tiles ----------------------------------------------------------------------------------------- */
+/* ---- tiles ----------------------------------------------------------------------------------- */
 
-/* Scores [count, rows] of keys j .. j + count - 1 become probabilities against the new running maximum
- * of one vector of rows; returns what earlier sums and outputs are to be multiplied by. */
+/* Scores [count, rows] of keys j .. j + count - 1 become probabilities against the new running
+ * maximum of one vector of rows; returns what earlier sums and outputs are to be multiplied by. */
 VEC_INLINE vf attention_softmax(float *score, int64_t count, int64_t j, vf last_key, int masked,
                                 float *max, float *sum) {
   vf old = vf_load(max), top = old;
@@ -152,10 +142,11 @@ static void attention_tile(const attention_t *job, const attention_item_t *item,
   for (int64_t r = 0; r < tile->rows; r++) attention_row_out(job, item, r, max[r], sum[r]);
 }
 
-/* ---- few rows: vectors run over head_dim ------------------------------------------------------------ */
+/* ---- few rows: vectors run over head_dim ----------------------------------------------------- */
 
-/* score[r, i] = <q_r, key i>, four keys at a time; those past the end are taken as the last one. A head's
- * part of a row is too short a run for the processor to ask for the next in time, so we do. */
+/* score[r, i] = <q_r, key i>, four keys at a time; those past the end are taken as the last one.
+ * A head's part of a row is too short a run for the processor to ask for the next in time, so we
+ * do. */
 static void attention_dots(const float *q, int64_t rows, int64_t dim, const float *k, int64_t ld,
                            int64_t count, float *score) {
   for (int64_t i = 0; i < count; i += 4) {
@@ -216,7 +207,7 @@ static void attention_direct(const attention_t *job, const attention_item_t *ite
     attention_dots(q, tile->rows, dim, item->k + j * op->ldkv, op->ldkv, count, score);
     for (int64_t r = 0; r < tile->rows; r++) {
       float *row = score + r * ATTENTION_DIRECT_KEYS;
-      int64_t seen = item->past + attention_query(tile, r) + 1 - j;
+      int64_t seen = item->past + tile->query[r] + 1 - j;
       for (int64_t i = seen > 0 ? seen : 0; i < count; i++) row[i] = -INFINITY;
       float factor = attention_softmax_row(row, count, max + r, sum + r);
       for (int64_t d = 0; d < dim; d++) o[r * dim + d] *= factor;
@@ -238,13 +229,14 @@ static void attention_direct(const attention_t *job, const attention_item_t *ite
 
 static void attention_run(void *context, int64_t index, int32_t thread) {
   const attention_t *job = context;
-  attention_item_t item = attention_item(job, index);
+  attention_item_t item;
+  attention_item(job, index, &item);
   float *work = job->work + thread * attention_work(job->op->head_dim, ATTENTION_ROWS);
   if (job->op->q_len * job->group <= ATTENTION_DIRECT_ROWS) attention_direct(job, &item, work);
   else attention_tile(job, &item, work);
 }
 
-/* ---- chunks ------------------------------------------------------------------------------------------ */
+/* ---- chunks ---------------------------------------------------------------------------------- */
 
 /* Row of o and lse number `index` of [batch * q_len, heads] from its chunks. */
 static void attention_merge(void *context, int64_t index, int32_t thread) {

@@ -1,9 +1,9 @@
 /* Tiles of attention, shared by forward and backward.
  *
- * The rows of a tile are pairs (query, head of one key-value head's group), query-major, so a key is
- * read once for the whole group. Vectors run over rows: queries are packed transposed [head_dim, rows],
- * keys and values are read where they lie, one broadcast element at a time, and softmax needs no sum
- * over lanes. Score tiles are [keys, rows]. */
+ * The rows of a tile are pairs (query, head of one key-value head's group), query-major, so a
+ * key is read once for the whole group. Vectors run over rows: queries are packed transposed
+ * [head_dim, rows], keys and values are read where they lie, one broadcast element at a time,
+ * and softmax needs no sum over lanes. Score tiles are [keys, rows]. */
 #ifndef NN_CPU_VEC_ATTENTION_H
 #define NN_CPU_VEC_ATTENTION_H
 
@@ -14,30 +14,50 @@ enum {
   ATTENTION_VECTORS = 4, /* of a tile's rows */
   ATTENTION_ROWS = ATTENTION_VECTORS * VEC_WIDTH
 };
-_Static_assert((int)ATTENTION_ROWS <= (int)ATTENTION_MAX_ROWS, "scratch is counted for shorter tiles");
+_Static_assert((int)ATTENTION_ROWS <= (int)ATTENTION_MAX_ROWS, "scratch counts shorter tiles");
 
-/* One tile: rows [first, first + rows) of sequence `batch` and key-value head `head`. */
+/* A tile's rows: which query of the sequence and which head of q each is. */
 typedef struct attention_rows {
-  int64_t batch, head, first, rows;
-  int64_t q_len, group, head_dim; /* group: query heads of a key-value head */
+  int64_t rows, last_query; /* rows in use; query of the last one */
+  int64_t first_query;      /* row of q of the sequence's query 0 */
+  int64_t head_dim;
+  int32_t query[ATTENTION_ROWS], head[ATTENTION_ROWS];
 } attention_rows_t;
 
-/* The query that row r of the tile belongs to. */
-VEC_INLINE int64_t attention_query(const attention_rows_t *tile, int64_t r) {
-  return (tile->first + r) / tile->group;
+/* Tile number `index` of a sequence's q_len queries and the `group` heads of key-value head
+ * kv_head. */
+VEC_INLINE void attention_rows_set(attention_rows_t *tile, int64_t batch, int64_t kv_head,
+                                   int64_t index, int64_t q_len, int64_t group, int64_t head_dim) {
+  int64_t first = index * ATTENTION_ROWS, query = first / group, member = first % group;
+  tile->rows = vec_min(ATTENTION_ROWS, q_len * group - first);
+  tile->last_query = (first + tile->rows - 1) / group;
+  tile->first_query = batch * q_len;
+  tile->head_dim = head_dim;
+  for (int64_t r = 0; r < tile->rows; r++) {
+    tile->query[r] = (int32_t)query;
+    tile->head[r] = (int32_t)(kv_head * group + member);
+    if (++member == group) {
+      member = 0;
+      query++;
+    }
+  }
+}
+
+/* Keys that the last row sees, when `past` keys are older than query 0: no row sees more. */
+VEC_INLINE int64_t attention_seen(const attention_rows_t *tile, int64_t past) {
+  return past + tile->last_query + 1;
 }
 
 /* Elements from the start of a matrix [batch * q_len, heads * head_dim], stride ld, to row r. */
 VEC_INLINE int64_t attention_offset(const attention_rows_t *tile, int64_t r, int64_t ld) {
-  int64_t row = tile->first + r;
-  return (tile->batch * tile->q_len + row / tile->group) * ld +
-         (tile->head * tile->group + row % tile->group) * tile->head_dim;
+  return (tile->first_query + tile->query[r]) * ld + tile->head[r] * tile->head_dim;
 }
 
 /* packed[d, r] = scale * x[row r, d], 0 for rows past the end; where plain is given also
- * plain[r, d] = scale * x[row r, d]. packed: [head_dim, ATTENTION_ROWS], plain: [rows, head_dim]. */
-VEC_INLINE void attention_pack(const attention_rows_t *tile, const float *x, int64_t ld, float scale,
-                               float *packed, float *plain) {
+ * plain[r, d] = scale * x[row r, d]. packed: [head_dim, ATTENTION_ROWS], plain: [rows,
+ * head_dim]. */
+VEC_INLINE void attention_pack(const attention_rows_t *tile, const float *x, int64_t ld,
+                               float scale, float *packed, float *plain) {
   int64_t dim = tile->head_dim;
   for (int64_t r0 = 0; r0 < tile->rows; r0 += VEC_WIDTH) {
     const float *row[VEC_WIDTH];
@@ -83,12 +103,14 @@ VEC_INLINE void attention_unpack(const attention_rows_t *tile, const float *pack
   }
 }
 
-/* last_key[r]: the last key that row r sees, `past` keys being older than query 0. Rows past the end
- * see what the last row sees. Floats, exact up to 2^24 keys. Returns the vectors of rows in use. */
-VEC_INLINE int64_t attention_last_keys(const attention_rows_t *tile, int64_t past, float *last_key) {
+/* last_key[r]: the last key that row r sees, `past` keys being older than query 0. Rows past the
+ * end see what the last row sees. Floats, exact up to 2^24 keys. Returns the vectors of rows in
+ * use. */
+VEC_INLINE int64_t attention_last_keys(const attention_rows_t *tile, int64_t past,
+                                       float *last_key) {
   int64_t vectors = vec_blocks(tile->rows, VEC_WIDTH);
   for (int64_t r = 0; r < vectors * VEC_WIDTH; r++)
-    last_key[r] = (float)(past + attention_query(tile, vec_min(r, tile->rows - 1)));
+    last_key[r] = (float)(past + tile->query[vec_min(r, tile->rows - 1)]);
   return vectors;
 }
 

@@ -2,10 +2,10 @@
  *
  *   dV = P^T dO,  dS = P * (dO V^T - delta),  dQ = scale dS K,  dK = scale dS^T Q
  *
- * An item takes the row tiles of one key-value head, goes over the keys of each, and adds to dk and dv
- * in the order of tiles. Where sequences and key-value heads alone are too few items, every S-th row
- * tile makes an item; each has its own dk and dv, added up in order at the end. S depends on shapes
- * alone, so the sums do not depend on the number of threads. */
+ * An item takes the row tiles of one key-value head, goes over the keys of each, and adds to dk
+ * and dv in the order of tiles. Where sequences and key-value heads alone are too few items,
+ * every S-th row tile makes an item; each has its own dk and dv, added up in order at the end. S
+ * depends on shapes alone, so the sums do not depend on the number of threads. */
 #include <float.h>
 
 #include "vec/attention.h"
@@ -24,9 +24,11 @@ typedef struct attention_bwd {
   float *part;                  /* [batch, kv_heads, splits, 2, q_len, head_dim]: dk, dv */
 } attention_bwd_t;
 
-/* Where an item adds its dk and dv: its part, or the gradients themselves. */
+/* Keys and values of a key-value head, and where an item adds their gradients: to a part of its
+ * own, or to the gradients themselves. */
 typedef struct attention_sums {
-  float *dk, *dv;
+  const float *k, *v; /* [q_len, head_dim], stride ldkv */
+  float *dk, *dv;     /* [q_len, head_dim], stride ld */
   int64_t ld;
 } attention_sums_t;
 
@@ -54,16 +56,17 @@ static attention_bwd_tile_t attention_bwd_layout(float *work, int64_t head_dim) 
 static attention_sums_t attention_bwd_sums(const attention_bwd_t *job, int64_t batch, int64_t head,
                                            int64_t split) {
   const op_attention_bwd_t *op = job->op;
-  if (job->splits == 1) {
-    int64_t base = batch * op->kv_batch + head * op->head_dim;
-    return (attention_sums_t){op->dk + base, op->dv + base, op->ldkv};
+  int64_t place = batch * op->kv_batch + head * op->head_dim, size = op->q_len * op->head_dim;
+  attention_sums_t sums = {op->k + place, op->v + place, op->dk + place, op->dv + place, op->ldkv};
+  if (job->splits > 1) {
+    sums.dk = job->part + ((batch * op->kv_heads + head) * job->splits + split) * 2 * size;
+    sums.dv = sums.dk + size;
+    sums.ld = op->head_dim;
   }
-  int64_t size = op->q_len * op->head_dim;
-  float *dk = job->part + ((batch * op->kv_heads + head) * job->splits + split) * 2 * size;
-  return (attention_sums_t){dk, dk + size, op->head_dim};
+  return sums;
 }
 
-/* ---- one tile ------------------------------------------------------------------------------------ */
+/* ---- one tile -------------------------------------------------------------------------------- */
 
 static void attention_bwd_assign(const outer_t *product) {
   outer_run(product, OUTER_ASSIGN, NN_F32);
@@ -105,17 +108,16 @@ static void attention_bwd_keys(const op_attention_bwd_t *op, const attention_row
                                int64_t vectors, const attention_bwd_tile_t *t, int64_t j,
                                const attention_sums_t *sums) {
   int64_t dim = op->head_dim, ld = op->ldkv;
-  int64_t seen = attention_query(tile, tile->rows - 1) + 1, count = vec_min(ATTENTION_KEYS, seen - j);
+  int64_t count = vec_min(ATTENTION_KEYS, attention_seen(tile, 0) - j);
   int64_t first = attention_first_vector(t->last_key, vectors, j) * VEC_WIDTH;
   int64_t columns = vectors * VEC_WIDTH - first;
-  int64_t base = tile->batch * op->kv_batch + tile->head * dim + j * ld;
 
   outer_t product = {.rows = count, .columns = columns, .terms = dim,
-                     .a = op->k + base, .step_x = ld, .step_t = 1,
+                     .a = sums->k + j * ld, .step_x = ld, .step_t = 1,
                      .b = t->q + first, .ldb = ATTENTION_ROWS,
                      .c = t->p + first, .ldc = ATTENTION_ROWS};
   attention_bwd_assign(&product);
-  product.a = op->v + base;
+  product.a = sums->v + j * ld;
   product.b = t->dout + first;
   product.c = t->ds + first;
   attention_bwd_assign(&product);
@@ -128,7 +130,7 @@ static void attention_bwd_keys(const op_attention_bwd_t *op, const attention_row
   }
 
   attention_bwd_add(&(outer_t){.rows = dim, .columns = columns, .terms = count,
-                               .a = op->k + base, .step_x = 1, .step_t = ld,
+                               .a = sums->k + j * ld, .step_x = 1, .step_t = ld,
                                .b = t->ds + first, .ldb = ATTENTION_ROWS,
                                .c = t->dq + first, .ldc = ATTENTION_ROWS});
   product = (outer_t){.rows = count, .columns = dim, .terms = tile->rows - first,
@@ -150,8 +152,7 @@ static void attention_bwd_tile(const op_attention_bwd_t *op, const attention_row
   int64_t vectors = attention_last_keys(tile, 0, t->last_key);
   attention_bwd_rows(op, tile, vectors, t);
   memset(t->dq, 0, (size_t)(dim * ATTENTION_ROWS) * sizeof *t->dq);
-  int64_t seen = attention_query(tile, tile->rows - 1) + 1;
-  for (int64_t j = 0; j < seen; j += ATTENTION_KEYS)
+  for (int64_t j = 0; j < attention_seen(tile, 0); j += ATTENTION_KEYS)
     attention_bwd_keys(op, tile, vectors, t, j, sums);
   for (int64_t r = 0; r < vectors * VEC_WIDTH; r++) t->delta[r] = op->scale;
   attention_unpack(tile, t->dq, t->delta, op->dq, op->ldq);
@@ -161,23 +162,24 @@ static void attention_bwd_item(void *context, int64_t item, int32_t thread) {
   const attention_bwd_t *job = context;
   const op_attention_bwd_t *op = job->op;
   int64_t split = item % job->splits, pair = item / job->splits;
-  attention_rows_t tile = {.batch = pair / op->kv_heads, .head = pair % op->kv_heads,
-                           .q_len = op->q_len, .group = job->group, .head_dim = op->head_dim};
-  attention_sums_t sums = attention_bwd_sums(job, tile.batch, tile.head, split);
+  int64_t batch = pair / op->kv_heads, head = pair % op->kv_heads, dim = op->head_dim;
+  attention_sums_t sums = attention_bwd_sums(job, batch, head, split);
   attention_bwd_tile_t t =
-      attention_bwd_layout(job->work + thread * attention_bwd_work(op->head_dim, ATTENTION_ROWS), op->head_dim);
+      attention_bwd_layout(job->work + thread * attention_bwd_work(dim, ATTENTION_ROWS), dim);
   for (int64_t j = 0; job->begin == 0 && j < op->q_len; j++) {
-    memset(sums.dk + j * sums.ld, 0, (size_t)op->head_dim * sizeof(float));
-    memset(sums.dv + j * sums.ld, 0, (size_t)op->head_dim * sizeof(float));
+    memset(sums.dk + j * sums.ld, 0, (size_t)dim * sizeof(float));
+    memset(sums.dv + j * sums.ld, 0, (size_t)dim * sizeof(float));
   }
   for (int64_t i = job->begin; i < job->end; i++) {
-    tile.first = (split + i * job->splits) * ATTENTION_ROWS;
-    tile.rows = vec_min(ATTENTION_ROWS, op->q_len * job->group - tile.first);
-    if (tile.rows > 0) attention_bwd_tile(op, &tile, &t, &sums);
+    int64_t index = split + i * job->splits;
+    if (index >= job->tiles) continue;
+    attention_rows_t tile;
+    attention_rows_set(&tile, batch, head, index, op->q_len, job->group, dim);
+    attention_bwd_tile(op, &tile, &t, &sums);
   }
 }
 
-/* ---- parts ------------------------------------------------------------------------------------------ */
+/* ---- parts ----------------------------------------------------------------------------------- */
 
 /* dk and dv of some keys of one key-value head: the sum of their parts, in order. */
 static void attention_bwd_reduce(void *context, int64_t item, int32_t thread) {
@@ -186,7 +188,8 @@ static void attention_bwd_reduce(void *context, int64_t item, int32_t thread) {
   const op_attention_bwd_t *op = job->op;
   int64_t blocks = vec_blocks(op->q_len, BWD_REDUCE_KEYS), dim = op->head_dim;
   int64_t pair = item / blocks, batch = pair / op->kv_heads, head = pair % op->kv_heads;
-  int64_t begin = item % blocks * BWD_REDUCE_KEYS, end = vec_min(op->q_len, begin + BWD_REDUCE_KEYS);
+  int64_t begin = item % blocks * BWD_REDUCE_KEYS;
+  int64_t end = vec_min(op->q_len, begin + BWD_REDUCE_KEYS);
   int64_t base = batch * op->kv_batch + head * dim;
   for (int64_t j = begin; j < end; j++)
     for (int64_t d = 0; d < dim; d += VEC_WIDTH) {
@@ -213,8 +216,8 @@ VEC_OP(attention_bwd, op_attention_bwd_t) {
   int64_t count = vec_blocks(job.tiles, job.splits), step = vec_blocks(BWD_ROUND, tile_work);
   for (job.begin = 0; job.begin < count; job.begin = job.end) {
     job.end = vec_min(count, job.begin + step);
-    STATUS_TRY(vec_run(device, pairs * job.splits, pairs * job.tiles * tile_work, attention_bwd_item,
-                       &job));
+    STATUS_TRY(vec_run(device, pairs * job.splits, pairs * job.tiles * tile_work,
+                       attention_bwd_item, &job));
   }
   if (job.splits == 1) return NN_OK;
   return vec_run(device, pairs * vec_blocks(op->q_len, BWD_REDUCE_KEYS),

@@ -1,14 +1,16 @@
 /* The experts' SwiGLU networks as grouped products, one group per expert, over chunks of tokens.
  *
- * Forward, for row r of token t and expert e: g = gate_e x_t, u = up_e x_t, a = silu(g) u,
+ * Forward, for row r of token t and expert e: g = gate_e x_t, u = up_e x_t, a = silu(g) u and
  * y_r = down_e a; out_t = residual_t + sum over slots, in order, of weight y. Assigns.
- * Backward, with d = down_e^T dout_t: dweight = <d, a>; da = weight d, dg = da u silu'(g),
- * du = da silu(g), which replace g and u in pre; dx_t = sum over slots, in order, of
- * gate_e^T dg + up_e^T du, assigned; accumulated are dgate_e += dg x_t^T, dup_e += du x_t^T and
- * ddown_e += dout_t (weight a)^T, summed over the rows of a chunk as in gemm.h, chunks in order.
  *
- * Rows of x and dout are gathered while they are packed. Rows of an expert are sorted by token, so those
- * of a chunk are contiguous. */
+ * Backward, with d = down_e^T dout_t: dweight = <d, a>; da = weight d, dg = da u silu'(g) and
+ * du = da silu(g) replace g and u in pre; dx_t = sum over slots, in order, of
+ * gate_e^T dg + up_e^T du is assigned; dgate_e += dg x_t^T, dup_e += du x_t^T and
+ * ddown_e += dout_t (weight a)^T accumulate, summed over the rows of a chunk as in gemm.h, chunks
+ * in order.
+ *
+ * Rows of x and dout are gathered while they are packed. Rows of an expert are sorted by token,
+ * so those of a chunk are contiguous. */
 #include "vec/gemm.h"
 
 /* What both directions share. A row has two numbers: its place in the routing (pre), and its place
@@ -42,7 +44,8 @@ static void *experts_take(char **at, int64_t count, size_t size) {
   return piece;
 }
 
-/* Lays out the scratch behind the threads' panels; experts_scratch() in vec_scratch.c is its size. */
+/* Lays out the scratch behind the threads' panels; experts_scratch() in vec_scratch.c is its
+ * size. */
 static void experts_lay_out(experts_t *experts, const backend_device_t *device,
                             backend_scratch_t scratch) {
   char *at = (char *)scratch.data + (size_t)device->threads * GEMM_THREAD_BYTES;
@@ -109,11 +112,11 @@ static nn_status_t experts_product(backend_device_t *device, experts_t *experts,
 
 static nn_status_t experts_combine(backend_device_t *device, experts_t *experts, pool_fn fn) {
   int64_t tokens = experts->end - experts->begin;
-  return vec_run(device, vec_blocks(tokens, EXPERTS_TOKENS), tokens * experts->top_k * experts->hidden,
-                 fn, experts);
+  int64_t work = tokens * experts->top_k * experts->hidden;
+  return vec_run(device, vec_blocks(tokens, EXPERTS_TOKENS), work, fn, experts);
 }
 
-/* ---- forward ------------------------------------------------------------------------------------- */
+/* ---- forward --------------------------------------------------------------------------------- */
 
 static gemm_group_t experts_up(const experts_t *experts, int64_t e) {
   const op_experts_t *op = experts->forward;
@@ -210,7 +213,7 @@ nn_status_t VEC(experts)(backend_device_t *device, const op_experts_t *op,
   return NN_OK;
 }
 
-/* ---- backward ------------------------------------------------------------------------------------- */
+/* ---- backward -------------------------------------------------------------------------------- */
 
 static float *experts_pre(const experts_t *experts, int64_t e) {
   return (float *)experts->backward->pre + experts->row[e] * 2 * experts->ffn;
@@ -232,8 +235,8 @@ static gemm_group_t experts_bwd_down(const experts_t *experts, int64_t e) {
                               .along_k = 1}};
 }
 
-/* Replaces g and u by their gradients, keeps weight a; returns the lanes' parts of <d, a>. What is read
- * beyond `left` is 0. */
+/* Replaces g and u by their gradients, keeps weight a; returns the lanes' parts of <d, a>. What
+ * is read beyond `left` is 0. */
 VEC_INLINE vf experts_bwd_activation(float *pre_g, float *pre_u, float *act, vf d, vf weight,
                                      int64_t left) {
   vf g = vf_load_next(pre_g, left), u = vf_load_next(pre_u, left), s = vf_sigmoid(g);
@@ -252,7 +255,8 @@ static void experts_bwd_down_store(void *context, int64_t e, int64_t i, int64_t 
   const op_experts_bwd_t *op = experts->backward;
   for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
     int64_t local = experts->local[e] + r;
-    float *g = experts_pre(experts, e) + r * 2 * op->ffn + j, *act = experts->act + local * op->ffn + j;
+    float *g = experts_pre(experts, e) + r * 2 * op->ffn + j;
+    float *act = experts->act + local * op->ffn + j;
     vf weight = vf_set1(op->routing.weight[op->routing.row_slot[experts->row[e] + r]]);
     vf dot = vf_zero();
     for (int64_t q = 0; q < columns; q += VEC_WIDTH)
@@ -280,9 +284,11 @@ static gemm_group_t experts_bwd_ddown(const experts_t *experts, int64_t e) {
 }
 
 VEC_INLINE void experts_add_row(float *out, int64_t columns, const float *tile) {
-  for (int64_t q = 0; q < columns; q += VEC_WIDTH)
+  for (int64_t q = 0; q < columns; q += VEC_WIDTH) {
+    gemm_request_right(out + q);
     vf_store_next(out + q, columns - q,
                   vf_add(vf_load_next(out + q, columns - q), vf_load(tile + q)));
+  }
 }
 
 static void experts_bwd_ddown_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,
@@ -328,8 +334,9 @@ static void experts_bwd_dup_store(void *context, int64_t e, int64_t i, int64_t r
   const experts_t *experts = context;
   const op_experts_bwd_t *op = experts->backward;
   for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
-    float *out = r < op->ffn ? op->dgate[e] + r * op->hidden : op->dup[e] + (r - op->ffn) * op->hidden;
-    experts_add_row(out + j, columns, tile);
+    int64_t f = r < op->ffn ? r : r - op->ffn;
+    float *out = r < op->ffn ? op->dgate[e] : op->dup[e];
+    experts_add_row(out + f * op->hidden + j, columns, tile);
   }
 }
 
@@ -374,8 +381,10 @@ nn_status_t VEC(experts_bwd)(backend_device_t *device, const op_experts_bwd_t *o
   experts_lay_out(&experts, device, scratch);
   while (experts.end < op->n) {
     experts_begin_chunk(&experts, experts.end);
-    STATUS_TRY(experts_product(device, &experts, experts_bwd_down, experts_bwd_down_store, scratch));
-    STATUS_TRY(experts_product(device, &experts, experts_bwd_ddown, experts_bwd_ddown_store, scratch));
+    STATUS_TRY(
+        experts_product(device, &experts, experts_bwd_down, experts_bwd_down_store, scratch));
+    STATUS_TRY(
+        experts_product(device, &experts, experts_bwd_ddown, experts_bwd_ddown_store, scratch));
     STATUS_TRY(experts_product(device, &experts, experts_bwd_dx, experts_y_store, scratch));
     STATUS_TRY(experts_product(device, &experts, experts_bwd_dup, experts_bwd_dup_store, scratch));
     STATUS_TRY(experts_combine(device, &experts, experts_bwd_combine_item));

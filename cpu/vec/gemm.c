@@ -1,6 +1,6 @@
-/* Cuts the groups of a product into items and computes each: panels of b and a are packed into the
- * thread's scratch, block by block along k, and the register kernel goes over them. How items are cut
- * depends on the threads; no element's sum does. */
+/* Cuts the groups of a product into items and computes each: panels of b and a are packed into
+ * the thread's scratch, block by block along k, and the register kernel goes over them. How
+ * items are cut depends on the threads; no element's sum does. */
 #include "vec/gemm.h"
 
 enum {
@@ -8,7 +8,6 @@ enum {
   GEMM_MB = 504,            /* most rows of an item */
   GEMM_NB = 384,            /* most columns of an item */
   GEMM_NC = 128,            /* columns whose packed panels stay in the L2 cache */
-  GEMM_PACK_STEP = 8,       /* rows along k that are packed together */
   GEMM_STREAM_COLUMNS = 64, /* columns of a streaming item */
 
   GEMM_TILE_FLOATS = GEMM_MR * GEMM_NR,
@@ -23,10 +22,10 @@ _Static_assert(GEMM_MB % GEMM_MR == 0 && GEMM_NB % GEMM_NR == 0 && GEMM_NC % GEM
 _Static_assert(4 * (GEMM_A_FLOATS + GEMM_B_FLOATS + GEMM_SUM_FLOATS) <= GEMM_THREAD_BYTES,
                "a thread's panels and sums fit in its scratch");
 
-/* ---- one item --------------------------------------------------------------------------------------- */
+/* ---- one item -------------------------------------------------------------------------------- */
 
-/* Rows [i, i + m) x columns [j, j + n) of a group. So that no panel is nearly empty, panels of rows are
- * equally high: the first high_panels have low_rows + 1 rows, the others low_rows. */
+/* Rows [i, i + m) x columns [j, j + n) of a group. So that no panel is nearly empty, panels of
+ * rows are equally high: the first high_panels have low_rows + 1 rows, the others low_rows. */
 typedef struct gemm_item {
   const gemm_t *gemm;
   const gemm_group_t *group;
@@ -38,8 +37,8 @@ static int64_t panel_row(const gemm_item_t *item, int64_t panel) {
   return panel * item->low_rows + vec_min(panel, item->high_panels);
 }
 
-/* How much of k to pack at a time: rows along k are read in runs through all panels, so that each is
- * read from end to end while its page and lines are at hand. */
+/* How much of k to pack at a time: rows along k are read in runs through all panels, so that
+ * each is read from end to end while its page and lines are at hand. */
 static int64_t pack_step(const gemm_operand_t *operand, int64_t k) {
   return operand->along_k ? GEMM_PACK_STEP : k;
 }
@@ -64,7 +63,8 @@ static void gemm_item_pack_b(const gemm_item_t *item, int64_t j, int64_t n, int6
 }
 
 /* The tiles of columns [column, column + n) of the item, from packed panels. */
-static void gemm_item_tiles(const gemm_item_t *item, int64_t column, int64_t n, int64_t k0, int64_t k) {
+static void gemm_item_tiles(const gemm_item_t *item, int64_t column, int64_t n, int64_t k0,
+                            int64_t k) {
   const gemm_t *gemm = item->gemm;
   int one_block = k == item->group->k, last_block = k0 + k == item->group->k;
   for (int64_t p = 0; p < item->row_panels; p++) {
@@ -81,7 +81,8 @@ static void gemm_item_tiles(const gemm_item_t *item, int64_t column, int64_t n, 
   }
 }
 
-/* Length of the blocks of k but the last: a function of k alone, a multiple of the widest vector. */
+/* Length of the blocks of k but the last: a function of k alone, a multiple of the widest
+ * vector. */
 static int64_t gemm_k_block(int64_t k) {
   int64_t blocks = vec_blocks(k, GEMM_KC);
   return blocks > 1 ? vec_round_up(vec_blocks(k, blocks), 16) : k;
@@ -148,7 +149,7 @@ static void gemm_item(void *context, int64_t index, int32_t thread) {
     gemm_item_packed(&item);
 }
 
-/* ---- the cut ------------------------------------------------------------------------------------------ */
+/* ---- the cut --------------------------------------------------------------------------------- */
 
 static int64_t gemm_count_items(gemm_t *gemm) {
   int64_t items = 0;
@@ -163,9 +164,9 @@ static int64_t gemm_count_items(gemm_t *gemm) {
   return items;
 }
 
-/* Chooses the shape of items for groups of at most m x n by what all would cost if they were that
- * large: the kernel does two multiply-adds of a vector in a cycle, packing moves about four elements in
- * one. */
+/* Chooses the shape of items for groups of at most m x n by what all would cost if they were
+ * that large: the kernel does two multiply-adds of a vector in a cycle, packing moves about four
+ * elements in one. */
 static void gemm_cut(gemm_t *gemm, int64_t m, int64_t n, int32_t threads) {
   int64_t best = INT64_MAX, block_m = 0, block_n = 0;
   int64_t cuts = threads > 1 ? 4 : 1;

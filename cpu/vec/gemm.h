@@ -1,18 +1,19 @@
-/* Packed fp32 matrix products over a list of groups: v = a [m, k] . b [k, n] per group, handed to the
- * operation's own function tile by tile. Dense products are a list of one; experts are one group each.
+/* Packed fp32 matrix products over a list of groups: v = a [m, k] . b [k, n] per group, handed to
+ * the operation's own function tile by tile. Dense products are a list of one; experts are one
+ * group each.
  *
- * Order of summation: k is cut into equal blocks of at most GEMM_KC, a function of k alone; a block is
- * summed in order by fused multiply-adds from zero, blocks are added in order. Groups that take the
- * streaming path (see gemm_streams) sum each VEC_WIDTH-th product in order, then the lanes. Neither
- * depends on the threads, nor an element on its neighbours. */
+ * Order of summation: k is cut into equal blocks of at most GEMM_KC, a function of k alone; a
+ * block is summed in order by fused multiply-adds from zero, blocks are added in order. Groups
+ * that take the streaming path (see gemm_streams) sum each VEC_WIDTH-th product in order, then
+ * the lanes. Neither depends on the threads, nor an element on its neighbours. */
 #ifndef NN_CPU_VEC_GEMM_H
 #define NN_CPU_VEC_GEMM_H
 
 #include "vec/ops.h"
 #include "vec/vec_scratch.h"
 
-/* A tile is GEMM_MR x GEMM_NR at most: two vectors wide, as high as the registers allow with two for b
- * and one for a. */
+/* A tile is GEMM_MR x GEMM_NR at most: two vectors wide, as high as the registers allow with two
+ * for b and one for a. */
 #if VEC_AVX512
 enum { GEMM_MR = 14 };
 #else
@@ -20,6 +21,7 @@ enum { GEMM_MR = 6 };
 #endif
 enum {
   GEMM_NR = 2 * VEC_WIDTH,
+  GEMM_PACK_STEP = 8,   /* rows along k that are packed together */
   GEMM_STREAM_ROWS = 16 /* most rows of a group that takes the streaming path */
 };
 
@@ -32,8 +34,9 @@ typedef struct gemm_operand {
   const int32_t *gather; /* where not NULL: stored row r is row gather[r] of data */
   int32_t dtype; /* NN_F32 or NN_BF16 */
   int32_t along_k;
-  /* b only, not along k: the number p of rows of both data and second. The columns of the product are
-   * VEC_WIDTH of data, then the same VEC_WIDTH of second, and so on; n = gemm_pair_columns(p). */
+  /* b only, not along k: the number p of rows of both data and second. The columns of the
+   * product are VEC_WIDTH of data, then the same VEC_WIDTH of second, and so on; n =
+   * gemm_pair_columns(p). */
   int64_t pair;
 } gemm_operand_t;
 
@@ -43,8 +46,8 @@ typedef struct gemm_group {
   int64_t first_item, row_blocks; /* set by gemm_run */
 } gemm_group_t;
 
-/* Takes rows [i, i + rows) x columns [j, j + columns) of a group's product; row r of the tile begins
- * at tile + r * GEMM_NR. j is a multiple of GEMM_NR, columns is at most GEMM_NR. */
+/* Takes rows [i, i + rows) x columns [j, j + columns) of a group's product; row r of the tile
+ * begins at tile + r * GEMM_NR. j is a multiple of GEMM_NR, columns is at most GEMM_NR. */
 typedef void (*gemm_store_fn)(void *context, int64_t group, int64_t i, int64_t rows, int64_t j,
                               int64_t columns, const float *tile);
 
@@ -79,8 +82,10 @@ typedef struct gemm_panels {
 
 void VEC(gemm_kernel)(int64_t rows, const gemm_panels_t *panels);
 
-/* Packs count (at most width) rows or columns of an operand from `first` on, restricted to k0 ..
- * k0 + k - 1, as out[k, width], absent ones 0. Writes up to VEC_WIDTH floats past the end. */
+/* Packs count rows or columns of an operand from `first` on, restricted to k0 .. k0 + k - 1, as
+ * out[k, width]. For a, width is count; for b it is GEMM_NR, and what is absent becomes 0. From
+ * rows along the product, up to VEC_WIDTH floats are written past the end; k > 0 for rows along
+ * k. */
 void VEC(gemm_pack)(const gemm_operand_t *operand, int64_t first, int64_t count, int64_t width,
                     int64_t k0, int64_t k, float *out);
 
@@ -99,8 +104,9 @@ VEC_INLINE const void *gemm_row(const gemm_operand_t *operand, int64_t r) {
   return data + r * operand->ld * (operand->dtype == NN_BF16 ? 2 : 4);
 }
 
-/* Pointers to the stored rows behind columns (or rows) j .. of the product, at most `left` and at most
- * VEC_WIDTH; for a pair j is a multiple of VEC_WIDTH. Returns how many there are: 0 past a pair's end. */
+/* Pointers to the stored rows behind columns (or rows) j .. of the product, at most `left` and
+ * at most VEC_WIDTH; for a pair j is a multiple of VEC_WIDTH. Returns how many there are: 0 past
+ * a pair's end. */
 VEC_INLINE int64_t gemm_rows(const gemm_operand_t *operand, int64_t j, int64_t left,
                              const void *row[VEC_WIDTH]) {
   int64_t count = vec_min(left, VEC_WIDTH);
@@ -117,7 +123,13 @@ VEC_INLINE int64_t gemm_rows(const gemm_operand_t *operand, int64_t j, int64_t l
   return count < 0 ? 0 : count;
 }
 
-/* ---- operations made of products ------------------------------------------------------------------- */
+/* Requests from memory what lies beside p in the tile to the right, which is stored next: a
+ * vector. */
+VEC_INLINE void gemm_request_right(const float *p) {
+  _mm_prefetch((const char *)((uintptr_t)p + GEMM_NR * sizeof *p), _MM_HINT_T0);
+}
+
+/* ---- operations made of products ------------------------------------------------------------- */
 
 VEC_OP(matmul, op_matmul_t);
 VEC_OP(experts, op_experts_t);

@@ -1,9 +1,9 @@
-/* The register kernel: tile[rows, GEMM_NR] (+)= a [rows, k] . b [k, GEMM_NR] from packed panels, with
- * all sums in registers; each is a chain of fused multiply-adds in order of k. */
+/* The register kernel: tile[rows, GEMM_NR] (+)= a [rows, k] . b [k, GEMM_NR] from packed panels,
+ * with all sums in registers; each is a chain of fused multiply-adds in order of k. */
 #include "vec/gemm.h"
 
-/* rows is a constant where this is called, so that the loops unroll (all to GEMM_MR, which compilers
- * agree on) and acc becomes registers: 2 rows + 3 of the 32 (AVX-512) or 16 (AVX2). */
+/* rows is a constant where this is called, so that the loops unroll (all to GEMM_MR, which
+ * compilers agree on) and acc becomes registers: 2 rows + 3 of the 32 (AVX-512) or 16 (AVX2). */
 VEC_INLINE void kernel(const int rows, const gemm_panels_t *panels) {
   const float *a = panels->a, *b = panels->b;
   float *tile = panels->tile;

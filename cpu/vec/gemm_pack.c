@@ -1,67 +1,87 @@
-/* Packing: rows or columns of an operand as out[k, width], so that the kernel reads both of its panels
- * from end to end. Copies without arithmetic; bf16 is widened. Rows along k are copied, rows along the
- * product are transposed in registers, VEC_WIDTH x VEC_WIDTH at a time. */
+/* Packing: rows or columns of an operand as out[k, width], so that the kernel reads both of its
+ * panels from end to end. Copies without arithmetic; bf16 is widened. Rows along k are copied, rows
+ * along the product are transposed in registers, VEC_WIDTH x VEC_WIDTH at a time.
+ *
+ * Each row gives a run that is too short for the processor to foresee the next one, so the same
+ * place of a row to come is requested from memory. */
 #include "vec/gemm.h"
 
-/* Transposes `steps` columns from element k0 on of `rows` rows. Each store is a whole vector: what it
- * writes beyond the panel's width is overwritten by the next one or lies in the slack. */
-VEC_INLINE void pack_square(const void *const *row, int64_t rows, int64_t k0, int64_t steps,
-                            int32_t dtype, int64_t width, float *out) {
+/* Requests the vector that lies `ahead` bytes behind element i of a row; it need not exist. */
+VEC_INLINE void pack_request(const void *row, int64_t i, int64_t ahead, int32_t dtype) {
+  int64_t size = dtype == NN_BF16 ? 2 : 4;
+  _mm_prefetch((const char *)((uintptr_t)row + (uintptr_t)(i * size + ahead)), _MM_HINT_T0);
+}
+
+/* Transposes `steps` columns from element k0 on of `rows` rows. Each store is a whole vector:
+ * what it writes beyond the panel's width is overwritten by the next one or lies in the slack. */
+VEC_INLINE void pack_square(const void *const *row, int64_t rows, int64_t ahead, int64_t k0,
+                            int64_t steps, int32_t dtype, int64_t width, float *out) {
   vf r[VEC_WIDTH];
-#pragma GCC unroll 16
-  for (int i = 0; i < VEC_WIDTH; i++)
-    r[i] = i < rows ? vf_load_weight_next(row[i], k0, steps, dtype) : vf_zero();
+#pragma GCC unroll VEC_WIDTH
+  for (int i = 0; i < VEC_WIDTH; i++) {
+    r[i] = vf_zero();
+    if (i >= rows) continue;
+    pack_request(row[i], k0, ahead, dtype);
+    r[i] = vf_load_weight_next(row[i], k0, steps, dtype);
+  }
   vf_transpose(r);
-#pragma GCC unroll 16
+#pragma GCC unroll VEC_WIDTH
   for (int i = 0; i < VEC_WIDTH; i++)
     if (i < steps) vf_store(out + i * width, r[i]);
 }
 
-VEC_INLINE void pack_rows(const void *const *row, int64_t rows, int64_t width, int64_t k0, int64_t k,
-                          int32_t dtype, float *out) {
+VEC_INLINE void pack_rows(const void *const *row, int64_t rows, int64_t ahead, int64_t width,
+                          int64_t k0, int64_t k, int32_t dtype, float *out) {
   int64_t p = 0;
   if (rows == VEC_WIDTH)
     for (; p + VEC_WIDTH <= k; p += VEC_WIDTH)
-      pack_square(row, VEC_WIDTH, k0 + p, VEC_WIDTH, dtype, width, out + p * width);
+      pack_square(row, VEC_WIDTH, ahead, k0 + p, VEC_WIDTH, dtype, width, out + p * width);
   for (; p + VEC_WIDTH <= k; p += VEC_WIDTH)
-    pack_square(row, rows, k0 + p, VEC_WIDTH, dtype, width, out + p * width);
-  if (p < k) pack_square(row, rows, k0 + p, k - p, dtype, width, out + p * width);
+    pack_square(row, rows, ahead, k0 + p, VEC_WIDTH, dtype, width, out + p * width);
+  if (p < k) pack_square(row, rows, ahead, k0 + p, k - p, dtype, width, out + p * width);
 }
 
-/* Copies `count` elements (at most width) of each of k rows from element `first` on. Panels of a are
- * narrower than a vector: whole ones are stored where the next row will be written over the rest. */
-VEC_INLINE void pack_columns(const gemm_operand_t *operand, int64_t first, int64_t count,
-                             int64_t width, int64_t k0, int64_t k, int32_t dtype, float *out) {
-  if (width == GEMM_NR && count == GEMM_NR) {
-    for (int64_t p = 0; p < k; p++, out += GEMM_NR) {
-      const void *row = gemm_row(operand, k0 + p);
-      vf_store(out, vf_load_weight(row, first, dtype));
-      vf_store(out + VEC_WIDTH, vf_load_weight(row, first + VEC_WIDTH, dtype));
-    }
-  } else if (width == GEMM_NR) {
-    int64_t low = vec_min(count, VEC_WIDTH), high = count - low;
-    for (int64_t p = 0; p < k; p++, out += GEMM_NR) {
-      const void *row = gemm_row(operand, k0 + p);
-      vf_store(out, vf_load_weight_part(row, first, low, dtype));
-      vf_store(out + VEC_WIDTH, vf_load_weight_part(row, first + low, high, dtype));
-    }
-  } else if (k > 0) {
-    for (int64_t p = 0; p + 1 < k; p++, out += width)
-      vf_store(out, vf_load_weight_part(gemm_row(operand, k0 + p), first, count, dtype));
-    vf_store_part(out, width, vf_load_weight_part(gemm_row(operand, k0 + k - 1), first, count, dtype));
+/* Copies GEMM_NR elements, of which `count` exist, of each of k rows from element `first` on. */
+VEC_INLINE void pack_columns_b(const gemm_operand_t *operand, int64_t ahead, int64_t first,
+                               int64_t count, int64_t k0, int64_t k, int32_t dtype, float *out) {
+  int64_t low = vec_min(count, VEC_WIDTH), high = count - low;
+  for (int64_t p = 0; p < k; p++, out += GEMM_NR) {
+    const void *row = gemm_row(operand, k0 + p);
+    pack_request(row, first, ahead, dtype);
+    pack_request(row, first + VEC_WIDTH, ahead, dtype);
+    vf_store(out, vf_load_weight_next(row, first, low, dtype));
+    vf_store(out + VEC_WIDTH, vf_load_weight_next(row, first + low, high, dtype));
   }
+}
+
+/* Copies count elements, at most a vector, of each of k > 0 rows from element `first` on. Whole
+ * vectors are stored as long as the next row will be written over what is too much. */
+VEC_INLINE void pack_columns_a(const gemm_operand_t *operand, int64_t ahead, int64_t first,
+                               int64_t count, int64_t k0, int64_t k, int32_t dtype, float *out) {
+  for (int64_t p = 0; p + 1 < k; p++, out += count) {
+    const void *row = gemm_row(operand, k0 + p);
+    pack_request(row, first, ahead, dtype);
+    vf_store(out, vf_load_weight_part(row, first, count, dtype));
+  }
+  const void *row = gemm_row(operand, k0 + k - 1);
+  vf_store_part(out, count, vf_load_weight_part(row, first, count, dtype));
 }
 
 VEC_INLINE void pack(const gemm_operand_t *operand, int64_t first, int64_t count, int64_t width,
                      int64_t k0, int64_t k, int32_t dtype, float *out) {
+  int64_t row_bytes = operand->ld * (dtype == NN_BF16 ? 2 : 4);
   if (operand->along_k) {
-    pack_columns(operand, first, count, width, k0, k, dtype, out);
+    int64_t ahead = GEMM_PACK_STEP * row_bytes;
+    if (width == GEMM_NR)
+      pack_columns_b(operand, ahead, first, count, k0, k, dtype, out);
+    else
+      pack_columns_a(operand, ahead, first, count, k0, k, dtype, out);
     return;
   }
   for (int64_t q = 0; q < width; q += VEC_WIDTH) {
     const void *row[VEC_WIDTH];
     int64_t rows = count > q ? gemm_rows(operand, first + q, count - q, row) : 0;
-    pack_rows(row, rows, width, k0, k, dtype, out + q);
+    pack_rows(row, rows, VEC_WIDTH * row_bytes, width, k0, k, dtype, out + q);
   }
 }
 

@@ -1,39 +1,55 @@
-/* The streaming path for few rows, as in decoding: tile[m, GEMM_NR] = x [m, k] . w^T for GEMM_NR rows
- * of w, which are read once, in place, at the speed of memory. Each element is a sum over the lanes of
- * VEC_WIDTH partial sums in order of k. */
+/* The streaming path for few rows, as in decoding: tile[m, GEMM_NR] = x [m, k] . w^T for GEMM_NR
+ * rows of w, which are read once, in place, at the speed of memory. Each element is a sum over
+ * the lanes of VEC_WIDTH partial sums in order of k. */
 #include "vec/gemm.h"
 
 enum {
-  STREAM_W = 4,                          /* rows of w read side by side */
-  STREAM_X = VEC_WIDTH == 16 ? 4 : 2     /* rows of x that share a pass over them */
+  STREAM_W = 4,                      /* rows of w read side by side */
+  STREAM_X = VEC_WIDTH == 16 ? 4 : 2 /* rows of x that share a pass over them */
 };
 
-/* tile[i, j] for x_rows rows of x (a constant where this is called; loops unroll to STREAM_X, which
- * compilers agree on) and STREAM_W rows of w, ld elements apart at least. The rows after these are
- * requested from memory on the way. */
-VEC_INLINE void stream_dots(const int x_rows, const float *const *x, const void *const *w, int64_t ld,
-                            int64_t k, int32_t dtype, float *tile) {
-  const int64_t size = dtype == NN_BF16 ? 2 : 4;
-  vf acc[STREAM_X][STREAM_W];
+/* Adds `count` products (VEC_WIDTH, or fewer at the end) from p on to the sums of x_rows rows of
+ * x (a constant where this is called; loops unroll to STREAM_X, which compilers agree on) with
+ * STREAM_W rows of w. What lies `ahead` bytes further is requested from memory, if that is not
+ * 0. */
+VEC_INLINE void stream_step(const int x_rows, const float *const *x, const void *const *w,
+                            int64_t p, int64_t count, int64_t ahead, int32_t dtype,
+                            vf acc[STREAM_X][STREAM_W]) {
+  vf v[STREAM_W];
+#pragma GCC unroll STREAM_W
+  for (int j = 0; j < STREAM_W; j++) {
+    uintptr_t here = (uintptr_t)w[j] + (uintptr_t)(p * (dtype == NN_BF16 ? 2 : 4));
+    if (ahead) _mm_prefetch((const char *)(here + (uintptr_t)ahead), _MM_HINT_T0);
+    v[j] = vf_load_weight_next(w[j], p, count, dtype);
+  }
 #pragma GCC unroll STREAM_X
-  for (int i = 0; i < STREAM_X; i++)
+  for (int i = 0; i < STREAM_X; i++) {
+    if (i >= x_rows) continue;
+    vf u = vf_load_next(x[i] + p, count);
+#pragma GCC unroll STREAM_W
+    for (int j = 0; j < STREAM_W; j++) acc[i][j] = vf_fma(u, v[j], acc[i][j]);
+  }
+}
+
+/* tile[i, j] for x_rows rows of x and STREAM_W rows of w. */
+VEC_INLINE void stream_dots(const int x_rows, const float *const *rows_of_x,
+                            const void *const *rows_of_w, int64_t ahead, int64_t k,
+                            int32_t dtype, float *tile) {
+  const float *x[STREAM_X];
+  const void *w[STREAM_W];
+  vf acc[STREAM_X][STREAM_W];
+#pragma GCC unroll STREAM_W
+  for (int j = 0; j < STREAM_W; j++) w[j] = rows_of_w[j];
+#pragma GCC unroll STREAM_X
+  for (int i = 0; i < STREAM_X; i++) {
+    x[i] = rows_of_x[i < x_rows ? i : 0];
 #pragma GCC unroll STREAM_W
     for (int j = 0; j < STREAM_W; j++) acc[i][j] = vf_zero();
-  for (int64_t p = 0; p < k; p += VEC_WIDTH) {
-    vf v[STREAM_W];
-#pragma GCC unroll STREAM_W
-    for (int j = 0; j < STREAM_W; j++) {
-      _mm_prefetch((const char *)w[j] + (STREAM_W * ld + p) * size, _MM_HINT_T0);
-      v[j] = vf_load_weight_next(w[j], p, k - p, dtype);
-    }
-#pragma GCC unroll STREAM_X
-    for (int i = 0; i < STREAM_X; i++) {
-      if (i >= x_rows) continue;
-      vf u = vf_load_next(x[i] + p, k - p);
-#pragma GCC unroll STREAM_W
-      for (int j = 0; j < STREAM_W; j++) acc[i][j] = vf_fma(u, v[j], acc[i][j]);
-    }
   }
+  int64_t p = 0;
+  for (; p + VEC_WIDTH <= k; p += VEC_WIDTH)
+    stream_step(x_rows, x, w, p, VEC_WIDTH, ahead, dtype, acc);
+  if (p < k) stream_step(x_rows, x, w, p, k - p, ahead, dtype, acc);
 #pragma GCC unroll STREAM_X
   for (int i = 0; i < STREAM_X; i++) {
     if (i >= x_rows) continue;
@@ -43,16 +59,18 @@ VEC_INLINE void stream_dots(const int x_rows, const float *const *x, const void 
   }
 }
 
+/* tile[i, j] for m rows of x and STREAM_W rows of w, ld elements apart; the first pass requests
+ * the rows of w after these. */
 VEC_INLINE void stream_rows(const float *const *x, int64_t m, const void *const *w, int64_t ld,
                             int64_t k, int32_t dtype, float *tile) {
-  int64_t i = 0;
-  for (; i + STREAM_X <= m; i += STREAM_X, tile += STREAM_X * GEMM_NR)
-    stream_dots(STREAM_X, x + i, w, ld, k, dtype, tile);
+  int64_t i = 0, ahead = STREAM_W * ld * (dtype == NN_BF16 ? 2 : 4);
+  for (; i + STREAM_X <= m; i += STREAM_X, tile += STREAM_X * GEMM_NR, ahead = 0)
+    stream_dots(STREAM_X, x + i, w, ahead, k, dtype, tile);
   switch (m - i) {
-    case 1: stream_dots(1, x + i, w, ld, k, dtype, tile); break;
+    case 1: stream_dots(1, x + i, w, ahead, k, dtype, tile); break;
 #if VEC_AVX512
-    case 2: stream_dots(2, x + i, w, ld, k, dtype, tile); break;
-    case 3: stream_dots(3, x + i, w, ld, k, dtype, tile); break;
+    case 2: stream_dots(2, x + i, w, ahead, k, dtype, tile); break;
+    case 3: stream_dots(3, x + i, w, ahead, k, dtype, tile); break;
 #endif
     default: break;
   }

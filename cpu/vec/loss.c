@@ -1,14 +1,15 @@
 /* The head's logits and their cross-entropy over chunks of rows, and softmax of rows.
  *
- * row_loss = logsumexp(l) - l[target], l = w x; with dl = scale (softmax(l) - onehot(target)), rows
- * without a target left out, dx = dl w is assigned and dw += dl^T x accumulated: products as in gemm.h,
- * chunks in order. A row's sum of exponentials runs over blocks of ROW_BLOCK in order, lanes within. */
+ * row_loss = logsumexp(l) - l[target], l = w x; with dl = scale (softmax(l) - onehot(target)),
+ * rows without a target left out, dx = dl w is assigned and dw += dl^T x accumulated: products
+ * as in gemm.h, chunks in order. A row's sum of exponentials runs over blocks of ROW_BLOCK in
+ * order, lanes within. */
 #include <math.h>
 
 #include "vec/gemm.h"
 
 enum {
-  ROW_BLOCK = 1024,         /* elements summed in fp32 before the sum goes on in double */
+  ROW_BLOCK = 1024,           /* elements summed in fp32 before the sum goes on in double */
   ROW_ITEM_ELEMENTS = 1 << 14 /* of the rows of an item, at least */
 };
 
@@ -50,7 +51,7 @@ static void row_scale(float *x, float factor, int64_t width) {
 
 static int64_t rows_of_item(int64_t width) { return 1 + ROW_ITEM_ELEMENTS / width; }
 
-/* ---- head and loss ------------------------------------------------------------------------------------ */
+/* ---- head and loss --------------------------------------------------------------------------- */
 
 typedef struct head_chunk {
   const op_head_loss_t *op;
@@ -148,7 +149,7 @@ nn_status_t VEC(head_loss)(backend_device_t *device, const op_head_loss_t *op,
   return NN_OK;
 }
 
-/* ---- softmax ------------------------------------------------------------------------------------------- */
+/* ---- softmax --------------------------------------------------------------------------------- */
 
 static void softmax_item(void *context, int64_t item, int32_t thread) {
   const op_softmax_t *op = context;
@@ -162,9 +163,10 @@ static void softmax_item(void *context, int64_t item, int32_t thread) {
   }
 }
 
-nn_status_t VEC(softmax)(backend_device_t *device, const op_softmax_t *op, backend_scratch_t scratch) {
+nn_status_t VEC(softmax)(backend_device_t *device, const op_softmax_t *op,
+                         backend_scratch_t scratch) {
   op_softmax_t args = *op;
+  int64_t items = vec_blocks(op->n, rows_of_item(op->width));
   (void)scratch;
-  return vec_run(device, vec_blocks(op->n, rows_of_item(op->width)), op->n * op->width, softmax_item,
-                 &args);
+  return vec_run(device, items, op->n * op->width, softmax_item, &args);
 }

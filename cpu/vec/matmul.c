@@ -1,5 +1,5 @@
-/* op_matmul: d = epilogue(op(a) op(b) + bias + c) by one product; bias, c and the epilogue are applied
- * once to the whole sum, tile by tile. */
+/* op_matmul: d = epilogue(op(a) op(b) + bias + c) by one product; bias, c and the epilogue are
+ * applied once to the whole sum, tile by tile. */
 #include "vec/gemm.h"
 
 /* gelu_tanh(v) = v sigmoid(2u) with u = sqrt(2 / pi) (v + 0.044715 v^3). */
@@ -23,11 +23,16 @@ VEC_INLINE vf gelu_slope(vf v) {
 VEC_INLINE void matmul_finish(const op_matmul_t *op, int64_t i, int64_t j, int64_t left, vf v) {
   int64_t at = i * op->ldd + j;
   if (op->bias) v = vf_add(v, vf_load_weight_next(op->bias, j, left, op->b_dtype));
-  if (op->c) v = vf_add(v, vf_load_next(op->c + i * op->ldc + j, left));
+  if (op->c) {
+    const float *c = op->c + i * op->ldc + j;
+    gemm_request_right(c);
+    v = vf_add(v, vf_load_next(c, left));
+  }
   if (op->epilogue == MATMUL_GELU) {
     if (op->aux) vf_store_next(op->aux + at, left, v);
     v = gelu(v);
   } else if (op->epilogue == MATMUL_GELU_BWD) {
+    gemm_request_right(op->aux + at);
     v = vf_mul(v, gelu_slope(vf_load_next(op->aux + at, left)));
   }
   vf_store_next(op->d + at, left, v);
@@ -42,7 +47,8 @@ static void matmul_store(void *context, int64_t group, int64_t i, int64_t rows, 
       matmul_finish(op, i + r, j + q, columns - q, vf_load(tile + q));
 }
 
-nn_status_t VEC(matmul)(backend_device_t *device, const op_matmul_t *op, backend_scratch_t scratch) {
+nn_status_t VEC(matmul)(backend_device_t *device, const op_matmul_t *op,
+                        backend_scratch_t scratch) {
   op_matmul_t args = *op; /* the store function's context is not const */
   gemm_group_t group = {
       .m = op->m,

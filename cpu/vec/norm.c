@@ -1,11 +1,11 @@
-/* RMS and layer norm: y = (x - mean) * rstd * w + b with mean = 0 for RMS, and the gradients. dx, dw
- * and db accumulate. Sums over a row are taken in fp32, four vectors wide; sums over rows for dw and
- * db in blocks that depend on n alone, whose partial sums are added in order. */
+/* RMS and layer norm: y = (x - mean) * rstd * w + b with mean = 0 for RMS, and the gradients.
+ * dx, dw and db accumulate. Sums over a row are taken in fp32, four vectors wide; sums over rows
+ * for dw and db in blocks that depend on n alone, whose partial sums are added in order. */
 #include <math.h>
 
 #include "vec/ops.h"
 
-enum { NORM_ROWS = 16 };
+enum { NORM_ROWS = 16, NORM_STRIP = 64 };
 
 /* Sum over the row of x, or of (x - mean)^2. */
 VEC_INLINE float norm_reduce(const float *x, int64_t hidden, int square, float mean) {
@@ -58,7 +58,7 @@ VEC_OP(norm, op_norm_t) {
   return vec_run(device, vec_blocks(op->n, NORM_ROWS), op->n * op->hidden, norm_rows, &job);
 }
 
-/* ---- backward ------------------------------------------------------------------------------------ */
+/* ---- backward -------------------------------------------------------------------------------- */
 
 typedef struct norm_bwd {
   const op_norm_bwd_t *op;
@@ -66,9 +66,10 @@ typedef struct norm_bwd {
   float *partial;       /* [blocks, 2, hidden]: dw, db */
 } norm_bwd_t;
 
-/* With g = dy * w and the normalised row z: dx += rstd * (g - mean(g) - z * mean(g z)), where RMS has no
- * mean(g); dw += dy * z; db += dy. */
-VEC_INLINE void norm_bwd_row(const op_norm_bwd_t *op, int64_t i, int32_t dtype, float *dw, float *db) {
+/* With g = dy * w and the normalised row z: dx += rstd * (g - mean(g) - z * mean(g z)), where
+ * RMS has no mean(g); dw += dy * z; db += dy. */
+VEC_INLINE void norm_bwd_row(const op_norm_bwd_t *op, int64_t i, int32_t dtype, float *dw,
+                             float *db) {
   int64_t hidden = op->hidden;
   const float *x = op->x + i * hidden, *dy = op->dy + i * hidden;
   float *dx = op->dx + i * hidden;
@@ -109,15 +110,24 @@ static void norm_bwd_block(void *context, int64_t item, int32_t thread) {
   }
 }
 
-/* total[j] += the blocks' partial sums of one kind, in order. */
-static void norm_bwd_add(const norm_bwd_t *job, const float *partial, float *total) {
-  int64_t hidden = job->op->hidden;
-  for (int64_t j = 0; j < hidden; j += VEC_WIDTH) {
+/* total[j] += the blocks' partial sums of one kind, in order, for columns begin .. end - 1. */
+static void norm_bwd_add(const norm_bwd_t *job, const float *partial, float *total, int64_t begin,
+                         int64_t end) {
+  for (int64_t j = begin; j < end; j += VEC_WIDTH) {
     vf sum = vf_zero();
     for (int64_t block = 0; block < job->blocks; block++)
-      sum = vf_add(sum, vf_load_next(partial + block * 2 * hidden + j, hidden - j));
-    vf_store_next(total + j, hidden - j, vf_add(sum, vf_load_next(total + j, hidden - j)));
+      sum = vf_add(sum, vf_load_next(partial + block * 2 * job->op->hidden + j, end - j));
+    vf_store_next(total + j, end - j, vf_add(sum, vf_load_next(total + j, end - j)));
   }
+}
+
+static void norm_bwd_strip(void *context, int64_t item, int32_t thread) {
+  (void)thread;
+  const norm_bwd_t *job = context;
+  const op_norm_bwd_t *op = job->op;
+  int64_t begin = item * NORM_STRIP, end = vec_min(op->hidden, begin + NORM_STRIP);
+  norm_bwd_add(job, job->partial, op->dw, begin, end);
+  if (op->db) norm_bwd_add(job, job->partial + op->hidden, op->db, begin, end);
 }
 
 VEC_OP(norm_bwd, op_norm_bwd_t) {
@@ -125,7 +135,6 @@ VEC_OP(norm_bwd, op_norm_bwd_t) {
   if (!rows) return NN_OK;
   norm_bwd_t job = {op, rows, vec_blocks(op->n, rows), scratch.data};
   STATUS_TRY(vec_run(device, job.blocks, op->n * op->hidden, norm_bwd_block, &job));
-  norm_bwd_add(&job, job.partial, op->dw);
-  if (op->db) norm_bwd_add(&job, job.partial + op->hidden, op->db);
-  return NN_OK;
+  return vec_run(device, vec_blocks(op->hidden, NORM_STRIP), job.blocks * 2 * op->hidden,
+                 norm_bwd_strip, &job);
 }

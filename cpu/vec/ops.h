@@ -1,5 +1,6 @@
-/* The operations of this folder other than matrix products, experts and loss: one declaration per
- * entry of backend_t. table.c puts them into the table of its path; ops_scratch.h has their scratch. */
+/* The operations of this folder other than matrix products, experts and loss: one declaration
+ * per entry of backend_t. table.c puts them into the table of its path; ops_scratch.h has their
+ * scratch. */
 #ifndef NN_CPU_VEC_OPS_H
 #define NN_CPU_VEC_OPS_H
 

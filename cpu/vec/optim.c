@@ -1,5 +1,6 @@
-/* The optimizer: global gradient norm, summed in double over chunks that depend on the count alone,
- * and AdamW in one pass over memory (28 bytes a parameter). Neither stops half way when cancelled. */
+/* The optimizer: global gradient norm, summed in double over chunks that depend on the count
+ * alone, and AdamW in one pass over memory (28 bytes a parameter). Neither stops half way when
+ * cancelled. */
 #include <math.h>
 
 #include "vec/ops.h"
@@ -12,12 +13,12 @@ enum {
 
 static void optim_run(backend_device_t *device, int64_t items, int64_t work, pool_fn fn,
                       void *context) {
-  if (items > 1 && work >= VEC_SMALL) pool_run_all(device->pool, items, fn, context);
+  if (work >= VEC_SMALL) pool_run_all(device->pool, items, fn, context);
   else
     for (int64_t item = 0; item < items; item++) fn(context, item, 0);
 }
 
-/* ---- gradient norm ------------------------------------------------------------------------------ */
+/* ---- gradient norm --------------------------------------------------------------------------- */
 
 typedef struct grad_norm {
   const op_grad_norm_t *op;
@@ -79,7 +80,7 @@ VEC_OP(grad_norm, op_grad_norm_t) {
   return NN_OK;
 }
 
-/* ---- AdamW ----------------------------------------------------------------------------------------- */
+/* ---- AdamW ----------------------------------------------------------------------------------- */
 
 typedef struct adamw {
   op_adamw_t op;

@@ -25,8 +25,8 @@ typedef enum outer_start { OUTER_ASSIGN, OUTER_ADD, OUTER_SCALE } outer_start_t;
 /* Accumulators of a block: OUTER_ROWS x OUTER_VECTORS registers. */
 enum { OUTER_ROWS = 6, OUTER_VECTORS = VEC_WIDTH == 16 ? 4 : 2 };
 
-/* The block at (x0, j0): `height` x `vectors` registers, constants at every call. Rows past the end are
- * computed from the last one and not stored. */
+/* The block at (x0, j0): `height` x `vectors` registers, constants at every call. Rows past the
+ * end are computed from the last one and not stored. */
 VEC_INLINE void outer_block(const outer_t *p, outer_start_t start, int32_t b_dtype, int height,
                             int vectors, int64_t x0, int64_t j0) {
   int64_t rows = vec_min(height, p->rows - x0);

@@ -2,11 +2,11 @@
  * renormalised, and the slots sorted by expert, then by token; assigns. Backward: with p the
  * probabilities, S the sum of the chosen ones and w_j = p_j / S,
  *
- *   dprob_e   = (dweight_j - sum_i dweight_i w_i) / S where e is choice j, + aux_scale aux_share_e / n
- *   dlogit_e  = p_e (dprob_e - sum_i p_i dprob_i + 2 z_scale lse / n)
+ *   dprob_e  = (dweight_j - sum_i dweight_i w_i) / S if e is choice j, + aux_scale aux_share_e / n
+ *   dlogit_e = p_e (dprob_e - sum_i p_i dprob_i + 2 z_scale lse / n)
  *
- * and then dx += dlogit w, dw += dlogit^T x. A token's numbers do not depend on its neighbours, so
- * decoding chooses the experts that training chose. Sums over tokens are taken in blocks of
+ * and then dx += dlogit w, dw += dlogit^T x. A token's numbers do not depend on its neighbours,
+ * so decoding chooses the experts that training chose. Sums over tokens are taken in blocks of
  * ROUTE_BLOCK, added up in order. */
 #include <math.h>
 
@@ -22,10 +22,10 @@ enum {
 typedef struct route {
   const op_route_t *op;
   double *sums;   /* [blocks, E + 1] of prob and of lse^2 */
-  int32_t *place; /* [blocks, E] slots that chose e; then the rank of the block's first among them */
+  int32_t *place; /* [blocks, E] slots that chose e; then the rank of the first among them all */
 } route_t;
 
-/* ---- choice --------------------------------------------------------------------------------------- */
+/* ---- choice ---------------------------------------------------------------------------------- */
 
 /* Logits of tokens t .. and experts e .., written where prob will be. Those past `end` and the last
  * expert are computed from the last ones and not stored. */
@@ -33,17 +33,20 @@ VEC_INLINE void route_dots(const op_route_t *op, int64_t t, int64_t end, int64_t
   const float *x[ROUTE_TOKENS];
   int64_t w[ROUTE_EXPERTS];
   vf sum[ROUTE_TOKENS][ROUTE_EXPERTS];
-  VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) x[i] = op->x + vec_min(t + i, end - 1) * op->hidden;
-  VEC_UNROLL for (int j = 0; j < ROUTE_EXPERTS; j++) w[j] = vec_min(e + j, op->experts - 1) * op->hidden;
+  int64_t hidden = op->hidden;
+  VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) x[i] = op->x + vec_min(t + i, end - 1) * hidden;
+  VEC_UNROLL for (int j = 0; j < ROUTE_EXPERTS; j++)
+    w[j] = vec_min(e + j, op->experts - 1) * hidden;
   VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++)
     VEC_UNROLL for (int j = 0; j < ROUTE_EXPERTS; j++) sum[i][j] = vf_zero();
-  for (int64_t h = 0; h < op->hidden; h += VEC_WIDTH) {
-    int64_t left = op->hidden - h;
+  for (int64_t h = 0; h < hidden; h += VEC_WIDTH) {
+    int64_t left = hidden - h;
     vf row[ROUTE_TOKENS];
     VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) row[i] = vf_load_next(x[i] + h, left);
     VEC_UNROLL for (int j = 0; j < ROUTE_EXPERTS; j++) {
       vf weight = vf_load_weight_next(op->w, w[j] + h, left, dtype);
-      VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) sum[i][j] = vf_fma(row[i], weight, sum[i][j]);
+      VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++)
+        sum[i][j] = vf_fma(row[i], weight, sum[i][j]);
     }
   }
   VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++)
@@ -73,8 +76,8 @@ static float route_softmax(float *row, int64_t experts) {
   return largest + logf(sum);
 }
 
-/* The k largest in falling order, by insertion. What compares false (equals, NaN) goes behind, so the
- * indices are valid and distinct whatever the numbers are. */
+/* The k largest in falling order, by insertion. What compares false (equals, NaN) goes behind,
+ * so the indices are valid and distinct whatever the numbers are. */
 static void route_choose(const float *prob, int64_t experts, int64_t k, int32_t *expert,
                          float *weight) {
   int64_t kept = 0;
@@ -114,7 +117,7 @@ static void route_block(void *context, int64_t item, int32_t thread) {
   }
 }
 
-/* ---- sort and statistics ----------------------------------------------------------------------------- */
+/* ---- sort and statistics --------------------------------------------------------------------- */
 
 /* Offsets, shares and counts; place becomes each block's first rank. */
 static void route_offsets(const route_t *job, int64_t blocks) {
@@ -174,7 +177,7 @@ VEC_OP(route, op_route_t) {
   return vec_run(device, blocks, op->n * op->top_k, route_place, &job);
 }
 
-/* ---- backward ------------------------------------------------------------------------------------------ */
+/* ---- backward -------------------------------------------------------------------------------- */
 
 typedef struct route_bwd {
   const op_route_bwd_t *op;

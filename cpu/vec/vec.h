@@ -1,7 +1,7 @@
-/* Vectors of floats, and what the files of this folder share. Every file here is compiled once for
- * AVX2 and once for AVX-512 (VEC_AVX2 or VEC_AVX512 is 1, VEC_ISA names it); external names go through
- * VEC(), so that both builds live in one library. Lane order and the order of every horizontal sum are
- * fixed, so results do not depend on the number of threads. */
+/* Vectors of floats, and what the files of this folder share. Every file here is compiled once
+ * for AVX2 and once for AVX-512 (VEC_AVX2 or VEC_AVX512 is 1, VEC_ISA names it); external names
+ * go through VEC(), so that both builds live in one library. Lane order and the order of every
+ * horizontal sum are fixed, so results do not depend on the number of threads. */
 #ifndef NN_CPU_VEC_H
 #define NN_CPU_VEC_H
 
@@ -18,9 +18,13 @@
 #define VEC_INLINE static inline __attribute__((always_inline))
 
 /* Before a loop over an array of registers: unless it is unrolled whole, they live in memory. */
+#if defined(__clang__)
+#define VEC_UNROLL _Pragma("clang loop unroll(full)")
+#else
 #define VEC_UNROLL _Pragma("GCC unroll 16")
+#endif
 
-/* ---- the vector: vf holds VEC_WIDTH floats, vmask says which lanes count ------------------------ */
+/* ---- the vector: vf holds VEC_WIDTH floats, vmask says which lanes count --------------------- */
 
 #if VEC_AVX512
 
@@ -80,7 +84,8 @@ VEC_INLINE void vf_transpose(vf x[VEC_WIDTH]) {
     y[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
   }
   for (int i = 0; i < 4; i++) {
-    vf a = _mm512_shuffle_f32x4(y[i], y[i + 4], 0x88), b = _mm512_shuffle_f32x4(y[i], y[i + 4], 0xdd);
+    vf a = _mm512_shuffle_f32x4(y[i], y[i + 4], 0x88);
+    vf b = _mm512_shuffle_f32x4(y[i], y[i + 4], 0xdd);
     vf c = _mm512_shuffle_f32x4(y[i + 8], y[i + 12], 0x88);
     vf d = _mm512_shuffle_f32x4(y[i + 8], y[i + 12], 0xdd);
     x[i] = _mm512_shuffle_f32x4(a, c, 0x88);
@@ -198,7 +203,7 @@ VEC_INLINE vf vf_load_weight_next(const void *w, int64_t i, int64_t left, int32_
   return left >= VEC_WIDTH ? vf_load_weight(w, i, dtype) : vf_load_weight_part(w, i, left, dtype);
 }
 
-/* ---- over the lanes: halves are folded onto each other until one lane is left -------------------- */
+/* ---- over the lanes: halves are folded onto each other until one lane is left ---------------- */
 
 VEC_INLINE __m128 vec_fold_sum(vf x) {
 #if VEC_AVX512
@@ -247,11 +252,11 @@ VEC_INLINE float vf_max_lane(vf x) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-/* ---- functions ------------------------------------------------------------------------------------ */
+/* ---- functions ------------------------------------------------------------------------------- */
 
 /* x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) by the degree 6 polynomial of least relative error
- * (3e-9), then times 2^n. At most 1 ulp off where the result is a normal number; 0 from -104 down (and
- * for -inf), infinity from 88.73 up; NaN stays NaN. */
+ * (3e-9), then times 2^n. At most 1 ulp off where the result is a normal number; 0 from -104
+ * down (and for -inf), infinity from 88.73 up; NaN stays NaN. */
 VEC_INLINE vf vf_exp(vf x) {
   x = vf_min(vf_set1(89.0f), vf_max(vf_set1(-110.0f), x));
 #if VEC_AVX512
@@ -288,7 +293,7 @@ VEC_INLINE vf vf_sigmoid(vf x) {
   return vf_div(one, vf_add(one, vf_exp(vf_sub(vf_zero(), x))));
 }
 
-/* ---- running ---------------------------------------------------------------------------------------- */
+/* ---- running --------------------------------------------------------------------------------- */
 
 VEC_INLINE int64_t vec_min(int64_t a, int64_t b) { return a < b ? a : b; }
 VEC_INLINE int64_t vec_blocks(int64_t n, int64_t block) { return (n + block - 1) / block; }
@@ -301,7 +306,7 @@ enum { VEC_SMALL = 1 << 16 };
 /* pool_run, or a plain loop where the whole work (in elements, as above) is small. */
 static inline nn_status_t vec_run(backend_device_t *device, int64_t items, int64_t work, pool_fn fn,
                                   void *context) {
-  if (items > 1 && work >= VEC_SMALL) return pool_run(device->pool, items, fn, context);
+  if (work >= VEC_SMALL) return pool_run(device->pool, items, fn, context);
   for (int64_t item = 0; item < items; item++) fn(context, item, 0);
   return NN_OK;
 }

@@ -50,8 +50,8 @@ nn_status_t nn_config_to_json(const nn_model_config_t *config, char *text, size_
     memcpy(text, written, length + 1);
   else
     status = status_fail(NN_ERR_CAPACITY,
-                         "nn_config_to_json: the text takes %zu bytes and capacity is %zu", length + 1,
-                         capacity);
+                         "nn_config_to_json: the text takes %zu bytes and capacity is %zu",
+                         length + 1, capacity);
   mem_free(written);
   return status;
 }

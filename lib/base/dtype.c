@@ -36,7 +36,7 @@ static inline float widen_f16(uint16_t bits) {
   uint32_t normal = magnitude + ((127u - 15u) << 23);
   uint32_t infinity = magnitude + ((255u - 31u) << 23);
   uint32_t special = infinity | (uint32_t)(magnitude > 0x0f800000) << 22; /* NaN made quiet */
-  /* m 2^-24 = (1 + m 2^-10) 2^-14 - 2^-14: both terms are normal numbers, the difference is exact */
+  /* m 2^-24 = (1 + m 2^-10) 2^-14 - 2^-14: both terms are normal, the difference is exact */
   uint32_t subnormal = bits_of(float_of(magnitude + (113u << 23)) - 0x1p-14f);
   uint32_t finite = select(magnitude < 0x00800000, subnormal, normal);
   return float_of(sign | select(magnitude >= 0x0f800000, special, finite));
@@ -74,13 +74,15 @@ static bool dtype_known(int32_t dtype) {
 
 size_t nn_dtype_bytes(int32_t dtype) { return dtype_known(dtype) ? dtypes[dtype].bytes : 0; }
 
-const char *dtype_name(int32_t dtype) { return dtype_known(dtype) ? dtypes[dtype].name : "unknown"; }
+const char *dtype_name(int32_t dtype) {
+  return dtype_known(dtype) ? dtypes[dtype].name : "unknown";
+}
 
 bool dtype_is_float(int32_t dtype) {
   return dtype == NN_F32 || dtype == NN_BF16 || dtype == NN_F16;
 }
 
-/* ---- bulk -------------------------------------------------------------------------------------- */
+/* ---- bulk ------------------------------------------------------------------------------------ */
 
 /* Elements are read and written through memcpy, which compiles to unaligned moves. */
 
@@ -120,7 +122,8 @@ static void narrow_row(unsigned char *restrict to, int32_t dtype, const float *r
   }
 }
 
-void dtype_convert(void *to, int32_t to_dtype, const void *from, int32_t from_dtype, int64_t count) {
+void dtype_convert(void *to, int32_t to_dtype, const void *from, int32_t from_dtype,
+                   int64_t count) {
   enum { ROW = 512 };
   unsigned char *target = to;
   const unsigned char *source = from;

@@ -1,5 +1,6 @@
-/* Conversions between F32, BF16 and F16: exact when widening, to nearest, ties to even, when narrowing.
- * NaN stays NaN (quiet, upper payload bits kept), overflow becomes infinity, subnormals are kept. */
+/* Conversions between F32, BF16 and F16: exact when widening, to nearest, ties to even, when
+ * narrowing. NaN stays NaN (quiet, upper payload bits kept), overflow becomes infinity, subnormals
+ * are kept. */
 #ifndef NN_BASE_DTYPE_H
 #define NN_BASE_DTYPE_H
 

@@ -14,7 +14,7 @@
 #include "base/mem.h"
 #include "base/status.h"
 
-/* ---- the tap ----------------------------------------------------------------------------------- */
+/* ---- the tap --------------------------------------------------------------------------------- */
 
 static file_tap_fn tap_fn;
 static void *tap_user;
@@ -42,7 +42,7 @@ static nn_status_t file_failed(const char *what, const char *path) {
   return status_fail(status, "%s: %s: %s", path, what, reason);
 }
 
-/* ---- reading ------------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 static int file_open(const char *path, int flags) {
   if (file_tapped("open", path, NULL)) return -1;
@@ -54,10 +54,12 @@ static int file_open(const char *path, int flags) {
 
 static nn_status_t file_map_fd(const char *path, int fd, file_map_t *map) {
   struct stat info;
-  if (file_tapped("stat", path, NULL) || fstat(fd, &info)) return file_failed("cannot be examined", path);
+  if (file_tapped("stat", path, NULL) || fstat(fd, &info))
+    return file_failed("cannot be examined", path);
   if (!S_ISREG(info.st_mode)) return status_fail(NN_ERR_IO, "%s: is not a regular file", path);
   if ((uintmax_t)info.st_size > PTRDIFF_MAX)
-    return status_fail(NN_ERR_IO, "%s: its %lld bytes cannot be mapped", path, (long long)info.st_size);
+    return status_fail(NN_ERR_IO, "%s: its %lld bytes cannot be mapped", path,
+                       (long long)info.st_size);
   file_map_t made = {.data = "", .bytes = (size_t)info.st_size};
   made.device = info.st_dev;
   made.inode = info.st_ino;
@@ -91,7 +93,8 @@ void file_map_forget(const file_map_t *map, const void *begin, size_t bytes) {
   uintptr_t first = ((uintptr_t)begin + page - 1) / page * page;
   uintptr_t last = ((uintptr_t)begin + bytes) / page * page;
   /* only advice: a refusal costs memory that the system takes back when it needs it */
-  if (map->bytes && first >= base && first < last) madvise((void *)first, last - first, MADV_DONTNEED);
+  if (map->bytes && first >= base && first < last)
+    madvise((void *)first, last - first, MADV_DONTNEED);
 }
 
 bool file_map_is(const file_map_t *map, const char *path) {
@@ -100,7 +103,7 @@ bool file_map_is(const file_map_t *map, const char *path) {
   return info.st_dev == map->device && info.st_ino == map->inode;
 }
 
-/* ---- writing --------------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 /* A copy of the first bytes of a text and a suffix. */
 static nn_status_t file_text(const char *text, size_t bytes, const char *suffix, char **copy) {
@@ -140,7 +143,8 @@ static nn_status_t file_writer_claim(const char *temporary, int *claimed) {
       close(fd);
       return status_fail(NN_ERR_IO, "%s: is not a regular file", temporary);
     }
-    if (stat(temporary, &named) == 0 && named.st_ino == held.st_ino && named.st_dev == held.st_dev) {
+    if (stat(temporary, &named) == 0 && named.st_ino == held.st_ino &&
+        named.st_dev == held.st_dev) {
       *claimed = fd;
       return NN_OK;
     }
@@ -168,7 +172,8 @@ nn_status_t file_writer_write(file_writer_t *writer, const void *data, size_t by
   const char *at = data;
   while (bytes) {
     size_t asked = bytes < 1 << 30 ? bytes : 1 << 30;
-    ssize_t wrote = file_tapped("write", writer->temporary, &asked) ? -1 : write(writer->fd, at, asked);
+    ssize_t wrote =
+        file_tapped("write", writer->temporary, &asked) ? -1 : write(writer->fd, at, asked);
     if (wrote < 0 && errno == EINTR) continue;
     if (wrote < 0) return file_failed("cannot be written", writer->temporary);
     at += wrote;
@@ -208,7 +213,7 @@ nn_status_t file_writer_commit(file_writer_t *writer) {
   return status;
 }
 
-/* ---- names and folders ------------------------------------------------------------------------------- */
+/* ---- names and folders ----------------------------------------------------------------------- */
 
 nn_status_t file_join(const char *folder, const char *name, char **path) {
   size_t length = strlen(folder);
@@ -246,7 +251,8 @@ nn_status_t file_lock_folder(const char *path, int *lock) {
   bool refused = file_tapped("lock", path, NULL) || flock(fd, LOCK_EX | LOCK_NB);
   if (refused && errno == EWOULDBLOCK) {
     close(fd);
-    return status_fail(NN_ERR_IO, "%s: another save is writing it; try again when it is done", path);
+    return status_fail(NN_ERR_IO, "%s: another save is writing it; try again when it is done",
+                       path);
   }
   *lock = fd;
   return NN_OK;

@@ -10,7 +10,7 @@
 
 #include "moenn.h"
 
-/* ---- reading ---------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 /* A regular file in memory, read-only. Who truncates it meanwhile takes the process down (SIGBUS):
  * writers must replace files, as the one below does. */
@@ -31,10 +31,10 @@ void file_map_forget(const file_map_t *map, const void *begin, size_t bytes);
 /* True when path leads to the mapped file now. */
 bool file_map_is(const file_map_t *map, const char *path);
 
-/* ---- writing ----------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
-/* Writes beside the target ("<path>.tmp", locked against a second writer); commit makes it durable and
- * puts it in the target's place in one step. A zeroed writer is closed. */
+/* Writes beside the target ("<path>.tmp", locked against a second writer); commit makes it durable
+ * and puts it in the target's place in one step. A zeroed writer is closed. */
 typedef struct file_writer {
   char *path, *temporary, *folder;
   int fd;
@@ -43,25 +43,26 @@ typedef struct file_writer {
 
 nn_status_t file_writer_open(const char *path, file_writer_t *writer);
 nn_status_t file_writer_write(file_writer_t *writer, const void *data, size_t bytes);
-/* Sync, rename, sync the folder. The writer is closed either way; on failure the target is as before,
- * unless only the last sync failed. */
+/* Sync, rename, sync the folder. The writer is closed either way; on failure the target is as
+ * before, unless only the last sync failed. */
 nn_status_t file_writer_commit(file_writer_t *writer);
 /* Closes and removes what was written; a closed writer is left alone. */
 void file_writer_discard(file_writer_t *writer);
 
-/* ---- names and folders --------------------------------------------------------------------------- */
+/* ---- names and folders ----------------------------------------------------------------------- */
 
 /* "folder/name", to be freed with mem_free. */
 nn_status_t file_join(const char *folder, const char *name, char **path);
 
-/* False where there is no such file or folder; true also where that cannot be told: opening it says why. */
+/* False where there is no such file or folder; true also where that cannot be told: opening it says
+ * why. */
 bool file_exists(const char *path);
 
 /* Makes one folder, durably; it may be there already. */
 nn_status_t file_make_folder(const char *path);
 
-/* Locks a folder against others who do the same, in this process or another; NN_ERR_IO when one holds
- * it. File systems without locks grant it always. file_unlock_folder(-1) does nothing. */
+/* Locks a folder against others who do the same, in this process or another; NN_ERR_IO when one
+ * holds it. File systems without locks grant it always. file_unlock_folder(-1) does nothing. */
 nn_status_t file_lock_folder(const char *path, int *lock);
 void file_unlock_folder(int lock);
 
@@ -70,16 +71,17 @@ nn_status_t file_remove(const char *path);        /* what is not there is no err
 nn_status_t file_remove_folder(const char *path); /* an empty one */
 nn_status_t file_sync_folder(const char *path);
 
-/* Calls visit with each name in a folder but "." and ".."; stops at the first failure and returns it.
- * Names may be renamed or removed meanwhile. */
+/* Calls visit with each name in a folder but "." and ".."; stops at the first failure and returns
+ * it. Names may be renamed or removed meanwhile. */
 typedef nn_status_t (*file_visit_fn)(void *user, const char *name);
 nn_status_t file_list(const char *folder, file_visit_fn visit, void *user);
 
-/* ---- tests ------------------------------------------------------------------------------------------ */
+/* ---- tests ----------------------------------------------------------------------------------- */
 
-/* Called before each operation: "open", "stat", "map", "create", "lock", "truncate", "write", "sync",
- * "rename", "mkdir", "list", "remove", "rmdir". Returns 0, or the errno to fail with; may lower *bytes of a
- * write, which then writes less. NULL takes it out. Not for use while other threads work on files. */
+/* Called before each operation: "open", "stat", "map", "create", "lock", "truncate", "write",
+ * "sync", "rename", "mkdir", "list", "remove", "rmdir". Returns 0, or the errno to fail with; may
+ * lower *bytes of a write, which then writes less. NULL takes it out. Not for use while other
+ * threads work on files. */
 typedef int (*file_tap_fn)(void *user, const char *operation, const char *path, size_t *bytes);
 void file_tap(file_tap_fn tap, void *user);
 

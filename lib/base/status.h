@@ -25,9 +25,9 @@ nn_status_t status_check_result(const void *target, size_t known, const char *na
 void status_write_result(void *target, const void *source, size_t known);
 
 /* For pointers that must be given. */
-#define STATUS_REQUIRE(pointer)                                                           \
-  do {                                                                                    \
-    if (!(pointer)) return status_fail(NN_ERR_ARGUMENT, "%s: " #pointer " is NULL", __func__); \
+#define STATUS_REQUIRE(pointer)                                                            \
+  do {                                                                                     \
+    if (!(pointer)) return status_fail(NN_ERR_ARGUMENT, "the argument " #pointer " is NULL"); \
   } while (0)
 
 /* Passes a failure on. */

@@ -1,8 +1,9 @@
-/* Every key of a config.json has one line in a table below, which says how it is understood: as a member
- * of the configuration, as a switch that must stand where this library computes, or as bookkeeping that
- * cannot change a number. A key without a line is refused by name, since nobody knows what it would
- * change. Dropout rates count as bookkeeping: this library trains without dropout and nothing else
- * depends on them. Absent keys have the defaults of the model type's own configuration class. */
+/* Every key of a config.json has one line in a table below, which says how it is understood: as a
+ * member of the configuration, as a switch that must stand where this library computes, or as
+ * bookkeeping that cannot change a number. A key without a line is refused by name, since nobody
+ * knows what it would change. Dropout rates count as bookkeeping: this library trains without
+ * dropout and nothing else depends on them. Absent keys have the defaults of the model type's own
+ * configuration class. */
 #include "format/config_json.h"
 
 #include <jansson.h>
@@ -18,7 +19,7 @@
 
 enum { MOST_BYTES = 16 << 20 }; /* of a config.json: far above any real one */
 
-/* ---- the keys ----------------------------------------------------------------------------------- */
+/* ---- the keys -------------------------------------------------------------------------------- */
 
 typedef enum key_rule {
   KEY_SIZE,          /* int64_t member, at least 1 */
@@ -39,12 +40,14 @@ typedef enum key_rule {
 typedef struct key {
   const char *name;
   key_rule_t rule;
-  size_t offset;          /* of the member, where the rule has one */
-  const char *texts[2];   /* KEY_TEXT */
+  size_t offset;        /* of the member, where the rule has one */
+  const char *texts[2]; /* KEY_TEXT */
 } key_line_t;
 
-#define MEMBER(name, rule, member) {name, rule, offsetof(nn_model_config_t, member), {NULL, NULL}}
-#define FIXED(name, rule) {name, rule, 0, {NULL, NULL}}
+#define MEMBER(name, rule, member) \
+  { name, rule, offsetof(nn_model_config_t, member), {NULL, NULL} }
+#define FIXED(name, rule) \
+  { name, rule, 0, {NULL, NULL} }
 
 static const key_line_t common_keys[] = {
     FIXED("model_type", KEY_ANY), /* looked at before the others */
@@ -163,7 +166,9 @@ static const struct {
   size_t count;
   nn_model_config_t defaults;
 } families[] = {
-    [NN_FAMILY_MIXTRAL] = {"mixtral", "MixtralForCausalLM", mixtral_keys,
+    [NN_FAMILY_MIXTRAL] = {"mixtral",
+                           "MixtralForCausalLM",
+                           mixtral_keys,
                            sizeof mixtral_keys / sizeof *mixtral_keys,
                            {.family = NN_FAMILY_MIXTRAL,
                             .norm = NN_NORM_RMS,
@@ -181,7 +186,10 @@ static const struct {
                             .rope_theta = 1e6f,
                             .aux_loss_coef = 0.001f,
                             .aux_loss = NN_AUX_JOINT}},
-    [NN_FAMILY_GPT2] = {"gpt2", "GPT2LMHeadModel", gpt2_keys, sizeof gpt2_keys / sizeof *gpt2_keys,
+    [NN_FAMILY_GPT2] = {"gpt2",
+                        "GPT2LMHeadModel",
+                        gpt2_keys,
+                        sizeof gpt2_keys / sizeof *gpt2_keys,
                         {.family = NN_FAMILY_GPT2,
                          .norm = NN_NORM_LAYER,
                          .position = NN_POSITION_LEARNED,
@@ -201,7 +209,7 @@ static const key_line_t *key_among(const key_line_t *keys, size_t count, const c
   return NULL;
 }
 
-/* ---- reading ------------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 /* What is read of a text, before the members are put together. */
 typedef struct reading {
@@ -218,8 +226,9 @@ typedef struct shown {
 static shown_t key_show(const json_t *value) {
   enum { ROOM = sizeof(shown_t) - sizeof "..." };
   shown_t shown = {{0}};
-  size_t length = json_dumpb(value, shown.text, ROOM,
-                             JSON_ENCODE_ANY | JSON_COMPACT | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(9));
+  size_t length =
+      json_dumpb(value, shown.text, ROOM,
+                 JSON_ENCODE_ANY | JSON_COMPACT | JSON_ENSURE_ASCII | JSON_REAL_PRECISION(9));
   /* what does not fit is left out, from somewhere before the end on */
   if (length > ROOM) strcat(shown.text, "...");
   return shown;
@@ -266,9 +275,10 @@ static nn_status_t key_read_theta(const char *name, const json_t *value, reading
   float theta = 0;
   STATUS_TRY(key_read_number(name, value, true, &theta));
   if (reading->rope_theta_seen && theta != reading->config.rope_theta)
-    return status_fail(NN_ERR_FORMAT,
-                       "config.json: rope_theta stands there as %g and as %g; it can have one value",
-                       (double)reading->config.rope_theta, (double)theta);
+    return status_fail(
+        NN_ERR_FORMAT,
+        "config.json: rope_theta stands there as %g and as %g; it can have one value",
+        (double)reading->config.rope_theta, (double)theta);
   reading->config.rope_theta = theta;
   reading->rope_theta_seen = true;
   return NN_OK;
@@ -286,11 +296,12 @@ static nn_status_t key_read_rope(const char *name, const json_t *value, reading_
     } else if (strcmp(inner, "rope_type") == 0 || strcmp(inner, "type") == 0) {
       const char *type = json_string_value(entry);
       if (!type || strcmp(type, "default") != 0)
-        return status_fail(NN_ERR_UNSUPPORTED, "config.json: %s.%s is %s; only \"default\" is known",
-                           name, inner, key_show(entry).text);
+        return status_fail(NN_ERR_UNSUPPORTED,
+                           "config.json: %s.%s is %s; only \"default\" is known", name, inner,
+                           key_show(entry).text);
     } else if (strcmp(inner, "partial_rotary_factor") != 0 || json_number_value(entry) != 1) {
-      return status_fail(NN_ERR_UNSUPPORTED, "config.json: %s.%.64s is %s; it is not understood", name,
-                         inner, key_show(entry).text);
+      return status_fail(NN_ERR_UNSUPPORTED, "config.json: %s.%.64s is %s; it is not understood",
+                         name, inner, key_show(entry).text);
     }
   }
   return NN_OK;
@@ -300,10 +311,11 @@ static nn_status_t key_read_experts(const char *name, const json_t *value, readi
   int64_t experts = 0;
   STATUS_TRY(key_read_size(name, value, &experts));
   if (reading->experts_seen && experts != reading->config.experts)
-    return status_fail(NN_ERR_FORMAT,
-                       "config.json: num_local_experts and num_experts are %lld and %lld; they are two "
-                       "names of one number",
-                       (long long)reading->config.experts, (long long)experts);
+    return status_fail(
+        NN_ERR_FORMAT,
+        "config.json: num_local_experts and num_experts are %lld and %lld; they are two "
+        "names of one number",
+        (long long)reading->config.experts, (long long)experts);
   reading->config.experts = experts;
   reading->experts_seen = true;
   return NN_OK;
@@ -374,10 +386,11 @@ static nn_status_t config_json_keys(json_t *root, int32_t family, reading_t *rea
     if (!key) key = key_among(common_keys, sizeof common_keys / sizeof *common_keys, name);
     if (!key && name[0] == '_') continue; /* the writing program's own notes */
     if (!key)
-      return status_fail(NN_ERR_UNSUPPORTED,
-                         "config.json: the key \"%.64s\" (%s) is not known for model type %s, and could "
-                         "change the numbers",
-                         name, key_show(value).text, families[family].model_type);
+      return status_fail(
+          NN_ERR_UNSUPPORTED,
+          "config.json: the key \"%.64s\" (%s) is not known for model type %s, and could "
+          "change the numbers",
+          name, key_show(value).text, families[family].model_type);
     STATUS_TRY(key_read(key, value, reading));
   }
   return NN_OK;
@@ -422,16 +435,16 @@ nn_status_t config_json_read(const char *text, size_t bytes, nn_model_config_t *
   if (!root && json_error_code(&error) == json_error_out_of_memory)
     return status_fail(NN_ERR_MEMORY, "config.json: memory for its JSON could not be had");
   if (!root)
-    return status_fail(NN_ERR_FORMAT, "config.json: line %d, column %d: %s", error.line, error.column,
-                       error.text);
+    return status_fail(NN_ERR_FORMAT, "config.json: line %d, column %d: %s", error.line,
+                       error.column, error.text);
   nn_status_t status = config_json_object(root, config);
   json_decref(root);
   return status;
 }
 
-/* ---- writing --------------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
-/* The double of the shortest decimal that reads back as this float, so that 0.01f is written 0.01. */
+/* The double of the shortest decimal that reads back as this float: 0.01f is written 0.01. */
 static json_t *json_float(float value) {
   for (int digits = 1; digits < 9; digits++) {
     char text[32];

@@ -6,12 +6,12 @@
 
 #include "moenn.h"
 
-/* The validated configuration that a text describes. NN_ERR_FORMAT: the text is no such description;
- * NN_ERR_UNSUPPORTED: a key could change the numbers in a way that is not understood. */
+/* The validated configuration that a text describes. NN_ERR_FORMAT: the text is no such
+ * description. NN_ERR_UNSUPPORTED: a key that is not understood could change the numbers. */
 nn_status_t config_json_read(const char *text, size_t bytes, nn_model_config_t *config);
 
-/* The text of a validated configuration, ending in a newline and NUL, to be freed with mem_free; bytes
- * (or NULL) receives its length without the NUL.
+/* The text of a validated configuration, ending in a newline and NUL, to be freed with mem_free;
+ * bytes (or NULL) receives its length without the NUL.
  * dtype: NN_ dtype of the weights beside it, or -1: not said. */
 nn_status_t config_json_write(const nn_model_config_t *config, int32_t dtype, char **text,
                               size_t *bytes);

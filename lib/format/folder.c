@@ -12,7 +12,7 @@
 
 enum { MOST_INDEX = 100 * 1000 * 1000, MOST_ATTEMPTS = 10 };
 
-/* ---- all tensors of all files, by name -------------------------------------------------------------- */
+/* ---- all tensors of all files, by name ------------------------------------------------------- */
 
 typedef struct entry {
   const safetensors_tensor_t *tensor;
@@ -53,13 +53,14 @@ static nn_status_t entries_collect(const folder_t *folder, entries_t *entries) {
   return NN_OK;
 }
 
-/* ---- matching tensors with parameters ----------------------------------------------------------------- */
+/* ---- matching tensors with parameters -------------------------------------------------------- */
 
 static const char gpt2_prefix[] = "transformer.";
 
 /* A tensor's name as this library's tables have it: published GPT-2 files leave the prefix out. */
 static const char *name_without_prefix(const char *name) {
-  return strncmp(name, gpt2_prefix, sizeof gpt2_prefix - 1) == 0 ? name + sizeof gpt2_prefix - 1 : name;
+  return strncmp(name, gpt2_prefix, sizeof gpt2_prefix - 1) == 0 ? name + sizeof gpt2_prefix - 1
+                                                                 : name;
 }
 
 /* "<before>N<after>" with digits for N. */
@@ -77,7 +78,8 @@ static bool name_is_redundant(const char *name, const nn_model_config_t *config)
   if (config->family == NN_FAMILY_MIXTRAL)
     return name_is_of_layer(name, "model.layers.", ".self_attn.rotary_emb.inv_freq");
   const char *bare = name_without_prefix(name);
-  return name_is_of_layer(bare, "h.", ".attn.bias") || name_is_of_layer(bare, "h.", ".attn.masked_bias");
+  return name_is_of_layer(bare, "h.", ".attn.bias") ||
+         name_is_of_layer(bare, "h.", ".attn.masked_bias");
 }
 
 static nn_status_t param_match(const nn_model_config_t *config, const param_t *param,
@@ -87,20 +89,23 @@ static nn_status_t param_match(const nn_model_config_t *config, const param_t *p
   if (config->family == NN_FAMILY_GPT2 && bare != param->name) {
     entry_t *other = entries_find(entries, bare);
     if (entry && other)
-      return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\" is there with and without its prefix", bare);
+      return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\" is there with and without its prefix",
+                         bare);
     if (other) entry = other;
   }
   if (!entry) return status_fail(NN_ERR_FORMAT, "tensor \"%s\" is missing", param->name);
   const safetensors_tensor_t *tensor = entry->tensor;
   if (!param_io_fits(param, tensor) && param->ndim == 1)
-    return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\": its shape is not [%lld], as config.json has it",
+    return status_fail(NN_ERR_FORMAT,
+                       "tensor \"%.96s\": its shape is not [%lld], as config.json has it",
                        tensor->name, (long long)param->shape[0]);
   if (!param_io_fits(param, tensor))
     return status_fail(NN_ERR_FORMAT,
                        "tensor \"%.96s\": its shape is not [%lld, %lld], as config.json has it",
                        tensor->name, (long long)param->shape[0], (long long)param->shape[1]);
   if (!dtype_is_float(tensor->dtype))
-    return status_fail(NN_ERR_UNSUPPORTED, "tensor \"%.96s\": its dtype is %s; F32, BF16 and F16 are read",
+    return status_fail(NN_ERR_UNSUPPORTED,
+                       "tensor \"%.96s\": its dtype is %s; F32, BF16 and F16 are read",
                        tensor->name, tensor->dtype_name);
   *match = entry;
   return NN_OK;
@@ -124,14 +129,16 @@ static nn_status_t folder_match(folder_t *folder, entries_t *entries) {
     folder->sources[i] = (folder_source_t){.tensor = entry->tensor, .file = entry->file};
   }
   for (int64_t i = 0; i < entries->count; i++)
-    if (!entries->items[i].used && !name_is_redundant(entries->items[i].tensor->name, &folder->config))
-      return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\" belongs to no parameter of config.json's model",
+    if (!entries->items[i].used &&
+        !name_is_redundant(entries->items[i].tensor->name, &folder->config))
+      return status_fail(NN_ERR_FORMAT,
+                         "tensor \"%.96s\" belongs to no parameter of config.json's model",
                          entries->items[i].tensor->name);
   folder->dtype = folder->sources[0].tensor->dtype == NN_F32 ? NN_F32 : NN_BF16;
   return NN_OK;
 }
 
-/* ---- files ------------------------------------------------------------------------------------------ */
+/* ---- files ----------------------------------------------------------------------------------- */
 
 static nn_status_t folder_load_config(const char *path, const file_map_t *map, folder_t *folder) {
   nn_status_t status = config_json_read(map->data, map->bytes, &folder->config);
@@ -151,8 +158,8 @@ static nn_status_t folder_add_file(const char *path, const char *name, file_map_
 static bool index_name_is_plain(const char *name) {
   static const char suffix[] = ".safetensors";
   size_t length = strlen(name);
-  return name[0] != '.' && !strchr(name, '/') && !strchr(name, '\\') && length > sizeof suffix - 1 &&
-         strcmp(name + length - (sizeof suffix - 1), suffix) == 0;
+  return name[0] != '.' && !strchr(name, '/') && !strchr(name, '\\') &&
+         length > sizeof suffix - 1 && strcmp(name + length - (sizeof suffix - 1), suffix) == 0;
 }
 
 static int index_compare(const void *a, const void *b) {
@@ -167,9 +174,10 @@ static nn_status_t index_files(json_t *weight_map, const char **names, int64_t *
   json_object_foreach(weight_map, tensor, file) {
     const char *name = json_string_value(file);
     if (!name || !index_name_is_plain(name))
-      return status_fail(NN_ERR_FORMAT,
-                         "weight_map has \"%.96s\" in \"%.96s\", which is no safetensors file of the folder",
-                         tensor, name ? name : "?");
+      return status_fail(
+          NN_ERR_FORMAT,
+          "weight_map has \"%.96s\" in \"%.96s\", which is no safetensors file of the folder",
+          tensor, name ? name : "?");
     names[all++] = name;
   }
   qsort(names, (size_t)all, sizeof *names, index_compare);
@@ -226,14 +234,15 @@ static nn_status_t folder_open_shards(const char *path, json_t *weight_map, fold
 
 static nn_status_t folder_open_index(const char *path, const file_map_t *map, folder_t *folder) {
   if (map->bytes > MOST_INDEX)
-    return status_fail(NN_ERR_FORMAT, "%s/" STAGING_INDEX ": has %zu bytes; at most %d are read", path,
-                       map->bytes, MOST_INDEX);
+    return status_fail(NN_ERR_FORMAT, "%s/" STAGING_INDEX ": has %zu bytes; at most %d are read",
+                       path, map->bytes, MOST_INDEX);
   json_error_t error;
   json_t *index = json_loadb(map->data, map->bytes, JSON_REJECT_DUPLICATES, &error);
   if (!index && json_error_code(&error) == json_error_out_of_memory)
     return status_fail(NN_ERR_MEMORY, "%s/" STAGING_INDEX ": memory for it could not be had", path);
   if (!index)
-    return status_fail(NN_ERR_FORMAT, "%s/" STAGING_INDEX ": line %d: %s", path, error.line, error.text);
+    return status_fail(NN_ERR_FORMAT, "%s/" STAGING_INDEX ": line %d: %s", path, error.line,
+                       error.text);
   nn_status_t status = folder_open_shards(path, json_object_get(index, "weight_map"), folder);
   json_decref(index);
   return status;
@@ -282,8 +291,8 @@ static nn_status_t folder_open_files(const char *path, folder_t *folder, bool *s
 }
 
 nn_status_t folder_open(const char *path, folder_t *folder) {
-  /* a save that becomes the folder's model while its files are opened replaces config.json: then those
-   * opened may be of two models, and are opened again */
+  /* a save that becomes the folder's model while its files are opened replaces config.json: then
+   * those opened may be of two models, and are opened again */
   for (int attempt = 0; attempt < MOST_ATTEMPTS; attempt++) {
     folder_t opened = {0};
     bool same;
@@ -296,8 +305,8 @@ nn_status_t folder_open(const char *path, folder_t *folder) {
     folder_close(&opened);
     if (status == NN_ERR_MEMORY || same) return status;
   }
-  return status_fail(NN_ERR_IO, "%s: its files were replaced each of the %d times they were opened", path,
-                     MOST_ATTEMPTS);
+  return status_fail(NN_ERR_IO, "%s: its files were replaced each of the %d times they were opened",
+                     path, MOST_ATTEMPTS);
 }
 
 void folder_close(folder_t *folder) {
@@ -308,10 +317,10 @@ void folder_close(folder_t *folder) {
   *folder = (folder_t){0};
 }
 
-/* ---- data --------------------------------------------------------------------------------------------- */
+/* ---- data ------------------------------------------------------------------------------------ */
 
-nn_status_t folder_read(const folder_t *folder, int32_t dtype, void *buffer, nn_progress_fn progress,
-                        void *user, const atomic_int *cancel) {
+nn_status_t folder_read(const folder_t *folder, int32_t dtype, void *buffer,
+                        nn_progress_fn progress, void *user, const atomic_int *cancel) {
   transfer_t transfer = {.progress = progress, .user = user, .cancel = cancel};
   for (int64_t i = 0; i < folder->table.count; i++)
     transfer.total += (int64_t)folder->sources[i].tensor->bytes;

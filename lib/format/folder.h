@@ -1,15 +1,16 @@
-/* Hugging Face model folders: config.json with model.safetensors, or with its shards and their index.
+/* Hugging Face model folders: config.json with model.safetensors, or with its shards and their
+ * index.
  *
  * Saving is atomic. The new files are written into the subfolder ".moenn-saving"; renaming that to
- * ".moenn-saved" is the one step that makes the new model the folder's model. Then files of the earlier
- * model that have no successor are removed, the subfolder is renamed to ".moenn-moving", its files are
- * moved out over the earlier ones, and it is removed. A reader looks for each file in these two
- * subfolders first, and begins again when config.json was replaced while it opened the others, so at
- * every moment, and after a kill or a power cut at any point, it finds exactly the earlier model or
- * exactly the new one. The next save finishes what a killed one left.
+ * ".moenn-saved" is the one step that makes the new model the folder's model. Then files of the
+ * earlier model that have no successor are removed, the subfolder is renamed to ".moenn-moving",
+ * its files are moved out over the earlier ones, and it is removed. A reader looks for each file in
+ * these two subfolders first, and begins again when config.json was replaced while it opened the
+ * others, so at every moment, and after a kill or a power cut at any point, it finds exactly the
+ * earlier model or exactly the new one. The next save finishes what a killed one left.
  *
- * Programs that do not know the subfolders see the earlier model until files are moved, and the new one
- * after; killed in between, single files of either, each whole. */
+ * Programs that do not know the subfolders see the earlier model until files are moved, and the new
+ * one after; killed in between, single files of either, each whole. */
 #ifndef NN_FORMAT_FOLDER_H
 #define NN_FORMAT_FOLDER_H
 
@@ -39,16 +40,17 @@ nn_status_t folder_open(const char *path, folder_t *folder);
 
 /* Writes every parameter, converted, to its place in a buffer of table.elements of dtype (NN_F32 or
  * NN_BF16). progress (or NULL) hears of bytes of the files; cancel may be NULL. */
-nn_status_t folder_read(const folder_t *folder, int32_t dtype, void *buffer, nn_progress_fn progress,
-                        void *user, const atomic_int *cancel);
+nn_status_t folder_read(const folder_t *folder, int32_t dtype, void *buffer,
+                        nn_progress_fn progress, void *user, const atomic_int *cancel);
 
 void folder_close(folder_t *folder); /* a zeroed one is left alone */
 
-/* Saves a buffer of table.elements of dtype (NN_F32 or NN_BF16) under the configuration that the table
- * was built from. Makes the folder if its parent is there. Other files in it are left alone.
- * shard_bytes: most bytes of tensor data in a file, 0: 5e9; a larger tensor has a file of its own. */
-nn_status_t folder_save(const char *path, const nn_model_config_t *config, const param_table_t *table,
-                        int32_t dtype, const void *buffer, int64_t shard_bytes,
-                        nn_progress_fn progress, void *user, const atomic_int *cancel);
+/* Saves a buffer of table.elements of dtype (NN_F32 or NN_BF16) under the configuration that the
+ * table was built from. Makes the folder if its parent is there. Other files in it are left alone.
+ * shard_bytes: most bytes of tensor data in a file, 0: 5e9; a larger tensor has its own file. */
+nn_status_t folder_save(const char *path, const nn_model_config_t *config,
+                        const param_table_t *table, int32_t dtype, const void *buffer,
+                        int64_t shard_bytes, nn_progress_fn progress, void *user,
+                        const atomic_int *cancel);
 
 #endif

@@ -19,7 +19,7 @@ typedef struct save {
   safetensors_entry_t *entries; /* [table->count] */
   int64_t *file_end;            /* [files] one past the last parameter of each file */
   int64_t files;
-  int64_t first;                /* parameter of the file being written */
+  int64_t first; /* parameter of the file being written */
   transfer_t transfer;
 } save_t;
 
@@ -29,7 +29,7 @@ static nn_status_t save_param(void *user, int64_t index, file_writer_t *writer) 
                         &save->transfer);
 }
 
-/* ---- files -------------------------------------------------------------------------------------------- */
+/* ---- files ----------------------------------------------------------------------------------- */
 
 /* Parameters in their order, a new file whenever the next one would pass the bound. */
 static void save_divide(save_t *save, int64_t shard_bytes) {
@@ -68,8 +68,8 @@ static nn_status_t save_weights(save_t *save) {
     STATUS_TRY(file_join(save->place, save_file_name(save, file).text, &path));
     save->first = file ? save->file_end[file - 1] : 0;
     nn_status_t status =
-        safetensors_write(path, save->entries + save->first, save->file_end[file] - save->first, NULL,
-                          0, save_param, save);
+        safetensors_write(path, save->entries + save->first, save->file_end[file] - save->first,
+                          NULL, 0, save_param, save);
     mem_free(path);
     STATUS_TRY(status);
   }
@@ -144,7 +144,7 @@ static nn_status_t save_generation_config(const save_t *save, const char *folder
   return there ? NN_OK : save_text(save, name, text, sizeof text - 1);
 }
 
-/* ---- the folder ------------------------------------------------------------------------------------------ */
+/* ---- the folder ------------------------------------------------------------------------------ */
 
 static nn_status_t save_files(save_t *save, const char *folder, const nn_model_config_t *config,
                               int64_t shard_bytes) {
@@ -158,8 +158,10 @@ static nn_status_t save_files(save_t *save, const char *folder, const nn_model_c
     save_divide(save, shard_bytes);
     /* five digits in the names */
     if (save->files > 99999)
-      status = status_fail(NN_ERR_ARGUMENT, "shard_bytes is %lld; that makes %lld files, and 99999 are "
-                           "the limit", (long long)shard_bytes, (long long)save->files);
+      status = status_fail(NN_ERR_ARGUMENT,
+                           "shard_bytes is %lld; that makes %lld files, and 99999 are "
+                           "the limit",
+                           (long long)shard_bytes, (long long)save->files);
   }
   if (status == NN_OK) status = save_weights(save);
   if (status == NN_OK && save->files > 1) status = save_index(save);
@@ -181,9 +183,10 @@ static nn_status_t save_locked(save_t *save, const char *folder, const nn_model_
   return status;
 }
 
-nn_status_t folder_save(const char *path, const nn_model_config_t *config, const param_table_t *table,
-                        int32_t dtype, const void *buffer, int64_t shard_bytes,
-                        nn_progress_fn progress, void *user, const atomic_int *cancel) {
+nn_status_t folder_save(const char *path, const nn_model_config_t *config,
+                        const param_table_t *table, int32_t dtype, const void *buffer,
+                        int64_t shard_bytes, nn_progress_fn progress, void *user,
+                        const atomic_int *cancel) {
   if (shard_bytes < 0)
     return status_fail(NN_ERR_ARGUMENT, "shard_bytes is %lld; it must not be negative",
                        (long long)shard_bytes);

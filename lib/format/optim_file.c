@@ -16,7 +16,7 @@ typedef struct moment_name {
   char text[NAME_BYTES];
 } moment_name_t;
 
-/* ---- writing ------------------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 typedef struct optim_save {
   const param_table_t *table;
@@ -26,8 +26,8 @@ typedef struct optim_save {
 
 static nn_status_t optim_write(void *user, int64_t index, file_writer_t *writer) {
   optim_save_t *save = user;
-  return param_io_write(&save->table->items[index / MOMENTS], NN_F32, save->moments[index % MOMENTS],
-                        writer, &save->transfer);
+  return param_io_write(&save->table->items[index / MOMENTS], NN_F32,
+                        save->moments[index % MOMENTS], writer, &save->transfer);
 }
 
 nn_status_t optim_file_save(const char *path, const param_table_t *table, const float *m,
@@ -57,11 +57,12 @@ nn_status_t optim_file_save(const char *path, const param_table_t *table, const 
   return status;
 }
 
-/* ---- reading ------------------------------------------------------------------------------------------- */
+/* ---- reading --------------------------------------------------------------------------------- */
 
 static nn_status_t optim_read_steps(const safetensors_t *file, int64_t *steps) {
   const char *text = safetensors_metadata(file, "step");
-  if (!text) return status_fail(NN_ERR_FORMAT, "__metadata__ has no \"step\"; this is no optimizer state");
+  if (!text)
+    return status_fail(NN_ERR_FORMAT, "__metadata__ has no \"step\"; this is no optimizer state");
   char *end;
   errno = 0;
   long long value = strtoll(text, &end, 10);
@@ -79,8 +80,8 @@ static nn_status_t optim_check_tensor(const param_t *param, const char *name,
                                       const safetensors_tensor_t *tensor) {
   if (!tensor) return status_fail(NN_ERR_FORMAT, "tensor \"%s\" is missing", name);
   if (tensor->dtype != NN_F32 || !param_io_fits(param, tensor))
-    return status_fail(NN_ERR_FORMAT, "tensor \"%s\" is not F32 in the shape of the model's parameter",
-                       name);
+    return status_fail(NN_ERR_FORMAT,
+                       "tensor \"%s\" is not F32 in the shape of the model's parameter", name);
   return NN_OK;
 }
 
@@ -113,8 +114,8 @@ static nn_status_t optim_load(safetensors_t *file, const param_table_t *table, f
   transfer_t transfer = {.cancel = cancel};
   transfer.total = table->elements * MOMENTS * (int64_t)sizeof(float);
   for (int64_t i = 0; status == NN_OK && i < table->count * MOMENTS; i++)
-    status = param_io_read(&table->items[i / MOMENTS], NN_F32, i % MOMENTS ? v : m, file, sources[i],
-                           &transfer);
+    status = param_io_read(&table->items[i / MOMENTS], NN_F32, i % MOMENTS ? v : m, file,
+                           sources[i], &transfer);
   if (status == NN_OK) *steps = read_steps;
   mem_free(memory);
   return status;

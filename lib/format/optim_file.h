@@ -1,6 +1,6 @@
-/* Optimizer state as one safetensors file: for each parameter "<name>.exp_avg" and "<name>.exp_avg_sq",
- * F32 in its published shape (so that tools pair them with the model's tensors), and the number of
- * updates as "step" in __metadata__. */
+/* Optimizer state as one safetensors file: for each parameter "<name>.exp_avg" and
+ * "<name>.exp_avg_sq", F32 in its published shape (so that tools pair them with the model's
+ * tensors), and the number of updates as "step" in __metadata__. */
 #ifndef NN_FORMAT_OPTIM_FILE_H
 #define NN_FORMAT_OPTIM_FILE_H
 

@@ -31,8 +31,9 @@ bool param_io_fits(const param_t *param, const safetensors_tensor_t *tensor) {
   return fits;
 }
 
-nn_status_t param_io_read(const param_t *param, int32_t dtype, void *buffer, const safetensors_t *file,
-                          const safetensors_tensor_t *tensor, transfer_t *transfer) {
+nn_status_t param_io_read(const param_t *param, int32_t dtype, void *buffer,
+                          const safetensors_t *file, const safetensors_tensor_t *tensor,
+                          transfer_t *transfer) {
   size_t element = nn_dtype_bytes(dtype), file_element = nn_dtype_bytes(tensor->dtype);
   plan_t plan = plan_make(param, file_element);
   unsigned char *to = (unsigned char *)buffer + (size_t)param->offset * element;
@@ -40,8 +41,8 @@ nn_status_t param_io_read(const param_t *param, int32_t dtype, void *buffer, con
     int64_t rows = plan.rows - row < plan.block ? plan.rows - row : plan.block;
     const unsigned char *from = tensor->data + (size_t)(row * plan.cols) * file_element;
     if (plan.transposed)
-      dtype_transpose(to + (size_t)row * element, dtype, plan.rows, from, tensor->dtype, plan.cols, rows,
-                      plan.cols);
+      dtype_transpose(to + (size_t)row * element, dtype, plan.rows, from, tensor->dtype, plan.cols,
+                      rows, plan.cols);
     else
       dtype_convert(to + (size_t)row * element, dtype, from, tensor->dtype, rows);
     size_t bytes = (size_t)(rows * plan.cols) * file_element;

@@ -1,5 +1,5 @@
-/* One parameter between its place in a buffer and its published, row-major form in a file: converted,
- * turned where it is stored as a transpose, a piece at a time. */
+/* One parameter between its place in a buffer and its published, row-major form in a file:
+ * converted, turned where it is stored as a transpose, a piece at a time. */
 #ifndef NN_FORMAT_PARAM_IO_H
 #define NN_FORMAT_PARAM_IO_H
 
@@ -10,10 +10,11 @@
 /* True when the tensor has the parameter's published shape. */
 bool param_io_fits(const param_t *param, const safetensors_tensor_t *tensor);
 
-/* Writes the parameter's elements of a buffer of dtype, from a tensor that fits and is F32, BF16 or F16.
- * Counts the file's bytes, and gives back the memory they were mapped to. */
-nn_status_t param_io_read(const param_t *param, int32_t dtype, void *buffer, const safetensors_t *file,
-                          const safetensors_tensor_t *tensor, transfer_t *transfer);
+/* Writes the parameter's elements of a buffer of dtype, from a tensor that fits and is F32, BF16 or
+ * F16. Counts the file's bytes, and gives back the memory they were mapped to. */
+nn_status_t param_io_read(const param_t *param, int32_t dtype, void *buffer,
+                          const safetensors_t *file, const safetensors_tensor_t *tensor,
+                          transfer_t *transfer);
 
 /* Writes the parameter to a file, as dtype as it is in the buffer. */
 nn_status_t param_io_write(const param_t *param, int32_t dtype, const void *buffer,

@@ -7,9 +7,10 @@
 #include "base/mem.h"
 #include "base/status.h"
 
-_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "safetensors data is read and written as is");
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
+               "safetensors data is read and written as is");
 
-/* ---- reading: one tensor ------------------------------------------------------------------------ */
+/* ---- reading: one tensor --------------------------------------------------------------------- */
 
 enum { MOST_HEADER = 100 * 1000 * 1000 }; /* the format's own limit */
 
@@ -18,17 +19,18 @@ static const struct {
   int32_t dtype;
   size_t bytes;
 } dtypes[] = {
-    {"F64", NN_F64, 8},   {"F32", NN_F32, 4},   {"F16", NN_F16, 2}, {"BF16", NN_BF16, 2},
-    {"I64", NN_I64, 8},   {"I32", NN_I32, 4},   {"I16", NN_I16, 2}, {"I8", NN_I8, 1},
-    {"U8", NN_U8, 1},     {"BOOL", NN_BOOL, 1}, {"U64", -1, 8},     {"U32", -1, 4},
-    {"U16", -1, 2},       {"F8_E4M3", -1, 1},   {"F8_E5M2", -1, 1}, {"F8_E8M0", -1, 1},
+    {"F64", NN_F64, 8}, {"F32", NN_F32, 4},   {"F16", NN_F16, 2}, {"BF16", NN_BF16, 2},
+    {"I64", NN_I64, 8}, {"I32", NN_I32, 4},   {"I16", NN_I16, 2}, {"I8", NN_I8, 1},
+    {"U8", NN_U8, 1},   {"BOOL", NN_BOOL, 1}, {"U64", -1, 8},     {"U32", -1, 4},
+    {"U16", -1, 2},     {"F8_E4M3", -1, 1},   {"F8_E5M2", -1, 1}, {"F8_E8M0", -1, 1},
 };
 
 static nn_status_t tensor_bad(const char *name, const char *what) {
   return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\": %s", name, what);
 }
 
-static nn_status_t tensor_read_dtype(const json_t *value, safetensors_tensor_t *tensor, size_t *bytes) {
+static nn_status_t tensor_read_dtype(const json_t *value, safetensors_tensor_t *tensor,
+                                     size_t *bytes) {
   const char *name = json_string_value(value);
   if (!name) return tensor_bad(tensor->name, "dtype is not a text");
   for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; i++) {
@@ -38,7 +40,8 @@ static nn_status_t tensor_read_dtype(const json_t *value, safetensors_tensor_t *
     *bytes = dtypes[i].bytes;
     return NN_OK;
   }
-  return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\": dtype \"%.32s\" is not known", tensor->name, name);
+  return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\": dtype \"%.32s\" is not known", tensor->name,
+                     name);
 }
 
 static nn_status_t tensor_read_shape(const json_t *value, safetensors_tensor_t *tensor) {
@@ -60,23 +63,24 @@ static nn_status_t tensor_read_shape(const json_t *value, safetensors_tensor_t *
 }
 
 /* Sets data and bytes from data_offsets, which must agree with the shape and lie in the file. */
-static nn_status_t tensor_read_offsets(const json_t *value, size_t element, const unsigned char *data,
-                                       size_t data_bytes, safetensors_tensor_t *tensor) {
+static nn_status_t tensor_read_offsets(const json_t *value, size_t element,
+                                       const unsigned char *data, size_t data_bytes,
+                                       safetensors_tensor_t *tensor) {
   const json_t *first = json_array_get(value, 0), *last = json_array_get(value, 1);
   if (json_array_size(value) != 2 || !json_is_integer(first) || !json_is_integer(last))
     return tensor_bad(tensor->name, "data_offsets is not a pair of whole numbers");
   int64_t begin = json_integer_value(first), end = json_integer_value(last), bytes;
   if (begin < 0 || end < begin || (uint64_t)end > data_bytes)
-    return status_fail(NN_ERR_FORMAT,
-                       "tensor \"%.96s\": data_offsets are %lld and %lld, and the file has %zu bytes of "
-                       "data",
-                       tensor->name, (long long)begin, (long long)end, data_bytes);
+    return status_fail(
+        NN_ERR_FORMAT,
+        "tensor \"%.96s\": data_offsets are %lld and %lld, and the file has %zu bytes of data",
+        tensor->name, (long long)begin, (long long)end, data_bytes);
   if (!mem_mul(tensor->elements, (int64_t)element, &bytes) || bytes != end - begin)
-    return status_fail(NN_ERR_FORMAT,
-                       "tensor \"%.96s\": data_offsets hold %lld bytes, its shape of %lld elements of "
-                       "%s needs another number",
-                       tensor->name, (long long)(end - begin), (long long)tensor->elements,
-                       tensor->dtype_name);
+    return status_fail(
+        NN_ERR_FORMAT,
+        "tensor \"%.96s\": data_offsets hold %lld bytes, its shape of %lld elements of "
+        "%s needs another number",
+        tensor->name, (long long)(end - begin), (long long)tensor->elements, tensor->dtype_name);
   tensor->data = data + begin;
   tensor->bytes = (size_t)bytes;
   return NN_OK;
@@ -95,7 +99,7 @@ static nn_status_t tensor_read(const char *name, const json_t *entry, const unsi
   return tensor_read_offsets(offsets, element, data, data_bytes, tensor);
 }
 
-/* ---- reading: the file -------------------------------------------------------------------------- */
+/* ---- reading: the file ----------------------------------------------------------------------- */
 
 static int tensor_by_place(const void *a, const void *b) {
   const safetensors_tensor_t *left = a, *right = b;
@@ -112,11 +116,10 @@ static nn_status_t safetensors_check_cover(const safetensors_t *file, const unsi
     const safetensors_tensor_t *tensor = &file->tensors[i];
     size_t begin = (size_t)(tensor->data - data);
     if (begin != end)
-      return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\": begins at byte %zu of the data, %s byte %zu",
-                         tensor->name, begin,
-                         begin < end ? "and overlaps the one that ends at"
-                                     : "which leaves a hole from",
-                         end);
+      return status_fail(
+          NN_ERR_FORMAT, "tensor \"%.96s\": begins at byte %zu of the data, %s byte %zu",
+          tensor->name, begin,
+          begin < end ? "and overlaps the one that ends at" : "which leaves a hole from", end);
     end = begin + tensor->bytes;
   }
   if (end != data_bytes)
@@ -127,8 +130,7 @@ static nn_status_t safetensors_check_cover(const safetensors_t *file, const unsi
 static nn_status_t safetensors_check_metadata(const json_t *metadata) {
   const char *key;
   json_t *value;
-  if (!json_is_object(metadata))
-    return status_fail(NN_ERR_FORMAT, "__metadata__ is not an object");
+  if (!json_is_object(metadata)) return status_fail(NN_ERR_FORMAT, "__metadata__ is not an object");
   json_object_foreach((json_t *)metadata, key, value) {
     if (!json_is_string(value))
       return status_fail(NN_ERR_FORMAT, "__metadata__: \"%.96s\" is not a text", key);
@@ -138,7 +140,8 @@ static nn_status_t safetensors_check_metadata(const json_t *metadata) {
 
 static nn_status_t safetensors_read_header(safetensors_t *file, const unsigned char *data,
                                            size_t data_bytes) {
-  if (!json_is_object(file->header)) return status_fail(NN_ERR_FORMAT, "its header is not an object");
+  if (!json_is_object(file->header))
+    return status_fail(NN_ERR_FORMAT, "its header is not an object");
   void *tensors;
   STATUS_TRY(mem_alloc(json_object_size(file->header), sizeof *file->tensors, &tensors));
   file->tensors = tensors;
@@ -156,14 +159,15 @@ static nn_status_t safetensors_read_header(safetensors_t *file, const unsigned c
   return safetensors_check_cover(file, data, data_bytes);
 }
 
-static nn_status_t safetensors_load_header(const unsigned char *text, size_t bytes, json_t **header) {
+static nn_status_t safetensors_load_header(const unsigned char *text, size_t bytes,
+                                           json_t **header) {
   json_error_t error;
   *header = json_loadb((const char *)text, bytes, JSON_REJECT_DUPLICATES, &error);
   if (*header) return NN_OK;
   if (json_error_code(&error) == json_error_out_of_memory)
     return status_fail(NN_ERR_MEMORY, "memory for a header of %zu bytes could not be had", bytes);
-  return status_fail(NN_ERR_FORMAT, "its header is not the JSON it must be: byte %d: %s", error.position,
-                     error.text);
+  return status_fail(NN_ERR_FORMAT, "its header is not the JSON it must be: byte %d: %s",
+                     error.position, error.text);
 }
 
 nn_status_t safetensors_parse(const unsigned char *data, size_t bytes, safetensors_t *file) {
@@ -173,9 +177,10 @@ nn_status_t safetensors_parse(const unsigned char *data, size_t bytes, safetenso
   memcpy(&header_bytes, data, sizeof header_bytes);
   size_t most = bytes - sizeof header_bytes;
   if (header_bytes > MOST_HEADER || header_bytes > most)
-    return status_fail(NN_ERR_FORMAT,
-                       "its header claims %llu bytes; the file has %zu behind it, and %d are the limit",
-                       (unsigned long long)header_bytes, most, MOST_HEADER);
+    return status_fail(
+        NN_ERR_FORMAT,
+        "its header claims %llu bytes; the file has %zu behind it, and %d are the limit",
+        (unsigned long long)header_bytes, most, MOST_HEADER);
   if (!header_bytes || data[sizeof header_bytes] != '{')
     return status_fail(NN_ERR_FORMAT, "its header does not begin with {");
 
@@ -219,7 +224,7 @@ const char *safetensors_metadata(const safetensors_t *file, const char *key) {
   return json_string_value(json_object_get(json_object_get(file->header, "__metadata__"), key));
 }
 
-/* ---- writing ------------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 static int64_t entry_bytes(const safetensors_entry_t *entry) {
   int64_t bytes = (int64_t)nn_dtype_bytes(entry->dtype);
@@ -264,8 +269,8 @@ static nn_status_t header_write(const json_t *header, file_writer_t *writer) {
   size_t padded = (sizeof(uint64_t) + length + 63) / 64 * 64;
   if (!length) return status_fail(NN_ERR_MEMORY, "memory for its header could not be had");
   if (padded - sizeof(uint64_t) > MOST_HEADER)
-    return status_fail(NN_ERR_UNSUPPORTED, "its header would have %zu bytes; %d are the limit", length,
-                       MOST_HEADER);
+    return status_fail(NN_ERR_UNSUPPORTED, "its header would have %zu bytes; %d are the limit",
+                       length, MOST_HEADER);
   void *data;
   STATUS_TRY(mem_alloc(padded, 1, &data));
   uint64_t header_bytes = padded - sizeof header_bytes;
@@ -283,7 +288,8 @@ static nn_status_t body_write(const safetensors_entry_t *entries, int64_t count,
     int64_t end = writer->bytes + entry_bytes(&entries[i]);
     STATUS_TRY(source(user, i, writer));
     if (writer->bytes != end)
-      return status_fail(NN_ERR_ARGUMENT, "tensor \"%.96s\": the source ended at byte %lld, not %lld",
+      return status_fail(NN_ERR_ARGUMENT,
+                         "tensor \"%.96s\": the source ended at byte %lld, not %lld",
                          entries[i].name, (long long)writer->bytes, (long long)end);
   }
   return NN_OK;
@@ -293,7 +299,8 @@ nn_status_t safetensors_write(const char *path, const safetensors_entry_t *entri
                               const safetensors_pair_t *metadata, int64_t metadata_count,
                               safetensors_source_fn source, void *user) {
   json_t *header = header_build(entries, count, metadata, metadata_count);
-  if (!header) return status_fail(NN_ERR_MEMORY, "%s: memory for its header could not be had", path);
+  if (!header)
+    return status_fail(NN_ERR_MEMORY, "%s: memory for its header could not be had", path);
   file_writer_t writer = {0};
   nn_status_t status = file_writer_open(path, &writer);
   if (status == NN_OK) status = header_write(header, &writer);

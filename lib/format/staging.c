@@ -7,7 +7,7 @@
 
 static const char saving[] = ".moenn-saving", saved[] = ".moenn-saved", moving[] = ".moenn-moving";
 
-/* ---- looking ------------------------------------------------------------------------------------ */
+/* ---- looking --------------------------------------------------------------------------------- */
 
 /* Places of the model's files, in the order in which files go through them. */
 enum { PLACES = 3 };
@@ -23,8 +23,8 @@ static nn_status_t staging_path(const char *folder, int place, const char *name,
   return status;
 }
 
-nn_status_t staging_map(const char *folder, const char *const *names, int32_t count, file_map_t *map,
-                        int32_t *which) {
+nn_status_t staging_map(const char *folder, const char *const *names, int32_t count,
+                        file_map_t *map, int32_t *which) {
   for (int place = 0; place < PLACES; place++) {
     for (int32_t i = 0; i < count; i++) {
       char *path;
@@ -36,8 +36,8 @@ nn_status_t staging_map(const char *folder, const char *const *names, int32_t co
       if (status != NN_ERR_NOT_FOUND) return status;
     }
   }
-  return status_fail(NN_ERR_NOT_FOUND, "%s: holds no %s%s%s", folder, names[0], count > 1 ? " and no " : "",
-                     count > 1 ? names[1] : "");
+  return status_fail(NN_ERR_NOT_FOUND, "%s: holds no %s%s%s", folder, names[0],
+                     count > 1 ? " and no " : "", count > 1 ? names[1] : "");
 }
 
 nn_status_t staging_map_is(const file_map_t *map, const char *folder, const char *name, bool *is) {
@@ -53,7 +53,7 @@ nn_status_t staging_map_is(const file_map_t *map, const char *folder, const char
   return NN_OK;
 }
 
-/* ---- steps over the files of a place --------------------------------------------------------------- */
+/* ---- steps over the files of a place --------------------------------------------------------- */
 
 typedef struct step {
   const char *from, *to; /* folders */
@@ -117,7 +117,7 @@ static nn_status_t step_all(file_visit_fn visit, const char *from, const char *t
   return NN_OK;
 }
 
-/* ---- from one model to the next ------------------------------------------------------------------- */
+/* ---- from one model to the next -------------------------------------------------------------- */
 
 /* ".moenn-saved" is there: what stands in its files' way goes. */
 static nn_status_t staging_clear_way(const staging_t *staging) {
@@ -183,8 +183,10 @@ nn_status_t staging_commit(staging_t *staging) {
   status = file_sync_folder(staging->folder);
   if (status == NN_OK) status = staging_finish(staging);
   if (status != NN_OK)
-    status_prefix(status, "the new model is saved, but not all of its files are moved to their place, which "
-                          "the next save does");
+    status_prefix(
+        status,
+        "the new model is saved, but not all of its files are moved to their place, which "
+        "the next save does");
   staging_end(staging);
   return status;
 }

@@ -1,9 +1,10 @@
 /* How a model folder goes from one model to the next in one step; folder.h says what holds when.
  *
- * A save writes into ".moenn-saving", which nobody reads. Renamed to ".moenn-saved" its files are the
- * model; weight files of the earlier model that they do not replace are then removed. Renamed to
- * ".moenn-moving" they are moved out. A file only ever goes forward along these places, so whoever looks
- * for it in the same order finds it. */
+ * A save writes into ".moenn-saving", which nobody reads. Renamed to ".moenn-saved" its files are
+ * the model; weight files of the earlier model that they do not replace are then removed. Renamed
+ * to
+ * ".moenn-moving" they are moved out. A file only ever goes forward along these places, so whoever
+ * looks for it in the same order finds it. */
 #ifndef NN_FORMAT_STAGING_H
 #define NN_FORMAT_STAGING_H
 
@@ -15,24 +16,24 @@
 #define STAGING_SHARD "model-%05d-of-%05d.safetensors"
 
 /* Maps the first of these files that the folder's model has, and says which; NN_ERR_NOT_FOUND. */
-nn_status_t staging_map(const char *folder, const char *const *names, int32_t count, file_map_t *map,
-                        int32_t *which);
+nn_status_t staging_map(const char *folder, const char *const *names, int32_t count,
+                        file_map_t *map, int32_t *which);
 
 /* Says whether this file of the folder's model is the mapped one. */
 nn_status_t staging_map_is(const file_map_t *map, const char *folder, const char *name, bool *is);
 
 /* A save under way. */
 typedef struct staging {
-  const char *folder;          /* the caller's */
+  const char *folder;            /* the caller's */
   char *saving, *saved, *moving; /* the subfolders; files are written into the first */
 } staging_t;
 
-/* Finishes what an earlier save left and makes an empty place to write to. The caller holds the folder's
- * lock until commit or abandon, one of which follows. */
+/* Finishes what an earlier save left and makes an empty place to write to. The caller holds the
+ * folder's lock until commit or abandon, one of which follows. */
 nn_status_t staging_begin(const char *folder, staging_t *staging);
 
-/* Makes the files written the folder's model and puts them where others look. A failure says whether the
- * new model is in place by then; if not, what was written is removed. */
+/* Makes the files written the folder's model and puts them where others look. A failure says
+ * whether the new model is in place by then; if not, what was written is removed. */
 nn_status_t staging_commit(staging_t *staging);
 
 /* Removes what was written. */

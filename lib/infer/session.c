@@ -130,7 +130,7 @@ static nn_status_t session_allocate_device(nn_session_t *session) {
   nn_device_t *device = model->device;
   const nn_model_config_t *config = &model->config;
   session_buffers_t *buffers = &session->buffers;
-  session_bytes_t bytes;
+  session_bytes_t bytes = {0};
   STATUS_TRY(session_count(device, config, model->dtype, &session->options, &bytes));
   STATUS_TRY(storage_create(device, bytes.cache, &session->cache));
   STATUS_TRY(storage_create(device, bytes.activations, &session->activations));

@@ -9,18 +9,18 @@
 #include "base/status.h"
 #include "model/params.h"
 
-/* ---- presets ---------------------------------------------------------------------------------- */
+/* ---- presets --------------------------------------------------------------------------------- */
 
 typedef struct preset {
   const char *name;
   nn_model_config_t config; /* members left out: config_validate() fills them */
 } preset_t;
 
-#define GPT2(layers_, hidden_, heads_)                                                              \
-  {                                                                                                 \
-    .family = NN_FAMILY_GPT2, .norm = NN_NORM_LAYER, .position = NN_POSITION_LEARNED,               \
-    .ffn_kind = NN_FFN_GELU_TANH, .vocab_size = 50257, .context = 1024, .layers = (layers_),        \
-    .hidden = (hidden_), .heads = (heads_), .ffn = 4 * (hidden_), .biases = 1, .tied_head = 1       \
+#define GPT2(layers_, hidden_, heads_)                                                        \
+  {                                                                                           \
+    .family = NN_FAMILY_GPT2, .norm = NN_NORM_LAYER, .position = NN_POSITION_LEARNED,         \
+    .ffn_kind = NN_FFN_GELU_TANH, .vocab_size = 50257, .context = 1024, .layers = (layers_),  \
+    .hidden = (hidden_), .heads = (heads_), .ffn = 4 * (hidden_), .biases = 1, .tied_head = 1 \
   }
 
 static const preset_t presets[] = {
@@ -83,7 +83,7 @@ nn_status_t config_preset(const char *name, nn_model_config_t *config) {
                      name);
 }
 
-/* ---- bounds of single members ------------------------------------------------------------------- */
+/* ---- bounds of single members ---------------------------------------------------------------- */
 
 typedef struct int_bound {
   const char *name;
@@ -91,10 +91,11 @@ typedef struct int_bound {
   int64_t min, max;
 } int_bound_t;
 
-#define BOUND(member, min, max) {#member, offsetof(nn_model_config_t, member), min, max}
+#define BOUND(member, min, max) \
+  { #member, offsetof(nn_model_config_t, member), min, max }
 
-/* Ids and positions are int32_t, which bounds what they index; the widths are bounded alike, so that a
- * product of two sizes always fits 64 bits. */
+/* Ids and positions are int32_t, which bounds what they index; the widths are bounded alike, so
+ * that a product of two sizes always fits 64 bits. */
 static const int_bound_t flag_bounds[] = {
     BOUND(family, NN_FAMILY_MIXTRAL, NN_FAMILY_GPT2),
     BOUND(norm, NN_NORM_RMS, NN_NORM_LAYER),
@@ -106,10 +107,11 @@ static const int_bound_t flag_bounds[] = {
 };
 
 static const int_bound_t size_bounds[] = {
-    BOUND(vocab_size, 1, INT32_MAX), BOUND(context, 1, INT32_MAX), BOUND(layers, 1, INT32_MAX),
-    BOUND(hidden, 1, INT32_MAX),     BOUND(heads, 1, INT32_MAX),   BOUND(kv_heads, 1, INT32_MAX),
-    BOUND(head_dim, 1, 256),         BOUND(ffn, 1, INT32_MAX),     BOUND(experts, 0, 1024),
-    BOUND(top_k, 0, 64),
+    BOUND(vocab_size, 1, INT32_MAX), BOUND(context, 1, INT32_MAX),
+    BOUND(layers, 1, INT32_MAX),     BOUND(hidden, 1, INT32_MAX),
+    BOUND(heads, 1, INT32_MAX),      BOUND(kv_heads, 1, INT32_MAX),
+    BOUND(head_dim, 1, 256),         BOUND(ffn, 1, INT32_MAX),
+    BOUND(experts, 0, 1024),         BOUND(top_k, 0, 64),
 };
 
 /* A capacity factor above the number of experts drops nothing. */
@@ -118,9 +120,8 @@ static const struct {
   size_t offset;
   double min, max;
 } float_bounds[] = {
-    BOUND(norm_eps, FLT_MIN, 1),        BOUND(rope_theta, 0, 1e12),
-    BOUND(rope_ntk_alpha, 1, 65536),    BOUND(init_std, FLT_MIN, 1e3),
-    BOUND(aux_loss_coef, 0, 1e6),       BOUND(z_loss_coef, 0, 1e6),
+    BOUND(norm_eps, FLT_MIN, 1),     BOUND(rope_theta, 0, 1e12),   BOUND(rope_ntk_alpha, 1, 65536),
+    BOUND(init_std, FLT_MIN, 1e3),   BOUND(aux_loss_coef, 0, 1e6), BOUND(z_loss_coef, 0, 1e6),
     BOUND(capacity_factor, 0, 1024),
 };
 
@@ -147,8 +148,9 @@ static nn_status_t config_check_bounds(const nn_model_config_t *config) {
     memcpy(&value, base + float_bounds[i].offset, sizeof value);
     /* written so that NaN fails */
     if (!(value >= float_bounds[i].min && value <= float_bounds[i].max))
-      return status_fail(NN_ERR_ARGUMENT, "%s is %g; it must be from %g to %g", float_bounds[i].name,
-                         (double)value, float_bounds[i].min, float_bounds[i].max);
+      return status_fail(NN_ERR_ARGUMENT, "%s is %g; it must be from %g to %g",
+                         float_bounds[i].name, (double)value, float_bounds[i].min,
+                         float_bounds[i].max);
   }
   return NN_OK;
 }
@@ -163,7 +165,7 @@ static void config_fill_defaults(nn_model_config_t *config) {
   if (config->init_std == 0) config->init_std = 0.02f;
 }
 
-/* ---- members that depend on each other -------------------------------------------------------------- */
+/* ---- members that depend on each other ------------------------------------------------------- */
 
 static nn_status_t config_check_attention(const nn_model_config_t *config) {
   if (config->heads % config->kv_heads)
@@ -171,9 +173,10 @@ static nn_status_t config_check_attention(const nn_model_config_t *config) {
                        (long long)config->kv_heads, (long long)config->heads);
   if (config->position == NN_POSITION_LEARNED) {
     if (config->rope_theta != 0 || config->rope_ntk_alpha != 1)
-      return status_fail(NN_ERR_ARGUMENT,
-                         "rope_theta is %g and rope_ntk_alpha %g; with learned positions both must be 0",
-                         (double)config->rope_theta, (double)config->rope_ntk_alpha);
+      return status_fail(
+          NN_ERR_ARGUMENT,
+          "rope_theta is %g and rope_ntk_alpha %g; with learned positions both must be 0",
+          (double)config->rope_theta, (double)config->rope_ntk_alpha);
     return NN_OK;
   }
   if (config->rope_theta < 1)
@@ -196,7 +199,8 @@ static nn_status_t config_check_attention(const nn_model_config_t *config) {
 static nn_status_t config_check_experts(const nn_model_config_t *config) {
   if (config->experts) {
     if (config->top_k < 1 || config->top_k > config->experts)
-      return status_fail(NN_ERR_ARGUMENT, "top_k is %lld; it must be from 1 to experts, which is %lld",
+      return status_fail(NN_ERR_ARGUMENT,
+                         "top_k is %lld; it must be from 1 to experts, which is %lld",
                          (long long)config->top_k, (long long)config->experts);
     return NN_OK;
   }
@@ -219,13 +223,14 @@ static nn_status_t config_check_experts(const nn_model_config_t *config) {
   return NN_OK;
 }
 
-/* ---- what a family's files can hold ------------------------------------------------------------------- */
+/* ---- what a family's files can hold ---------------------------------------------------------- */
 
 static nn_status_t config_no_form(const char *family, const char *member, int64_t value,
                                   const char *needed) {
-  return status_fail(NN_ERR_UNSUPPORTED,
-                     "%s is %lld; this combination has no published form in the %s family: it needs %s",
-                     member, (long long)value, family, needed);
+  return status_fail(
+      NN_ERR_UNSUPPORTED,
+      "%s is %lld; this combination has no published form in the %s family: it needs %s", member,
+      (long long)value, family, needed);
 }
 
 /* The one place that says which combinations have names and shapes to be saved under. */
@@ -262,9 +267,10 @@ nn_status_t config_validate(nn_model_config_t *config) {
   nn_model_config_t checked = *config;
   config_fill_defaults(&checked);
   if (!checked.head_dim && checked.heads > 0 && checked.hidden > 0)
-    return status_fail(NN_ERR_ARGUMENT,
-                       "hidden is %lld; without head_dim it must be a multiple of heads, which is %lld",
-                       (long long)checked.hidden, (long long)checked.heads);
+    return status_fail(
+        NN_ERR_ARGUMENT,
+        "hidden is %lld; without head_dim it must be a multiple of heads, which is %lld",
+        (long long)checked.hidden, (long long)checked.heads);
   STATUS_TRY(config_check_bounds(&checked));
   STATUS_TRY(config_check_attention(&checked));
   STATUS_TRY(config_check_experts(&checked));

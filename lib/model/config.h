@@ -7,9 +7,9 @@
 /* The validated configuration of a name; NN_ERR_NOT_FOUND lists the names. */
 nn_status_t config_preset(const char *name, nn_model_config_t *config);
 
-/* Writes the defaults in place of zeros and checks every member: NN_ERR_ARGUMENT names the member, its
- * value and what it must be; NN_ERR_UNSUPPORTED a combination that the family has no published form
- * for. On failure the configuration is as before. Validating twice changes nothing. */
+/* Writes the defaults in place of zeros and checks every member: NN_ERR_ARGUMENT names the member,
+ * its value and what it must be; NN_ERR_UNSUPPORTED a combination that the family has no published
+ * form for. On failure the configuration is as before. Validating twice changes nothing. */
 nn_status_t config_validate(nn_model_config_t *config);
 
 #endif

@@ -6,7 +6,7 @@
 #include "base/mem.h"
 #include "base/status.h"
 
-/* ---- what each family has ------------------------------------------------------------------------- */
+/* ---- what each family has -------------------------------------------------------------------- */
 
 /* Where a parameter repeats. The items of a table follow this order, experts inside their layer. */
 typedef enum scope { SCOPE_FIRST, SCOPE_LAYER, SCOPE_EXPERT, SCOPE_LAST, SCOPES } scope_t;
@@ -31,8 +31,8 @@ typedef struct part {
   bool transposed;  /* published as [cols, rows] */
 } part_t;
 
-/* Parts in the order of the family's state dict; those of one scope adjacent but for the layer's, which
- * may stand on both sides of its experts. */
+/* Parts in the order of the family's state dict; those of one scope adjacent but for the layer's,
+ * which may stand on both sides of its experts. */
 typedef struct family {
   const char *layer_prefix, *expert_prefix;
   const part_t *parts;
@@ -101,16 +101,16 @@ static int64_t part_dim(dim_t dim, const nn_model_config_t *config) {
 
 static bool part_decays(const part_t *part) { return part->cols != DIM_NONE; }
 
-/* ---- the layout of the buffer ------------------------------------------------------------------------ */
+/* ---- the layout of the buffer ---------------------------------------------------------------- */
 
-/* [0, decayed): first parts, then layer after layer (its parts, then expert after expert), then last
- * parts; behind it the vectors, likewise. Inside each of these, parts stand in the order of
+/* [0, decayed): first parts, then layer after layer (its parts, then expert after expert), then
+ * last parts; behind it the vectors, likewise. Inside each of these, parts stand in the order of
  * param_role_t, which puts Q, K, V and an expert's gate, up, down side by side. */
 typedef struct layout {
-  int64_t size[SCOPES][2];  /* elements of one instance of a scope's parts: [0] vectors, [1] matrices */
-  int64_t layer[2];         /* elements of a layer with its experts */
+  int64_t size[SCOPES][2]; /* elements of one instance of a scope: [0] vectors, [1] matrices */
+  int64_t layer[2];        /* elements of a layer with its experts */
   int64_t total[2];
-  int64_t items[SCOPES];    /* parts present in a scope */
+  int64_t items[SCOPES];   /* parts present in a scope */
 } layout_t;
 
 /* Element counts stay below this, so that the bytes of an fp32 buffer fit half of a size_t. */
@@ -149,7 +149,8 @@ static int64_t layout_offset(const nn_model_config_t *config, const layout_t *la
   int64_t offset = decays ? 0 : layout->total[1];
   if (part->scope != SCOPE_FIRST) offset += layout->size[SCOPE_FIRST][decays];
   if (part->scope == SCOPE_LAST) offset += config->layers * layout->layer[decays];
-  if (part->scope == SCOPE_LAYER || part->scope == SCOPE_EXPERT) offset += layer * layout->layer[decays];
+  if (part->scope == SCOPE_LAYER || part->scope == SCOPE_EXPERT)
+    offset += layer * layout->layer[decays];
   if (part->scope == SCOPE_EXPERT)
     offset += layout->size[SCOPE_LAYER][decays] + expert * layout->size[SCOPE_EXPERT][decays];
   for (int32_t i = 0; i < family->count; i++) {
@@ -160,17 +161,17 @@ static int64_t layout_offset(const nn_model_config_t *config, const layout_t *la
   return offset;
 }
 
-/* ---- the table ------------------------------------------------------------------------------------------ */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 nn_status_t param_table_count(const nn_model_config_t *config, param_table_t *counts) {
   layout_t layout;
   if (!layout_count(config, &layout))
-    return status_fail(NN_ERR_ARGUMENT,
-                       "vocab_size %lld, context %lld, layers %lld, hidden %lld, ffn %lld and experts "
-                       "%lld make more parameters than memory can address",
-                       (long long)config->vocab_size, (long long)config->context,
-                       (long long)config->layers, (long long)config->hidden, (long long)config->ffn,
-                       (long long)config->experts);
+    return status_fail(
+        NN_ERR_ARGUMENT,
+        "vocab_size %lld, context %lld, layers %lld, hidden %lld, ffn %lld and experts "
+        "%lld make more parameters than memory can address",
+        (long long)config->vocab_size, (long long)config->context, (long long)config->layers,
+        (long long)config->hidden, (long long)config->ffn, (long long)config->experts);
   int64_t idle = config->layers * (config->experts - config->top_k) * layout.size[SCOPE_EXPERT][1];
   int64_t looked_up = config->tied_head ? 0 : config->vocab_size * config->hidden;
   int64_t elements = layout.total[0] + layout.total[1];
@@ -185,8 +186,8 @@ nn_status_t param_table_count(const nn_model_config_t *config, param_table_t *co
   return NN_OK;
 }
 
-static void param_describe(const nn_model_config_t *config, const layout_t *layout, const part_t *part,
-                           int64_t layer, int64_t expert, param_t *param) {
+static void param_describe(const nn_model_config_t *config, const layout_t *layout,
+                           const part_t *part, int64_t layer, int64_t expert, param_t *param) {
   const family_t *family = &families[config->family];
   int64_t rows = part_dim(part->rows, config), cols = part_dim(part->cols, config);
   *param = (param_t){.role = part->role,
@@ -208,8 +209,9 @@ static void param_describe(const nn_model_config_t *config, const layout_t *layo
 }
 
 /* Appends the items of parts [begin, end), which share a scope, for one layer and expert. */
-static void param_append(param_table_t *table, const nn_model_config_t *config, const layout_t *layout,
-                         int32_t begin, int32_t end, int64_t layer, int64_t expert) {
+static void param_append(param_table_t *table, const nn_model_config_t *config,
+                         const layout_t *layout, int32_t begin, int32_t end, int64_t layer,
+                         int64_t expert) {
   const part_t *parts = families[config->family].parts;
   for (int32_t i = begin; i < end; i++)
     if (part_present(&parts[i], config))
@@ -268,8 +270,8 @@ const param_t *param_find(const param_table_t *table, const char *name) {
   return NULL;
 }
 
-/* Index of the first item whose layer is at least the given one. Layers ascend between the first parts
- * and the last ones, which have layer -1 and roles from PARAM_NORM_FINAL on. */
+/* Index of the first item whose layer is at least the given one. Layers ascend between the first
+ * parts and the last ones, which have layer -1 and roles from PARAM_NORM_FINAL on. */
 static int64_t param_lower_bound(const param_table_t *table, int64_t layer) {
   int64_t low = 0, high = table->count;
   while (low < high) {
@@ -284,7 +286,8 @@ static int64_t param_lower_bound(const param_table_t *table, int64_t layer) {
   return low;
 }
 
-const param_t *param_get(const param_table_t *table, param_role_t role, int64_t layer, int64_t expert) {
+const param_t *param_get(const param_table_t *table, param_role_t role, int64_t layer,
+                         int64_t expert) {
   for (int64_t i = layer < 0 ? 0 : param_lower_bound(table, layer); i < table->count; i++) {
     const param_t *param = &table->items[i];
     if (param->layer == layer && param->role == role && param->expert == expert) return param;

@@ -120,7 +120,7 @@ static nn_status_t training_allocate(nn_model_t *model, training_t *training) {
   nn_device_t *device = model->device;
   const nn_model_config_t *config = &model->config;
   training_buffers_t *buffers = &training->buffers;
-  training_bytes_t bytes;
+  training_bytes_t bytes = {0};
   STATUS_TRY(training_count(device, config, model->params.elements, &training->options, &bytes));
   void *got = NULL;
   STATUS_TRY(mem_alloc((size_t)training_kept(config, &training->options), sizeof(block_acts_t), &got));

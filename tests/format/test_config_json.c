@@ -1,5 +1,5 @@
-/* config.json: what transformers writes is understood, what would change the numbers is refused by name,
- * and what is written is read again as the same configuration, in any locale. */
+/* config.json: what transformers writes is understood, what would change the numbers is refused by
+ * name, and what is written is read again as the same configuration, in any locale. */
 #define _POSIX_C_SOURCE 200809L
 #include <jansson.h>
 #include <locale.h>
@@ -48,17 +48,25 @@ static void rope_is_understood_in_both_spellings(void **state) {
   (void)state;
   assert_true(read_text(MIXTRAL "\"rope_theta\":5000.5}").rope_theta == 5000.5f);
   assert_true(read_text(MIXTRAL "\"rope_theta\":5000,\"rope_scaling\":null}").rope_theta == 5000);
-  assert_true(read_text(MIXTRAL "\"rope_theta\":7,\"rope_scaling\":{\"type\":\"default\"}}").rope_theta == 7);
+  assert_true(
+      read_text(MIXTRAL "\"rope_theta\":7,\"rope_scaling\":{\"type\":\"default\"}}").rope_theta ==
+      7);
   assert_true(read_text(MIXTRAL "\"rope_parameters\":{\"rope_theta\":9,\"rope_type\":\"default\","
-                                "\"partial_rotary_factor\":1.0}}").rope_theta == 9);
-  assert_true(read_text(MIXTRAL "\"rope_theta\":9,\"rope_parameters\":{\"rope_theta\":9.0}}").rope_theta == 9);
-  refuse(NN_ERR_FORMAT, "rope_theta|7|9", MIXTRAL "\"rope_theta\":7,\"rope_parameters\":{\"rope_theta\":9}}");
+                                "\"partial_rotary_factor\":1.0}}")
+                  .rope_theta == 9);
+  assert_true(
+      read_text(MIXTRAL "\"rope_theta\":9,\"rope_parameters\":{\"rope_theta\":9.0}}").rope_theta ==
+      9);
+  refuse(NN_ERR_FORMAT, "rope_theta|7|9",
+         MIXTRAL "\"rope_theta\":7,\"rope_parameters\":{\"rope_theta\":9}}");
   refuse(NN_ERR_FORMAT, "rope_scaling", MIXTRAL "\"rope_scaling\":3}");
   refuse(NN_ERR_FORMAT, "rope_theta", MIXTRAL "\"rope_theta\":0}");
-  refuse(NN_ERR_UNSUPPORTED, "rope_scaling.type|\"linear\"", MIXTRAL "\"rope_scaling\":{\"type\":\"linear\"}}");
+  refuse(NN_ERR_UNSUPPORTED, "rope_scaling.type|\"linear\"",
+         MIXTRAL "\"rope_scaling\":{\"type\":\"linear\"}}");
   refuse(NN_ERR_UNSUPPORTED, "rope_parameters.rope_type|\"yarn\"",
          MIXTRAL "\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":2}}");
-  refuse(NN_ERR_UNSUPPORTED, "rope_parameters.factor|2", MIXTRAL "\"rope_parameters\":{\"factor\":2}}");
+  refuse(NN_ERR_UNSUPPORTED, "rope_parameters.factor|2",
+         MIXTRAL "\"rope_parameters\":{\"factor\":2}}");
   refuse(NN_ERR_UNSUPPORTED, "partial_rotary_factor|0.5",
          MIXTRAL "\"rope_parameters\":{\"partial_rotary_factor\":0.5}}");
   refuse(NN_ERR_UNSUPPORTED, "partial_rotary_factor|0.5", MIXTRAL "\"partial_rotary_factor\":0.5}");
@@ -66,7 +74,8 @@ static void rope_is_understood_in_both_spellings(void **state) {
 
 static void the_auxiliary_loss_counts_with_router_logits(void **state) {
   (void)state;
-  nn_model_config_t c = read_text(MIXTRAL "\"output_router_logits\":true,\"router_aux_loss_coef\":0.02}");
+  nn_model_config_t c =
+      read_text(MIXTRAL "\"output_router_logits\":true,\"router_aux_loss_coef\":0.02}");
   assert_true(c.aux_loss_coef == 0.02f);
   c = read_text(MIXTRAL "\"router_aux_loss_coef\":0.02}");
   assert_true(c.aux_loss_coef == 0);
@@ -74,7 +83,8 @@ static void the_auxiliary_loss_counts_with_router_logits(void **state) {
   assert_true(c.aux_loss_coef == 0.001f);
   c = read_text(MIXTRAL "\"router_aux_loss_norm\":\"switch\"}");
   assert_int_equal(c.aux_loss, NN_AUX_SWITCH);
-  refuse(NN_ERR_UNSUPPORTED, "router_aux_loss_norm|\"other\"", MIXTRAL "\"router_aux_loss_norm\":\"other\"}");
+  refuse(NN_ERR_UNSUPPORTED, "router_aux_loss_norm|\"other\"",
+         MIXTRAL "\"router_aux_loss_norm\":\"other\"}");
 }
 
 static void nulls_and_aliases_are_understood(void **state) {
@@ -84,7 +94,8 @@ static void nulls_and_aliases_are_understood(void **state) {
   assert_int_equal(c.head_dim, 128);
   assert_int_equal(read_text(MIXTRAL "\"num_experts\":4}").experts, 4);
   assert_int_equal(read_text(MIXTRAL "\"num_experts\":4,\"num_local_experts\":4}").experts, 4);
-  refuse(NN_ERR_FORMAT, "num_local_experts|4|5", MIXTRAL "\"num_experts\":4,\"num_local_experts\":5}");
+  refuse(NN_ERR_FORMAT, "num_local_experts|4|5",
+         MIXTRAL "\"num_experts\":4,\"num_local_experts\":5}");
   assert_int_equal(read_text(GPT2 "\"n_inner\":null,\"n_embd\":24}").ffn, 96);
   assert_int_equal(read_text(GPT2 "\"n_inner\":100,\"n_embd\":24}").ffn, 100);
 }
@@ -93,11 +104,14 @@ static void bookkeeping_is_left_alone(void **state) {
   (void)state;
   nn_model_config_t plain = read_text("{\"model_type\":\"gpt2\"}");
   nn_model_config_t c = read_text(
-      GPT2 "\"architectures\":[\"GPT2LMHeadModel\"],\"_name_or_path\":\"gpt2\",\"bos_token_id\":50256,"
-           "\"eos_token_id\":[1,2],\"attn_pdrop\":0.1,\"resid_pdrop\":0.1,\"embd_pdrop\":0.1,\"n_ctx\":1024,"
-           "\"summary_type\":\"cls_index\",\"task_specific_params\":{\"text-generation\":{\"do_sample\":true}},"
-           "\"torch_dtype\":\"float16\",\"transformers_version\":\"4.1\",\"use_cache\":false,"
-           "\"reorder_and_upcast_attn\":true,\"scale_attn_weights\":true}");
+      GPT2
+      "\"architectures\":[\"GPT2LMHeadModel\"],\"_name_or_path\":\"gpt2\",\"bos_token_id\":50256,"
+      "\"eos_token_id\":[1,2],\"attn_pdrop\":0.1,\"resid_pdrop\":0.1,\"embd_pdrop\":0.1,\"n_ctx\":"
+      "1024,"
+      "\"summary_type\":\"cls_index\",\"task_specific_params\":{\"text-generation\":{\"do_sample\":"
+      "true}},"
+      "\"torch_dtype\":\"float16\",\"transformers_version\":\"4.1\",\"use_cache\":false,"
+      "\"reorder_and_upcast_attn\":true,\"scale_attn_weights\":true}");
   assert_memory_equal(&c, &plain, sizeof c);
 }
 
@@ -110,10 +124,13 @@ static void what_would_change_the_numbers_is_refused(void **state) {
   refuse(NN_ERR_UNSUPPORTED, "router_jitter_noise is 0.1", MIXTRAL "\"router_jitter_noise\":0.1}");
   refuse(NN_ERR_UNSUPPORTED, "hidden_act is \"gelu\"|silu", MIXTRAL "\"hidden_act\":\"gelu\"}");
   refuse(NN_ERR_UNSUPPORTED, "hidden_act is 5", MIXTRAL "\"hidden_act\":5}");
-  refuse(NN_ERR_UNSUPPORTED, "quantization_config", MIXTRAL "\"quantization_config\":{\"bits\":4}}");
-  refuse(NN_ERR_UNSUPPORTED, "activation_function is \"relu\"", GPT2 "\"activation_function\":\"relu\"}");
+  refuse(NN_ERR_UNSUPPORTED, "quantization_config",
+         MIXTRAL "\"quantization_config\":{\"bits\":4}}");
+  refuse(NN_ERR_UNSUPPORTED, "activation_function is \"relu\"",
+         GPT2 "\"activation_function\":\"relu\"}");
   refuse(NN_ERR_UNSUPPORTED, "scale_attn_weights is false", GPT2 "\"scale_attn_weights\":false}");
-  refuse(NN_ERR_UNSUPPORTED, "inverse_layer_idx is true", GPT2 "\"scale_attn_by_inverse_layer_idx\":true}");
+  refuse(NN_ERR_UNSUPPORTED, "inverse_layer_idx is true",
+         GPT2 "\"scale_attn_by_inverse_layer_idx\":true}");
   refuse(NN_ERR_UNSUPPORTED, "add_cross_attention is true", GPT2 "\"add_cross_attention\":true}");
   refuse(NN_ERR_UNSUPPORTED, "pruned_heads", GPT2 "\"pruned_heads\":{\"0\":[1]}}");
   refuse(NN_ERR_UNSUPPORTED, "tied_head", GPT2 "\"tie_word_embeddings\":false}");
@@ -154,13 +171,14 @@ static void hostile_texts_are_refused(void **state) {
   CHECK_STATUS(NN_ERR_FORMAT, nn_config_from_json(deep, sizeof deep, &config));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_config_from_json(NULL, 0, &config));
 
-  static char text[400] = GPT2 "\"activation_function\":\""; /* a long value is cut in the message */
+  static char text[400] =
+      GPT2 "\"activation_function\":\""; /* a long value is cut in the message */
   memset(text + strlen(text), 'y', 300);
   strcat(text, "\"}");
   refuse(NN_ERR_UNSUPPORTED, "activation_function is|...", text);
 }
 
-/* ---- writing ----------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 static char *write_text(const nn_model_config_t *config) {
   size_t required = 0;
@@ -193,7 +211,8 @@ static void every_configuration_survives(void **state) {
   nn_model_config_t config = files_mixtral();
   config.tied_head = 1, config.norm_eps = 3.1415927e-7f, config.rope_theta = 123456.79f;
   config.rope_ntk_alpha = 1.1f, config.init_std = 1.0f / 3, config.aux_loss = NN_AUX_JOINT;
-  config.aux_loss_coef = 16777217.0f / 1e9f, config.z_loss_coef = 1e-3f, config.capacity_factor = 1.25f;
+  config.aux_loss_coef = 16777217.0f / 1e9f, config.z_loss_coef = 1e-3f,
+  config.capacity_factor = 1.25f;
   check_round_trip(config);
   config = files_gpt2();
   config.norm_eps = 1e-6f;
@@ -225,12 +244,13 @@ static void texts_are_what_transformers_reads(void **state) {
   free(text);
 }
 
-/* A program may have set a locale whose decimal point is a comma. Skipped where none is installed. */
+/* A program may have set a locale whose decimal point is a comma. Skipped where there is none. */
 static void locales_make_no_difference(void **state) {
   (void)state;
   static const char *const names[] = {"de_DE.UTF-8", "de_DE.utf8", "fr_FR.UTF-8", "ru_RU.UTF-8"};
   const char *set = NULL;
-  for (size_t i = 0; i < sizeof names / sizeof *names && !set; i++) set = setlocale(LC_ALL, names[i]);
+  for (size_t i = 0; i < sizeof names / sizeof *names && !set; i++)
+    set = setlocale(LC_ALL, names[i]);
   if (!set) {
     print_message("no locale with a decimal comma is installed\n");
     skip();

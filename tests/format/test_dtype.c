@@ -54,8 +54,8 @@ static void every_bf16_widens_exactly_and_returns(void **state) {
   }
 }
 
-/* Between neighbours a < b of a 16-bit type, given as floats: what lies below their middle goes to a, above
- * to b, and the middle to the one whose last bit is 0. */
+/* Between neighbours a < b of a 16-bit type, given as floats: what lies below their middle goes to
+ * a, above to b, and the middle to the one whose last bit is 0. */
 static void check_boundary(uint16_t (*narrow)(float), uint16_t low, float a, float b) {
   float middle = (float)(((double)a + (double)b) / 2); /* exact: one bit more than the type has */
   uint16_t high = (uint16_t)(low + 1), even = low & 1 ? high : low;
@@ -119,9 +119,12 @@ static void bulk_equals_single(void **state) {
           float value = values[i];
           if (dtypes[f] == NN_BF16) value = dtype_bf16_to_f32(dtype_f32_to_bf16(value));
           if (dtypes[f] == NN_F16) value = dtype_f16_to_f32(dtype_f32_to_f16(value));
-          uint16_t narrow = dtypes[t] == NN_BF16 ? dtype_f32_to_bf16(value) : dtype_f32_to_f16(value);
-          if (dtypes[t] == NN_F32) assert_memory_equal(to + 1 + 4 * i, &value, 4);
-          else assert_memory_equal(to + 1 + 2 * i, &narrow, 2);
+          uint16_t narrow =
+              dtypes[t] == NN_BF16 ? dtype_f32_to_bf16(value) : dtype_f32_to_f16(value);
+          if (dtypes[t] == NN_F32)
+            assert_memory_equal(to + 1 + 4 * i, &value, 4);
+          else
+            assert_memory_equal(to + 1 + 2 * i, &narrow, 2);
         }
         assert_int_equal(to[0], 0xee);
         assert_int_equal(to[1 + (size_t)count * to_bytes], 0xee);

@@ -124,6 +124,48 @@ static void two_writers_do_not_mix(void **state) {
   check_content("a", "second");
 }
 
+static file_writer_t racing;
+
+/* Between the opening of the temporary by a second writer and its lock, the first one commits. */
+static int commit_before_lock(void *user, const char *operation, const char *path, size_t *bytes) {
+  (void)user, (void)path, (void)bytes;
+  if (strcmp(operation, "lock") != 0) return 0;
+  file_tap(NULL, NULL);
+  CHECK(file_writer_commit(&racing));
+  return 0;
+}
+
+static void a_writer_does_not_take_over_a_published_file(void **state) {
+  (void)state;
+  file_writer_t second = {0};
+  CHECK(file_writer_open(files_path(folder, "a"), &racing));
+  CHECK(file_writer_write(&racing, "first", 5));
+  file_tap(commit_before_lock, NULL);
+  CHECK(file_writer_open(files_path(folder, "a"), &second));
+  check_content("a", "first");
+  CHECK(file_writer_write(&second, "second", 6));
+  check_content("a", "first");
+  CHECK(file_writer_commit(&second));
+  check_content("a", "second");
+}
+
+static int record(void *user, const char *operation, const char *path, size_t *bytes) {
+  (void)path, (void)bytes;
+  strcat(strcat(user, operation), " ");
+  return 0;
+}
+
+/* A power cut loses what was not synced: the data must be safe before its name is, and the name
+ * before the call returns. */
+static void data_is_synced_before_it_is_named(void **state) {
+  (void)state;
+  char operations[200] = "";
+  file_tap(record, operations);
+  CHECK(write_text("a", "text"));
+  file_tap(NULL, NULL);
+  assert_string_equal(operations, "create lock truncate write sync rename open sync ");
+}
+
 static void what_cannot_be_written_says_why(void **state) {
   (void)state;
   CHECK_FAILS(NN_ERR_NOT_FOUND, "none/a.tmp|No such file", write_text("none/a", "text"));
@@ -148,11 +190,13 @@ static void every_fault_leaves_the_old_file_or_the_new(void **state) {
     files_tap_begin(&tap, FILES_FAIL, at);
     nn_status_t status = write_text("a", "new");
     files_tap_end();
-    /* a lock that the file system does not grant is done without; behind the rename come only the two
-     * operations that sync the folder */
+    /* a lock that the file system does not grant is done without; behind the rename come only the
+     * two operations that sync the folder */
     failures += status != NN_OK;
-    if (status == NN_OK) check_content("a", "new");
-    else CHECK_STATUS(NN_ERR_IO, status);
+    if (status == NN_OK)
+      check_content("a", "new");
+    else
+      CHECK_STATUS(NN_ERR_IO, status);
     if (status != NN_OK && at < operations - 2) check_content("a", "old");
     if (status != NN_OK && at >= operations - 2) check_content("a", "new");
     assert_int_equal(files_count(folder), 1);
@@ -251,6 +295,8 @@ int main(void) {
       TEST(a_writer_replaces_in_one_step),
       TEST(leftovers_of_a_killed_writer_do_no_harm),
       TEST(two_writers_do_not_mix),
+      TEST(a_writer_does_not_take_over_a_published_file),
+      TEST(data_is_synced_before_it_is_named),
       TEST(what_cannot_be_written_says_why),
       TEST(every_fault_leaves_the_old_file_or_the_new),
       TEST(short_writes_are_continued_and_full_disks_reported),

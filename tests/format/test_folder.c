@@ -1,5 +1,5 @@
-/* Model folders: what is saved is read again, what other programs write is read, and what does not fit
- * together is refused by name. */
+/* Model folders: what is saved is read again, what other programs write is read, and what does not
+ * fit together is refused by name. */
 #include <stdio.h>
 #include <string.h>
 
@@ -26,7 +26,7 @@ static int teardown(void **state) {
   return 0;
 }
 
-/* ---- round trips -------------------------------------------------------------------------------- */
+/* ---- round trips ----------------------------------------------------------------------------- */
 
 static void what_is_saved_is_read_again(void **state) {
   (void)state;
@@ -135,8 +135,9 @@ static void bf16_models_are_saved_as_they_are(void **state) {
 
 static void folders_of_transformers_are_opened(void **state) {
   (void)state;
-  static const char *const names[] = {"gpt2", "gpt2-odd", "moe-all-experts", "moe-gqa-switch",
-                                      "moe-mha-top1", "moe-mqa-joint", "moe-wide"};
+  static const char *const names[] = {"gpt2",           "gpt2-odd",     "moe-all-experts",
+                                      "moe-gqa-switch", "moe-mha-top1", "moe-mqa-joint",
+                                      "moe-wide"};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
     char path[600];
     snprintf(path, sizeof path, MOENN_TEST_DIR "/golden/%s", names[i]);
@@ -164,15 +165,17 @@ static void other_files_of_the_folder_are_left_alone(void **state) {
   assert_int_equal(files_count(folder), 5);
 }
 
-/* ---- what others write ----------------------------------------------------------------------------- */
+/* ---- what others write ----------------------------------------------------------------------- */
 
 static void gpt2_is_read_as_it_was_published(void **state) {
   (void)state;
   stamped_write_config(&gpt2, folder);
-  stamped_write(&gpt2, folder, "model.safetensors",
-                (oddity_t){.bare = 1, .extra = {"h.0.attn.bias", "h.1.attn.masked_bias", "lm_head.weight"}});
+  stamped_write(
+      &gpt2, folder, "model.safetensors",
+      (oddity_t){.bare = 1, .extra = {"h.0.attn.bias", "h.1.attn.masked_bias", "lm_head.weight"}});
   assert_true(stamped_is(&gpt2, folder));
-  stamped_write(&gpt2, folder, "model.safetensors", (oddity_t){.extra = {"transformer.h.1.attn.bias"}});
+  stamped_write(&gpt2, folder, "model.safetensors",
+                (oddity_t){.extra = {"transformer.h.1.attn.bias"}});
   assert_true(stamped_is(&gpt2, folder));
 }
 
@@ -184,7 +187,7 @@ static void old_mixtral_files_may_hold_frequencies(void **state) {
   assert_true(stamped_is(&mixtral, folder));
 }
 
-/* ---- what does not fit ------------------------------------------------------------------------------- */
+/* ---- what does not fit ----------------------------------------------------------------------- */
 
 static void refuse_folder(nn_status_t status, const char *parts) {
   folder_t opened = {0};
@@ -202,18 +205,22 @@ static void refuse(const stamped_t *model, oddity_t oddity, nn_status_t status, 
 static void every_parameter_must_be_there_and_every_tensor_used(void **state) {
   (void)state;
   static const char query[] = "model.layers.1.self_attn.q_proj.weight";
-  refuse(&mixtral, (oddity_t){.skip = query}, NN_ERR_FORMAT, "\"model.layers.1.self_attn.q_proj.weight\"|missing");
-  refuse(&mixtral, (oddity_t){.skip = "lm_head.weight"}, NN_ERR_FORMAT, "\"lm_head.weight\"|missing");
+  refuse(&mixtral, (oddity_t){.skip = query}, NN_ERR_FORMAT,
+         "\"model.layers.1.self_attn.q_proj.weight\"|missing");
+  refuse(&mixtral, (oddity_t){.skip = "lm_head.weight"}, NN_ERR_FORMAT,
+         "\"lm_head.weight\"|missing");
   refuse(&mixtral, (oddity_t){.rename = query, .to = "q"}, NN_ERR_FORMAT, "q_proj|missing");
   refuse(&mixtral, (oddity_t){.extra = {"model.layers.2.self_attn.q_proj.weight"}}, NN_ERR_FORMAT,
          "\"model.layers.2.self_attn.q_proj.weight\"|no parameter");
-  refuse(&mixtral, (oddity_t){.extra = {"model.layers.x.self_attn.rotary_emb.inv_freq"}}, NN_ERR_FORMAT,
-         "no parameter");
-  refuse(&gpt2, (oddity_t){.extra = {"h.0.attn.bias2"}}, NN_ERR_FORMAT, "\"h.0.attn.bias2\"|no parameter");
-  refuse(&gpt2, (oddity_t){.extra = {"wte.weight"}}, NN_ERR_FORMAT, "\"wte.weight\"|with and without");
+  refuse(&mixtral, (oddity_t){.extra = {"model.layers.x.self_attn.rotary_emb.inv_freq"}},
+         NN_ERR_FORMAT, "no parameter");
+  refuse(&gpt2, (oddity_t){.extra = {"h.0.attn.bias2"}}, NN_ERR_FORMAT,
+         "\"h.0.attn.bias2\"|no parameter");
+  refuse(&gpt2, (oddity_t){.extra = {"wte.weight"}}, NN_ERR_FORMAT,
+         "\"wte.weight\"|with and without");
   refuse(&mixtral, (oddity_t){.reshape = query}, NN_ERR_FORMAT, "q_proj|[24, 10]");
-  refuse(&mixtral, (oddity_t){.rename = "model.norm.weight", .to = "model.norm.bias"}, NN_ERR_FORMAT,
-         "model.norm.weight|missing");
+  refuse(&mixtral, (oddity_t){.rename = "model.norm.weight", .to = "model.norm.bias"},
+         NN_ERR_FORMAT, "model.norm.weight|missing");
   refuse(&mixtral, (oddity_t){.retype = query}, NN_ERR_UNSUPPORTED, "q_proj|F64|BF16");
 }
 
@@ -302,8 +309,8 @@ static void shards_must_agree_with_each_other(void **state) {
   /* one entry more than there are tensors */
   char *more = fixture_memory(bytes + 100), *map = strstr(index, "\"weight_map\": {") + 15;
   size_t before = (size_t)(map - index);
-  int added = snprintf(more, bytes + 100, "%.*s\"more\": \"model-00001-of-00002.safetensors\",%s", (int)before,
-                       index, map);
+  int added = snprintf(more, bytes + 100, "%.*s\"more\": \"model-00001-of-00002.safetensors\",%s",
+                       (int)before, index, map);
   char *name = strstr(map, "model-00001");
   memcpy(strstr(more, "model-00001"), name, 32); /* of as many files as there are */
   files_write(folder, "model.safetensors.index.json", more, (size_t)added);
@@ -312,7 +319,7 @@ static void shards_must_agree_with_each_other(void **state) {
   free(index);
 }
 
-/* ---- long calls --------------------------------------------------------------------------------------- */
+/* ---- long calls ------------------------------------------------------------------------------ */
 
 typedef struct watch {
   int64_t done, total, calls, stop_at;
@@ -329,13 +336,14 @@ static int32_t watch_progress(int64_t done, int64_t total, void *user) {
 static void progress_counts_all_bytes_and_cancels(void **state) {
   (void)state;
   watch_t watch = {0};
-  CHECK(folder_save(folder, &gpt2.config, &gpt2.table, NN_F32, gpt2.values, 0, watch_progress, &watch, NULL));
+  CHECK(folder_save(folder, &gpt2.config, &gpt2.table, NN_F32, gpt2.values, 0, watch_progress,
+                    &watch, NULL));
   assert_int_equal(watch.done, gpt2.table.elements * 4);
   assert_int_equal(watch.total, watch.done);
   watch = (watch_t){.stop_at = 3};
   CHECK_FAILS(NN_ERR_CANCELLED, "cancelled",
-              folder_save(folder, &mixtral.config, &mixtral.table, NN_F32, mixtral.values, 0, watch_progress,
-                          &watch, NULL));
+              folder_save(folder, &mixtral.config, &mixtral.table, NN_F32, mixtral.values, 0,
+                          watch_progress, &watch, NULL));
   assert_int_equal(watch.calls, 3);
   atomic_int cancel = 1;
   CHECK_STATUS(NN_ERR_CANCELLED, folder_save(folder, &mixtral.config, &mixtral.table, NN_F32,
@@ -350,7 +358,8 @@ static void progress_counts_all_bytes_and_cancels(void **state) {
   CHECK(folder_read(&opened, NN_F32, values, watch_progress, &watch, NULL));
   assert_int_equal(watch.done, gpt2.table.elements * 4);
   watch = (watch_t){.stop_at = 1};
-  CHECK_STATUS(NN_ERR_CANCELLED, folder_read(&opened, NN_F32, values, watch_progress, &watch, NULL));
+  CHECK_STATUS(NN_ERR_CANCELLED,
+               folder_read(&opened, NN_F32, values, watch_progress, &watch, NULL));
   CHECK_STATUS(NN_ERR_CANCELLED, folder_read(&opened, NN_F32, values, NULL, NULL, &cancel));
   folder_close(&opened);
   free(values);

@@ -1,6 +1,6 @@
-/* Saving a folder when something goes wrong: an error in any file operation, a full disk, a kill at any
- * point, too little memory, a second save, a reader at the same time. After each the folder holds exactly
- * the earlier model or exactly the new one. */
+/* Saving a folder when something goes wrong: an error in any file operation, a full disk, a kill at
+ * any point, too little memory, a second save, a reader at the same time. After each the folder
+ * holds exactly the earlier model or exactly the new one. */
 #define _POSIX_C_SOURCE 200809L
 #include <stdio.h>
 #include <string.h>
@@ -11,8 +11,8 @@
 #include "base/mem.h"
 #include "model_files.h"
 
-/* Every way of going from one form of folder to another: the same or another configuration, one file,
- * few shards or many. */
+/* Every way of going from one form of folder to another: the same or another configuration, one
+ * file, few shards or many. */
 typedef struct change {
   const char *name;
   int from, to; /* models: 0 and 1 share a configuration, 2 has another, 3 is of another family */
@@ -42,8 +42,8 @@ static int setup(void **state) {
   models[1] = stamped_make(files_mixtral(), 1);
   models[2] = stamped_make(other, 2);
   models[3] = stamped_make(files_gpt2(), 3);
-  /* What counts is the order of operations. In memory, where there is such a place, a sync costs nothing;
-   * a disk takes minutes for the tens of thousands of these tests. */
+  /* What counts is the order of operations. In memory, where there is such a place, a sync costs
+   * nothing; a disk takes minutes for the tens of thousands of these tests. */
   if (access("/dev/shm", W_OK) == 0) setenv("TMPDIR", "/dev/shm", 1);
   folder = fixture_folder();
   return 0;
@@ -68,9 +68,7 @@ static nn_status_t save_after(const change_t *change) {
 }
 
 /* The message of a save that failed; looking at the folder may leave others. */
-static int said_in_place(void) {
-  return strstr(nn_last_error(), "the new model is saved") != NULL;
-}
+static int said_in_place(void) { return strstr(nn_last_error(), "the new model is saved") != NULL; }
 
 /* 1: the new model, 0: the earlier; anything else fails. */
 static int which_is_there(const change_t *change) {
@@ -127,7 +125,8 @@ static void a_kill_at_any_point_leaves_one_model(void **state) {
       check_tidy(change);
       save_killed(change, at);
       int new = which_is_there(change);
-      if (new < seen) fail_msg("%s: killed at %lld, the earlier model is back", change->name, (long long)at);
+      if (new < seen)
+        fail_msg("%s: killed at %lld, the earlier model is back", change->name, (long long)at);
       seen = new;
     }
     assert_true(seen);
@@ -146,7 +145,7 @@ static void a_second_kill_leaves_one_model(void **state) {
       save_killed(change, first);
       int new = which_is_there(change);
       save_killed(&back, second);
-      /* the second save has not come to its own step by then: it only finishes or clears the first */
+      /* the second save has not come to its own step by then: it only finishes the first */
       assert_int_equal(which_is_there(change), new);
     }
   }
@@ -254,8 +253,9 @@ static void readers_see_one_model_at_any_time(void **state) {
         continue;
       }
       const stamped_t *model =
-          memcmp(&opened.config, &before(change)->config, sizeof opened.config) == 0 ? before(change)
-                                                                                     : after(change);
+          memcmp(&opened.config, &before(change)->config, sizeof opened.config) == 0
+              ? before(change)
+              : after(change);
       assert_memory_equal(&opened.config, &model->config, sizeof opened.config);
       size_t bytes = (size_t)opened.table.elements * sizeof(float);
       float *values = fixture_memory(bytes);
@@ -271,7 +271,8 @@ static void readers_see_one_model_at_any_time(void **state) {
       folder_close(&opened);
     }
     assert_true(WIFEXITED(result) && WEXITSTATUS(result) == 0);
-    if (old + new < 2) print_message("%s: only %d reads came in between\n", change->name, old + new);
+    if (old + new < 2)
+      print_message("%s: only %d reads came in between\n", change->name, old + new);
   }
 }
 

@@ -1,5 +1,5 @@
-/* Optimizer state files: both moments and the step come back bit for bit, a file of another model or with
- * anything missing changes nothing. */
+/* Optimizer state files: both moments and the step come back bit for bit, a file of another model
+ * or with anything missing changes nothing. */
 #define _POSIX_C_SOURCE 200809L
 #include <stdio.h>
 #include <string.h>
@@ -51,7 +51,8 @@ static int teardown(void **unused) {
 }
 
 static nn_status_t save(const state_t *from, int64_t steps) {
-  return optim_file_save(files_path(folder, "optim"), &from->model.table, from->m, from->v, steps, NULL);
+  return optim_file_save(files_path(folder, "optim"), &from->model.table, from->m, from->v, steps,
+                         NULL);
 }
 
 /* Loads into fresh memory and expects exactly this state. */

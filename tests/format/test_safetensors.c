@@ -1,4 +1,4 @@
-/* The safetensors reader against every hostile header it names, and the writer against its reader. */
+/* The safetensors reader against every hostile header that it names, the writer against it. */
 #include <stdio.h>
 #include <string.h>
 
@@ -28,16 +28,19 @@ static safetensors_t accepted(const char *header, size_t data_bytes, unsigned ch
   return file;
 }
 
-#define T(name, dtype, shape, begin, end)                                                     \
-  "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" begin "," end "]}"
+#define T(name, dtype, shape, begin, end)                                                          \
+  "\"" name "\":{\"dtype\":\"" dtype "\",\"shape\":" shape ",\"data_offsets\":[" begin "," end "]" \
+                                                                                               "}"
 
 static void a_good_header_is_read(void **state) {
   (void)state;
   unsigned char *data;
-  safetensors_t file = accepted("{\"__metadata__\":{\"format\":\"pt\"}," T("b", "F32", "[2,3]", "8", "32") ","
-                                T("a", "BF16", "[4]", "0", "8") "," T("none", "I64", "[0,5]", "8", "8") ","
-                                T("scalar", "F8_E4M3", "[]", "32", "33") "}   ",
-                                33, &data);
+  safetensors_t file =
+      accepted("{\"__metadata__\":{\"format\":\"pt\"}," T("b", "F32", "[2,3]", "8", "32") "," T(
+                   "a", "BF16", "[4]", "0", "8") "," T("none", "I64", "[0,5]", "8",
+                                                       "8") "," T("scalar", "F8_E4M3", "[]", "32",
+                                                                  "33") "}   ",
+               33, &data);
   assert_int_equal(file.count, 4);
   assert_string_equal(file.tensors[0].name, "a");
   assert_string_equal(file.tensors[1].name, "none");
@@ -96,11 +99,12 @@ static void headers_that_are_no_json_object_are_refused(void **state) {
   refused("{", 0, "JSON");
   refused("{}x", 0, "JSON");
   refused("{\"a\":}", 0, "JSON");
-  refused("{\"a\xff\":{}}", 0, "JSON");          /* not UTF-8 */
-  refused("{\"a\xed\xa0\x80\":{}}", 0, "JSON");  /* a surrogate in UTF-8 */
+  refused("{\"a\xff\":{}}", 0, "JSON");         /* not UTF-8 */
+  refused("{\"a\xed\xa0\x80\":{}}", 0, "JSON"); /* a surrogate in UTF-8 */
   refused("{\"a\\u0000b\":{}}", 0, "JSON");
   refused("{" T("a", "U8", "[1]", "0", "1") "," T("a", "U8", "[1]", "1", "2") "}", 2, "duplicate");
-  refused("{\"a\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1, "duplicate");
+  refused("{\"a\":{\"dtype\":\"U8\",\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]}}", 1,
+          "duplicate");
 
   static char deep[100002] = "{\"a\":";
   memset(deep + 5, '[', 99990);
@@ -140,12 +144,16 @@ static void offsets_are_checked(void **state) {
   refused("{" T("a", "U8", "[1]", "-1", "0") "}", 1, "\"a\"|-1");
   refused("{" T("a", "U8", "[1]", "1", "0") "}", 1, "1 and 0");
   refused("{" T("a", "U8", "[2]", "0", "2") "}", 1, "2|1 bytes of data");
-  refused("{" T("a", "U8", "[1]", "9223372036854775806", "9223372036854775807") "}", 1, "data_offsets");
+  refused("{" T("a", "U8", "[1]", "9223372036854775806", "9223372036854775807") "}", 1,
+          "data_offsets");
   refused("{" T("a", "F32", "[2]", "0", "7") "}", 7, "hold 7 bytes|2 elements of F32");
   refused("{" T("a", "F32", "[2]", "0", "9") "}", 9, "hold 9 bytes");
-  refused("{" T("a", "U8", "[4]", "0", "4") "," T("b", "U8", "[4]", "3", "7") "}", 7, "\"b\"|overlaps");
-  refused("{" T("a", "U8", "[4]", "0", "4") "," T("b", "U8", "[4]", "0", "4") "}", 4, "\"b\"|overlaps");
-  refused("{" T("a", "U8", "[4]", "0", "4") "," T("b", "U8", "[2]", "1", "3") "}", 4, "\"b\"|overlaps");
+  refused("{" T("a", "U8", "[4]", "0", "4") "," T("b", "U8", "[4]", "3", "7") "}", 7,
+          "\"b\"|overlaps");
+  refused("{" T("a", "U8", "[4]", "0", "4") "," T("b", "U8", "[4]", "0", "4") "}", 4,
+          "\"b\"|overlaps");
+  refused("{" T("a", "U8", "[4]", "0", "4") "," T("b", "U8", "[2]", "1", "3") "}", 4,
+          "\"b\"|overlaps");
   refused("{" T("a", "U8", "[4]", "0", "4") "," T("b", "U8", "[4]", "5", "9") "}", 9, "\"b\"|hole");
   refused("{" T("a", "U8", "[4]", "1", "5") "}", 5, "\"a\"|hole");
   refused("{" T("a", "U8", "[4]", "0", "4") "}", 5, "1 bytes of data follow");
@@ -153,7 +161,7 @@ static void offsets_are_checked(void **state) {
   refused("{" T("a", "U8", "[0]", "2", "2") "," T("b", "U8", "[4]", "0", "4") "}", 4, "overlaps");
 }
 
-/* ---- writing ------------------------------------------------------------------------------------- */
+/* ---- writing --------------------------------------------------------------------------------- */
 
 static const int64_t shape_a[] = {3, 5}, shape_b[] = {7};
 static const safetensors_entry_t entries[] = {

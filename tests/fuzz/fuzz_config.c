@@ -1,5 +1,5 @@
-/* The config.json reader: any text is refused, or gives a valid configuration that is written and read
- * again as the same. */
+/* The config.json reader: any text is refused, or gives a valid configuration that is written and
+ * read again as the same. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -17,10 +17,8 @@ static void presets_have_their_published_sizes(void **state) {
     const char *name;
     int64_t parameters, active;
   } known[] = {
-      {"moe-6.9b", 6882678528, 1762023168},
-      {"gpt2-124m", 124439808, 124439808},
-      {"gpt2-350m", 354823168, 354823168},
-      {"gpt2-774m", 774030080, 774030080},
+      {"moe-6.9b", 6882678528, 1762023168},   {"gpt2-124m", 124439808, 124439808},
+      {"gpt2-350m", 354823168, 354823168},    {"gpt2-774m", 774030080, 774030080},
       {"gpt2-1558m", 1557611200, 1557611200},
   };
   for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
@@ -94,7 +92,8 @@ static void older_and_newer_structs_are_served(void **state) {
 static void defaults_take_the_place_of_zeros(void **state) {
   (void)state;
   nn_model_config_t config = STRUCT(nn_model_config_t);
-  config.vocab_size = 10, config.context = 4, config.layers = 1, config.hidden = 24, config.heads = 4;
+  config.vocab_size = 10, config.context = 4, config.layers = 1, config.hidden = 24,
+  config.heads = 4;
   config.ffn = 8, config.experts = 2, config.top_k = 1;
   CHECK(nn_config_validate(&config));
   assert_int_equal(config.kv_heads, 4);
@@ -103,14 +102,14 @@ static void defaults_take_the_place_of_zeros(void **state) {
   assert_true(config.init_std == 0.02f && config.aux_loss_coef == 0 && config.capacity_factor == 0);
 }
 
-/* Sets one integer member of the small mixtral configuration and expects a refusal that names it. */
-#define REFUSED(member, value, parts)                                       \
-  do {                                                                      \
-    nn_model_config_t config_ = files_mixtral(), before_;                   \
-    config_.member = value;                                                 \
-    before_ = config_;                                                      \
+/* Sets one member of the small mixtral configuration and expects a refusal that names it. */
+#define REFUSED(member, value, parts)                                              \
+  do {                                                                             \
+    nn_model_config_t config_ = files_mixtral(), before_;                          \
+    config_.member = value;                                                        \
+    before_ = config_;                                                             \
     CHECK_FAILS(NN_ERR_ARGUMENT, #member "|" parts, nn_config_validate(&config_)); \
-    assert_memory_equal(&config_, &before_, sizeof config_);                \
+    assert_memory_equal(&config_, &before_, sizeof config_);                       \
   } while (0)
 
 static void sizes_are_bounded(void **state) {
@@ -213,10 +212,10 @@ static void members_of_routing_need_experts(void **state) {
   CHECK_FAILS(NN_ERR_ARGUMENT, "rope_ntk_alpha 2|learned", nn_config_validate(&config));
 }
 
-#define NO_FORM(base, member, value)                                                      \
-  do {                                                                                    \
-    nn_model_config_t config_ = base();                                                   \
-    config_.member = value;                                                               \
+#define NO_FORM(base, member, value)                                                             \
+  do {                                                                                           \
+    nn_model_config_t config_ = base();                                                          \
+    config_.member = value;                                                                      \
     CHECK_FAILS(NN_ERR_UNSUPPORTED, #member "|no published form", nn_config_validate(&config_)); \
   } while (0)
 

@@ -170,7 +170,7 @@ static nn_status_t save_model(subject_t *s, void **made) {
 static nn_status_t save_shards(subject_t *s, void **made) {
   (void)made;
   nn_file_options_t options = STRUCT(nn_file_options_t);
-  options.shard_bytes = 6000;
+  options.shard_bytes = 30000;
   return nn_model_save(s->model, s->target, &options);
 }
 static nn_status_t save_optim(subject_t *s, void **made) {

@@ -1,5 +1,6 @@
-/* The parameter table: every element of the buffer belongs to exactly one parameter, decayed ones first;
- * the neighbourhoods that the block code relies on; names and shapes as the families publish them. */
+/* The parameter table: every element of the buffer belongs to exactly one parameter, decayed ones
+ * first; the neighbourhoods that the block code relies on; names and shapes as the families publish
+ * them. */
 #include <string.h>
 
 #include "base/mem.h"
@@ -66,7 +67,8 @@ static void neighbours_are_where_the_blocks_want_them(void **state) {
     for (int64_t e = 0; e < config.experts; e++) {
       const param_t *gate = param_get(&table, PARAM_GATE, layer, e);
       check_adjacent(gate, param_get(&table, PARAM_UP, layer, e));
-      check_adjacent(param_get(&table, PARAM_UP, layer, e), param_get(&table, PARAM_DOWN, layer, e));
+      check_adjacent(param_get(&table, PARAM_UP, layer, e),
+                     param_get(&table, PARAM_DOWN, layer, e));
       assert_int_equal(gate->offset - first->offset, e * 3 * config.ffn * config.hidden);
     }
   }
@@ -82,7 +84,8 @@ typedef struct expected {
   int64_t rows, cols;
 } expected_t;
 
-static void check_names(const nn_model_config_t *config, const expected_t *expected, int64_t count) {
+static void check_names(const nn_model_config_t *config, const expected_t *expected,
+                        int64_t count) {
   param_table_t table = files_table(config);
   assert_int_equal(table.count, count);
   for (int64_t i = 0; i < count; i++) {

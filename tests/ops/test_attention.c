@@ -5,7 +5,7 @@
 
 typedef struct attention_case {
   int64_t batch, q_len, heads, kv_heads, dim;
-  int64_t past;   /* keys before the first query of the last sequence; others have fewer, one has 0 */
+  int64_t past; /* keys before the first query of the last sequence; others have fewer, one has 0 */
   float q_scale;  /* 0: 1 */
 } attention_case_t;
 
@@ -22,8 +22,8 @@ static const attention_case_t cache_cases[] = {
     {3, 2, 2, 1, 256, 70, 0}, {4, 16, 8, 2, 128, 64, 0}, {2, 1, 3, 3, 8, 1000, 50},
 };
 
-/* A case in fp64, all arrays dense: q, o, dout, dq [batch, q_len, A, D]; k, v, dk, dv [batch, kv_most, K,
- * D]; lse [batch, q_len, A]. */
+/* A case in fp64, all arrays dense: q, o, dout, dq [batch, q_len, A, D]; k, v, dk, dv [batch,
+ * kv_most, K, D]; lse [batch, q_len, A]. */
 typedef struct attention64 {
   int64_t batch, q_len, heads, kv_heads, dim, kv_most;
   const int32_t *kv_len; /* [batch] */
@@ -53,11 +53,13 @@ static double dot64(const double *x, const double *y, int64_t n, double *size) {
 }
 
 /* Probabilities of one query row; returns how many keys it sees. */
-static int64_t probabilities(attention64_t *c, int64_t b, int64_t i, int64_t a, double *p, double *lse) {
+static int64_t probabilities(attention64_t *c, int64_t b, int64_t i, int64_t a, double *p,
+                             double *lse) {
   int64_t seen = c->kv_len[b] ? c->kv_len[b] - c->q_len + i + 1 : 0;
   double most = -INFINITY, sum = 0;
   for (int64_t j = 0; j < seen; j++) {
-    p[j] = c->scale * dot64(c->q + q_at(c, b, i, a), c->k + k_at(c, b, j, a), c->dim, &c->score_size);
+    p[j] =
+        c->scale * dot64(c->q + q_at(c, b, i, a), c->k + k_at(c, b, j, a), c->dim, &c->score_size);
     most = fmax(most, p[j]);
     c->score_most = fmax(c->score_most, fabs(p[j]));
   }
@@ -113,8 +115,13 @@ static double *dense(const float *data, int64_t batch, int64_t rows, int64_t wid
 
 static attention64_t attention64_make(const attention_case_t *c, int64_t kv_most,
                                       const int32_t *kv_len) {
-  attention64_t e = {.batch = c->batch, .q_len = c->q_len, .heads = c->heads, .kv_heads = c->kv_heads,
-                     .dim = c->dim, .kv_most = kv_most, .kv_len = kv_len};
+  attention64_t e = {.batch = c->batch,
+                     .q_len = c->q_len,
+                     .heads = c->heads,
+                     .kv_heads = c->kv_heads,
+                     .dim = c->dim,
+                     .kv_most = kv_most,
+                     .kv_len = kv_len};
   e.scale = (float)(1 / sqrt((double)c->dim));
   int64_t q_count = c->batch * c->q_len * c->heads * c->dim;
   int64_t k_count = c->batch * kv_most * c->kv_heads * c->dim;
@@ -125,15 +132,16 @@ static attention64_t attention64_make(const attention_case_t *c, int64_t kv_most
   return e;
 }
 
-static backend_limits_t attention_limits(const attention_case_t *c, int64_t kv_len, int32_t training) {
+static backend_limits_t attention_limits(const attention_case_t *c, int64_t kv_len,
+                                         int32_t training) {
   return (backend_limits_t){.rows = c->batch * c->q_len, .batch = c->batch, .kv_len = kv_len,
                             .hidden = c->heads * c->dim, .heads = c->heads, .kv_heads = c->kv_heads,
                             .head_dim = c->dim, .training = training};
 }
 
-/* Absolute error of a scaled score, which is the relative error of its probability: a sum of D products
- * and a multiplication. Probabilities add that of exp, of the sum of up to kv_most of them and of being
- * rescaled as the maximum grows. */
+/* Absolute error of a scaled score, which is the relative error of its probability: a sum of D
+ * products and a multiplication. Probabilities add that of exp, of the sum of up to kv_most of them
+ * and of being rescaled as the maximum grows. */
 static double score_error(const attention64_t *e) {
   return e->scale * ops_sum_error(e->dim) * e->score_size + 4 * OPS_U * e->score_most;
 }
@@ -147,7 +155,8 @@ static void check_outputs(ops_trial_t *trial, const attention64_t *e, const op_a
   int64_t rows = e->batch * e->q_len * e->heads, count = rows * e->dim;
   double *slack = ops_doubles(count), *slack_lse = ops_doubles(rows);
   for (int64_t i = 0; i < count; i++) slack[i] = probability_error(e);
-  for (int64_t i = 0; i < rows; i++) slack_lse[i] = probability_error(e) + 4 * OPS_U * fabs(e->lse[i]);
+  for (int64_t i = 0; i < rows; i++)
+    slack_lse[i] = probability_error(e) + 4 * OPS_U * fabs(e->lse[i]);
   ops_check(trial, 0, "o", op->o, e->o, slack, count);
   if (!op->lse) return;
   for (int64_t i = 0; i < rows; i++)
@@ -155,7 +164,7 @@ static void check_outputs(ops_trial_t *trial, const attention64_t *e, const op_a
   ops_check(trial, 1, "lse", op->lse, e->lse, slack_lse, rows);
 }
 
-/* Queries, keys and values side by side in a row, as the projection leaves them, with some padding. */
+/* Queries, keys and values side by side in a row, as the projection leaves them, and padding. */
 static float *fused_rows(const attention_case_t *c, int64_t *ld) {
   int64_t width = (c->heads + 2 * c->kv_heads) * c->dim;
   *ld = width + (c->dim % 3);
@@ -173,7 +182,8 @@ static attention64_t fused64(const attention_case_t *c, const float *rows, int64
   e.q = dense(rows, c->batch, c->q_len, q, ld, step);
   e.k = dense(rows + q, c->batch, c->q_len, k, ld, step);
   e.v = dense(rows + q + k, c->batch, c->q_len, k, ld, step);
-  e.dout = dense(ops_uniform(c->batch * c->q_len * q, 1, 2), c->batch, c->q_len, q, q, c->q_len * q);
+  e.dout =
+      dense(ops_uniform(c->batch * c->q_len * q, 1, 2), c->batch, c->q_len, q, q, c->q_len * q);
   attention64_forward(&e);
   attention64_backward(&e);
   return e;
@@ -183,9 +193,18 @@ static void check_training_forward(const attention_case_t *c) {
   int64_t ld, q = c->heads * c->dim, k = c->kv_heads * c->dim, rows = c->batch * c->q_len;
   const float *x = fused_rows(c, &ld);
   attention64_t e = fused64(c, x, ld);
-  op_attention_t op = {.batch = c->batch, .q_len = c->q_len, .heads = c->heads, .kv_heads = c->kv_heads,
-                       .head_dim = c->dim, .q = x, .ldq = ld, .k = x + q, .v = x + q + k, .ldkv = ld,
-                       .kv_batch = c->q_len * ld, .scale = (float)e.scale};
+  op_attention_t op = {.batch = c->batch,
+                       .q_len = c->q_len,
+                       .heads = c->heads,
+                       .kv_heads = c->kv_heads,
+                       .head_dim = c->dim,
+                       .q = x,
+                       .ldq = ld,
+                       .k = x + q,
+                       .v = x + q + k,
+                       .ldkv = ld,
+                       .kv_batch = c->q_len * ld,
+                       .scale = (float)e.scale};
   ops_trial_t trial;
   ops_begin(&trial, attention_limits(c, c->q_len, 1));
   while (ops_next(&trial)) {
@@ -224,9 +243,19 @@ static void check_cache_forward(const attention_case_t *c, int reversed) {
   e.k = dense(first, c->batch, kv_most, k, k, reversed ? -kv_batch : kv_batch);
   e.v = dense(first_v, c->batch, kv_most, k, k, reversed ? -kv_batch : kv_batch);
   attention64_forward(&e);
-  op_attention_t op = {.batch = c->batch, .q_len = c->q_len, .heads = c->heads, .kv_heads = c->kv_heads,
-                       .head_dim = c->dim, .q = x, .ldq = q, .k = cache_k, .v = cache_v, .ldkv = k,
-                       .kv_batch = kv_batch, .kv_len = kv_len, .scale = (float)e.scale};
+  op_attention_t op = {.batch = c->batch,
+                       .q_len = c->q_len,
+                       .heads = c->heads,
+                       .kv_heads = c->kv_heads,
+                       .head_dim = c->dim,
+                       .q = x,
+                       .ldq = q,
+                       .k = cache_k,
+                       .v = cache_v,
+                       .ldkv = k,
+                       .kv_batch = kv_batch,
+                       .kv_len = kv_len,
+                       .scale = (float)e.scale};
   if (reversed) op.sequence = sequence;
   ops_trial_t trial;
   ops_begin(&trial, attention_limits(c, kv_most, 0));
@@ -247,12 +276,12 @@ static void test_cache_forward(void **state) {
   }
 }
 
-/* Spreads dense fp64 gradients over rows of ld; padding keeps what it was. With p the probability and
- * g = dout . v - delta of it: an error of probability_error (and of lse, rounded to fp32) in p, and two
- * of a dot product over D in g, times the sums of p that a row of dq (1) or of dk and dv (weight) has,
- * times the largest |k| or |q|. */
-static void spread(const attention64_t *e, const float *before, int64_t ld, double q_most, double *want,
-                   double *slack) {
+/* Spreads dense fp64 gradients over rows of ld; padding keeps what it was. With p the probability
+ * and g = dout . v - delta of it: an error of probability_error (and of lse, rounded to fp32) in p,
+ * and two of a dot product over D in g, times the sums of p that a row of dq (1) or of dk and dv
+ * (weight) has, times the largest |k| or |q|. */
+static void spread(const attention64_t *e, const float *before, int64_t ld, double q_most,
+                   double *want, double *slack) {
   int64_t q = e->heads * e->dim, k = e->kv_heads * e->dim;
   double p = probability_error(e) + 4 * OPS_U * (e->score_most + log((double)e->kv_most + 1));
   double terms = ops_sum_error(e->kv_most * e->heads / e->kv_heads);
@@ -286,9 +315,17 @@ static void check_backward(const attention_case_t *c) {
   attention64_t e = fused64(c, x, ld);
   double *want = ops_doubles(rows * ld), *slack = ops_doubles(rows * ld);
   spread(&e, before, ld, c->q_scale != 0 ? c->q_scale : 1, want, slack);
-  op_attention_bwd_t op = {.batch = c->batch, .q_len = c->q_len, .heads = c->heads,
-                           .kv_heads = c->kv_heads, .head_dim = c->dim, .q = x, .ldq = ld, .k = x + q,
-                           .v = x + q + k, .ldkv = ld, .kv_batch = c->q_len * ld,
+  op_attention_bwd_t op = {.batch = c->batch,
+                           .q_len = c->q_len,
+                           .heads = c->heads,
+                           .kv_heads = c->kv_heads,
+                           .head_dim = c->dim,
+                           .q = x,
+                           .ldq = ld,
+                           .k = x + q,
+                           .v = x + q + k,
+                           .ldkv = ld,
+                           .kv_batch = c->q_len * ld,
                            .scale = (float)e.scale};
   op.o = narrow(e.o, rows * q), op.dout = narrow(e.dout, rows * q);
   op.lse = narrow(e.lse, rows * c->heads);

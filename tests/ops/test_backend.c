@@ -28,7 +28,7 @@ static void test_memory_and_copies(void **state) {
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){0});
   while (ops_next(&trial)) {
-    const size_t sizes[] = {1, 63, 4096, (3 << 20) + 5}; /* the last one takes several items to zero */
+    const size_t sizes[] = {1, 63, 4096, (3 << 20) + 5}; /* the last takes several items to zero */
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
       void *data;
       ops_expect(&trial, "alloc", NN_OK, trial.table->alloc(trial.device, sizes[i], &data));
@@ -36,7 +36,8 @@ static void test_memory_and_copies(void **state) {
       unsigned char *in = ops_memory((int64_t)sizes[i], 1), *out = ops_memory((int64_t)sizes[i], 1);
       for (size_t j = 0; j < sizes[i]; j++) in[j] = (unsigned char)(j * 7 + 1);
       ops_expect(&trial, "copy_in", NN_OK, trial.table->copy_in(trial.device, data, in, sizes[i]));
-      ops_expect(&trial, "copy_out", NN_OK, trial.table->copy_out(trial.device, out, data, sizes[i]));
+      ops_expect(&trial, "copy_out", NN_OK,
+                 trial.table->copy_out(trial.device, out, data, sizes[i]));
       assert_memory_equal(in, out, sizes[i]);
       /* Zeroing is deaf to cancel, and ends where it is told to. */
       atomic_store(&trial.cancel, 1);
@@ -67,8 +68,9 @@ static void test_open_without_memory(void **state) {
   mem_fail_after(-1);
   assert_int_equal(status, NN_OK);
   assert_true(after > 1);
-  table->close(device);
-  table->close(NULL);
+  void (*close)(backend_device_t *) = table->close; /* the table goes with the device */
+  close(device);
+  close(NULL);
 }
 
 static void test_alloc_without_memory(void **state) {
@@ -77,7 +79,8 @@ static void test_alloc_without_memory(void **state) {
   ops_begin(&trial, (backend_limits_t){0});
   while (ops_next(&trial)) {
     void *data = &trial;
-    ops_expect(&trial, "alloc", NN_ERR_MEMORY, trial.table->alloc(trial.device, SIZE_MAX / 2, &data));
+    ops_expect(&trial, "alloc", NN_ERR_MEMORY,
+               trial.table->alloc(trial.device, SIZE_MAX - 100, &data));
     assert_ptr_equal(data, &trial);
   }
 }
@@ -88,7 +91,8 @@ static void test_hostile_limits_ask_for_too_much(void **state) {
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){0});
   while (ops_next(&trial)) {
-    backend_limits_t limits = {.rows = INT64_MAX / 2, .batch = 1, .kv_len = INT64_MAX / 2, .training = 1};
+    backend_limits_t limits = {
+        .rows = INT64_MAX / 2, .batch = 1, .kv_len = INT64_MAX / 2, .training = 1};
     limits.hidden = limits.ffn = limits.vocab = INT64_MAX / 2;
     limits.heads = limits.kv_heads = limits.experts = limits.top_k = INT32_MAX;
     limits.head_dim = 256;

@@ -77,7 +77,8 @@ static void check_embed_bwd(const embed_case_t *c, int32_t one_row) {
   scatter(op.position, op.dout, c->n, c->hidden, want_wpe, slack_wpe);
 
   ops_trial_t trial;
-  ops_begin(&trial, (backend_limits_t){.rows = c->n, .hidden = c->hidden, .vocab = VOCAB, .training = 1});
+  ops_begin(&trial,
+            (backend_limits_t){.rows = c->n, .hidden = c->hidden, .vocab = VOCAB, .training = 1});
   while (ops_next(&trial)) {
     op.dwte = ops_copy(dwte, wte_count);
     op.dwpe = c->learned ? ops_copy(dwpe, wpe_count) : NULL;

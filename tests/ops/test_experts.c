@@ -1,12 +1,16 @@
-/* The experts' SwiGLU networks over routed tokens, forward and backward: empty experts, one that takes
- * everything, dropped slots, odd sizes, and more rows than are treated at a time. */
+/* The experts' SwiGLU networks over routed tokens, forward and backward: empty experts, one that
+ * takes everything, dropped slots, odd sizes, and more rows than are treated at a time. */
 #include <math.h>
 #include <string.h>
 
 #include "ops.h"
 
 /* Who chooses what. */
-enum { SPREAD = 0, FEW = 1, ONE = 2 }; /* any expert; the first top_k only; one expert first always */
+enum {
+  SPREAD = 0, /* any expert */
+  FEW = 1,    /* the first top_k only: the others are empty */
+  ONE = 2     /* the last expert before all others */
+};
 
 typedef struct experts_case {
   int64_t n, hidden, ffn, experts, top_k, capacity;
@@ -48,8 +52,8 @@ static int32_t choose(const experts_case_t *c, int64_t t, int64_t j) {
 
 static routing_t make_routing(const experts_case_t *c) {
   int64_t slots = c->n * c->top_k;
-  routing_t r = {ops_ints(slots), ops_uniform(slots, 0.5f, 22), ops_ints(c->experts + 1), ops_ints(slots),
-                 ops_ints(slots)};
+  routing_t r = {ops_ints(slots), ops_uniform(slots, 0.5f, 22), ops_ints(c->experts + 1),
+                 ops_ints(slots), ops_ints(slots)};
   for (int64_t s = 0; s < slots; s++) {
     r.expert[s] = choose(c, s / c->top_k, s % c->top_k);
     r.weight[s] += 0.5f;
@@ -81,8 +85,8 @@ static double dot64(const double *x, const double *y, int64_t n, int64_t stride,
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
-/* Activations of a slot's row, a and what fp32 may be off; silu has a slope of at most 1.1 and is itself
- * evaluated to a few units in the last place. */
+/* Activations of a slot's row, a and what fp32 may be off; silu has a slope of at most 1.1 and is
+ * itself evaluated to a few units in the last place. */
 static void slot_up(experts64_t *e, int64_t s, double *a, double *a_slack) {
   int64_t expert = e->routing.expert[s], row = e->routing.slot_row[s], h = e->hidden, f = e->ffn;
   const double *x = e->x + s / e->top_k * h;
@@ -95,7 +99,8 @@ static void slot_up(experts64_t *e, int64_t s, double *a, double *a_slack) {
     slack[i] = ops_sum_error(h) * size_g, slack[f + i] = ops_sum_error(h) * size_u;
     double silu = g * sigmoid(g);
     a[i] = silu * u;
-    a_slack[i] = 1.1 * fabs(u) * slack[i] + fabs(silu) * slack[f + i] + 16 * OPS_U * (1 + fabs(g)) * fabs(a[i]);
+    a_slack[i] = 1.1 * fabs(u) * slack[i] + fabs(silu) * slack[f + i] +
+                 16 * OPS_U * (1 + fabs(g)) * fabs(a[i]);
   }
 }
 
@@ -113,7 +118,8 @@ static void experts64_forward(experts64_t *e) {
       for (int64_t i = 0; i < f; i++) off += fabs(down[i]) * a_slack[i];
       int64_t at = s / e->top_k * h + c;
       e->out[at] += e->weight[s] * y;
-      e->out_slack[at] += e->weight[s] * (off + (ops_sum_error(f) + 4 * OPS_U * (double)e->top_k) * size);
+      e->out_slack[at] +=
+          e->weight[s] * (off + (ops_sum_error(f) + 4 * OPS_U * (double)e->top_k) * size);
     }
   }
 }
@@ -166,9 +172,11 @@ static void experts64_backward(experts64_t *e) {
       add64(e->dgate + at, e->dgate_slack + at, e->x + t * h, h, 1, l.dg, l.dg_slack, over_rows);
       add64(e->dup + at, e->dup_slack + at, e->x + t * h, h, 1, l.du, l.du_slack, over_rows);
       double wa = e->weight[s] * l.a, off = 32 * OPS_U * (1 + fabs(l.g)) * fabs(wa);
-      add64(e->ddown + at_down, e->ddown_slack + at_down, e->dout + t * h, h, f, wa, off, over_rows);
+      add64(e->ddown + at_down, e->ddown_slack + at_down, e->dout + t * h, h, f, wa, off,
+            over_rows);
       e->dweight[s] += l.d * l.a;
-      e->dweight_slack[s] += fabs(l.a) * (l.d_slack + (ops_sum_error(f) + 32 * OPS_U * (1 + fabs(l.g))) * fabs(l.d));
+      e->dweight_slack[s] +=
+          fabs(l.a) * (l.d_slack + (ops_sum_error(f) + 32 * OPS_U * (1 + fabs(l.g))) * fabs(l.d));
     }
   }
 }
@@ -204,11 +212,13 @@ static void experts64_make(const experts_case_t *c, experts_data_t *d) {
   e->x = widen(d->x, NN_F32, tokens), e->residual = widen(d->residual, NN_F32, tokens);
   e->dout = widen(d->dout, NN_F32, tokens);
   e->weight = widen(e->routing.weight, NN_F32, slots);
-  e->gate = widen(d->gate, c->dtype, c->experts * size), e->up = widen(d->up, c->dtype, c->experts * size);
+  e->gate = widen(d->gate, c->dtype, c->experts * size),
+  e->up = widen(d->up, c->dtype, c->experts * size);
   e->down = widen(d->down, c->dtype, c->experts * size);
   double **made[] = {&e->out, &e->out_slack, &e->dx, &e->dx_slack};
   for (int i = 0; i < 4; i++) *made[i] = ops_doubles(tokens);
-  double **weights[] = {&e->dgate, &e->dgate_slack, &e->dup, &e->dup_slack, &e->ddown, &e->ddown_slack};
+  double **weights[] = {&e->dgate,     &e->dgate_slack, &e->dup,
+                        &e->dup_slack, &e->ddown,       &e->ddown_slack};
   for (int i = 0; i < 6; i++) *weights[i] = ops_doubles(c->experts * size);
   e->dweight = ops_doubles(slots), e->dweight_slack = ops_doubles(slots);
   e->pre = ops_doubles(slots * 2 * c->ffn), e->pre_slack = ops_doubles(slots * 2 * c->ffn);
@@ -245,9 +255,17 @@ static void check_experts(const experts_case_t *c) {
   int64_t tokens = c->n * c->hidden, kept = e->routing.offset[c->experts] * 2 * c->ffn;
   double *with_residual = ops_doubles(tokens);
   for (int64_t i = 0; i < tokens; i++) with_residual[i] = e->out[i] + e->residual[i];
-  op_experts_t op = {.n = c->n, .hidden = c->hidden, .ffn = c->ffn, .experts = c->experts,
-                     .top_k = c->top_k, .x = d.x, .routing = e->routing, .gate = d.gates, .up = d.ups,
-                     .down = d.downs, .weight_dtype = c->dtype};
+  op_experts_t op = {.n = c->n,
+                     .hidden = c->hidden,
+                     .ffn = c->ffn,
+                     .experts = c->experts,
+                     .top_k = c->top_k,
+                     .x = d.x,
+                     .routing = e->routing,
+                     .gate = d.gates,
+                     .up = d.ups,
+                     .down = d.downs,
+                     .weight_dtype = c->dtype};
   ops_trial_t trial;
   ops_begin(&trial, experts_limits(c, 0));
   while (ops_next(&trial)) {
@@ -279,8 +297,8 @@ static void test_forward(void **state) {
 
 /* ---- backward ---- */
 
-/* What the weights' gradients are accumulated to, added to what is expected: one more term of a sum over
- * up to n rows. */
+/* What the weights' gradients are accumulated to, added to what is expected: one more term of a sum
+ * over up to n rows. */
 static float *onto(double *want, double *slack, int64_t count, int64_t n, uint64_t seed) {
   float *before = ops_uniform(count, 1, seed);
   for (int64_t i = 0; i < count; i++) {

@@ -23,8 +23,13 @@ static void check_kv_store(int64_t n, int64_t width, int64_t pad) {
   }
   op.sequence = sequence, op.position = position;
   ops_trial_t trial;
-  ops_begin(&trial, (backend_limits_t){.rows = n, .batch = SEQUENCES, .kv_len = POSITIONS, .heads = 1,
-                                       .kv_heads = 1, .head_dim = width, .hidden = width});
+  ops_begin(&trial, (backend_limits_t){.rows = n,
+                                       .batch = SEQUENCES,
+                                       .kv_len = POSITIONS,
+                                       .heads = 1,
+                                       .kv_heads = 1,
+                                       .head_dim = width,
+                                       .hidden = width});
   while (ops_next(&trial)) {
     op.k_cache = ops_copy(cache, count), op.v_cache = ops_copy(cache, count);
     OPS_RUN(&trial, kv_store, &op);

@@ -1,5 +1,5 @@
-/* Head with cross-entropy, forward alone and with gradients, over one chunk of rows and several; and
- * softmax of rows. */
+/* Head with cross-entropy, forward alone and with gradients, over one chunk of rows and several;
+ * and softmax of rows. */
 #include <math.h>
 #include <string.h>
 
@@ -172,8 +172,8 @@ static void test_gradients_by_finite_differences(void **state) {
 
 /* ---- softmax ---- */
 
-/* The argument x - max of exp is rounded, which exp turns into a relative error of u |x - max|. What
- * would be below the smallest normal number may be flushed. */
+/* The argument x - max of exp is rounded, which exp turns into a relative error of u |x - max|.
+ * What would be below the smallest normal number may be flushed. */
 static void check_softmax(int64_t n, int64_t width, float scale, int hole) {
   int64_t count = n * width;
   float *x = ops_uniform(count, scale, 1);
@@ -185,7 +185,9 @@ static void check_softmax(int64_t n, int64_t width, float scale, int hole) {
     for (int64_t i = row * width; i < (row + 1) * width; i++) sum += exp(x[i] - most);
     for (int64_t i = row * width; i < (row + 1) * width; i++) {
       want[i] = exp(x[i] - most) / sum;
-      slack[i] = isinf(x[i]) ? 0 : want[i] * (ops_sum_error(width) + OPS_U * (16 + most - x[i])) + 0x1p-126;
+      slack[i] = isinf(x[i])
+                     ? 0
+                     : want[i] * (ops_sum_error(width) + OPS_U * (16 + most - x[i])) + 0x1p-126;
     }
   }
   op_softmax_t op = {.n = n, .width = width, .x = x};

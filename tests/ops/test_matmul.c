@@ -50,8 +50,8 @@ static matmul_data_t matmul_make(const matmul_case_t *c) {
   return data;
 }
 
-/* The error of the sum is that of its k + 2 terms. |gelu'| < 1.13, and its own evaluation is off by a
- * few units in the last place of terms below 4 (1 + |v|). */
+/* The error of the sum is that of its k + 2 terms. |gelu'| < 1.13, and its own evaluation is off by
+ * a few units in the last place of terms below 4 (1 + |v|). */
 static void matmul_expect(const matmul_case_t *c, matmul_data_t *data) {
   const op_matmul_t *op = &data->op;
   const float *addend = c->addend == 2 ? data->d : op->c;
@@ -107,8 +107,8 @@ static void check_matmul(const matmul_case_t *c) {
   ops_free();
 }
 
-/* Every combination of sizes and transpositions; the rest varies along with them, by a step that meets
- * all of its combinations. */
+/* Every combination of sizes and transpositions; the rest varies along with them, by a step that
+ * meets all of its combinations. */
 static void test_sizes(void **state) {
   (void)state;
   const int64_t sizes[] = {1, 3, 17, 65, 130};

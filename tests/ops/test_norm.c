@@ -106,17 +106,20 @@ static norm_data_t norm_make(const norm_case_t *c) {
 }
 
 static backend_limits_t norm_limits(const norm_case_t *c) {
-  return (backend_limits_t){.rows = c->n, .hidden = c->hidden, .weight_dtype = c->dtype, .training = 1};
+  return (backend_limits_t){
+      .rows = c->n, .hidden = c->hidden, .weight_dtype = c->dtype, .training = 1};
 }
 
-/* Errors of a row: its sums have relative errors of ops_sum_error(hidden) against sums of magnitudes;
- * |x| <= 2.5, and the mean and the deviation of such rows are of the order of |x|, so that subtracting
- * the mean loses at most a factor of 4. hidden = 1 has a deviation of 0 in layer norm and is left out. */
+/* Errors of a row: its sums have relative errors of ops_sum_error(hidden) against sums of
+ * magnitudes; |x| <= 2.5, and the mean and the deviation of such rows are of the order of |x|, so
+ * that subtracting the mean loses at most a factor of 4 (a layer norm of hidden = 1, whose deviation
+ * is 0, is no case). */
 static void check_norm(const norm_case_t *c) {
   norm_data_t d = norm_make(c);
   int64_t count = c->n * c->hidden;
   double relative = 4 * (ops_sum_error(c->hidden) + 4 * OPS_U);
-  double *slack = ops_doubles(count), *slack_mean = ops_doubles(c->n), *slack_rstd = ops_doubles(c->n);
+  double *slack = ops_doubles(count), *slack_mean = ops_doubles(c->n),
+         *slack_rstd = ops_doubles(c->n);
   for (int64_t row = 0; row < c->n; row++) {
     slack_mean[row] = 2.5 * relative;
     slack_rstd[row] = d.exact.rstd[row] * relative * (1 + 2.5 * d.exact.rstd[row]);
@@ -146,8 +149,8 @@ static void check_norm(const norm_case_t *c) {
   ops_free();
 }
 
-/* dx: as above, with g below 1.5 in place of x. dw and db: sums over n rows of terms below the largest
- * |dy xhat|. What is accumulated to is below 1. */
+/* dx: as above, with g below 1.5 in place of x. dw and db: sums over n rows of terms below the
+ * largest |dy xhat|. What is accumulated to is below 1. */
 static void check_norm_bwd(const norm_case_t *c) {
   norm_data_t d = norm_make(c);
   norm64_t *e = &d.exact;
@@ -172,8 +175,14 @@ static void check_norm_bwd(const norm_case_t *c) {
     e->dw[j] += dw[j];
     e->db[j] += db[j];
   }
-  op_norm_bwd_t op = {.n = c->n, .hidden = c->hidden, .kind = c->kind, .x = d.x, .dy = d.dy, .w = d.w,
-                      .weight_dtype = c->dtype, .rstd = rstd};
+  op_norm_bwd_t op = {.n = c->n,
+                      .hidden = c->hidden,
+                      .kind = c->kind,
+                      .x = d.x,
+                      .dy = d.dy,
+                      .w = d.w,
+                      .weight_dtype = c->dtype,
+                      .rstd = rstd};
   op.mean = c->kind == NN_NORM_LAYER ? mean : NULL;
   ops_trial_t trial;
   ops_begin(&trial, norm_limits(c));

@@ -10,7 +10,8 @@ enum { COUNTS = sizeof counts / sizeof *counts };
 
 /* ---- norm ---- */
 
-/* Squares of fp32 are exact in fp64, so the sum has at most the relative error n 2^-53, the root half. */
+/* Squares of fp32 are exact in fp64, so the sum has at most the relative error n 2^-53, the root
+ * half. */
 static void check_norm(int64_t count, float scale) {
   float *g = ops_uniform(count, scale, 1);
   g[count / 2] = scale; /* not all zero */
@@ -78,9 +79,9 @@ typedef struct adamw_state {
   float *p, *m, *v;
 } adamw_state_t;
 
-/* What one step makes of element i, and how far fp32 may be from it: m and v have the error of three
- * operations on their terms, the update that of m and of eight more, and p is rounded up to three times
- * (as when it is multiplied by 1 - lr decay). */
+/* What one step makes of element i, and how far fp32 may be from it: m and v have the error of
+ * three operations on their terms, the update that of m and of eight more, and p is rounded up to
+ * three times (as when it is multiplied by 1 - lr decay). */
 static void adamw64(const adamw_case_t *c, const adamw_state_t *s, const float *g, int64_t i,
                     double want[3], double slack[3]) {
   double gradient = g[i] * c->scale, b1 = c->beta1, b2 = c->beta2;
@@ -112,9 +113,18 @@ static void check_adamw(const adamw_case_t *c, int64_t count) {
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .training = 1});
   while (ops_next(&trial)) {
-    op_adamw_t op = {.count = count, .p = ops_copy(s.p, count), .g = g, .m = ops_copy(s.m, count),
-                     .v = ops_copy(s.v, count), .scale = scale, .lr = c->lr, .beta1 = c->beta1,
-                     .beta2 = c->beta2, .eps = c->eps, .weight_decay = c->weight_decay, .step = c->step};
+    op_adamw_t op = {.count = count,
+                     .p = ops_copy(s.p, count),
+                     .g = g,
+                     .m = ops_copy(s.m, count),
+                     .v = ops_copy(s.v, count),
+                     .scale = scale,
+                     .lr = c->lr,
+                     .beta1 = c->beta1,
+                     .beta2 = c->beta2,
+                     .eps = c->eps,
+                     .weight_decay = c->weight_decay,
+                     .step = c->step};
     atomic_store(&trial.cancel, 1); /* an update is made whole */
     OPS_RUN(&trial, adamw, &op);
     atomic_store(&trial.cancel, 0);
@@ -139,11 +149,20 @@ static void test_adamw_refuses_a_norm_that_is_not_finite(void **state) {
   while (ops_next(&trial)) {
     const double norms[] = {NAN, INFINITY};
     for (int i = 0; i < 2; i++) {
-      float *p = ops_uniform(COUNT, 1, 1), *m = ops_uniform(COUNT, 1, 2), *v = ops_uniform(COUNT, 1, 3);
+      float *p = ops_uniform(COUNT, 1, 1), *m = ops_uniform(COUNT, 1, 2),
+            *v = ops_uniform(COUNT, 1, 3);
       double scale[2] = {norms[i], 1};
-      op_adamw_t op = {.count = COUNT, .p = ops_copy(p, COUNT), .g = p, .m = ops_copy(m, COUNT),
-                       .v = ops_copy(v, COUNT), .scale = scale, .lr = 1, .beta1 = 0.9f, .beta2 = 0.95f,
-                       .eps = 1e-8f, .step = 1};
+      op_adamw_t op = {.count = COUNT,
+                       .p = ops_copy(p, COUNT),
+                       .g = p,
+                       .m = ops_copy(m, COUNT),
+                       .v = ops_copy(v, COUNT),
+                       .scale = scale,
+                       .lr = 1,
+                       .beta1 = 0.9f,
+                       .beta2 = 0.95f,
+                       .eps = 1e-8f,
+                       .step = 1};
       OPS_RUN(&trial, adamw, &op);
       assert_memory_equal(op.p, p, COUNT * sizeof *p);
       assert_memory_equal(op.m, m, COUNT * sizeof *m);

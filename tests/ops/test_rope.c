@@ -31,7 +31,8 @@ static float *rope_table(int64_t head_dim) {
 static void check_rope(const rope_case_t *c, int32_t inverse) {
   int64_t ldx = c->heads * c->head_dim + c->rest, count = c->n * ldx, half = c->head_dim / 2;
   int32_t *position = ops_ints(c->n);
-  for (int64_t t = 0; t < c->n; t++) position[t] = (int32_t)ops_random_index(POSITIONS, 3, (uint64_t)t);
+  for (int64_t t = 0; t < c->n; t++)
+    position[t] = (int32_t)ops_random_index(POSITIONS, 3, (uint64_t)t);
   float *x = ops_uniform(count, 1, 1);
   op_rope_t op = {.n = c->n, .heads = c->heads, .head_dim = c->head_dim, .ldx = ldx,
                   .position = position, .table = rope_table(c->head_dim), .inverse = inverse};
@@ -42,7 +43,8 @@ static void check_rope(const rope_case_t *c, int32_t inverse) {
     if (j >= c->heads * c->head_dim) continue;
     const float *row = op.table + position[t] * c->head_dim;
     double cosine = row[i % half], sine = inverse ? -row[half + i % half] : row[half + i % half];
-    want[at] = i < half ? x[at] * cosine - x[at + half] * sine : x[at] * cosine + x[at - half] * sine;
+    want[at] =
+        i < half ? x[at] * cosine - x[at + half] * sine : x[at] * cosine + x[at - half] * sine;
     slack[at] = 4 * OPS_U;
   }
   ops_trial_t trial;
@@ -65,7 +67,7 @@ static void test_both_ways(void **state) {
   }
 }
 
-/* The rotation is linear and orthogonal, so its gradient is the inverse rotation: <R x, y> = <x, R' y>.
+/* The rotation R is linear and orthogonal, so its gradient is the inverse: <R x, y> = <x, R^T y>.
  * Each side is a sum of head_dim products; their magnitudes sum to less than head_dim. */
 static void test_inverse_is_the_gradient(void **state) {
   (void)state;

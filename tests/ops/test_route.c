@@ -1,5 +1,5 @@
-/* Routing: probabilities, the choice and its order, sorting with and without capacity, statistics, and
- * gradients. */
+/* Routing: probabilities, the choice and its order, sorting with and without capacity, statistics,
+ * and gradients. */
 #include <math.h>
 #include <string.h>
 
@@ -12,10 +12,12 @@ typedef struct route_case {
 } route_case_t;
 
 static const route_case_t cases[] = {
-    {1, 1, 1, 1, 0, NN_F32, 0},      {1, 64, 4, 2, 0, NN_F32, 0},      {17, 16, 4, 4, 0, NN_F32, 0},
-    {65, 100, 16, 4, 0, NN_F32, 0},  {33, 20, 7, 3, 5, NN_F32, 0},     {40, 64, 70, 8, 6, NN_BF16, 0},
-    {130, 65, 3, 1, 20, NN_F32, 1},  {5, 130, 130, 2, 1, NN_BF16, 0},  {64, 32, 16, 1, 0, NN_F32, 1},
-    {130, 768, 16, 4, 0, NN_F32, 0}, {200, 17, 16, 16, 0, NN_BF16, 1}, {33, 65, 33, 5, 9, NN_F32, 0},
+    {1, 1, 1, 1, 0, NN_F32, 0},       {1, 64, 4, 2, 0, NN_F32, 0},
+    {17, 16, 4, 4, 0, NN_F32, 0},     {65, 100, 16, 4, 0, NN_F32, 0},
+    {33, 20, 7, 3, 5, NN_F32, 0},     {40, 64, 70, 8, 6, NN_BF16, 0},
+    {130, 65, 3, 1, 20, NN_F32, 1},   {5, 130, 130, 2, 1, NN_BF16, 0},
+    {64, 32, 16, 1, 0, NN_F32, 1},    {130, 768, 16, 4, 0, NN_F32, 0},
+    {200, 17, 16, 16, 0, NN_BF16, 1}, {33, 65, 33, 5, 9, NN_F32, 0},
 };
 
 typedef struct route64 {
@@ -55,8 +57,8 @@ static void route64_token(route64_t *r, int64_t t) {
   for (int64_t e = 0; e < r->experts; e++) prob[e] = exp(logit[e] - r->lse[t]);
 }
 
-/* The k largest, ties to the lower index; returns the smallest gap between neighbours in that order,
- * the first one left out included. */
+/* The k largest, ties to the lower index; returns the smallest gap between neighbours in that
+ * order, the first one left out included. */
 static double route64_choose(const route64_t *r, int64_t t, int32_t *expert) {
   const double *logit = r->logit + t * r->experts;
   double gap = INFINITY, last = INFINITY;
@@ -89,7 +91,8 @@ typedef struct route_data {
 static route_data_t route_make(const route_case_t *c) {
   route_data_t d = {0};
   d.x = ops_uniform(c->n * c->hidden, 1, 1);
-  float *w = ops_weights(c->experts * c->hidden, NN_F32, (float)(2 / sqrt((double)c->hidden)), 0, 2);
+  float *w =
+      ops_weights(c->experts * c->hidden, NN_F32, (float)(2 / sqrt((double)c->hidden)), 0, 2);
   for (int64_t j = 0; c->skewed && j < c->hidden; j++) /* a logit of about 12 */
     w[c->experts / 2 * c->hidden + j] = 16.0f / (float)c->hidden;
   d.w = ops_pack(w, c->experts * c->hidden, c->dtype);
@@ -175,7 +178,8 @@ static void check_choice(ops_trial_t *trial, const route_case_t *c, const op_rou
   double *want = ops_doubles(c->n * c->top_k), *slack = ops_doubles(c->n * c->top_k);
   for (int64_t t = 0; t < c->n; t++) {
     double sum = 0;
-    for (int64_t j = 0; j < c->top_k; j++) sum += r->prob[t * c->experts + r->expert[t * c->top_k + j]];
+    for (int64_t j = 0; j < c->top_k; j++)
+      sum += r->prob[t * c->experts + r->expert[t * c->top_k + j]];
     for (int64_t i = t * c->top_k; i < (t + 1) * c->top_k; i++) {
       want[i] = r->prob[t * c->experts + r->expert[i]] / sum;
       /* relative: two logits off, a sum over k, exp and a division */
@@ -190,7 +194,8 @@ static void check_choice(ops_trial_t *trial, const route_case_t *c, const op_rou
 static void check_probabilities(ops_trial_t *trial, const route_case_t *c, const op_route_t *op,
                                 const route64_t *r, const sorting_t *s) {
   int64_t count = c->n * c->experts;
-  double relative = 2 * r->logit_error + ops_sum_error(c->experts) + 16 * OPS_U, lse2 = 0, lse_most = 1;
+  double relative = 2 * r->logit_error + ops_sum_error(c->experts) + 16 * OPS_U, lse2 = 0,
+         lse_most = 1;
   double *slack = ops_doubles(count), *slack_lse = ops_doubles(c->n);
   double *mean = ops_doubles(c->experts), *slack_mean = ops_doubles(c->experts);
   double *share = ops_doubles(c->experts), *slack_share = ops_doubles(c->experts);
@@ -216,7 +221,8 @@ static void check_probabilities(ops_trial_t *trial, const route_case_t *c, const
   for (int64_t e = 0; e < c->experts; e++) {
     assert_int_equal(op->stat_count[e], 1000 + e + s->chosen[e]);
     double sum = mean[e] * (double)c->n;
-    assert_true(fabs(op->stat_prob[e] - 0.5 - sum) <= sum * (relative + ops_sum_error(c->n)) + 1e-15);
+    assert_true(fabs(op->stat_prob[e] - 0.5 - sum) <=
+                sum * (relative + ops_sum_error(c->n)) + 1e-15);
   }
   assert_int_equal(op->stat_count[c->experts], 7 + s->dropped);
   ops_check_bits(trial, 6, "stat_prob", op->stat_prob, (size_t)c->experts * sizeof(double));
@@ -258,7 +264,8 @@ static void test_ties_go_to_the_lower_index(void **state) {
   route_case_t c = {N, HIDDEN, EXPERTS, TOP_K, 0, NN_F32, 0};
   float *x = ops_floats(N * HIDDEN), *w = ops_floats(EXPERTS * HIDDEN);
   for (int64_t i = 0; i < N * HIDDEN; i++) x[i] = (float)(i % 3 - 1);
-  for (int64_t i = 0; i < EXPERTS * HIDDEN; i++) w[i] = (float)(ops_random_index(3, 1, (uint64_t)i) - 1);
+  for (int64_t i = 0; i < EXPERTS * HIDDEN; i++)
+    w[i] = (float)(ops_random_index(3, 1, (uint64_t)i) - 1);
   memcpy(w + 36 * HIDDEN, w + 2 * HIDDEN, HIDDEN * sizeof(float));
   memset(x, 0, HIDDEN * sizeof(float)); /* the first token cannot tell experts apart */
   route64_t r = {.n = N, .hidden = HIDDEN, .experts = EXPERTS, .top_k = TOP_K};
@@ -322,7 +329,8 @@ static double route64_loss(const void *context) {
     const double *prob = r.prob + t * r.experts;
     double sum = 0;
     for (int64_t i = t * r.top_k; i < (t + 1) * r.top_k; i++) sum += prob[r.expert[i]];
-    for (int64_t i = t * r.top_k; i < (t + 1) * r.top_k; i++) loss += r.dweight[i] * prob[r.expert[i]] / sum;
+    for (int64_t i = t * r.top_k; i < (t + 1) * r.top_k; i++)
+      loss += r.dweight[i] * prob[r.expert[i]] / sum;
     for (int64_t e = 0; e < r.experts; e++)
       loss += r.aux_scale * r.aux_share[e] * prob[e] / (double)r.n;
     loss += r.z_scale * r.lse[t] * r.lse[t] / (double)r.n;
@@ -330,8 +338,8 @@ static double route64_loss(const void *context) {
   return loss;
 }
 
-/* dlogit of a token, and its error: sums over k and E of numbers up to `most`, and inputs (probabilities,
- * weights, lse) rounded to fp32. */
+/* dlogit of a token, and its error: sums over k and E of numbers up to `most`, and inputs
+ * (probabilities, weights, lse) rounded to fp32. */
 static void route64_dlogit(route64_t *r, int64_t t) {
   const double *prob = r->prob + t * r->experts;
   double *dlogit = r->dlogit + t * r->experts, *error = r->dlogit_error + t * r->experts;
@@ -351,7 +359,8 @@ static void route64_dlogit(route64_t *r, int64_t t) {
   most += fabs(dot) + fabs(z) + r->aux_scale;
   for (int64_t e = 0; e < r->experts; e++) {
     dlogit[e] = prob[e] * (dlogit[e] - dot + z);
-    error[e] = 2 * prob[e] * most * (ops_sum_error(r->experts) + ops_sum_error(r->top_k) + 16 * OPS_U);
+    error[e] =
+        2 * prob[e] * most * (ops_sum_error(r->experts) + ops_sum_error(r->top_k) + 16 * OPS_U);
   }
 }
 
@@ -380,7 +389,8 @@ static void route64_prepare_backward(route64_t *r) {
   route64_backward(r);
 }
 
-/* Sums over experts (dx) or tokens (dw) of products with an inexact dlogit, and of a number below 1. */
+/* Sums over experts (dx) or tokens (dw) of products with an inexact dlogit, and of a number
+ * below 1. */
 static void route_bwd_slack(const route64_t *r, double *dx, double *dw) {
   double over_e = ops_sum_error(r->experts + 1), over_t = ops_sum_error(r->n + 1);
   for (int64_t i = 0; i < r->n * r->hidden; i++) dx[i] = over_e;
@@ -388,7 +398,8 @@ static void route_bwd_slack(const route64_t *r, double *dx, double *dw) {
   for (int64_t i = 0; i < r->n * r->experts; i++) {
     int64_t t = i / r->experts, e = i % r->experts;
     for (int64_t j = 0; j < r->hidden; j++) {
-      double g = fabs(r->dlogit[i]), w = fabs(r->w[e * r->hidden + j]), x = fabs(r->x[t * r->hidden + j]);
+      double g = fabs(r->dlogit[i]), w = fabs(r->w[e * r->hidden + j]),
+             x = fabs(r->x[t * r->hidden + j]);
       dx[t * r->hidden + j] += w * (r->dlogit_error[i] + over_e * g);
       dw[e * r->hidden + j] += x * (r->dlogit_error[i] + over_t * g);
     }

@@ -1,5 +1,5 @@
-/* The choice of a token: each filter by the definition, their order, ties, frequencies, and logits that
- * are not numbers. */
+/* The choice of a token: each filter by the definition, their order, ties, frequencies, and logits
+ * that are not numbers. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -16,11 +16,13 @@ typedef struct sample_case {
 } sample_case_t;
 
 static const sample_case_t cases[] = {
-    {1, 1, 0, 0, 0, 0, 0},           {10, 1, 0, 0, 0, 0, 0},        {10, 0.5f, 1, 0, 1, 0, 0},
-    {50, 1, 0, 0, 0, 5, 0},          {50, 1, 0, 0, 0, 1, 0},        {50, 2, 0, 0, 0, 100, 0},
-    {50, 1, 0.7f, 0, 0, 0, 0},       {50, 0.8f, 0.9f, 0, 0, 12, 0}, {50, 1, 0, 0.2f, 0, 0, 0},
-    {50, 1.5f, 0.95f, 0.1f, 0, 20, 0}, {50, 1, 0, 0, 1.5f, 0, 30},  {50, 0.7f, 0.8f, 0.05f, 1.3f, 15, 30},
-    {600, 1, 0.5f, 0, 0.8f, 0, 40},  {600, 1, 1e-6f, 0, 0, 0, 0},
+    {1, 1, 0, 0, 0, 0, 0},          {10, 1, 0, 0, 0, 0, 0},
+    {10, 0.5f, 1, 0, 1, 0, 0},      {50, 1, 0, 0, 0, 5, 0},
+    {50, 1, 0, 0, 0, 1, 0},         {50, 2, 0, 0, 0, 100, 0},
+    {50, 1, 0.7f, 0, 0, 0, 0},      {50, 0.8f, 0.9f, 0, 0, 12, 0},
+    {50, 1, 0, 0.2f, 0, 0, 0},      {50, 1.5f, 0.95f, 0.1f, 0, 20, 0},
+    {50, 1, 0, 0, 1.5f, 0, 30},     {50, 0.7f, 0.8f, 0.05f, 1.3f, 15, 30},
+    {600, 1, 0.5f, 0, 0.8f, 0, 40}, {600, 1, 1e-6f, 0, 0, 0, 0},
 };
 
 /* ---- by the definition, with a full sort ---- */
@@ -86,7 +88,8 @@ static void check_frequencies(const op_sample_t *op, const int32_t *drawn) {
 static op_sample_t sample_make(const sample_case_t *c) {
   int32_t *history = ops_ints(c->history);
   for (int64_t i = 0; i < c->history; i++)
-    history[i] = (int32_t)ops_random_index(c->vocab, 4, (uint64_t)(i % 20)); /* each id again and again */
+    history[i] =
+        (int32_t)ops_random_index(c->vocab, 4, (uint64_t)(i % 20)); /* each id again and again */
   return (op_sample_t){.vocab = c->vocab, .logits = ops_uniform(c->vocab, 3, 1), .history = history,
                        .history_len = c->history, .temperature = c->temperature, .top_p = c->top_p,
                        .min_p = c->min_p, .repetition_penalty = c->penalty, .top_k = c->top_k};
@@ -170,7 +173,8 @@ static void test_penalty_applies_once(void **state) {
   }
 }
 
-/* Of eight equal logits, weights are equal to the last bit: half of the mass is exactly four of them. */
+/* Of eight equal logits, weights are equal to the last bit: half of the mass is exactly four of
+ * them. */
 static void test_ties_keep_the_lower_ids(void **state) {
   (void)state;
   const float logits[] = {2, 2, 2, 2, 2, 2, 2, 2};

@@ -90,7 +90,8 @@ nn_model_config_t files_mixtral(void) {
 
 nn_model_config_t files_gpt2(void) {
   nn_model_config_t config = STRUCT(nn_model_config_t);
-  config.family = NN_FAMILY_GPT2, config.norm = NN_NORM_LAYER, config.position = NN_POSITION_LEARNED;
+  config.family = NN_FAMILY_GPT2, config.norm = NN_NORM_LAYER,
+  config.position = NN_POSITION_LEARNED;
   config.ffn_kind = NN_FFN_GELU_TANH, config.biases = 1, config.tied_head = 1;
   config.vocab_size = 41, config.context = 9, config.layers = 2, config.hidden = 12;
   config.heads = 3, config.ffn = 50;
@@ -104,7 +105,7 @@ param_table_t files_table(const nn_model_config_t *config) {
   return table;
 }
 
-/* ---- faults ---- */
+/* ---- faults ---------------------------------------------------------------------------------- */
 
 static int files_tapped(void *user, const char *operation, const char *path, size_t *bytes) {
   files_tap_t *tap = user;

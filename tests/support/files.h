@@ -1,5 +1,5 @@
-/* What tests of files share: messages, small files in a folder, tables of small models, and a tap that
- * makes a chosen file operation fail, fall short, or be the process's last. */
+/* What tests of files share: messages, small files in a folder, tables of small models, and a tap
+ * that makes a chosen file operation fail, fall short, or be the process's last. */
 #ifndef NN_TEST_FILES_H
 #define NN_TEST_FILES_H
 
@@ -7,9 +7,9 @@
 #include "model/params.h"
 
 /* The call fails with this status, and its message contains every one of the parts ("a|b|c"). */
-#define CHECK_FAILS(want, parts, call) \
-  do {                                 \
-    CHECK_STATUS(want, call);          \
+#define CHECK_FAILS(want, parts, call)              \
+  do {                                              \
+    CHECK_STATUS(want, call);                       \
     files_check_message(parts, __FILE__, __LINE__); \
   } while (0)
 void files_check_message(const char *parts, const char *file, int line);
@@ -25,15 +25,16 @@ int files_exists(const char *folder, const char *name);
 /* Names in a folder, but "." and "..". */
 int files_count(const char *folder);
 
-/* The bytes of a safetensors file of this header and so many zero bytes of data; freed by the caller. */
+/* The bytes of a safetensors file of this header and so many zero bytes of data; freed by the
+ * caller. */
 unsigned char *files_safetensors(const char *header, size_t data_bytes, size_t *bytes);
 
-/* Small configurations whose layers, widths and head dims differ from each other, and their tables. */
+/* Small configurations, whose widths differ from each other, and their tables. */
 nn_model_config_t files_mixtral(void);
 nn_model_config_t files_gpt2(void);
 param_table_t files_table(const nn_model_config_t *config);
 
-/* ---- faults ---- */
+/* ---- faults ---------------------------------------------------------------------------------- */
 
 typedef enum files_fault {
   FILES_COUNT,       /* none; operations are counted */

@@ -21,8 +21,8 @@ void stamped_free(stamped_t *model) {
 }
 
 nn_status_t stamped_save(const stamped_t *model, const char *folder, int64_t shard_bytes) {
-  return folder_save(folder, &model->config, &model->table, NN_F32, model->values, shard_bytes, NULL, NULL,
-                     NULL);
+  return folder_save(folder, &model->config, &model->table, NN_F32, model->values, shard_bytes,
+                     NULL, NULL, NULL);
 }
 
 int stamped_is(const stamped_t *model, const char *path) {
@@ -51,8 +51,8 @@ static nn_status_t writing_source(void *user, int64_t index, file_writer_t *writ
   if (!param) return file_writer_write(writer, (char[8]){0}, 8);
   int64_t cols = param->ndim == 2 ? param->shape[1] : 1;
   for (int64_t i = 0; i < param->elements; i++) {
-    float value = writing->model->values[param->offset + i / cols * param->stride[0] +
-                                         i % cols * param->stride[1]];
+    int64_t at = param->offset + i / cols * param->stride[0] + i % cols * param->stride[1];
+    float value = writing->model->values[at];
     double wide = (double)value;
     uint16_t narrow = dtype == NN_BF16 ? dtype_f32_to_bf16(value) : dtype_f32_to_f16(value);
     const void *bytes = dtype == NN_F32 ? (const void *)&value : &narrow;
@@ -86,10 +86,11 @@ void stamped_write(const stamped_t *model, const char *folder, const char *name,
     }
   }
   for (int i = 0; i < 3 && oddity.extra[i]; i++)
-    entries[count++] = (safetensors_entry_t){
-        .name = oddity.extra[i], .dtype = NN_F32, .ndim = 1, .shape = two};
+    entries[count++] =
+        (safetensors_entry_t){.name = oddity.extra[i], .dtype = NN_F32, .ndim = 1, .shape = two};
   writing_t writing = {.model = model, .params = params, .entries = entries};
-  CHECK(safetensors_write(files_path(folder, name), entries, count, NULL, 0, writing_source, &writing));
+  CHECK(safetensors_write(files_path(folder, name), entries, count, NULL, 0, writing_source,
+                          &writing));
   free(entries);
   free(params);
 }

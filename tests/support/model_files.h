@@ -1,5 +1,5 @@
-/* Model folders for tests: models whose every element says which model it belongs to, saved, read back,
- * and written by hand with whatever is wrong about them. */
+/* Model folders for tests: models whose every element says which model it belongs to, saved, read
+ * back, and written by hand with whatever is wrong about them. */
 #ifndef NN_TEST_MODEL_FILES_H
 #define NN_TEST_MODEL_FILES_H
 
@@ -9,7 +9,7 @@
 typedef struct stamped {
   nn_model_config_t config;
   param_table_t table;
-  float *values; /* [table.elements] element i is tag + i / 65536: exact, at most 8 tags of 65536 elements */
+  float *values; /* [table.elements] tag + i / 65536, exact below 8 tags of 65536 elements */
 } stamped_t;
 
 stamped_t stamped_make(nn_model_config_t config, int tag);
@@ -18,19 +18,19 @@ void stamped_free(stamped_t *model);
 /* F32, without progress; shard_bytes 0: one file. */
 nn_status_t stamped_save(const stamped_t *model, const char *folder, int64_t shard_bytes);
 
-/* Opens a folder and reads it: true when configuration and every value are this model's. A folder that
- * cannot be read fails the test. */
+/* Opens a folder and reads it: true when configuration and every value are this model's. A folder
+ * that cannot be read fails the test. */
 int stamped_is(const stamped_t *model, const char *folder);
 
 /* What is to be unlike the published form in a file written by hand. */
 typedef struct oddity {
-  int bare;               /* GPT-2 without its prefix */
-  int32_t dtype;          /* of every tensor; 0: F32 */
-  const char *skip;       /* tensor to leave out */
+  int bare;                /* GPT-2 without its prefix */
+  int32_t dtype;           /* of every tensor; 0: F32 */
+  const char *skip;        /* tensor to leave out */
   const char *rename, *to; /* tensor to write under another name */
-  const char *reshape;    /* tensor to write with its elements as one dimension */
-  const char *retype;     /* tensor to write as F64 */
-  const char *extra[3];   /* more tensors, of two F32 zeros */
+  const char *reshape;     /* tensor to write with its elements as one dimension */
+  const char *retype;      /* tensor to write as F64 */
+  const char *extra[3];    /* more tensors, of two F32 zeros */
 } oddity_t;
 
 /* Writes the model to one file of a folder, zero initialised oddity for the published form. */

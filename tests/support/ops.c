@@ -38,7 +38,8 @@ static void ops_forget(ops_trial_t *trial) {
 static int ops_open(ops_trial_t *trial) {
   backend_options_t options = {.threads = trial->threads, .cancel = &trial->cancel};
   options.cpu_paths = NN_CPU_REFERENCE | paths[trial->path].bit;
-  if (cpu_backend_open(&options, &trial->table, &trial->device) != NN_OK) fail_msg("%s", nn_last_error());
+  if (cpu_backend_open(&options, &trial->table, &trial->device) != NN_OK)
+    fail_msg("%s", nn_last_error());
   trial->path_name = paths[trial->path].name;
   int32_t threads, have;
   trial->table->describe(trial->device, &threads, &have);
@@ -116,8 +117,8 @@ void ops_check(ops_trial_t *trial, int slot, const char *name, const float *got,
   for (int64_t i = 0; i < count; i++)
     if (!(fabs(got[i] - want[i]) <= slack[i]) && !(got[i] == want[i]))
       fail_msg("%s, %d threads: %s[%lld] of %lld is %.9g, not %.9g: off by %.3g, allowed %.3g",
-               trial->path_name, trial->threads, name, (long long)i, (long long)count, got[i], want[i],
-               got[i] - want[i], slack[i]);
+               trial->path_name, trial->threads, name, (long long)i, (long long)count, got[i],
+               want[i], got[i] - want[i], slack[i]);
   ops_check_bits(trial, slot, name, got, (size_t)count * sizeof *got);
 }
 

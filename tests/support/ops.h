@@ -48,16 +48,17 @@ void ops_begin(ops_trial_t *trial, backend_limits_t limits);
 /* Opens the next device, or returns 0 after the last one, with everything closed. */
 int ops_next(ops_trial_t *trial);
 
-/* Scratch of exactly workspace_bytes(limits), full of NaN or other garbage; afterwards the bytes behind
- * it must be as they were. */
+/* Scratch of exactly workspace_bytes(limits), full of NaN or other garbage; afterwards the bytes
+ * behind it must be as they were. */
 backend_scratch_t ops_lend(ops_trial_t *trial);
 void ops_return(ops_trial_t *trial);
 
-#define OPS_STATUS(trial, name, op) ops_finish(trial, (trial)->table->name((trial)->device, op, ops_lend(trial)))
+#define OPS_STATUS(trial, name, op) \
+  ops_finish(trial, (trial)->table->name((trial)->device, op, ops_lend(trial)))
 #define OPS_RUN(trial, name, op) ops_expect(trial, #name, NN_OK, OPS_STATUS(trial, name, op))
 
-/* The operation, asked for under a raised cancel flag, says so. For calls of some size: work of a few
- * microseconds may be done without a look at the flag. */
+/* The operation, asked for under a raised cancel flag, says so. For calls of some size: work of a
+ * few microseconds may be done without a look at the flag. */
 #define OPS_RUN_CANCELLED(trial, name, op)                                          \
   do {                                                                              \
     atomic_store(&(trial)->cancel, 1);                                              \
@@ -75,7 +76,7 @@ void ops_check(ops_trial_t *trial, int slot, const char *name, const float *got,
 /* The same bits as in the path's first run. */
 void ops_check_bits(ops_trial_t *trial, int slot, const char *name, const void *got, size_t bytes);
 
-/* ---- data; freed together by ops_free() ------------------------------------------------------------ */
+/* ---- data; freed together by ops_free() ------------------------------------------------------ */
 
 void *ops_memory(int64_t count, size_t size);
 float *ops_floats(int64_t count);
@@ -104,21 +105,22 @@ void ops_garbage(float *data, int64_t count);
 /* A copy of count floats. */
 float *ops_copy(const float *data, int64_t count);
 
-/* ---- tolerances --------------------------------------------------------------------------------------- */
+/* ---- tolerances ------------------------------------------------------------------------------ */
 
 /* Half a unit in the last place of 1: the relative error of one fp32 operation. */
 #define OPS_U 0x1p-24
 
-/* Relative error, against the sum of magnitudes, that n fp32 additions (and the products they add) may
- * have in any order: the certain bound is n u; rounding errors of either sign give 8 sqrt(n) u with
- * a probability beyond doubt (Higham and Mary, 2019), which is what is asked for where it is smaller. */
+/* Relative error, against the sum of magnitudes, that n fp32 additions (and the products they add)
+ * may have in any order: the certain bound is n u; rounding errors of either sign give 8 sqrt(n) u
+ * with a probability beyond doubt (Higham and Mary, 2019), which is what is asked for where it is
+ * smaller. */
 double ops_sum_error(int64_t n);
 
-/* ---- finite differences -------------------------------------------------------------------------------- */
+/* ---- finite differences ---------------------------------------------------------------------- */
 
-/* d f / d x[i] by central differences in fp64, for i < count; f(context) reads x. gradient[i] must agree
- * to 1e-7 of the largest |gradient| (step 1e-5: truncation is h^2 f'''/6, about 1e-11, rounding about
- * 1e-16 f / h, about 1e-11; what is differentiated is of order 1 to 100). */
+/* d f / d x[i] by central differences in fp64, for i < count; f(context) reads x. gradient[i] must
+ * agree to 1e-7 of the largest |gradient| (step 1e-5: truncation is h^2 f'''/6, about 1e-11,
+ * rounding about 1e-16 f / h, about 1e-11; what is differentiated is of order 1 to 100). */
 void ops_check_gradient(const char *name, double (*f)(const void *context), const void *context,
                         double *x, const double *gradient, int64_t count);
 
