@@ -6,16 +6,16 @@
 #include "backend.h"
 
 enum {
-  ATTENTION_MAX_ROWS = 64,   /* of a tile, on the widest path */
-  ATTENTION_KEYS = 48,       /* of a score tile */
-  ATTENTION_DIRECT_ROWS = 16, /* up to so many rows, vectors run over head_dim instead, */
+  ATTENTION_MAX_ROWS = 64,     /* of a tile, on the widest path */
+  ATTENTION_KEYS = 48,         /* of a score tile */
+  ATTENTION_DIRECT_ROWS = 16,  /* up to so many rows, vectors run over head_dim instead, */
   ATTENTION_DIRECT_KEYS = 128, /* with so many keys at a time */
-  ATTENTION_CHUNK = 512,     /* keys of a chunk, or a multiple, */
-  ATTENTION_CHUNKS = 32,     /* of which there are at most so many */
-  ATTENTION_BWD_ITEMS = 32,  /* items that add to a dk and dv of their own */
-  NORM_BWD_ROWS = 32,        /* rows of a block, or a multiple, */
-  NORM_BWD_BLOCKS = 64,      /* of which there are at most so many */
-  ROUTE_BLOCK = 64           /* tokens of a block */
+  ATTENTION_CHUNK = 512,       /* keys of a chunk, or a multiple, */
+  ATTENTION_CHUNKS = 32,       /* of which there are at most so many */
+  ATTENTION_BWD_ITEMS = 32,    /* items that add to a dk and dv of their own */
+  NORM_BWD_ROWS = 32,          /* rows of a block, or a multiple, */
+  NORM_BWD_BLOCKS = 64,        /* of which there are at most so many */
+  ROUTE_BLOCK = 64             /* tokens of a block */
 };
 
 /* Floats of one thread's tiles; tile_rows is at most ATTENTION_MAX_ROWS.

@@ -51,6 +51,8 @@ static int ops_open(ops_trial_t *trial) {
 }
 
 int ops_next(ops_trial_t *trial) {
+  free(trial->scratch);
+  trial->scratch = NULL;
   if (trial->device && ++trial->repeat < REPEATS) return 1;
   if (trial->device) trial->table->close(trial->device);
   trial->device = NULL;
@@ -68,25 +70,26 @@ int ops_next(ops_trial_t *trial) {
 }
 
 backend_scratch_t ops_lend(ops_trial_t *trial) {
-  trial->scratch_bytes = trial->table->workspace_bytes(trial->device, &trial->limits);
-  size_t whole = (trial->scratch_bytes + GUARD + 63) / 64 * 64;
-  trial->scratch = aligned_alloc(64, whole);
-  if (!trial->scratch) fail_msg("no memory for %zu bytes of scratch", whole);
-  memset(trial->scratch, trial->repeat ? 0x3e : 0xff, trial->scratch_bytes); /* NaN, then 0.18 */
-  memset((char *)trial->scratch + trial->scratch_bytes, GUARD_BYTE, whole - trial->scratch_bytes);
+  if (!trial->scratch) {
+    trial->scratch_bytes = trial->table->workspace_bytes(trial->device, &trial->limits);
+    size_t whole = (trial->scratch_bytes + GUARD + 63) / 64 * 64;
+    trial->scratch = aligned_alloc(64, whole);
+    if (!trial->scratch) fail_msg("no memory for %zu bytes of scratch", whole);
+    memset(trial->scratch, trial->repeat ? 0x3e : 0xff, trial->scratch_bytes); /* 0.18, NaN */
+    memset((char *)trial->scratch + trial->scratch_bytes, GUARD_BYTE, whole - trial->scratch_bytes);
+  }
   return (backend_scratch_t){trial->scratch, trial->scratch_bytes};
 }
 
-void ops_return(ops_trial_t *trial) {
+void ops_return(const ops_trial_t *trial) {
   const unsigned char *end = (const unsigned char *)trial->scratch + trial->scratch_bytes;
   for (int i = 0; i < GUARD; i++)
     if (end[i] != GUARD_BYTE)
       fail_msg("%s: byte %d behind %zu bytes of scratch was written", trial->path_name, i,
                trial->scratch_bytes);
-  free(trial->scratch);
 }
 
-nn_status_t ops_finish(ops_trial_t *trial, nn_status_t status) {
+nn_status_t ops_finish(const ops_trial_t *trial, nn_status_t status) {
   ops_return(trial);
   return status;
 }

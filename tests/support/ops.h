@@ -35,7 +35,7 @@ typedef struct ops_trial {
   int32_t threads;
   int32_t repeat;  /* 0 or 1 */
   const char *path_name;
-  void *scratch;
+  void *scratch; /* NULL until lent in this run */
   size_t scratch_bytes;
   struct {
     void *bits;
@@ -48,10 +48,10 @@ void ops_begin(ops_trial_t *trial, backend_limits_t limits);
 /* Opens the next device, or returns 0 after the last one, with everything closed. */
 int ops_next(ops_trial_t *trial);
 
-/* Scratch of exactly workspace_bytes(limits), full of NaN or other garbage; afterwards the bytes
- * behind it must be as they were. */
+/* Scratch of exactly workspace_bytes(limits), in each run at first full of NaN or other garbage,
+ * later of what earlier operations left. The bytes behind it must stay as they are. */
 backend_scratch_t ops_lend(ops_trial_t *trial);
-void ops_return(ops_trial_t *trial);
+void ops_return(const ops_trial_t *trial);
 
 #define OPS_STATUS(trial, name, op) \
   ops_finish(trial, (trial)->table->name((trial)->device, op, ops_lend(trial)))
@@ -66,7 +66,7 @@ void ops_return(ops_trial_t *trial);
     atomic_store(&(trial)->cancel, 0);                                              \
   } while (0)
 
-nn_status_t ops_finish(ops_trial_t *trial, nn_status_t status);
+nn_status_t ops_finish(const ops_trial_t *trial, nn_status_t status);
 void ops_expect(const ops_trial_t *trial, const char *name, nn_status_t want, nn_status_t got);
 
 /* |got - want| <= slack for each element, and the same bits as in the path's first run. */
