@@ -8,12 +8,17 @@
  * Conventions, said once:
  *
  * - **Status.** Every function that can fail returns an nn_status_t: NN_OK (0) or a negative code.
- *   nn_last_error() is then the calling thread's message. Outputs are written only on success.
+ *   nn_last_error() is then the calling thread's message. Outputs are written only on success, except
+ *   that a caller's array may be partly filled.
  * - **Handles** are opaque. Destroy functions accept NULL and may be called in any order: a handle
  *   keeps what it depends on alive until it is destroyed itself.
- * - **Threads.** Different handles may be used from different threads at the same time; one handle
- *   from one thread at a time. nn_device_cancel() alone may be called from any thread and from a
- *   signal handler. Work of handles on one device is serialised by the device.
+ * - **Threads.** A device and a tokenizer may be used from any number of threads at once. A model, its
+ *   optimizers and the tensors that view their memory count as one handle, a session, a dataset and
+ *   any other tensor as one each: one thread at a time. Sessions may run beside their model's training.
+ *   Calls that compute on one device take turns, first come, first served.
+ * - **Callbacks** run on the thread of the call that they were given to, without the device held. They
+ *   may use other handles, not those of the call, and must return. After fork() a child makes handles
+ *   of its own and leaves its parent's alone.
  * - **Structs** are plain options or results. Set `struct_size` to `sizeof` the struct; zero in any
  *   other member means the documented default. A struct grows only at its end: the library accepts
  *   the sizes of older headers, and refuses a larger one whose unknown tail is not zero.
@@ -21,7 +26,8 @@
  * - **Shapes** are written [rows, columns], row-major, the last index fastest. Token ids are
  *   `int32_t`. Sizes are in elements unless a name says bytes.
  * - Pointers are to host memory unless a comment says otherwise. The library keeps no pointer of
- *   the caller's after a call returns, except where a comment says so.
+ *   the caller's after a call returns, except where a comment says so. Files that it reads must not
+ *   be truncated meanwhile, for it maps them; replacing them is safe.
  */
 #ifndef MOENN_H
 #define MOENN_H
@@ -80,7 +86,7 @@ enum {
   NN_ERR_STATE = -7,        /**< Calls in the wrong order, for example training before prepare. */
   NN_ERR_NOT_FOUND = -8,    /**< No preset, parameter, file or device of that name. */
   NN_ERR_NONFINITE = -9,    /**< A loss or gradient norm is NaN or infinite; the step was refused. */
-  NN_ERR_CANCELLED = -10,   /**< The device's cancel flag is set, or a callback asked to stop. */
+  NN_ERR_CANCELLED = -10,   /**< The device's cancel flag is set, or a progress callback said so. */
   NN_ERR_CAPACITY = -11,    /**< The caller's buffer, the context or the cache is too small. */
   NN_ERR_DEVICE = -12       /**< The device failed; its handle can only be destroyed. */
 };
@@ -131,8 +137,10 @@ typedef struct nn_device_options {
   int32_t threads;    /**< Threads that compute, the caller's among them. 0: one per available core. */
   int32_t cpu_paths;  /**< NN_CPU_ mask. 0: MOENN_CPU from the environment, or every path. */
   const int32_t *affinity; /**< [threads] logical CPU of each worker thread (entry 0, the caller's
-                                own thread, is left alone), or NULL: wherever the system puts them. */
-  nn_log_fn log;      /**< Receives messages. NULL: written to standard error. */
+                                own thread, is left alone), with threads given; or NULL: wherever
+                                the system puts them. */
+  nn_log_fn log;      /**< Receives messages until the device's last handle is destroyed. NULL: they
+                           are written to standard error. */
   void *log_user;     /**< Passed to log. */
   int32_t log_level;  /**< Least urgent NN_LOG_ level to pass on. */
 } nn_device_options_t;
@@ -160,7 +168,7 @@ typedef struct nn_device_info {
 /** Describes the device. */
 NN_API nn_status_t nn_device_info(const nn_device_t *device, nn_device_info_t *info);
 
-/** Bytes of device memory that models, tensors and sessions hold; written by nn_device_memory(). */
+/** Bytes of device memory that handles hold, wrapped memory apart; written by nn_device_memory(). */
 typedef struct nn_memory {
   size_t struct_size; /**< sizeof this struct. */
   int64_t current_bytes; /**< Held now. */
@@ -171,8 +179,8 @@ typedef struct nn_memory {
 /** Reads the device's memory counters. Any thread, at any time. */
 NN_API nn_status_t nn_device_memory(const nn_device_t *device, nn_memory_t *memory);
 
-/** Sets (on != 0) or clears the cancel flag. While it is set, forward, backward, prefill, decode,
- *  generate, save and load return NN_ERR_CANCELLED, running ones within 50 ms. An optimizer step
+/** Sets (on != 0) or clears the cancel flag. While it is set, calls that compute, load or save return
+ *  NN_ERR_CANCELLED; running ones within 50 ms, a save after the disk has answered. An optimizer step
  *  under way is finished, so parameters are never half updated. After a cancelled backward the
  *  gradients are undefined until nn_model_zero_grad(); a cancelled prefill or decode leaves the
  *  sequence at its former length. Any thread; async-signal-safe; NULL is ignored. */
@@ -196,7 +204,8 @@ enum {
   NN_I16 = 6,  /**< Signed 16 bits. */
   NN_I8 = 7,   /**< Signed 8 bits. */
   NN_U8 = 8,   /**< Unsigned 8 bits. */
-  NN_BOOL = 9  /**< One byte, 0 or 1. */
+  NN_BOOL = 9, /**< One byte, 0 or 1. */
+  NN_DTYPE_FILE = -1 /**< Of nn_model_load() alone: the dtype that the file has. */
 };
 
 /** Most dimensions a tensor has. */
@@ -266,6 +275,15 @@ enum {
   NN_FAMILY_GPT2 = 1     /**< GPT2LMHeadModel: dense. */
 };
 
+/** Which linear layers of a block have a bias, a bit mask. */
+enum {
+  NN_BIAS_NONE = 0, /**< None. */
+  NN_BIAS_QKV = 1,  /**< Query, key and value projections. */
+  NN_BIAS_O = 2,    /**< Attention's output projection. */
+  NN_BIAS_FFN = 4,  /**< The feed-forward network's. */
+  NN_BIAS_ALL = 7   /**< All of them. */
+};
+
 /** Normalisations. */
 enum {
   NN_NORM_RMS = 0,  /**< x / sqrt(mean(x^2) + eps) * w (Zhang and Sennrich, 2019). */
@@ -309,20 +327,21 @@ typedef struct nn_model_config {
   int64_t ffn;          /**< Width inside the FFN (of one expert). */
   int64_t experts;      /**< Experts per layer, at most 1024. 0: a dense FFN. */
   int64_t top_k;        /**< Experts per token, at most 64. Required with experts. */
-  int32_t biases;       /**< 1: every linear layer of a block has a bias. */
+  int32_t biases;       /**< NN_BIAS_ mask. */
   int32_t tied_head;    /**< 1: the head is the embedding. */
   float norm_eps;       /**< 0: 1e-5. */
-  float rope_theta;     /**< RoPE base. 0: 10000. */
-  float rope_ntk_alpha; /**< How many times its context a session may stretch the model: a session
-                             with max_len > context rotates with base * alpha^(d/(d-2)), d the head
-                             dim (NTK-aware scaling). 0: 1. */
+  float rope_theta;     /**< RoPE base. 0: 10000. With learned positions: must be 0. */
+  float rope_ntk_alpha; /**< How many times its context a session may stretch the model, at most
+                             65536: a session with max_len > context rotates with
+                             base * alpha^(d/(d-2)), d the head dim (NTK-aware scaling). 0: 1. */
   float init_std;       /**< Standard deviation of initial weights. 0: 0.02. */
   float aux_loss_coef;  /**< Weight of the load-balancing loss. 0: none. */
   int32_t aux_loss;     /**< NN_AUX_ value. */
   float z_loss_coef;    /**< Weight of mean(logsumexp(router logits)^2), summed over layers (Zoph et
                              al., 2022). 0: none. */
   float capacity_factor; /**< An expert takes at most ceil(factor * tokens * k / E) slots of a
-                              training batch, first tokens first; the rest are dropped. 0: none is. */
+                              training batch, first tokens first; the rest are dropped. At most
+                              1024. 0: none is. */
 } nn_model_config_t;
 
 /** Fills a configuration by name: "tiny", "small", "moe-6.9b", "gpt2-124m", "gpt2-350m",
@@ -343,7 +362,8 @@ NN_API nn_status_t nn_config_to_json(const nn_model_config_t *config, char *text
                                      size_t *required);
 
 /** Checks a configuration and writes the defaults in place of zeros. NN_ERR_ARGUMENT names the first
- *  member that is out of range or does not fit another. */
+ *  member that is out of range or does not fit another; NN_ERR_UNSUPPORTED a combination that the
+ *  family has no published form for. */
 NN_API nn_status_t nn_config_validate(nn_model_config_t *config);
 
 /* ------------------------------------------------------------------------------------------------
@@ -426,13 +446,14 @@ typedef struct nn_file_options {
 /** Reads a Hugging Face folder: config.json and model.safetensors, or its shards with their index.
  *  Files are mapped, never trusted: every size is checked before memory is taken, every tensor of
  *  the file must be used and every parameter filled.
- *  @param dtype NN_F32 or NN_BF16; F32, F16 and BF16 tensors are converted to it. -1: F32 if the
- *               first tensor is, else BF16. */
+ *  @param dtype NN_F32 or NN_BF16; F32, F16 and BF16 tensors are converted to it. NN_DTYPE_FILE: F32
+ *               if the file's embedding is, else BF16. */
 NN_API nn_status_t nn_model_load(nn_device_t *device, const char *folder, int32_t dtype,
                                  const nn_file_options_t *options, nn_model_t **model);
 
 /** Writes a Hugging Face folder that nn_model_load() and transformers read; makes the folder if it
- *  is not there. Files appear whole or not at all: a full disk or a kill leaves the earlier ones. */
+ *  is not there. A full disk, a failure or a kill leaves the earlier model whole. A failure after the
+ *  new model took its place, when the earlier one's files are cleared away, says so in its message. */
 NN_API nn_status_t nn_model_save(const nn_model_t *model, const char *folder,
                                  const nn_file_options_t *options);
 
@@ -449,12 +470,12 @@ NN_API int64_t nn_model_parameter_count(const nn_model_t *model);
  *  the model. */
 NN_API const char *nn_model_parameter_name(const nn_model_t *model, int64_t index);
 
-/** A parameter as a tensor that views the model's buffer: writing changes the model. The shape is
+/** A parameter as a tensor that views the model's memory: writing changes the model. The shape is
  *  the one in the family's files; strides may be those of a transpose. */
 NN_API nn_status_t nn_model_parameter(const nn_model_t *model, const char *name,
                                       nn_tensor_t **tensor);
 
-/** A parameter's gradient as a tensor that views the gradient buffer, F32. NN_ERR_STATE before
+/** A parameter's gradient as a tensor that views the gradients' memory, F32. NN_ERR_STATE before
  *  nn_model_prepare(). */
 NN_API nn_status_t nn_model_gradient(const nn_model_t *model, const char *name,
                                      nn_tensor_t **tensor);
@@ -464,8 +485,8 @@ NN_API nn_status_t nn_model_gradient(const nn_model_t *model, const char *name,
  * --------------------------------------------------------------------------------------------- */
 
 /** Allocates gradients (zeros) and activations for batches up to a shape; again with another shape
- *  keeps the gradients and resets the expert counters. NULL options give both back. On failure the
- *  model is as before. */
+ *  keeps the gradients and resets the expert counters; for a moment both shapes' memory is held. NULL
+ *  options give everything back. On failure the model is as before. */
 NN_API nn_status_t nn_model_prepare(nn_model_t *model, const nn_train_options_t *options);
 
 /** Result of a forward pass with targets. */
@@ -485,15 +506,17 @@ NN_API nn_status_t nn_model_forward(nn_model_t *model, const int32_t *tokens, in
                                     int64_t seq_len, float *logits);
 
 /** Loss of a batch, without gradients.
- *  @param targets [batch, seq_len] the id that should follow each token; negative ones do not count. */
+ *  @param targets [batch, seq_len] the id that should follow each token; negative ones do not count.
+ *  NN_ERR_NONFINITE: the loss is not finite. */
 NN_API nn_status_t nn_model_evaluate(nn_model_t *model, const int32_t *tokens,
                                      const int32_t *targets, int64_t batch, int64_t seq_len,
                                      nn_loss_t *loss);
 
 /** Loss of a batch, and its gradients added to the model's.
  *  @param scale multiplies the gradients: 1 / n for n accumulated micro-batches.
- *  The gradients are those of loss + aux_loss + z_loss. NN_ERR_NONFINITE: the loss is not finite;
- *  the gradients are undefined until nn_model_zero_grad(). */
+ *  The gradients are those of loss + aux_loss + z_loss. NN_ERR_NONFINITE: the loss is not finite.
+ *  After any failure midway the gradients are undefined, and backward and optimizer steps are
+ *  NN_ERR_STATE, until nn_model_zero_grad(). */
 NN_API nn_status_t nn_model_backward(nn_model_t *model, const int32_t *tokens,
                                      const int32_t *targets, int64_t batch, int64_t seq_len,
                                      float scale, nn_loss_t *loss);
@@ -559,14 +582,14 @@ enum {
   NN_MOMENT_SECOND = 1 /**< Running mean of squared gradients. */
 };
 
-/** A moment of one parameter as a tensor that views the optimizer's buffer, F32. */
+/** A moment of one parameter as a tensor that views the optimizer's memory, F32. */
 NN_API nn_status_t nn_optim_moment(const nn_optim_t *optim, const char *name, int32_t moment,
                                    nn_tensor_t **tensor);
 
 /** Updates made so far; 0 for NULL. */
 NN_API int64_t nn_optim_steps(const nn_optim_t *optim);
 
-/** Sets the number of updates made so far, at least 0, as when state was restored by hand. */
+/** Sets the number of updates made so far, from 0 to 2^53, as when state was restored by hand. */
 NN_API nn_status_t nn_optim_set_steps(nn_optim_t *optim, int64_t steps);
 
 /** Writes moments and step count to one safetensors file, whole or not at all. */
@@ -624,13 +647,15 @@ NN_API int64_t nn_tokenizer_vocab_size(const nn_tokenizer_t *tokenizer);
  *  @param ids   [capacity] receives the ids; may be NULL when capacity is 0.
  *  @param count receives the number of ids, also with NN_ERR_CAPACITY. */
 NN_API nn_status_t nn_tokenizer_encode(const nn_tokenizer_t *tokenizer, const char *text,
-                                       size_t bytes, int32_t *ids, size_t capacity, size_t *count);
+                                       size_t bytes, int32_t *ids, int64_t capacity,
+                                       int64_t *count);
 
 /** Decodes ids; specials give no text. An id outside the vocabulary is NN_ERR_ARGUMENT.
  *  @param text  [capacity] receives the bytes, without a NUL; may be NULL when capacity is 0.
  *  @param bytes receives the number of bytes, also with NN_ERR_CAPACITY. */
 NN_API nn_status_t nn_tokenizer_decode(const nn_tokenizer_t *tokenizer, const int32_t *ids,
-                                       size_t count, char *text, size_t capacity, size_t *bytes);
+                                       int64_t count, char *text, size_t capacity,
+                                       size_t *bytes);
 
 /* ------------------------------------------------------------------------------------------------
  * Dataset: a token stream cut into windows
@@ -653,13 +678,14 @@ typedef struct nn_dataset_options {
   uint64_t seed;   /**< Of the shuffle. */
 } nn_dataset_options_t;
 
-/** Opens a text file, encoded whole by a tokenizer (NULL: bytes). The file is mapped with NULL, and
- *  read with a tokenizer. */
+/** Opens a text file, encoded whole by a tokenizer, which may be destroyed then (NULL: bytes). With
+ *  NULL the file stays mapped while the dataset lives, and must not be truncated. */
 NN_API nn_status_t nn_dataset_open_text(const char *path, const nn_tokenizer_t *tokenizer,
                                         const nn_dataset_options_t *options,
                                         nn_dataset_t **dataset);
 
-/** Opens an llm.c token file (magic 20240520, version 1, uint16 ids). The file is mapped. */
+/** Opens an llm.c token file (magic 20240520, version 1, uint16 ids). The file stays mapped while the
+ *  dataset lives, and must not be truncated. */
 NN_API nn_status_t nn_dataset_open_tokens(const char *path, const nn_dataset_options_t *options,
                                           nn_dataset_t **dataset);
 
@@ -702,8 +728,9 @@ NN_API nn_status_t nn_dataset_seek(nn_dataset_t *dataset, int64_t position);
 /** Sequences being served by a model; several sessions may share one model. */
 typedef struct nn_session nn_session_t;
 
-/** Allocates the cache and workspace of a session. It sees the parameters as they are when each call
- *  begins, and drops no tokens whatever the capacity factor. */
+/** Allocates the cache and workspace of a session. Each of its calls sees the parameters as they are
+ *  when it takes its turn on the device (nn_session_generate() takes one for each token), never half
+ *  updated. A session drops no tokens whatever the capacity factor. */
 NN_API nn_status_t nn_session_create(nn_model_t *model, const nn_session_options_t *options,
                                      nn_session_t **session);
 
@@ -744,7 +771,7 @@ typedef struct nn_sample_options {
 } nn_sample_options_t;
 
 /** Chooses a token from the logits after a sequence's last token, without appending it.
- *  NN_ERR_STATE: the sequence is empty or was truncated since. */
+ *  NN_ERR_STATE: the sequence is empty, was truncated since, or its last call failed midway. */
 NN_API nn_status_t nn_session_sample(nn_session_t *session, int64_t sequence,
                                      const nn_sample_options_t *options, int32_t *token);
 
@@ -756,7 +783,8 @@ typedef struct nn_generate_options {
   size_t struct_size; /**< sizeof this struct. */
   const nn_sample_options_t *sampling; /**< NULL: greedy. */
   int64_t max_tokens;       /**< Most tokens to make. 0: as many as fit. */
-  const int32_t *stop_ids;  /**< [stop_count] ids that end the text and are not part of it. */
+  const int32_t *stop_ids;  /**< [stop_count] ids of the vocabulary that end the text and are not
+                                 part of it. */
   int64_t stop_count;       /**< Entries of stop_ids. */
   nn_token_fn on_token;     /**< Called for every token made, or NULL. */
   void *on_token_user;      /**< Passed to on_token. */
@@ -772,10 +800,11 @@ enum {
 
 /** Prefills a prompt and generates after it.
  *  @param prompt  [prompt_count] appended first; may be empty when the sequence is not.
- *  @param tokens  [capacity] receives the generated ids, or NULL with capacity 0: on_token alone.
- *  @param count   receives how many were made. On NN_ERR_CANCELLED it and tokens hold what was made.
+ *  @param tokens  [capacity] receives the generated ids. capacity 0: on_token alone hears of them.
+ *  @param count   receives how many were made. On failure it and tokens hold what was made.
  *  @param reason  receives an NN_STOP_ value, or NULL.
- *  After NN_STOP_ID every made token is part of the sequence; otherwise all but the last. */
+ *  After NN_STOP_ID every made token is part of the sequence; otherwise all but the last, which is the
+ *  prompt to go on with. After a failure nn_session_length() tells. */
 NN_API nn_status_t nn_session_generate(nn_session_t *session, int64_t sequence,
                                        const int32_t *prompt, int64_t prompt_count,
                                        const nn_generate_options_t *options, int32_t *tokens,

@@ -1,6 +1,7 @@
 /* The CPU as a backend: opening and closing, memory, scratch, and the choice of operations. */
 #include <string.h>
 
+#include "base/dlpack.h"
 #include "base/mem.h"
 #include "cpu.h"
 #include "dispatch.h"
@@ -59,9 +60,12 @@ static size_t backend_workspace_bytes(const backend_device_t *device,
   return bytes;
 }
 
-static void backend_describe(const backend_device_t *device, int32_t *threads, int32_t *cpu_paths) {
-  *threads = device->threads;
-  *cpu_paths = device->cpu_paths;
+/* The core is built with this file, so the whole struct is there. */
+static void backend_describe(const backend_device_t *device, backend_info_t *info) {
+  info->threads = device->threads;
+  info->cpu_paths = device->cpu_paths;
+  info->dlpack_device = DLPACK_CPU;
+  info->dlpack_id = 0;
 }
 
 static void backend_close(backend_device_t *device) {
@@ -96,8 +100,7 @@ nn_status_t cpu_backend_open(const backend_options_t *options, const backend_t *
   backend_device_t *made = memory;
   made->threads = options->threads;
   made->cpu_paths = NN_CPU_REFERENCE | (options->cpu_paths & dispatch_paths());
-  nn_status_t status =
-      pool_create(options->threads, options->affinity, options->cancel, &made->pool);
+  nn_status_t status = pool_create(options, &made->pool);
   if (status != NN_OK) {
     mem_free(made);
     return status;

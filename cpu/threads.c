@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
 
@@ -31,14 +32,15 @@ struct pool {
   int32_t threads;
   int32_t spins; /* POOL_SPINS, or 0 where threads share cores and spinning only takes time away */
   int32_t started;
-  const atomic_int *cancel;
+  int32_t (*cancelled)(const void *user);
+  const void *cancel_user;
   pool_worker_t *workers; /* [threads - 1] */
 
   /* The region, written by the caller while no worker is inside. */
   pool_fn fn;
   void *context;
   int64_t items;
-  bool deaf; /* does not poll cancel */
+  bool deaf; /* does not ask whether it is cancelled */
 
   _Alignas(POOL_LINE) atomic_llong next; /* item to be claimed */
   _Alignas(POOL_LINE) atomic_uint region; /* odd: open */
@@ -58,11 +60,15 @@ static inline void pool_pause(void) {
 #endif
 }
 
+static inline bool pool_is_cancelled(const pool_t *pool) {
+  return pool->cancelled(pool->cancel_user) != 0;
+}
+
 static void pool_work(pool_t *pool, int32_t thread) {
   for (;;) {
     int64_t item = atomic_fetch_add_explicit(&pool->next, 1, memory_order_relaxed);
     if (item >= pool->items) return;
-    if (!pool->deaf && atomic_load_explicit(pool->cancel, memory_order_relaxed)) {
+    if (!pool->deaf && pool_is_cancelled(pool)) {
       atomic_store_explicit(&pool->skipped, true, memory_order_relaxed);
       return;
     }
@@ -154,15 +160,15 @@ static void pool_region(pool_t *pool, int64_t items, pool_fn fn, void *context, 
   }
 }
 
-static nn_status_t pool_cancelled(void) {
+static nn_status_t pool_fail_cancelled(void) {
   return status_fail(NN_ERR_CANCELLED,
                      "the device's cancel flag is set; nn_device_cancel(device, 0) clears it");
 }
 
 nn_status_t pool_run(pool_t *pool, int64_t items, pool_fn fn, void *context) {
-  if (atomic_load_explicit(pool->cancel, memory_order_relaxed)) return pool_cancelled();
+  if (pool_is_cancelled(pool)) return pool_fail_cancelled();
   pool_region(pool, items, fn, context, false);
-  return atomic_load_explicit(&pool->skipped, memory_order_relaxed) ? pool_cancelled() : NN_OK;
+  return atomic_load_explicit(&pool->skipped, memory_order_relaxed) ? pool_fail_cancelled() : NN_OK;
 }
 
 void pool_run_all(pool_t *pool, int64_t items, pool_fn fn, void *context) {
@@ -194,10 +200,13 @@ static nn_status_t pool_pin(const pool_worker_t *worker, int32_t cpu) {
 }
 
 static nn_status_t pool_start(pool_t *pool, const int32_t *affinity) {
-  /* Signals are the application's: its own threads shall take them. */
-  sigset_t all, old;
-  sigfillset(&all);
-  pthread_sigmask(SIG_SETMASK, &all, &old);
+  /* Signals are the application's: its own threads shall take them. Those that an instruction of a
+   * worker raises cannot go elsewhere: blocked, they would pass the application's handler by. */
+  static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+  sigset_t blocked, old;
+  sigfillset(&blocked);
+  for (size_t i = 0; i < sizeof own / sizeof *own; i++) sigdelset(&blocked, own[i]);
+  pthread_sigmask(SIG_SETMASK, &blocked, &old);
   nn_status_t status = NN_OK;
   while (status == NN_OK && pool->started < pool->threads - 1) {
     pool_worker_t *worker = &pool->workers[pool->started];
@@ -217,17 +226,17 @@ static nn_status_t pool_start(pool_t *pool, const int32_t *affinity) {
   return status;
 }
 
-nn_status_t pool_create(int32_t threads, const int32_t *affinity, const atomic_int *cancel,
-                        pool_t **pool) {
+nn_status_t pool_create(const backend_options_t *options, pool_t **pool) {
   void *memory;
   STATUS_TRY(mem_alloc_aligned(sizeof(pool_t), &memory));
   pool_t *made = memory;
   memset(made, 0, sizeof *made);
-  made->threads = threads;
-  made->spins = threads <= pool_cores() ? POOL_SPINS : 0;
-  made->cancel = cancel;
+  made->threads = options->threads;
+  made->spins = options->threads <= pool_cores() ? POOL_SPINS : 0;
+  made->cancelled = options->cancelled;
+  made->cancel_user = options->cancel_user;
   void *workers;
-  nn_status_t status = mem_alloc((size_t)threads, sizeof(pool_worker_t), &workers);
+  nn_status_t status = mem_alloc((size_t)options->threads, sizeof(pool_worker_t), &workers);
   if (status != NN_OK) {
     mem_free(made);
     return status;
@@ -236,7 +245,7 @@ nn_status_t pool_create(int32_t threads, const int32_t *affinity, const atomic_i
   pthread_mutex_init(&made->lock, NULL);
   pthread_cond_init(&made->opened, NULL);
   pthread_cond_init(&made->left, NULL);
-  status = pool_start(made, affinity);
+  status = pool_start(made, options->affinity);
   if (status != NN_OK) {
     pool_destroy(made);
     return status;

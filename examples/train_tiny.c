@@ -8,14 +8,16 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "moenn.h"
 #include "stories.h"
 
-enum { BATCH = 4, LENGTH = 256 };      /* sequences in a step, bytes in a sequence */
-enum { PARTS = 20, SHORT_CHECK = 16 }; /* progress lines; batches of a validation on the way */
+enum { BATCH = 4, LENGTH = 256 };         /* sequences in a step, bytes in a sequence */
+enum { SHORTEST = (LENGTH + 1) * 10 / 9 }; /* bytes of a text */
+enum { PARTS = 20, SHORT_CHECK = 16 };    /* progress lines; batches of a validation on the way */
 
 static const char usage[] =
     "usage: train_tiny [TEXT] [options]\n"
@@ -25,32 +27,27 @@ static const char usage[] =
     "  --steps N     train for N steps instead: the same losses on every run, at any thread count\n"
     "  --seed S      of weights, data and sample (default: 1)\n"
     "  --threads T   threads that compute (default: one per core)\n"
-    "  --out DIR     where the model is saved (default: tiny-model)\n"
+    "  --out DIR     where the model is saved, before training and after (default: tiny-model)\n"
     "Ctrl-C saves the model and leaves with exit code 130; a second one leaves at once.\n";
 
 static struct {
   const char *text, *out;
   double minutes, steps, seed, threads;
-} settings = {.out = "tiny-model", .minutes = 1.2, .seed = 1};
+} settings = {.out = "tiny-model", .seed = 1};
 
 static nn_train_options_t shape = {.struct_size = sizeof shape, .batch = BATCH, .seq_len = LENGTH};
 static int32_t tokens[BATCH * LENGTH], targets[BATCH * LENGTH];
 static float logits[2][BATCH * LENGTH * NN_BYTE_VOCAB];
 static volatile sig_atomic_t interrupted;
 
-static void on_interrupt(int number) {
-  interrupted = 1;
-  signal(number, SIG_DFL);
-}
+static void on_interrupt(int number) { interrupted = number; }
 
-static void fail(int code, const char *what, const char *why) {
-  fprintf(stderr, "train_tiny: %s: %s\n", what, why);
-  exit(code);
-}
+/* Says why, and ends the program. */
+#define FAIL(code, ...) (fprintf(stderr, "train_tiny: " __VA_ARGS__), exit(code))
 
 /* Ends the program if a call has failed. */
 static void must(nn_status_t status) {
-  if (status != NN_OK) fail(1, nn_status_name(status), nn_last_error());
+  if (status != NN_OK) FAIL(1, "%s: %s\n", nn_status_name(status), nn_last_error());
 }
 
 static double seconds(void) {
@@ -63,41 +60,41 @@ static double number(const char *option, double least, double most, int whole) {
   char *end;
   double value = strtod(optarg, &end);
   int good = end != optarg && !*end && value >= least && value <= most;
-  if (good && (!whole || value == floor(value))) return value;
-  fprintf(stderr, "train_tiny: %s is %s; it takes a %snumber from %g to %g\n", option, optarg,
-          whole ? "whole " : "", least, most);
-  exit(2);
+  if (!good || (whole && value != floor(value)))
+    FAIL(2, "%s is %s; it takes a %snumber from %g to %g\n", option, optarg, whole ? "whole " : "",
+         least, most);
+  return value;
 }
 
 static void read_settings(int argc, char **argv) {
   static const struct option options[] = {
       {"minutes", 1, NULL, 'm'}, {"steps", 1, NULL, 'n'}, {"seed", 1, NULL, 's'},
       {"threads", 1, NULL, 't'}, {"out", 1, NULL, 'o'},   {"help", 0, NULL, 'h'}, {0}};
-  for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+  for (int option; (option = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
     switch (option) {
       case 'm': settings.minutes = number("--minutes", 0.01, 1e6, 0); break;
       case 'n': settings.steps = number("--steps", 1, 1e12, 1); break;
       case 's': settings.seed = number("--seed", 0, 0x1p53, 1); break;
       case 't': settings.threads = number("--threads", 1, 1024, 1); break;
       case 'o': settings.out = optarg; break;
-      case 'h': fputs(usage, stdout); exit(0);
+      case 'h': fputs(usage, stdout); exit(ferror(stdout) ? 1 : 0);
       default: fputs(usage, stderr); exit(2);
     }
   }
   if (optind < argc) settings.text = argv[optind++];
-  if (optind < argc) fail(2, argv[optind], "there is a text already");
+  if (optind < argc) FAIL(2, "%s: there is a text already\n", argv[optind]);
+  if (settings.minutes > 0 && settings.steps > 0) FAIL(2, "--minutes or --steps, not both\n");
+  if (settings.minutes <= 0) settings.minutes = 1.2;
 }
 
 static void open_text(nn_dataset_options_t options, nn_dataset_t **data, nn_dataset_t **valid) {
-  nn_dataset_info_t info = {.struct_size = sizeof info};
+  struct stat file = {0};
+  if (!stat(settings.text, &file) && S_ISREG(file.st_mode) && file.st_size < SHORTEST)
+    FAIL(1, "%s: has %d bytes and needs %d: the first 90 %% must hold a window of %d\n",
+         settings.text, (int)file.st_size, SHORTEST, LENGTH + 1);
+  options.begin = file.st_size - file.st_size / 10;
   must(nn_dataset_open_text(settings.text, NULL, &options, valid));
-  must(nn_dataset_info(*valid, &info));
-  nn_dataset_destroy(*valid);
-  options.begin = info.tokens - info.tokens / 10;
-  must(nn_dataset_open_text(settings.text, NULL, &options, valid));
-  options.end = options.begin;
-  options.begin = 0;
-  options.shuffle = 1;
+  options.end = options.begin, options.begin = 0, options.shuffle = 1;
   must(nn_dataset_open_text(settings.text, NULL, &options, data));
 }
 
@@ -107,7 +104,7 @@ static double open_stories(const nn_dataset_options_t *options, uint64_t seed, s
   stories_t stories;
   int32_t *ids = NULL;
   if (stories_make(seed, bytes, &stories) || !(ids = malloc(stories.bytes * sizeof *ids)))
-    fail(1, "stories", "memory is short");
+    FAIL(1, "memory for the stories is short\n");
   for (size_t i = 0; i < stories.bytes; i++) ids[i] = (unsigned char)stories.text[i];
   must(nn_dataset_from_tokens(ids, (int64_t)stories.bytes, options, data));
   free(ids);
@@ -208,7 +205,7 @@ static void save_and_prove(nn_device_t *device, nn_model_t *model) {
   must(nn_model_prepare(loaded, &shape));
   must(nn_model_forward(model, tokens, BATCH, LENGTH, logits[0]));
   must(nn_model_forward(loaded, tokens, BATCH, LENGTH, logits[1]));
-  if (memcmp(logits[0], logits[1], sizeof *logits)) fail(1, settings.out, "the logits differ");
+  if (memcmp(logits[0], logits[1], sizeof *logits)) FAIL(1, "%s: other logits\n", settings.out);
   printf("saved in %s; reloaded, it gives the same logits, bit for bit\n", settings.out);
   nn_model_destroy(loaded);
 }
@@ -236,7 +233,9 @@ int main(int argc, char **argv) {
   must(nn_config_preset("small", &config));
   must(nn_model_create(device, &config, NN_F32, seed, &model));
   must(nn_model_prepare(model, &shape));
-  signal(SIGINT, on_interrupt);
+  must(nn_model_save(model, settings.out, NULL)); /* a bad folder is found now, not after hours */
+  struct sigaction once = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND | SA_RESTART};
+  sigaction(SIGINT, &once, NULL);
   train(device, model, data, valid);
   if (!interrupted) measure(model, valid, config.layers, entropy);
   if (!interrupted) write_sample(model);
@@ -245,5 +244,6 @@ int main(int argc, char **argv) {
   nn_dataset_destroy(data);
   nn_dataset_destroy(valid);
   nn_device_destroy(device);
+  if (ferror(stdout)) FAIL(1, "not all of the output could be written\n");
   return interrupted ? 130 : 0;
 }

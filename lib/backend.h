@@ -1,45 +1,67 @@
 /* The only door between the core and a device: a struct of functions.
  *
- * Every pointer in an argument struct is device memory unless it says host. The core has checked all
- * sizes, ids and dtypes before it calls. Operations run in the order they are called. "Assigns" and
- * "accumulates" (+=) are said per output. Results are the same bits for any number of threads and on
- * every run: each sum has one fixed order.
+ * Every pointer in an argument struct is device memory unless it says host. The core has checked
+ * all sizes, ids and dtypes before it calls. "Assigns" and "accumulates" (+=) are said per output.
+ * Results are the same bits for any number of threads and on every run: each sum has one fixed
+ * order.
+ *
+ * Calls come from any thread. alloc, free, copy_in, copy_out, describe and workspace_bytes may come
+ * while another thread's operation runs; operations and zero come one at a time.
+ *
+ * Order. An operation, or zero, may return before it is done: then its failure comes from a later
+ * call, and what is called later sees what it wrote. copy_in has read `host` when it returns;
+ * copy_out has waited for everything called before it; free waits until nothing uses the memory.
+ * Argument structs and host arrays ([E] of pointers) are read before the call returns.
+ *
+ * Failures. A function that returns another status than NN_OK has set the caller's message
+ * (backend_options_t's fail). Once the caller cancels, operations return NN_ERR_CANCELLED within a
+ * few milliseconds and leave undefined what they were to write; zero, grad_norm, adamw and
+ * fill_normal do not look: an update is made whole.
  *
  * dtypes: `weight_dtype` is that of the parameters read (NN_F32 or NN_BF16). Activations, gradients
  * and statistics are fp32. Accumulation is fp32 or better.
  *
- * Shapes use: n tokens (rows), hidden, heads A, kv_heads K, head_dim D, ffn F, experts E, top_k k,
- * vocab V. Row-major, last index fastest. */
+ * Shapes use: n tokens (rows), hidden, heads A, kv_heads K, head_dim D (at most 256), ffn F,
+ * experts E, top_k k, vocab V. Row-major, last index fastest.
+ *
+ * This header is C11 and C++17. */
 #ifndef NN_BACKEND_H
 #define NN_BACKEND_H
 
-#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 
 #include "moenn.h"
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Changes with anything below that a backend built before would misread. Until then the table and
+ * the structs that begin with struct_size only grow at their ends. */
 #define BACKEND_ABI_VERSION 1
 
 typedef struct backend_device backend_device_t; /* owned by the backend */
 
-/* Scratch memory lent to one operation. Its content is undefined before and after. */
+/* Scratch memory lent to one operation until it is done. Its content is undefined before and after.
+ * zero takes none, and fill_normal, which uses none, may be given NULL. */
 typedef struct backend_scratch {
   void *data;   /* 64-byte aligned */
   size_t bytes; /* at least workspace_bytes() of limits that cover the call */
 } backend_scratch_t;
 
-/* Upper bounds of the calls to come; zero members are not used by them. */
+/* Upper bounds of the calls to come; zero members are not used by them. The counts of grad_norm,
+ * adamw and fill_normal have no bound. */
 typedef struct backend_limits {
   int64_t rows;    /* n of any operation */
   int64_t batch;   /* sequences of attention */
-  int64_t kv_len;  /* keys of one sequence */
+  int64_t kv_len;  /* keys of one sequence; 0: op_attention_t's kv_len is NULL, keys are its rows */
   int64_t hidden, heads, kv_heads, head_dim, ffn, experts, top_k, vocab;
   int32_t weight_dtype;
   int32_t training; /* 1: backward operations too */
 } backend_limits_t;
 
-/* ---- embedding -------------------------------------------------------------------------------- */
+/* ---- embedding ------------------------------------------------------------------------------- */
 
 typedef struct op_embed {
   int64_t n, hidden;
@@ -59,7 +81,7 @@ typedef struct op_embed_bwd {
   float *dwpe;                   /* [context, hidden] accumulates, or NULL */
 } op_embed_bwd_t;
 
-/* ---- norm: RMS or layer ------------------------------------------------------------------------ */
+/* ---- norm: RMS or layer ---------------------------------------------------------------------- */
 
 typedef struct op_norm {
   int64_t n, hidden;
@@ -85,7 +107,7 @@ typedef struct op_norm_bwd {
   float *dw, *db;           /* [hidden] accumulate; db may be NULL */
 } op_norm_bwd_t;
 
-/* ---- matrix product ---------------------------------------------------------------------------- */
+/* ---- matrix product -------------------------------------------------------------------------- */
 
 enum {
   MATMUL_NONE = 0,
@@ -122,7 +144,7 @@ typedef struct op_column_sum {
   float *out; /* [width] accumulates */
 } op_column_sum_t;
 
-/* ---- rotary positions --------------------------------------------------------------------------- */
+/* ---- rotary positions ------------------------------------------------------------------------ */
 
 /* Rotates halves of the first `heads` heads of each row in place: y[i] = x[i] c - x[i+d/2] s,
  * y[i+d/2] = x[i+d/2] c + x[i] s; inverse = 1 rotates back (the backward pass). Query and key heads
@@ -136,11 +158,12 @@ typedef struct op_rope {
   int32_t inverse;
 } op_rope_t;
 
-/* ---- attention ----------------------------------------------------------------------------------- */
+/* ---- attention ------------------------------------------------------------------------------- */
 
-/* o = softmax(scale q k^T, causal) v per head; head a reads key-value head a / (A / K). Heads of a row
- * are adjacent. Sequence b has kv_len[b] keys, the last q_len of which belong to its q rows: row i sees
- * keys up to kv_len[b] - q_len + i. With `sequence`, its keys are those of sequence[b] in k and v. Never forms more than a tile of the scores. */
+/* o = softmax(scale q k^T, causal) v per head; head a reads key-value head a / (A / K). Heads of a
+ * row are adjacent. Sequence b has kv_len[b] keys, the last q_len of which belong to its q rows:
+ * row i sees keys up to kv_len[b] - q_len + i. With `sequence`, its keys are those of sequence[b]
+ * in k and v. Never forms more than a tile of the scores. */
 typedef struct op_attention {
   int64_t batch, q_len, heads, kv_heads, head_dim;
   const float *q;        /* row i of sequence b at (b * q_len + i) * ldq, A heads of D */
@@ -151,7 +174,8 @@ typedef struct op_attention {
   const int32_t *sequence; /* [batch] which sequence of k and v each is, or NULL: the b-th */
   float scale;
   float *o;              /* [batch * q_len, A * D] assigns; rows of skipped sequences become 0 */
-  float *lse;            /* [batch * q_len, A] assigns log-sum-exp of the scaled scores, or NULL */
+  float *lse;            /* [batch * q_len, A] assigns log-sum-exp of the scaled scores, -infinity
+                            for skipped sequences; or NULL */
 } op_attention_t;
 
 /* Gradients of the above for kv_len = NULL. */
@@ -168,8 +192,8 @@ typedef struct op_attention_bwd {
   float *dk, *dv;        /* assign, laid out as k and v */
 } op_attention_bwd_t;
 
-/* Writes key and value rows into a cache: row i goes to sequence[i], position[i]; a negative sequence
- * is skipped. */
+/* Writes key and value rows into a cache: row i goes to sequence[i], position[i]; a negative
+ * sequence is skipped. */
 typedef struct op_kv_store {
   int64_t n, width;                     /* width = K * D */
   const float *k, *v;                   /* [n, width], stride ld */
@@ -179,10 +203,10 @@ typedef struct op_kv_store {
   int64_t cache_batch;
 } op_kv_store_t;
 
-/* ---- routing --------------------------------------------------------------------------------------- */
+/* ---- routing --------------------------------------------------------------------------------- */
 
-/* The routing of one layer's tokens: built once, used by forward, backward and serving. Slot s = t*k+j
- * is token t's j-th choice; rows are slots sorted by expert, then by token. */
+/* The routing of one layer's tokens: built once, used by forward, backward and serving. Slot
+ * s = t*k+j is token t's j-th choice; rows are slots sorted by expert, then by token. */
 typedef struct routing {
   int32_t *expert;   /* [n, k] chosen experts, best first; ties go to the lower index */
   float *weight;     /* [n, k] softmax probabilities of the chosen, renormalised to sum 1 */
@@ -204,7 +228,8 @@ typedef struct op_route {
   float *share;       /* [E] assigns the share of the n*k slots that chose e, drops included */
   float *mean_prob;   /* [E] assigns the mean over n of prob */
   float *mean_lse2;   /* [1] assigns the mean over n of lse^2 */
-  int64_t *stat_count; /* [E + 1] accumulates slots per expert, drops included; [E]: drops; or NULL */
+  int64_t *stat_count; /* [E + 1] accumulates slots per expert, drops included; [E]: drops; or
+                          NULL */
   double *stat_prob;   /* [E] accumulates the sum over n of prob; NULL with stat_count */
 } op_route_t;
 
@@ -224,9 +249,10 @@ typedef struct op_route_bwd {
   float *dw; /* [E, hidden] accumulates */
 } op_route_bwd_t;
 
-/* ---- experts ------------------------------------------------------------------------------------------ */
+/* ---- experts --------------------------------------------------------------------------------- */
 
-/* out[t] = residual[t] + sum over j, in slot order, of weight[t,j] * down_e(silu(gate_e x) * up_e x). */
+/* out[t] = residual[t] + sum over j, in slot order, of
+ * weight[t,j] * down_e(silu(gate_e x) * up_e x). */
 typedef struct op_experts {
   int64_t n, hidden, ffn, experts, top_k;
   const float *x; /* [n, hidden] */
@@ -234,27 +260,27 @@ typedef struct op_experts {
   const void *const *gate, *const *up; /* host [E] of [F, hidden] */
   const void *const *down;             /* host [E] of [hidden, F] */
   int32_t weight_dtype;
-  float *pre;            /* [n * k, 2F] assigns gate x (first F) and up x (last F) per row; NULL: not kept */
+  float *pre; /* [n * k, 2F] assigns gate x (first F) and up x (last F) per row; NULL: not kept */
   const float *residual; /* [n, hidden] or NULL */
   float *out;            /* [n, hidden] assigns; not x; may be residual */
 } op_experts_t;
 
-/* Nothing but x, pre and the routing is kept from forward: the activation is made again from pre, and
- * dweight of a row is <dout W_down, a>. */
+/* Nothing but x, pre and the routing is kept from forward: the activation is made again from pre,
+ * and dweight of a row is <dout W_down, a>. */
 typedef struct op_experts_bwd {
   int64_t n, hidden, ffn, experts, top_k;
   const float *x; /* [n, hidden] */
   routing_t routing;
   const void *const *gate, *const *up, *const *down; /* host [E] */
   int32_t weight_dtype;
-  const float *pre;  /* [n * k, 2F]; may be overwritten */
+  float *pre;        /* [n * k, 2F] from forward; may be overwritten */
   const float *dout; /* [n, hidden] */
   float *dx;         /* [n, hidden] assigns; not dout */
   float *dweight;    /* [n, k] assigns; 0 for dropped slots */
   float *const *dgate, *const *dup, *const *ddown; /* host [E], accumulate */
 } op_experts_bwd_t;
 
-/* ---- loss ------------------------------------------------------------------------------------------------ */
+/* ---- loss ------------------------------------------------------------------------------------ */
 
 /* Head and cross-entropy together, over chunks of rows, so that all logits never exist at once:
  * row_loss[i] = logsumexp(w x_i) - (w x_i)[target_i], 0 where target_i < 0. */
@@ -278,7 +304,7 @@ typedef struct op_softmax {
   float *y;       /* [n, width] assigns */
 } op_softmax_t;
 
-/* ---- optimizer --------------------------------------------------------------------------------------------- */
+/* ---- optimizer ------------------------------------------------------------------------------- */
 
 typedef struct op_grad_norm {
   int64_t count;
@@ -299,7 +325,7 @@ typedef struct op_adamw {
   int64_t step; /* 1 for the first update */
 } op_adamw_t;
 
-/* ---- choice of tokens --------------------------------------------------------------------------------------- */
+/* ---- choice of tokens ------------------------------------------------------------------------ */
 
 /* Chooses one token from logits; see nn_sample_options_t for the order of filters. */
 typedef struct op_sample {
@@ -313,7 +339,7 @@ typedef struct op_sample {
   int32_t *token;         /* [1] assigns */
 } op_sample_t;
 
-/* ---- filling --------------------------------------------------------------------------------------------------- */
+/* ---- filling --------------------------------------------------------------------------------- */
 
 /* Element i becomes std * normal(seed, stream, i), rounded to dtype. */
 typedef struct op_fill_normal {
@@ -324,20 +350,28 @@ typedef struct op_fill_normal {
   uint64_t seed, stream;
 } op_fill_normal_t;
 
-/* ---- the table --------------------------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 #define BACKEND_OP(name, args) \
   nn_status_t (*name)(backend_device_t *device, const args *op, backend_scratch_t scratch)
+
+/* What a device is. */
+typedef struct backend_info {
+  size_t struct_size;  /* set by the caller: nothing is written behind it */
+  int32_t threads;     /* threads that compute; on the host */
+  int32_t cpu_paths;   /* NN_CPU_ mask of the paths in use; 0 where the device is not the CPU */
+  int32_t dlpack_device, dlpack_id; /* DLDeviceType and number of the device memory, for DLPack */
+} backend_info_t;
 
 typedef struct backend {
   int32_t abi_version; /* BACKEND_ABI_VERSION */
   size_t struct_size;  /* sizeof(backend_t) */
 
-  void (*close)(backend_device_t *device);
-  void (*describe)(const backend_device_t *device, int32_t *threads, int32_t *cpu_paths);
+  void (*close)(backend_device_t *device); /* waits for what runs; NULL is ignored */
+  void (*describe)(const backend_device_t *device, backend_info_t *info);
 
-  /* Memory. alloc is 64-byte aligned; bytes > 0. free takes what alloc gave, with its size. Ranges of
-   * copies do not overlap. `host` pointers are host memory. */
+  /* Memory. alloc is 64-byte aligned; bytes > 0. free takes what alloc gave, with its size. Ranges
+   * of copies do not overlap. `host` pointers are host memory. */
   nn_status_t (*alloc)(backend_device_t *device, size_t bytes, void **data);
   void (*free)(backend_device_t *device, void *data, size_t bytes);
   nn_status_t (*copy_in)(backend_device_t *device, void *data, const void *host, size_t bytes);
@@ -369,17 +403,36 @@ typedef struct backend {
   BACKEND_OP(fill_normal, op_fill_normal_t);
 } backend_t;
 
-/* How a device is opened. */
+/* How a device is opened. Functions are never NULL, are called from any thread, and are of use
+ * until close; what pointers point to otherwise is read before the device is open. */
 typedef struct backend_options {
-  int32_t threads;          /* at least 1 */
-  int32_t cpu_paths;        /* NN_CPU_ mask, not 0 */
-  const int32_t *affinity;  /* host [threads] or NULL */
-  const atomic_int *cancel; /* polled while work runs: operations other than zero, grad_norm, adamw and
-                               fill_normal return NN_ERR_CANCELLED soon after it becomes non-zero */
+  size_t struct_size;      /* sizeof(backend_options_t) */
+  int32_t threads;         /* at least 1 */
+  int32_t cpu_paths;       /* NN_CPU_ mask, not 0; paths that the processor lacks are left out */
+  const int32_t *affinity; /* host [threads] or NULL */
+
+  /* Non-zero once the caller cancels; cheap enough to ask before each item of work. */
+  int32_t (*cancelled)(const void *user);
+  const void *cancel_user;
+
+  /* Sets the calling thread's message, which is copied, and returns status. */
+  nn_status_t (*fail)(nn_status_t status, const char *message);
+
+  /* Passes a message of an NN_LOG_ level to the application. */
+  void (*log)(void *user, int32_t level, const char *message);
+  void *log_user;
 } backend_options_t;
 
-/* Opens the CPU; the table belongs to the device. */
+/* Opens a device; the table lives until the device is closed. On failure neither is set. */
+typedef nn_status_t (*backend_open_fn)(const backend_options_t *options, const backend_t **table,
+                                       backend_device_t **device);
+
+/* Opens the CPU: a backend_open_fn. */
 nn_status_t cpu_backend_open(const backend_options_t *options, const backend_t **table,
                              backend_device_t **device);
+
+#ifdef __cplusplus
+}
+#endif
 
 #endif

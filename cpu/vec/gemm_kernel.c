@@ -8,12 +8,10 @@ VEC_INLINE void kernel(const int rows, const gemm_panels_t *panels) {
   const float *a = panels->a, *b = panels->b;
   float *tile = panels->tile;
   vf acc[GEMM_MR][2];
-#pragma GCC unroll GEMM_MR
-  for (int i = 0; i < GEMM_MR; i++) acc[i][0] = acc[i][1] = vf_zero();
+  VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) acc[i][0] = acc[i][1] = vf_zero();
   for (int64_t p = panels->k; p > 0; p--) {
     vf b0 = vf_load(b), b1 = vf_load(b + VEC_WIDTH);
-#pragma GCC unroll GEMM_MR
-    for (int i = 0; i < GEMM_MR; i++) {
+    VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) {
       if (i >= rows) continue;
       vf x = vf_set1(a[i]);
       acc[i][0] = vf_fma(x, b0, acc[i][0]);
@@ -22,8 +20,7 @@ VEC_INLINE void kernel(const int rows, const gemm_panels_t *panels) {
     a += rows;
     b += GEMM_NR;
   }
-#pragma GCC unroll GEMM_MR
-  for (int i = 0; i < GEMM_MR; i++) {
+  VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) {
     if (i >= rows) continue;
     float *row = tile + i * GEMM_NR;
     vf_store(row, panels->accumulate ? vf_add(acc[i][0], vf_load(row)) : acc[i][0]);

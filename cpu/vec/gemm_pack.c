@@ -17,16 +17,14 @@ VEC_INLINE void pack_request(const void *row, int64_t i, int64_t ahead, int32_t 
 VEC_INLINE void pack_square(const void *const *row, int64_t rows, int64_t ahead, int64_t k0,
                             int64_t steps, int32_t dtype, int64_t width, float *out) {
   vf r[VEC_WIDTH];
-#pragma GCC unroll VEC_WIDTH
-  for (int i = 0; i < VEC_WIDTH; i++) {
+  VEC_UNROLL for (int i = 0; i < VEC_WIDTH; i++) {
     r[i] = vf_zero();
     if (i >= rows) continue;
     pack_request(row[i], k0, ahead, dtype);
     r[i] = vf_load_weight_next(row[i], k0, steps, dtype);
   }
   vf_transpose(r);
-#pragma GCC unroll VEC_WIDTH
-  for (int i = 0; i < VEC_WIDTH; i++)
+  VEC_UNROLL for (int i = 0; i < VEC_WIDTH; i++)
     if (i < steps) vf_store(out + i * width, r[i]);
 }
 

@@ -16,18 +16,15 @@ VEC_INLINE void stream_step(const int x_rows, const float *const *x, const void 
                             int64_t p, int64_t count, int64_t ahead, int32_t dtype,
                             vf acc[STREAM_X][STREAM_W]) {
   vf v[STREAM_W];
-#pragma GCC unroll STREAM_W
-  for (int j = 0; j < STREAM_W; j++) {
+  VEC_UNROLL for (int j = 0; j < STREAM_W; j++) {
     uintptr_t here = (uintptr_t)w[j] + (uintptr_t)(p * (dtype == NN_BF16 ? 2 : 4));
     if (ahead) _mm_prefetch((const char *)(here + (uintptr_t)ahead), _MM_HINT_T0);
     v[j] = vf_load_weight_next(w[j], p, count, dtype);
   }
-#pragma GCC unroll STREAM_X
-  for (int i = 0; i < STREAM_X; i++) {
+  VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
     if (i >= x_rows) continue;
     vf u = vf_load_next(x[i] + p, count);
-#pragma GCC unroll STREAM_W
-    for (int j = 0; j < STREAM_W; j++) acc[i][j] = vf_fma(u, v[j], acc[i][j]);
+    VEC_UNROLL for (int j = 0; j < STREAM_W; j++) acc[i][j] = vf_fma(u, v[j], acc[i][j]);
   }
 }
 
@@ -38,20 +35,16 @@ VEC_INLINE void stream_dots(const int x_rows, const float *const *rows_of_x,
   const float *x[STREAM_X];
   const void *w[STREAM_W];
   vf acc[STREAM_X][STREAM_W];
-#pragma GCC unroll STREAM_W
-  for (int j = 0; j < STREAM_W; j++) w[j] = rows_of_w[j];
-#pragma GCC unroll STREAM_X
-  for (int i = 0; i < STREAM_X; i++) {
+  VEC_UNROLL for (int j = 0; j < STREAM_W; j++) w[j] = rows_of_w[j];
+  VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
     x[i] = rows_of_x[i < x_rows ? i : 0];
-#pragma GCC unroll STREAM_W
-    for (int j = 0; j < STREAM_W; j++) acc[i][j] = vf_zero();
+    VEC_UNROLL for (int j = 0; j < STREAM_W; j++) acc[i][j] = vf_zero();
   }
   int64_t p = 0;
   for (; p + VEC_WIDTH <= k; p += VEC_WIDTH)
     stream_step(x_rows, x, w, p, VEC_WIDTH, ahead, dtype, acc);
   if (p < k) stream_step(x_rows, x, w, p, k - p, ahead, dtype, acc);
-#pragma GCC unroll STREAM_X
-  for (int i = 0; i < STREAM_X; i++) {
+  VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
     if (i >= x_rows) continue;
     __m128 low = _mm_hadd_ps(vec_fold_sum(acc[i][0]), vec_fold_sum(acc[i][1]));
     __m128 high = _mm_hadd_ps(vec_fold_sum(acc[i][2]), vec_fold_sum(acc[i][3]));

@@ -87,7 +87,7 @@ typedef struct adamw {
   float scale;      /* of the gradient: the clip */
   float step_size;  /* lr / (1 - beta1^step) */
   float root_scale; /* 1 / sqrt(1 - beta2^step) */
-  float keep;       /* 1 - lr * weight_decay */
+  float decay;      /* lr * weight_decay */
 } adamw_t;
 
 VEC_INLINE void adamw_vector(const adamw_t *job, int64_t i, int64_t left) {
@@ -99,7 +99,9 @@ VEC_INLINE void adamw_vector(const adamw_t *job, int64_t i, int64_t left) {
   v = vf_fma(vf_mul(g, g), vf_set1(1.0f - op->beta2), v);
   vf root = vf_fma(vf_sqrt(v), vf_set1(job->root_scale), vf_set1(op->eps));
   vf update = vf_div(vf_mul(m, vf_set1(job->step_size)), root);
-  vf p = vf_sub(vf_mul(vf_load_next(op->p + i, left), vf_set1(job->keep)), update);
+  /* Not p (1 - decay) - update: beside 1, a small decay loses its last digits. */
+  vf p = vf_load_next(op->p + i, left);
+  p = vf_sub(p, vf_fma(p, vf_set1(job->decay), update));
   vf_store_next(op->m + i, left, m);
   vf_store_next(op->v + i, left, v);
   vf_store_next(op->p + i, left, p);
@@ -122,7 +124,7 @@ VEC_OP(adamw, op_adamw_t) {
       .scale = (float)op->scale[1],
       .step_size = (float)(op->lr / (1.0 - pow(op->beta1, step))),
       .root_scale = (float)(1.0 / sqrt(1.0 - pow(op->beta2, step))),
-      .keep = (float)(1.0 - (double)op->lr * op->weight_decay),
+      .decay = op->lr * op->weight_decay,
   };
   optim_run(device, vec_blocks(op->count, ADAMW_CHUNK), op->count, adamw_chunk, &job);
   return NN_OK;

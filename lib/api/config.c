@@ -18,7 +18,7 @@ nn_status_t nn_config_preset(const char *name, nn_model_config_t *config) {
 nn_status_t nn_config_validate(nn_model_config_t *config) {
   STATUS_REQUIRE(config);
   nn_model_config_t checked;
-  STATUS_TRY(status_read_options(&checked, sizeof checked, config, "nn_config_validate: config"));
+  STATUS_TRY(status_read_options(&checked, sizeof checked, sizeof checked, config, "nn_config_validate: config"));
   STATUS_TRY(config_validate(&checked));
   status_write_result(config, &checked, sizeof checked);
   return NN_OK;
@@ -39,7 +39,7 @@ nn_status_t nn_config_to_json(const nn_model_config_t *config, char *text, size_
   STATUS_REQUIRE(required);
   if (capacity) STATUS_REQUIRE(text);
   nn_model_config_t checked;
-  STATUS_TRY(status_read_options(&checked, sizeof checked, config, "nn_config_to_json: config"));
+  STATUS_TRY(status_read_options(&checked, sizeof checked, sizeof checked, config, "nn_config_to_json: config"));
   STATUS_TRY(config_validate(&checked));
   char *written;
   size_t length;

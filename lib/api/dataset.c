@@ -8,15 +8,16 @@
 /* Encodes a text whole and lets go of its file. */
 static nn_status_t dataset_encode(const nn_tokenizer_t *tokenizer, dataset_stream_t *stream) {
   const char *text = (const char *)stream->file.data;
-  size_t bytes = stream->file.bytes, count = 0, encoded;
+  size_t bytes = stream->file.bytes;
+  int64_t count = 0, encoded;
   nn_status_t status = nn_tokenizer_encode(tokenizer, text, bytes, NULL, 0, &count);
   if (status != NN_OK && status != NN_ERR_CAPACITY) return status;
-  STATUS_TRY(mem_alloc(count, sizeof(int32_t), &stream->copy));
+  STATUS_TRY(mem_alloc((size_t)count, sizeof(int32_t), &stream->copy));
   STATUS_TRY(nn_tokenizer_encode(tokenizer, text, bytes, stream->copy, count, &encoded));
   file_unmap(&stream->file);
   stream->ids = stream->copy;
   stream->id_bytes = sizeof(int32_t);
-  stream->count = (int64_t)encoded;
+  stream->count = encoded;
   return NN_OK;
 }
 

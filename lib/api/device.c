@@ -1,6 +1,7 @@
 /* Exported functions of nn_device_t. */
 #define _GNU_SOURCE
 #include <sched.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -9,17 +10,18 @@
 
 enum { MAX_THREADS = 1024 };
 
-/* Reads MOENN_CPU: path names joined by commas. */
+static const struct {
+  const char *name;
+  int32_t path;
+} known[] = {{"reference", NN_CPU_REFERENCE}, {"avx2", NN_CPU_AVX2}, {"avx512", NN_CPU_AVX512}};
+
+/* Reads MOENN_CPU: path names joined by commas. Nothing set: 0. */
 static nn_status_t device_paths_from_environment(int32_t *paths) {
-  static const struct {
-    const char *name;
-    int32_t path;
-  } known[] = {{"reference", NN_CPU_REFERENCE}, {"avx2", NN_CPU_AVX2}, {"avx512", NN_CPU_AVX512}};
   const char *text = getenv("MOENN_CPU");
-  *paths = NN_CPU_REFERENCE | NN_CPU_AVX2 | NN_CPU_AVX512;
+  *paths = 0;
   if (!text || !*text) return NN_OK;
   *paths = NN_CPU_REFERENCE;
-  for (const char *word = text; *word;) {
+  for (const char *word = text; *word;) { /* a comma at the end is a word that no path has */
     size_t length = strcspn(word, ","), i = 0;
     while (i < 3 && (strlen(known[i].name) != length || strncmp(known[i].name, word, length))) i++;
     if (i == 3)
@@ -28,7 +30,7 @@ static nn_status_t device_paths_from_environment(int32_t *paths) {
                          text);
     *paths |= known[i].path;
     word += length;
-    if (*word == ',') word++;
+    if (*word == ',' && word[1]) word++;
   }
   return NN_OK;
 }
@@ -41,9 +43,42 @@ static int32_t device_available_cores(void) {
   return count < 1 ? 1 : count > MAX_THREADS ? MAX_THREADS : count;
 }
 
-/* Checks options and turns them into what the backend takes. */
+/* Says so where paths that the application or MOENN_CPU named are not there. */
+static void device_warn_of_paths(nn_device_t *device, int32_t named) {
+  backend_info_t info = {.struct_size = sizeof info};
+  device->backend->describe(device->place, &info);
+  char missing[64] = "", have[64] = "";
+  for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+    if (!((named | info.cpu_paths) & known[i].path)) continue;
+    char *text = info.cpu_paths & known[i].path ? have : missing;
+    size_t used = strlen(text);
+    snprintf(text + used, sizeof have - used, "%s%s", used ? ", " : "", known[i].name);
+  }
+  if (*missing)
+    device_log(device, NN_LOG_WARNING,
+               "cpu path %s was asked for; this processor and build have %s", missing, have);
+}
+
+/* ---- what the backend calls ------------------------------------------------------------------ */
+
+static int32_t device_cancelled(const void *user) {
+  const nn_device_t *device = user;
+  return atomic_load_explicit(&device->cancel, memory_order_relaxed);
+}
+
+static nn_status_t device_backend_fail(nn_status_t status, const char *message) {
+  return status_fail(status, "%s", message);
+}
+
+static void device_backend_log(void *user, int32_t level, const char *message) {
+  device_log(user, level, "%s", message);
+}
+
+/* ---- opening --------------------------------------------------------------------------------- */
+
+/* Checks options and turns them into what the backend takes; named: paths that were asked for. */
 static nn_status_t device_backend_options(const nn_device_options_t *options,
-                                          backend_options_t *backend) {
+                                          backend_options_t *backend, int32_t *named) {
   if (options->threads < 0 || options->threads > MAX_THREADS)
     return status_fail(NN_ERR_ARGUMENT, "nn_device_options_t: threads is %d; it goes from 0 to %d",
                        options->threads, MAX_THREADS);
@@ -51,13 +86,32 @@ static nn_status_t device_backend_options(const nn_device_options_t *options,
     return status_fail(NN_ERR_ARGUMENT, "nn_device_options_t: cpu_paths has unknown bits: 0x%x",
                        (unsigned)options->cpu_paths);
   if (options->log_level < NN_LOG_DEFAULT || options->log_level > NN_LOG_DEBUG)
-    return status_fail(NN_ERR_ARGUMENT, "nn_device_options_t: log_level is %d; it goes from 0 to %d",
+    return status_fail(NN_ERR_ARGUMENT, "nn_device_options_t: log_level %d is not from 0 to %d",
                        options->log_level, NN_LOG_DEBUG);
+  if (options->affinity && !options->threads)
+    return status_fail(NN_ERR_ARGUMENT,
+                       "nn_device_options_t: affinity is given, so threads must be, for its length");
   backend->threads = options->threads ? options->threads : device_available_cores();
   backend->affinity = options->affinity;
-  backend->cpu_paths = options->cpu_paths | NN_CPU_REFERENCE;
-  if (!options->cpu_paths) STATUS_TRY(device_paths_from_environment(&backend->cpu_paths));
+  *named = options->cpu_paths;
+  if (!*named) STATUS_TRY(device_paths_from_environment(named));
+  backend->cpu_paths = NN_CPU_REFERENCE | (*named ? *named : NN_CPU_AVX2 | NN_CPU_AVX512);
   return NN_OK;
+}
+
+static nn_status_t device_open(nn_device_t *device, backend_open_fn open,
+                               const backend_options_t *options) {
+  STATUS_TRY(open(options, &device->backend, &device->place));
+  const backend_t *table = device->backend;
+  if (table->abi_version == BACKEND_ABI_VERSION && table->struct_size >= sizeof *table)
+    return NN_OK;
+  nn_status_t status = status_fail(
+      NN_ERR_UNSUPPORTED,
+      "device \"%s\": its backend has ABI version %d and a table of %zu bytes; this library needs "
+      "version %d and %zu bytes",
+      device->name, table->abi_version, table->struct_size, BACKEND_ABI_VERSION, sizeof *table);
+  table->close(device->place);
+  return status;
 }
 
 nn_status_t nn_device_create(const char *name, const nn_device_options_t *options,
@@ -66,9 +120,11 @@ nn_status_t nn_device_create(const char *name, const nn_device_options_t *option
   if (name && strcmp(name, "cpu"))
     return status_fail(NN_ERR_NOT_FOUND, "device \"%s\": this build has \"cpu\" alone", name);
   nn_device_options_t asked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, options, "nn_device_options_t"));
-  backend_options_t backend = {0};
-  STATUS_TRY(device_backend_options(&asked, &backend));
+  STATUS_TRY(
+      status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_device_options_t"));
+  backend_options_t backend = {.struct_size = sizeof backend};
+  int32_t named = 0;
+  STATUS_TRY(device_backend_options(&asked, &backend, &named));
 
   void *got = NULL;
   STATUS_TRY(mem_alloc(1, sizeof(nn_device_t), &got));
@@ -78,18 +134,19 @@ nn_status_t nn_device_create(const char *name, const nn_device_options_t *option
   made->log_user = asked.log_user;
   made->log_level = asked.log_level ? asked.log_level : NN_LOG_WARNING;
   atomic_init(&made->references, 1);
-  backend.cancel = &made->cancel;
-  nn_status_t status = NN_OK;
-  if (pthread_mutex_init(&made->lock, NULL))
-    status = status_fail(NN_ERR_MEMORY, "the device's lock could not be made");
-  if (status == NN_OK) {
-    status = cpu_backend_open(&backend, &made->backend, &made->place);
-    if (status != NN_OK) pthread_mutex_destroy(&made->lock);
-  }
+  backend.cancelled = device_cancelled;
+  backend.cancel_user = made;
+  backend.fail = device_backend_fail;
+  backend.log = device_backend_log;
+  backend.log_user = made;
+  nn_status_t status = device_open(made, cpu_backend_open, &backend);
   if (status != NN_OK) {
     mem_free(made);
     return status;
   }
+  pthread_mutex_init(&made->lock, NULL); /* neither can fail with default attributes on Linux */
+  pthread_cond_init(&made->turn, NULL);
+  device_warn_of_paths(made, named);
   *device = made;
   return NN_OK;
 }
@@ -102,7 +159,10 @@ nn_status_t nn_device_info(const nn_device_t *device, nn_device_info_t *info) {
   STATUS_REQUIRE(device);
   STATUS_TRY(status_check_result(info, sizeof *info, "nn_device_info_t"));
   nn_device_info_t found = {.name = device->name};
-  device->backend->describe(device->place, &found.threads, &found.cpu_paths);
+  backend_info_t backend = {.struct_size = sizeof backend};
+  device->backend->describe(device->place, &backend);
+  found.threads = backend.threads;
+  found.cpu_paths = backend.cpu_paths;
   status_write_result(info, &found, sizeof found);
   return NN_OK;
 }

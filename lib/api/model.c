@@ -12,7 +12,7 @@
 /* The caller's configuration, validated. */
 static nn_status_t model_read_config(const nn_model_config_t *config, nn_model_config_t *valid) {
   STATUS_REQUIRE(config);
-  STATUS_TRY(status_read_options(valid, sizeof *valid, config, "nn_model_config_t"));
+  STATUS_TRY(status_read_options(valid, sizeof *valid, sizeof *valid, config, "nn_model_config_t"));
   return config_validate(valid);
 }
 
@@ -23,7 +23,7 @@ nn_status_t nn_plan_training(nn_device_t *device, const nn_model_config_t *confi
   nn_model_config_t valid;
   STATUS_TRY(model_read_config(config, &valid));
   nn_train_options_t asked, checked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, options, "nn_train_options_t"));
+  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_train_options_t"));
   STATUS_TRY(training_check(&valid, dtype, &asked, &checked));
   nn_plan_t found = {0};
   STATUS_TRY(plan_model(&valid, dtype, &found));
@@ -45,7 +45,7 @@ nn_status_t nn_plan_inference(nn_device_t *device, const nn_model_config_t *conf
   nn_model_config_t valid;
   STATUS_TRY(model_read_config(config, &valid));
   nn_session_options_t asked, checked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, options, "nn_session_options_t"));
+  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_session_options_t"));
   STATUS_TRY(session_check(&valid, &asked, &checked));
   nn_plan_t found = {0};
   STATUS_TRY(plan_model(&valid, dtype, &found));
@@ -82,13 +82,13 @@ nn_status_t nn_model_load(nn_device_t *device, const char *path, int32_t dtype,
   STATUS_REQUIRE(device);
   STATUS_REQUIRE(path);
   STATUS_REQUIRE(model);
-  if (dtype != -1) STATUS_TRY(model_check_dtype(dtype));
+  if (dtype != NN_DTYPE_FILE) STATUS_TRY(model_check_dtype(dtype));
   nn_file_options_t asked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, options, "nn_file_options_t"));
+  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_file_options_t"));
   STATUS_TRY(device_poll(device));
   folder_t folder;
   STATUS_TRY(folder_open(path, &folder));
-  if (dtype == -1) dtype = folder.dtype;
+  if (dtype == NN_DTYPE_FILE) dtype = folder.dtype;
   nn_model_t *made = NULL;
   nn_status_t status = model_allocate(device, &folder.config, dtype, &made);
   if (status == NN_OK)
@@ -108,7 +108,7 @@ nn_status_t nn_model_save(const nn_model_t *model, const char *folder,
   STATUS_REQUIRE(model);
   STATUS_REQUIRE(folder);
   nn_file_options_t asked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, options, "nn_file_options_t"));
+  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_file_options_t"));
   if (asked.shard_bytes < 0)
     return status_fail(NN_ERR_ARGUMENT, "nn_file_options_t: shard_bytes is %lld; it is at least 0",
                        (long long)asked.shard_bytes);

@@ -39,7 +39,7 @@ nn_status_t nn_schedule_lr(const nn_schedule_t *schedule, int64_t step, float *l
   nn_schedule_t known;
   STATUS_REQUIRE(schedule);
   STATUS_REQUIRE(lr);
-  STATUS_TRY(status_read_options(&known, sizeof known, schedule, "nn_schedule_t"));
+  STATUS_TRY(status_read_options(&known, sizeof known, sizeof known, schedule, "nn_schedule_t"));
   STATUS_TRY(schedule_check(&known));
   if (step < 0)
     return status_fail(NN_ERR_ARGUMENT, "nn_schedule_lr: step is %lld; steps count from 0",

@@ -8,7 +8,7 @@ nn_status_t nn_session_create(nn_model_t *model, const nn_session_options_t *opt
   STATUS_REQUIRE(model);
   STATUS_REQUIRE(session);
   nn_session_options_t asked, checked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, options, "nn_session_options_t"));
+  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_session_options_t"));
   STATUS_TRY(session_check(&model->config, &asked, &checked));
   return session_create(model, &checked, session);
 }
@@ -87,7 +87,7 @@ static nn_status_t session_check_fresh(const nn_session_t *session, int64_t sequ
 static nn_status_t session_read_sampling(const nn_sample_options_t *options,
                                          nn_sample_options_t *checked) {
   nn_sample_options_t asked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, options, "nn_sample_options_t"));
+  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_sample_options_t"));
   return sample_check(&asked, checked);
 }
 
@@ -112,7 +112,7 @@ nn_status_t nn_session_generate(nn_session_t *session, int64_t sequence, const i
   STATUS_REQUIRE(count);
   STATUS_TRY(session_check_sequence(session, sequence));
   nn_generate_options_t asked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, options, "nn_generate_options_t"));
+  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_generate_options_t"));
   nn_sample_options_t sampling;
   STATUS_TRY(session_read_sampling(asked.sampling, &sampling));
   if (asked.max_tokens < 0 || asked.stop_count < 0 || (asked.stop_count && !asked.stop_ids))
@@ -120,15 +120,20 @@ nn_status_t nn_session_generate(nn_session_t *session, int64_t sequence, const i
                        "nn_generate_options_t: max_tokens %lld and stop_count %lld are at least 0, and "
                        "stop_ids is given with stop_count",
                        (long long)asked.max_tokens, (long long)asked.stop_count);
-  if (capacity < 0 || (tokens && !capacity) || (!tokens && capacity))
-    return status_fail(NN_ERR_ARGUMENT, "capacity is %lld and tokens is %s", (long long)capacity,
-                       tokens ? "given" : "NULL");
+  if (capacity < 0 || (!tokens && capacity))
+    return status_fail(NN_ERR_ARGUMENT, "capacity is %lld and tokens is %s; give both or neither",
+                       (long long)capacity, tokens ? "given" : "NULL");
+  if (!capacity) tokens = NULL;
   if (prompt_count < 0 || (prompt_count && !prompt))
     return status_fail(NN_ERR_ARGUMENT, "prompt_count is %lld and prompt is %s",
                        (long long)prompt_count, prompt ? "given" : "NULL");
   if (!prompt_count) STATUS_TRY(session_check_fresh(session, sequence));
   STATUS_TRY(session_check_room(session, sequence, prompt_count));
   STATUS_TRY(model_check_ids(&session->model->config, prompt, prompt_count));
+  for (int64_t i = 0; i < asked.stop_count; i++)
+    if (asked.stop_ids[i] < 0 || asked.stop_ids[i] >= session->model->config.vocab_size)
+      return status_fail(NN_ERR_ARGUMENT, "stop id %d; the vocabulary has %lld", asked.stop_ids[i],
+                         (long long)session->model->config.vocab_size);
   *count = 0;
   return generate(session, sequence, prompt, prompt_count, &asked, &sampling, tokens, capacity, count,
                   reason);

@@ -9,11 +9,11 @@
 #include "base/mem.h"
 
 /* Checks dtype and shape; gives the bytes from the first element to one past the last, for row-major
- * strides (NULL) or others. */
+ * strides (NULL) or others. A size of 0 counts as 1 in the products, so that no later one overflows. */
 static nn_status_t tensor_check(int32_t dtype, int32_t ndim, const int64_t *shape,
                                 const int64_t *strides, int64_t *bytes) {
-  int64_t size = (int64_t)nn_dtype_bytes(dtype), elements = 1, last = 0;
-  if (!size) return status_fail(NN_ERR_ARGUMENT, "dtype %d is not an NN_ dtype", dtype);
+  int64_t bytes_each = (int64_t)nn_dtype_bytes(dtype), elements = 1, last = 0;
+  if (!bytes_each) return status_fail(NN_ERR_ARGUMENT, "dtype %d is not an NN_ dtype", dtype);
   if (ndim < 0 || ndim > NN_MAX_DIMS)
     return status_fail(NN_ERR_ARGUMENT, "ndim is %d; it goes from 0 to %d", ndim, NN_MAX_DIMS);
   if (ndim && !shape) return status_fail(NN_ERR_ARGUMENT, "shape is NULL for %d dimensions", ndim);
@@ -24,17 +24,17 @@ static nn_status_t tensor_check(int32_t dtype, int32_t ndim, const int64_t *shap
                          (long long)shape[i]);
     empty |= shape[i] == 0;
   }
-  for (int32_t i = ndim - 1; i >= 0 && !empty; i--) {
-    int64_t stride = strides ? strides[i] : elements, step;
+  for (int32_t i = ndim - 1; i >= 0; i--) {
+    int64_t size = shape[i] ? shape[i] : 1, stride = strides ? strides[i] : elements, step;
     if (stride < 0)
       return status_fail(NN_ERR_ARGUMENT, "strides[%d] is %lld; strides are at least 0", i,
                          (long long)stride);
-    fits &= mem_mul(shape[i] - 1, stride, &step) && mem_add(last, step, &last) &&
-            mem_mul(elements, shape[i], &elements);
+    fits &= mem_mul(size, stride, &step) && mem_mul(size - 1, stride, &step) &&
+            mem_add(last, step, &last) && mem_mul(elements, size, &elements);
   }
   int64_t unused;
-  if (!fits || !mem_add(last, 1, &last) || !mem_mul(last, size, bytes) ||
-      !mem_mul(elements, size, &unused) || *bytes > PTRDIFF_MAX)
+  if (!fits || !mem_add(last, 1, &last) || !mem_mul(last, bytes_each, bytes) ||
+      !mem_mul(elements, bytes_each, &unused) || *bytes > PTRDIFF_MAX)
     return status_fail(NN_ERR_ARGUMENT, "the tensor's size overflows");
   if (empty) *bytes = 0;
   return NN_OK;
@@ -124,22 +124,26 @@ static nn_status_t tensor_move(const nn_tensor_t *tensor, void *host, size_t byt
                        bytes, (long long)tensor->elements, size);
   if (!bytes) return NN_OK;
   if (!host) return status_fail(NN_ERR_ARGUMENT, "the host memory is NULL");
-  const backend_t *backend = tensor->storage->device->backend;
-  backend_device_t *place = tensor->storage->device->place;
+  nn_device_t *device = tensor->storage->device;
+  const backend_t *backend = device->backend;
+  backend_device_t *place = device->place;
   int32_t outer = tensor->ndim; /* dimensions before the contiguous run */
   int64_t run = 1;
   while (outer && (tensor->shape[outer - 1] == 1 || tensor->strides[outer - 1] == run))
     run *= tensor->shape[--outer];
   int64_t index[NN_MAX_DIMS] = {0};
-  for (size_t done = 0; done < bytes; done += (size_t)run * size) {
+  nn_status_t status = NN_OK;
+  device_lock(device);
+  for (size_t done = 0; status == NN_OK && done < bytes; done += (size_t)run * size) {
     int64_t at = 0;
     for (int32_t i = 0; i < outer; i++) at += index[i] * tensor->strides[i];
     char *data = (char *)tensor->data + (size_t)at * size, *other = (char *)host + done;
-    STATUS_TRY(in ? backend->copy_in(place, data, other, (size_t)run * size)
-                  : backend->copy_out(place, other, data, (size_t)run * size));
+    status = in ? backend->copy_in(place, data, other, (size_t)run * size)
+                : backend->copy_out(place, other, data, (size_t)run * size);
     for (int32_t i = outer - 1; i >= 0 && ++index[i] == tensor->shape[i]; i--) index[i] = 0;
   }
-  return NN_OK;
+  device_leave(device);
+  return status;
 }
 
 nn_status_t nn_tensor_copy_in(nn_tensor_t *tensor, const void *source, size_t bytes) {
@@ -164,6 +168,12 @@ static const struct {
     {DLPACK_BOOL, 8, NN_BOOL},
 };
 enum { DLPACK_TYPES = sizeof dlpack_types / sizeof dlpack_types[0] };
+
+static backend_info_t tensor_device_info(const nn_device_t *device) {
+  backend_info_t info = {.struct_size = sizeof info};
+  device->backend->describe(device->place, &info);
+  return info;
+}
 
 /* An exported tensor: the managed struct first, so that its address is this one's. */
 typedef struct dlpack_export {
@@ -191,9 +201,11 @@ nn_status_t nn_tensor_to_dlpack(const nn_tensor_t *tensor, void **managed) {
   }
   size_t type = 0;
   while (dlpack_types[type].dtype != tensor->dtype) type++;
+  backend_info_t info = tensor_device_info(tensor->storage->device);
   export->managed = (dlpack_managed_t){
       .tensor = {.data = tensor->data,
-                 .device_type = DLPACK_CPU,
+                 .device_type = info.dlpack_device,
+                 .device_id = info.dlpack_id,
                  .ndim = tensor->ndim,
                  .code = dlpack_types[type].code,
                  .bits = dlpack_types[type].bits,
@@ -218,10 +230,12 @@ nn_status_t nn_tensor_from_dlpack(nn_device_t *device, void *managed, nn_tensor_
   STATUS_REQUIRE(tensor);
   dlpack_managed_t *import = managed;
   const dlpack_tensor_t *from = &import->tensor;
-  if (from->device_type != DLPACK_CPU)
+  backend_info_t info = tensor_device_info(device);
+  if (from->device_type != info.dlpack_device || from->device_id != info.dlpack_id)
     return status_fail(NN_ERR_UNSUPPORTED,
-                       "DLPack tensor on device type %d; a \"cpu\" device takes type %d",
-                       from->device_type, DLPACK_CPU);
+                       "DLPack tensor on device %d:%d; \"%s\" reaches the memory of %d:%d",
+                       from->device_type, from->device_id, device->name, info.dlpack_device,
+                       info.dlpack_id);
   size_t type = 0;
   while (type < DLPACK_TYPES &&
          (dlpack_types[type].code != from->code || dlpack_types[type].bits != from->bits))

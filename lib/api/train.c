@@ -21,9 +21,18 @@ nn_status_t nn_model_prepare(nn_model_t *model, const nn_train_options_t *option
     return NN_OK;
   }
   nn_train_options_t asked, checked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, options, "nn_train_options_t"));
+  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_train_options_t"));
   STATUS_TRY(training_check(&model->config, model->dtype, &asked, &checked));
   return training_prepare(model, &checked);
+}
+
+/* NN_ERR_STATE when a failed backward left gradients that mean nothing. */
+static nn_status_t train_require_gradients(const nn_model_t *model) {
+  STATUS_TRY(train_require(model));
+  if (!model->training->stale) return NN_OK;
+  return status_fail(NN_ERR_STATE,
+                     "the gradients are undefined since nn_model_backward() failed; call "
+                     "nn_model_zero_grad() first");
 }
 
 /* Checks a batch's shape and ids against the model. */
@@ -68,9 +77,11 @@ static nn_status_t train_loss(nn_model_t *model, const int32_t *tokens, const in
   STATUS_TRY(status_check_result(loss, sizeof *loss, "nn_loss_t"));
   STATUS_TRY(train_check_batch(model, tokens, batch, seq_len));
   STATUS_TRY(train_check_targets(model, targets, batch * seq_len));
+  if (gradients) STATUS_TRY(train_require_gradients(model));
   STATUS_TRY(device_enter(model->device));
   nn_loss_t found;
   nn_status_t status = run_loss(model, tokens, targets, batch, seq_len, gradients, scale, &found);
+  if (gradients && status != NN_OK) model->training->stale = true;
   device_leave(model->device);
   if (status == NN_OK) status_write_result(loss, &found, sizeof found);
   return status;
@@ -92,7 +103,9 @@ nn_status_t nn_model_zero_grad(nn_model_t *model) {
   STATUS_REQUIRE(model);
   STATUS_TRY(train_require(model));
   storage_t *gradients = model->training->gradients;
-  return device_zero(model->device, gradients->data, gradients->bytes);
+  STATUS_TRY(device_zero(model->device, gradients->data, gradients->bytes));
+  model->training->stale = false;
+  return NN_OK;
 }
 
 nn_status_t nn_model_gradient(const nn_model_t *model, const char *name, nn_tensor_t **tensor) {
@@ -127,7 +140,7 @@ nn_status_t nn_optim_create(nn_model_t *model, const nn_optim_options_t *options
   STATUS_REQUIRE(model);
   STATUS_REQUIRE(optim);
   nn_optim_options_t asked, checked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, options, "nn_optim_options_t"));
+  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_optim_options_t"));
   STATUS_TRY(optim_check(&asked, &checked));
   STATUS_TRY(train_require(model));
   return optim_create(model, &checked, optim);
@@ -139,7 +152,10 @@ nn_status_t nn_optim_step(nn_optim_t *optim, float lr, double *grad_norm) {
   STATUS_REQUIRE(optim);
   if (!(lr >= 0 && isfinite(lr)))
     return status_fail(NN_ERR_ARGUMENT, "the learning rate is %g; it must be at least 0", (double)lr);
-  STATUS_TRY(train_require(optim->model));
+  STATUS_TRY(train_require_gradients(optim->model));
+  if (optim->steps >= OPTIM_MOST_STEPS)
+    return status_fail(NN_ERR_CAPACITY, "the optimizer has made %lld updates, which is the most",
+                       (long long)optim->steps);
   STATUS_TRY(device_enter(optim->model->device));
   nn_status_t status = optim_step(optim, lr, grad_norm);
   device_leave(optim->model->device);
@@ -164,8 +180,9 @@ int64_t nn_optim_steps(const nn_optim_t *optim) { return optim ? optim->steps : 
 
 nn_status_t nn_optim_set_steps(nn_optim_t *optim, int64_t steps) {
   STATUS_REQUIRE(optim);
-  if (steps < 0)
-    return status_fail(NN_ERR_ARGUMENT, "steps is %lld; it is at least 0", (long long)steps);
+  if (steps < 0 || steps > OPTIM_MOST_STEPS)
+    return status_fail(NN_ERR_ARGUMENT, "steps is %lld; it goes from 0 to %lld", (long long)steps,
+                       (long long)OPTIM_MOST_STEPS);
   optim->steps = steps;
   return NN_OK;
 }

@@ -14,6 +14,7 @@ void device_retain(nn_device_t *device) {
 void device_release(nn_device_t *device) {
   if (atomic_fetch_sub_explicit(&device->references, 1, memory_order_acq_rel) != 1) return;
   device->backend->close(device->place);
+  pthread_cond_destroy(&device->turn);
   pthread_mutex_destroy(&device->lock);
   mem_free(device);
 }
@@ -23,10 +24,12 @@ nn_status_t device_alloc(nn_device_t *device, size_t bytes, void **data) {
     *data = NULL;
     return NN_OK;
   }
-  if (device->backend->alloc(device->place, bytes, data) != NN_OK)
+  nn_status_t status = device->backend->alloc(device->place, bytes, data);
+  if (status == NN_ERR_MEMORY)
     return status_fail(NN_ERR_MEMORY,
                        "%s: %zu bytes could not be had; the device holds %lld bytes already",
                        device->name, bytes, (long long)atomic_load(&device->current_bytes));
+  if (status != NN_OK) return status;
   long long now = atomic_fetch_add(&device->current_bytes, (long long)bytes) + (long long)bytes;
   long long peak = atomic_load(&device->peak_bytes);
   while (now > peak && !atomic_compare_exchange_weak(&device->peak_bytes, &peak, now)) {
@@ -47,15 +50,27 @@ nn_status_t device_poll(nn_device_t *device) {
                      "the device's cancel flag is set; clear it with nn_device_cancel(device, 0)");
 }
 
-void device_lock(nn_device_t *device) { pthread_mutex_lock(&device->lock); }
+void device_lock(nn_device_t *device) {
+  pthread_mutex_lock(&device->lock);
+  uint64_t turn = device->next++;
+  while (device->serving != turn) pthread_cond_wait(&device->turn, &device->lock);
+  pthread_mutex_unlock(&device->lock);
+}
 
 nn_status_t device_enter(nn_device_t *device) {
   STATUS_TRY(device_poll(device));
   device_lock(device);
-  return NN_OK;
+  nn_status_t status = device_poll(device);
+  if (status != NN_OK) device_leave(device);
+  return status;
 }
 
-void device_leave(nn_device_t *device) { pthread_mutex_unlock(&device->lock); }
+void device_leave(nn_device_t *device) {
+  pthread_mutex_lock(&device->lock);
+  device->serving++;
+  pthread_cond_broadcast(&device->turn);
+  pthread_mutex_unlock(&device->lock);
+}
 
 nn_status_t device_zero(nn_device_t *device, void *data, size_t bytes) {
   if (!bytes) return NN_OK;

@@ -13,7 +13,9 @@ struct nn_device {
   const backend_t *backend;
   backend_device_t *place; /* the backend's own handle */
   const char *name;
-  pthread_mutex_t lock;    /* held while a call computes: calls on one device take turns */
+  pthread_mutex_t lock;    /* of the two below */
+  pthread_cond_t turn;
+  uint64_t next, serving;  /* calls that compute take turns, first come, first served */
   atomic_int cancel;
   atomic_llong current_bytes, peak_bytes, allocations;
   nn_log_fn log;
@@ -28,8 +30,8 @@ void device_release(nn_device_t *device);
 nn_status_t device_alloc(nn_device_t *device, size_t bytes, void **data);
 void device_free(nn_device_t *device, void *data, size_t bytes);
 
-/* Work on the device stands between device_lock, or device_enter, and device_leave. device_enter fails
- * when the cancel flag is set. */
+/* Work on the device stands between device_lock, or device_enter, and device_leave. device_lock waits
+ * for its turn. device_enter fails when the cancel flag is set, before or after the wait. */
 void device_lock(nn_device_t *device);
 nn_status_t device_enter(nn_device_t *device);
 void device_leave(nn_device_t *device);

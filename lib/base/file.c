@@ -39,7 +39,22 @@ static nn_status_t file_failed(const char *what, const char *path) {
                                          : NN_ERR_IO;
   char reason[128];
   if (strerror_r(error, reason, sizeof reason)) snprintf(reason, sizeof reason, "error %d", error);
-  return status_fail(status, "%s: %s: %s", path, what, reason);
+  return status_fail(status, "%s: %s: %s", file_show(path).text, what, reason);
+}
+
+file_shown_t file_show(const char *path) {
+  enum { ROOM = sizeof(file_shown_t) - sizeof "..." };
+  file_shown_t shown;
+  size_t length = strlen(path);
+  const char *end = length > ROOM ? path + length - ROOM : path;
+  if (end != path)
+    while (((unsigned char)*end & 0xc0) == 0x80) end++; /* the cut is not inside of a character */
+  snprintf(shown.text, sizeof shown.text, "%s%s", end == path ? "" : "...", end);
+  return shown;
+}
+
+static nn_status_t file_check_path(const char *path) {
+  return path[0] ? NN_OK : status_fail(NN_ERR_ARGUMENT, "the path is empty");
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */
@@ -56,9 +71,10 @@ static nn_status_t file_map_fd(const char *path, int fd, file_map_t *map) {
   struct stat info;
   if (file_tapped("stat", path, NULL) || fstat(fd, &info))
     return file_failed("cannot be examined", path);
-  if (!S_ISREG(info.st_mode)) return status_fail(NN_ERR_IO, "%s: is not a regular file", path);
+  if (!S_ISREG(info.st_mode))
+    return status_fail(NN_ERR_IO, "%s: is not a regular file", file_show(path).text);
   if ((uintmax_t)info.st_size > PTRDIFF_MAX)
-    return status_fail(NN_ERR_IO, "%s: its %lld bytes cannot be mapped", path,
+    return status_fail(NN_ERR_IO, "%s: its %lld bytes cannot be mapped", file_show(path).text,
                        (long long)info.st_size);
   file_map_t made = {.data = "", .bytes = (size_t)info.st_size};
   made.device = info.st_dev;
@@ -75,6 +91,7 @@ static nn_status_t file_map_fd(const char *path, int fd, file_map_t *map) {
 }
 
 nn_status_t file_map(const char *path, file_map_t *map) {
+  STATUS_TRY(file_check_path(path));
   /* O_NONBLOCK: opening a named pipe must not wait for its writer */
   int fd = file_open(path, O_RDONLY | O_NONBLOCK);
   if (fd < 0) return file_failed("cannot be opened", path);
@@ -135,13 +152,13 @@ static nn_status_t file_writer_claim(const char *temporary, int *claimed) {
     if (refused && errno == EWOULDBLOCK) {
       close(fd);
       return status_fail(NN_ERR_IO, "%s: another save is writing it; try again when it is done",
-                         temporary);
+                         file_show(temporary).text);
     }
     struct stat held, named;
     bool regular = fstat(fd, &held) == 0 && S_ISREG(held.st_mode);
     if (!regular) {
       close(fd);
-      return status_fail(NN_ERR_IO, "%s: is not a regular file", temporary);
+      return status_fail(NN_ERR_IO, "%s: is not a regular file", file_show(temporary).text);
     }
     if (stat(temporary, &named) == 0 && named.st_ino == held.st_ino &&
         named.st_dev == held.st_dev) {
@@ -153,6 +170,10 @@ static nn_status_t file_writer_claim(const char *temporary, int *claimed) {
 }
 
 nn_status_t file_writer_open(const char *path, file_writer_t *writer) {
+  STATUS_TRY(file_check_path(path));
+  if (path[strlen(path) - 1] == '/' || file_is_folder(path))
+    return status_fail(NN_ERR_IO, "%s: is a folder; a file cannot take its place",
+                       file_show(path).text);
   file_writer_t made = {.fd = -1};
   nn_status_t status = file_text(path, strlen(path), "", &made.path);
   if (status == NN_OK) status = file_text(path, strlen(path), ".tmp", &made.temporary);
@@ -228,19 +249,36 @@ nn_status_t file_join(const char *folder, const char *name, char **path) {
 
 bool file_exists(const char *path) {
   struct stat info;
-  return stat(path, &info) == 0 || errno != ENOENT;
+  return stat(path, &info) == 0 || (errno != ENOENT && errno != ENOTDIR);
 }
 
-nn_status_t file_make_folder(const char *path) {
+bool file_is_folder(const char *path) {
   struct stat info;
-  if (stat(path, &info) == 0 && S_ISDIR(info.st_mode)) return NN_OK;
+  return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+nn_status_t file_check_folder(const char *path) {
+  STATUS_TRY(file_check_path(path));
+  struct stat info;
+  if (stat(path, &info)) return file_failed("the folder cannot be examined", path);
+  if (S_ISDIR(info.st_mode)) return NN_OK;
+  return status_fail(NN_ERR_IO, "%s: is not a folder", file_show(path).text);
+}
+
+nn_status_t file_make_folder(const char *path, bool *made) {
+  if (made) *made = false;
+  STATUS_TRY(file_check_path(path));
+  if (file_is_folder(path)) return NN_OK;
   char *parent;
   STATUS_TRY(file_parent(path, &parent));
   nn_status_t status = NN_OK;
-  if (file_tapped("mkdir", path, NULL) || mkdir(path, 0777))
+  if (file_tapped("mkdir", path, NULL) || mkdir(path, 0777)) {
     status = file_failed("the folder cannot be made", path);
-  else
+  } else {
     status = file_sync_folder(parent);
+    if (status != NN_OK) rmdir(path);
+    if (made) *made = status == NN_OK;
+  }
   mem_free(parent);
   return status;
 }
@@ -252,7 +290,7 @@ nn_status_t file_lock_folder(const char *path, int *lock) {
   if (refused && errno == EWOULDBLOCK) {
     close(fd);
     return status_fail(NN_ERR_IO, "%s: another save is writing it; try again when it is done",
-                       path);
+                       file_show(path).text);
   }
   *lock = fd;
   return NN_OK;

@@ -10,6 +10,12 @@
 
 #include "moenn.h"
 
+/* A path as it may stand in a message: of a long one the end, which names the file. */
+typedef struct file_shown {
+  char text[204];
+} file_shown_t;
+file_shown_t file_show(const char *path);
+
 /* ---- reading --------------------------------------------------------------------------------- */
 
 /* A regular file in memory, read-only. Who truncates it meanwhile takes the process down (SIGBUS):
@@ -21,7 +27,8 @@ typedef struct file_map {
   ino_t inode;
 } file_map_t;
 
-/* NN_ERR_NOT_FOUND when there is no such file, NN_ERR_IO when it cannot be read or is no file. */
+/* NN_ERR_ARGUMENT when the path is empty, NN_ERR_NOT_FOUND when there is no such file, NN_ERR_IO
+ * when it cannot be read or is no file. */
 nn_status_t file_map(const char *path, file_map_t *map);
 void file_unmap(file_map_t *map); /* a zeroed map is left alone */
 
@@ -41,6 +48,7 @@ typedef struct file_writer {
   int64_t bytes; /* written so far */
 } file_writer_t;
 
+/* Refuses at once what can be no file: an empty path (NN_ERR_ARGUMENT), a folder (NN_ERR_IO). */
 nn_status_t file_writer_open(const char *path, file_writer_t *writer);
 nn_status_t file_writer_write(file_writer_t *writer, const void *data, size_t bytes);
 /* Sync, rename, sync the folder. The writer is closed either way; on failure the target is as
@@ -58,8 +66,14 @@ nn_status_t file_join(const char *folder, const char *name, char **path);
  * why. */
 bool file_exists(const char *path);
 
-/* Makes one folder, durably; it may be there already. */
-nn_status_t file_make_folder(const char *path);
+bool file_is_folder(const char *path);
+
+/* NN_ERR_ARGUMENT when the path is empty, NN_ERR_NOT_FOUND when nothing is there, NN_ERR_IO when it
+ * is no folder or that cannot be told. */
+nn_status_t file_check_folder(const char *path);
+
+/* Makes one folder, durably; it may be there already. made (or NULL): whether it was not. */
+nn_status_t file_make_folder(const char *path, bool *made);
 
 /* Locks a folder against others who do the same, in this process or another; NN_ERR_IO when one
  * holds it. File systems without locks grant it always. file_unlock_folder(-1) does nothing. */

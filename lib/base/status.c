@@ -54,7 +54,7 @@ nn_status_t status_prefix(nn_status_t status, const char *format, ...) {
   va_start(arguments, format);
   vsnprintf(context, sizeof context, format, arguments);
   va_end(arguments);
-  return status_fail(status, "%s: %s", context, message);
+  return status_fail(status, "%.240s: %s", context, message); /* the reason must fit too */
 }
 
 /* struct_size of a caller's struct. */
@@ -64,14 +64,20 @@ static size_t struct_size_of(const void *data) {
   return size;
 }
 
-nn_status_t status_read_options(void *target, size_t known, const void *source, const char *name) {
+/* No struct is as large as the upper bound; an uninitialised size most likely is. */
+static nn_status_t status_check_size(size_t size, size_t first, const char *name) {
+  if (size >= first && size <= 1 << 16) return NN_OK;
+  return status_fail(NN_ERR_STRUCT_SIZE,
+                     "%s: struct_size is %zu; set it to sizeof(%s), which is at least %zu", name, size,
+                     name, first);
+}
+
+nn_status_t status_read_options(void *target, size_t known, size_t first, const void *source,
+                                const char *name) {
   memset(target, 0, known);
   if (source) {
     size_t size = struct_size_of(source);
-    if (size < sizeof(size_t) || size > 1 << 16)
-      return status_fail(NN_ERR_STRUCT_SIZE,
-                         "%s: struct_size is %zu; set it to sizeof the struct (%zu here)", name, size,
-                         known);
+    STATUS_TRY(status_check_size(size, first, name));
     for (size_t i = known; i < size; i++)
       if (((const unsigned char *)source)[i])
         return status_fail(NN_ERR_STRUCT_SIZE,
@@ -84,14 +90,9 @@ nn_status_t status_read_options(void *target, size_t known, const void *source, 
   return NN_OK;
 }
 
-nn_status_t status_check_result(const void *target, size_t known, const char *name) {
+nn_status_t status_check_result(const void *target, size_t first, const char *name) {
   if (!target) return status_fail(NN_ERR_ARGUMENT, "%s: the result struct is NULL", name);
-  size_t size = struct_size_of(target);
-  if (size < sizeof(size_t) || size > 1 << 16)
-    return status_fail(NN_ERR_STRUCT_SIZE,
-                       "%s: struct_size is %zu; set it to sizeof the struct (%zu here)", name, size,
-                       known);
-  return NN_OK;
+  return status_check_size(struct_size_of(target), first, name);
 }
 
 void status_write_result(void *target, const void *source, size_t known) {

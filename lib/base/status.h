@@ -15,11 +15,13 @@ nn_status_t status_prefix(nn_status_t status, const char *format, ...)
 
 /* Reads a caller's option struct, of this header's age or another, into `known` bytes at `target`:
  * what the caller's is too short for becomes zero; a longer tail must be zero. NULL source: all zero.
- * The first member of both is size_t struct_size. */
-nn_status_t status_read_options(void *target, size_t known, const void *source, const char *name);
+ * `first` is the struct's size in the release that brought it: no caller can have a smaller one. The
+ * first member of both is size_t struct_size. */
+nn_status_t status_read_options(void *target, size_t known, size_t first, const void *source,
+                                const char *name);
 
-/* Checks that a result struct can be written: not NULL, a plausible struct_size. */
-nn_status_t status_check_result(const void *target, size_t known, const char *name);
+/* Checks that a result struct can be written: not NULL, struct_size at least `first`. */
+nn_status_t status_check_result(const void *target, size_t first, const char *name);
 
 /* Writes a result: the members that the caller's struct_size has room for. Checked before. */
 void status_write_result(void *target, const void *source, size_t known);

@@ -62,10 +62,12 @@ nn_status_t tensor_view(storage_t *storage, void *data, int32_t dtype, int32_t n
   made->dtype = dtype;
   made->ndim = ndim;
   made->elements = 1;
+  int64_t run = 1; /* row-major stride, sizes of 0 taken as 1 */
   for (int32_t i = ndim - 1; i >= 0; i--) {
     made->shape[i] = shape[i];
-    made->strides[i] = strides ? strides[i] : made->elements;
+    made->strides[i] = strides ? strides[i] : run;
     made->elements *= shape[i];
+    run *= shape[i] ? shape[i] : 1;
   }
   *tensor = made;
   return NN_OK;

@@ -6,6 +6,7 @@
  * configuration class. */
 #include "format/config_json.h"
 
+#include <float.h>
 #include <jansson.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -15,6 +16,7 @@
 #include "base/dtype.h"
 #include "base/mem.h"
 #include "base/status.h"
+#include "format/name_show.h"
 #include "model/config.h"
 
 enum { MOST_BYTES = 16 << 20 }; /* of a config.json: far above any real one */
@@ -33,21 +35,25 @@ typedef enum key_rule {
   KEY_OFF,           /* must be null, false, 0 or empty */
   KEY_ON,            /* must be true */
   KEY_ONE,           /* must be null or 1 */
-  KEY_TEXT,          /* must be one of two texts */
+  KEY_TEXT,          /* must be one of the texts */
+  KEY_TEXT_OR_NULL,  /* the same, or null */
+  KEY_CLASSES,       /* null, or a list that names no class but the family's own */
   KEY_ANY            /* bookkeeping */
 } key_rule_t;
+
+enum { TEXTS = 3 };
 
 typedef struct key {
   const char *name;
   key_rule_t rule;
-  size_t offset;        /* of the member, where the rule has one */
-  const char *texts[2]; /* KEY_TEXT */
+  size_t offset;            /* of the member, where the rule has one */
+  const char *texts[TEXTS]; /* KEY_TEXT */
 } key_line_t;
 
 #define MEMBER(name, rule, member) \
-  { name, rule, offsetof(nn_model_config_t, member), {NULL, NULL} }
+  { name, rule, offsetof(nn_model_config_t, member), {NULL} }
 #define FIXED(name, rule) \
-  { name, rule, 0, {NULL, NULL} }
+  { name, rule, 0, {NULL} }
 
 static const key_line_t common_keys[] = {
     FIXED("model_type", KEY_ANY), /* looked at before the others */
@@ -58,11 +64,12 @@ static const key_line_t common_keys[] = {
     FIXED("is_encoder_decoder", KEY_OFF),
     FIXED("add_cross_attention", KEY_OFF),
     FIXED("pruned_heads", KEY_OFF),
-    /* where weights come from, which program wrote them, in which dtype they are */
-    FIXED("architectures", KEY_ANY),
+    FIXED("architectures", KEY_CLASSES),
+    /* looked at for sense alone: the files say of each tensor what it is */
+    {"torch_dtype", KEY_TEXT_OR_NULL, 0, {"float32", "bfloat16", "float16"}},
+    {"dtype", KEY_TEXT_OR_NULL, 0, {"float32", "bfloat16", "float16"}},
+    /* where weights come from, which program wrote them */
     FIXED("transformers_version", KEY_ANY),
-    FIXED("torch_dtype", KEY_ANY),
-    FIXED("dtype", KEY_ANY),
     FIXED("auto_map", KEY_ANY),
     FIXED("finetuning_task", KEY_ANY),
     FIXED("task_specific_params", KEY_ANY),
@@ -199,7 +206,7 @@ static const struct {
                          .layers = 12,
                          .hidden = 768,
                          .heads = 12,
-                         .biases = 1,
+                         .biases = NN_BIAS_ALL,
                          .tied_head = 1}},
 };
 
@@ -236,8 +243,8 @@ static shown_t key_show(const json_t *value) {
 
 static nn_status_t key_refuse(nn_status_t status, const char *name, const json_t *value,
                               const char *needed) {
-  return status_fail(status, "config.json: %.64s is %s; it must be %s", name, key_show(value).text,
-                     needed);
+  return status_fail(status, "config.json: %s is %s; it must be %s", name_show(name).text,
+                     key_show(value).text, needed);
 }
 
 static nn_status_t key_read_size(const char *name, const json_t *value, int64_t *member) {
@@ -250,11 +257,12 @@ static nn_status_t key_read_size(const char *name, const json_t *value, int64_t 
 static nn_status_t key_read_number(const char *name, const json_t *value, bool positive,
                                    float *member) {
   double number = json_number_value(value);
-  float rounded = number > 1e30 ? 1e30f : (float)number; /* beyond every bound, and defined */
-  if (!json_is_number(value) || number < 0 || (positive && rounded == 0))
+  if (!json_is_number(value) || number < 0 || (positive && (float)number == 0))
     return key_refuse(NN_ERR_FORMAT, name, value,
                       positive ? "a number above 0" : "a number of at least 0");
-  *member = rounded;
+  if (number > (double)FLT_MAX)
+    return key_refuse(NN_ERR_FORMAT, name, value, "a number within the range of fp32");
+  *member = (float)number;
   return NN_OK;
 }
 
@@ -300,8 +308,8 @@ static nn_status_t key_read_rope(const char *name, const json_t *value, reading_
                            "config.json: %s.%s is %s; only \"default\" is known", name, inner,
                            key_show(entry).text);
     } else if (strcmp(inner, "partial_rotary_factor") != 0 || json_number_value(entry) != 1) {
-      return status_fail(NN_ERR_UNSUPPORTED, "config.json: %s.%.64s is %s; it is not understood",
-                         name, inner, key_show(entry).text);
+      return status_fail(NN_ERR_UNSUPPORTED, "config.json: %s.%s is %s; it is not understood",
+                         name, name_show(inner).text, key_show(entry).text);
     }
   }
   return NN_OK;
@@ -328,6 +336,30 @@ static nn_status_t key_read_aux_norm(const char *name, const json_t *value, read
     return key_refuse(NN_ERR_UNSUPPORTED, name, value, "\"switch\" or \"joint\"");
   reading->config.aux_loss = joint ? NN_AUX_JOINT : NN_AUX_SWITCH;
   return NN_OK;
+}
+
+static nn_status_t key_read_text(const key_line_t *key, const json_t *value) {
+  const char *text = json_string_value(value);
+  char needed[80] = "";
+  for (size_t i = 0; i < TEXTS && key->texts[i]; i++) {
+    if (text && strcmp(text, key->texts[i]) == 0) return NN_OK;
+    size_t used = strlen(needed);
+    snprintf(needed + used, sizeof needed - used, "%s\"%s\"", i ? " or " : "", key->texts[i]);
+  }
+  return key_refuse(NN_ERR_UNSUPPORTED, key->name, value, needed);
+}
+
+static nn_status_t key_read_classes(const key_line_t *key, const json_t *value,
+                                    const char *architecture) {
+  bool good = json_is_array(value) || json_is_null(value);
+  for (size_t i = 0; good && i < json_array_size(value); i++) {
+    const char *class_name = json_string_value(json_array_get(value, i));
+    good = class_name && strcmp(class_name, architecture) == 0;
+  }
+  if (good) return NN_OK;
+  char needed[64];
+  snprintf(needed, sizeof needed, "[\"%s\"]", architecture);
+  return key_refuse(NN_ERR_UNSUPPORTED, key->name, value, needed);
 }
 
 static nn_status_t key_read(const key_line_t *key, const json_t *value, reading_t *reading) {
@@ -366,14 +398,10 @@ static nn_status_t key_read(const key_line_t *key, const json_t *value, reading_
     case KEY_ONE:
       if (json_is_null(value) || json_number_value(value) == 1) return NN_OK;
       return key_refuse(NN_ERR_UNSUPPORTED, key->name, value, "1");
-    case KEY_TEXT: {
-      const char *text = json_string_value(value);
-      for (size_t i = 0; text && i < 2; i++)
-        if (strcmp(text, key->texts[i]) == 0) return NN_OK;
-      char needed[64];
-      snprintf(needed, sizeof needed, "\"%s\" or \"%s\"", key->texts[0], key->texts[1]);
-      return key_refuse(NN_ERR_UNSUPPORTED, key->name, value, needed);
-    }
+    case KEY_TEXT: return key_read_text(key, value);
+    case KEY_TEXT_OR_NULL: return json_is_null(value) ? NN_OK : key_read_text(key, value);
+    case KEY_CLASSES:
+      return key_read_classes(key, value, families[reading->config.family].architecture);
     default: return NN_OK;
   }
 }
@@ -388,9 +416,9 @@ static nn_status_t config_json_keys(json_t *root, int32_t family, reading_t *rea
     if (!key)
       return status_fail(
           NN_ERR_UNSUPPORTED,
-          "config.json: the key \"%.64s\" (%s) is not known for model type %s, and could "
+          "config.json: the key \"%s\" (%s) is not known for model type %s, and could "
           "change the numbers",
-          name, key_show(value).text, families[family].model_type);
+          name_show(name).text, key_show(value).text, families[family].model_type);
     STATUS_TRY(key_read(key, value, reading));
   }
   return NN_OK;
@@ -427,6 +455,7 @@ static nn_status_t config_json_object(json_t *root, nn_model_config_t *config) {
 }
 
 nn_status_t config_json_read(const char *text, size_t bytes, nn_model_config_t *config) {
+  if (bytes && !text[bytes - 1]) bytes--;
   if (bytes > MOST_BYTES)
     return status_fail(NN_ERR_FORMAT, "config.json: has %zu bytes; at most %d are read", bytes,
                        MOST_BYTES);

@@ -7,7 +7,8 @@
 #include "moenn.h"
 
 /* The validated configuration that a text describes. NN_ERR_FORMAT: the text is no such
- * description. NN_ERR_UNSUPPORTED: a key that is not understood could change the numbers. */
+ * description. NN_ERR_UNSUPPORTED: a key that is not understood could change the numbers. The text
+ * may end in a NUL, which bytes then counts. */
 nn_status_t config_json_read(const char *text, size_t bytes, nn_model_config_t *config);
 
 /* The text of a validated configuration, ending in a newline and NUL, to be freed with mem_free;

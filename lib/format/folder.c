@@ -7,6 +7,7 @@
 #include "base/dtype.h"
 #include "base/mem.h"
 #include "format/config_json.h"
+#include "format/name_show.h"
 #include "format/param_io.h"
 #include "format/staging.h"
 
@@ -48,8 +49,8 @@ static nn_status_t entries_collect(const folder_t *folder, entries_t *entries) {
   qsort(entries->items, (size_t)total, sizeof(entry_t), entry_compare);
   for (int64_t i = 1; i < total; i++)
     if (entry_compare(&entries->items[i - 1], &entries->items[i]) == 0)
-      return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\" is in two of the files",
-                         entries->items[i].tensor->name);
+      return status_fail(NN_ERR_FORMAT, "tensor \"%s\" is in two of the files",
+                         name_show(entries->items[i].tensor->name).text);
   return NN_OK;
 }
 
@@ -89,24 +90,25 @@ static nn_status_t param_match(const nn_model_config_t *config, const param_t *p
   if (config->family == NN_FAMILY_GPT2 && bare != param->name) {
     entry_t *other = entries_find(entries, bare);
     if (entry && other)
-      return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\" is there with and without its prefix",
-                         bare);
+      return status_fail(NN_ERR_FORMAT, "tensor \"%s\" is there with and without its prefix",
+                         name_show(bare).text);
     if (other) entry = other;
   }
   if (!entry) return status_fail(NN_ERR_FORMAT, "tensor \"%s\" is missing", param->name);
   const safetensors_tensor_t *tensor = entry->tensor;
   if (!param_io_fits(param, tensor) && param->ndim == 1)
     return status_fail(NN_ERR_FORMAT,
-                       "tensor \"%.96s\": its shape is not [%lld], as config.json has it",
-                       tensor->name, (long long)param->shape[0]);
+                       "tensor \"%s\": its shape is not [%lld], as config.json has it",
+                       name_show(tensor->name).text, (long long)param->shape[0]);
   if (!param_io_fits(param, tensor))
     return status_fail(NN_ERR_FORMAT,
-                       "tensor \"%.96s\": its shape is not [%lld, %lld], as config.json has it",
-                       tensor->name, (long long)param->shape[0], (long long)param->shape[1]);
+                       "tensor \"%s\": its shape is not [%lld, %lld], as config.json has it",
+                       name_show(tensor->name).text, (long long)param->shape[0],
+                       (long long)param->shape[1]);
   if (!dtype_is_float(tensor->dtype))
     return status_fail(NN_ERR_UNSUPPORTED,
-                       "tensor \"%.96s\": its dtype is %s; F32, BF16 and F16 are read",
-                       tensor->name, tensor->dtype_name);
+                       "tensor \"%s\": its dtype is %s; F32, BF16 and F16 are read",
+                       name_show(tensor->name).text, tensor->dtype_name);
   *match = entry;
   return NN_OK;
 }
@@ -132,8 +134,8 @@ static nn_status_t folder_match(folder_t *folder, entries_t *entries) {
     if (!entries->items[i].used &&
         !name_is_redundant(entries->items[i].tensor->name, &folder->config))
       return status_fail(NN_ERR_FORMAT,
-                         "tensor \"%.96s\" belongs to no parameter of config.json's model",
-                         entries->items[i].tensor->name);
+                         "tensor \"%s\" belongs to no parameter of config.json's model",
+                         name_show(entries->items[i].tensor->name).text);
   folder->dtype = folder->sources[0].tensor->dtype == NN_F32 ? NN_F32 : NN_BF16;
   return NN_OK;
 }
@@ -142,14 +144,14 @@ static nn_status_t folder_match(folder_t *folder, entries_t *entries) {
 
 static nn_status_t folder_load_config(const char *path, const file_map_t *map, folder_t *folder) {
   nn_status_t status = config_json_read(map->data, map->bytes, &folder->config);
-  return status == NN_OK ? NN_OK : status_prefix(status, "%s", path);
+  return status == NN_OK ? NN_OK : status_prefix(status, "%s", file_show(path).text);
 }
 
 /* Adds one file, mapped already, to folder->files, which has room. */
 static nn_status_t folder_add_file(const char *path, const char *name, file_map_t *map,
                                    folder_t *folder) {
   nn_status_t status = safetensors_take(name, map, &folder->files[folder->file_count]);
-  if (status != NN_OK) return status_prefix(status, "%s", path);
+  if (status != NN_OK) return status_prefix(status, "%s", file_show(path).text);
   folder->file_count++;
   return NN_OK;
 }
@@ -176,8 +178,8 @@ static nn_status_t index_files(json_t *weight_map, const char **names, int64_t *
     if (!name || !index_name_is_plain(name))
       return status_fail(
           NN_ERR_FORMAT,
-          "weight_map has \"%.96s\" in \"%.96s\", which is no safetensors file of the folder",
-          tensor, name ? name : "?");
+          "weight_map has \"%s\" in \"%s\", which is no safetensors file of the folder",
+          name_show(tensor).text, name_show(name ? name : "?").text);
     names[all++] = name;
   }
   qsort(names, (size_t)all, sizeof *names, index_compare);
@@ -195,8 +197,9 @@ static nn_status_t index_check(json_t *weight_map, const char **names, const fol
     for (int64_t j = 0; j < file->count; j++) {
       const char *listed = json_string_value(json_object_get(weight_map, file->tensors[j].name));
       if (!listed || strcmp(listed, names[i]) != 0)
-        return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\" is in %.96s, and weight_map says %.96s",
-                           file->tensors[j].name, names[i], listed ? listed : "nothing of it");
+        return status_fail(NN_ERR_FORMAT, "tensor \"%s\" is in %s, and weight_map says %s",
+                           name_show(file->tensors[j].name).text, name_show(names[i]).text,
+                           name_show(listed ? listed : "nothing of it").text);
     }
     tensors += file->count;
   }
@@ -207,7 +210,8 @@ static nn_status_t index_check(json_t *weight_map, const char **names, const fol
 }
 
 static nn_status_t index_failed(nn_status_t status, const char *path) {
-  return status == NN_OK ? NN_OK : status_prefix(status, "%s/" STAGING_INDEX, path);
+  return status == NN_OK ? NN_OK
+                         : status_prefix(status, "%s/" STAGING_INDEX, file_show(path).text);
 }
 
 static nn_status_t folder_open_shards(const char *path, json_t *weight_map, folder_t *folder) {
@@ -235,14 +239,15 @@ static nn_status_t folder_open_shards(const char *path, json_t *weight_map, fold
 static nn_status_t folder_open_index(const char *path, const file_map_t *map, folder_t *folder) {
   if (map->bytes > MOST_INDEX)
     return status_fail(NN_ERR_FORMAT, "%s/" STAGING_INDEX ": has %zu bytes; at most %d are read",
-                       path, map->bytes, MOST_INDEX);
+                       file_show(path).text, map->bytes, MOST_INDEX);
   json_error_t error;
   json_t *index = json_loadb(map->data, map->bytes, JSON_REJECT_DUPLICATES, &error);
   if (!index && json_error_code(&error) == json_error_out_of_memory)
-    return status_fail(NN_ERR_MEMORY, "%s/" STAGING_INDEX ": memory for it could not be had", path);
+    return status_fail(NN_ERR_MEMORY, "%s/" STAGING_INDEX ": memory for it could not be had",
+                       file_show(path).text);
   if (!index)
-    return status_fail(NN_ERR_FORMAT, "%s/" STAGING_INDEX ": line %d: %s", path, error.line,
-                       error.text);
+    return status_fail(NN_ERR_FORMAT, "%s/" STAGING_INDEX ": line %d: %s", file_show(path).text,
+                       error.line, error.text);
   nn_status_t status = folder_open_shards(path, json_object_get(index, "weight_map"), folder);
   json_decref(index);
   return status;
@@ -273,7 +278,7 @@ static nn_status_t folder_check(const char *path, folder_t *folder) {
   nn_status_t status = entries_collect(folder, &entries);
   if (status == NN_OK) status = folder_match(folder, &entries);
   mem_free(entries.items);
-  return status == NN_OK ? NN_OK : status_prefix(status, "%s", path);
+  return status == NN_OK ? NN_OK : status_prefix(status, "%s", file_show(path).text);
 }
 
 /* Opens config.json, then the weights, and says whether both were of one model. */
@@ -291,6 +296,7 @@ static nn_status_t folder_open_files(const char *path, folder_t *folder, bool *s
 }
 
 nn_status_t folder_open(const char *path, folder_t *folder) {
+  STATUS_TRY(file_check_folder(path));
   /* a save that becomes the folder's model while its files are opened replaces config.json: then
    * those opened may be of two models, and are opened again */
   for (int attempt = 0; attempt < MOST_ATTEMPTS; attempt++) {
@@ -306,7 +312,7 @@ nn_status_t folder_open(const char *path, folder_t *folder) {
     if (status == NN_ERR_MEMORY || same) return status;
   }
   return status_fail(NN_ERR_IO, "%s: its files were replaced each of the %d times they were opened",
-                     path, MOST_ATTEMPTS);
+                     file_show(path).text, MOST_ATTEMPTS);
 }
 
 void folder_close(folder_t *folder) {

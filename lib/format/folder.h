@@ -35,7 +35,9 @@ typedef struct folder {
   folder_source_t *sources; /* [table.count] */
 } folder_t;
 
-/* A failure names the file and the tensor. Takes memory in proportion to the files' headers. */
+/* A failure names the file and the tensor. Takes memory in proportion to the files' headers. Where
+ * config.json ties the head to the embedding, an lm_head.weight in the files is left unread,
+ * whatever it holds: the embedding wins. */
 nn_status_t folder_open(const char *path, folder_t *folder);
 
 /* Writes every parameter, converted, to its place in a buffer of table.elements of dtype (NN_F32 or
@@ -46,8 +48,9 @@ nn_status_t folder_read(const folder_t *folder, int32_t dtype, void *buffer,
 void folder_close(folder_t *folder); /* a zeroed one is left alone */
 
 /* Saves a buffer of table.elements of dtype (NN_F32 or NN_BF16) under the configuration that the
- * table was built from. Makes the folder if its parent is there. Other files in it are left alone.
- * shard_bytes: most bytes of tensor data in a file, 0: 5e9; a larger tensor has its own file. */
+ * table was built from. Makes the folder if its parent is there, and removes it again if the save
+ * then fails. Other files in it are left alone. shard_bytes: most bytes of tensor data in a file,
+ * 0: 5e9; a larger tensor has its own file. */
 nn_status_t folder_save(const char *path, const nn_model_config_t *config,
                         const param_table_t *table, int32_t dtype, const void *buffer,
                         int64_t shard_bytes, nn_progress_fn progress, void *user,

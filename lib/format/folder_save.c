@@ -172,17 +172,6 @@ static nn_status_t save_files(save_t *save, const char *folder, const nn_model_c
   return status;
 }
 
-static nn_status_t save_locked(save_t *save, const char *folder, const nn_model_config_t *config,
-                               int64_t shard_bytes) {
-  staging_t staging;
-  STATUS_TRY(staging_begin(folder, &staging));
-  save->place = staging.saving;
-  nn_status_t status = save_files(save, folder, config, shard_bytes);
-  if (status == NN_OK) return staging_commit(&staging);
-  staging_abandon(&staging);
-  return status;
-}
-
 nn_status_t folder_save(const char *path, const nn_model_config_t *config,
                         const param_table_t *table, int32_t dtype, const void *buffer,
                         int64_t shard_bytes, nn_progress_fn progress, void *user,
@@ -192,11 +181,10 @@ nn_status_t folder_save(const char *path, const nn_model_config_t *config,
                        (long long)shard_bytes);
   save_t save = {.table = table, .dtype = dtype, .buffer = buffer};
   save.transfer = (transfer_t){.progress = progress, .user = user, .cancel = cancel};
-  int lock = -1;
-  STATUS_TRY(file_make_folder(path));
-  STATUS_TRY(file_lock_folder(path, &lock));
+  staging_t staging;
+  STATUS_TRY(staging_begin(path, &staging));
+  save.place = staging.saving;
   nn_status_t status =
-      save_locked(&save, path, config, shard_bytes ? shard_bytes : default_shard_bytes);
-  file_unlock_folder(lock);
-  return status;
+      save_files(&save, path, config, shard_bytes ? shard_bytes : default_shard_bytes);
+  return status == NN_OK ? staging_commit(&staging) : staging_abandon(&staging, status);
 }

@@ -10,6 +10,7 @@
 
 /* Tensor 2 i is the first moment of parameter i, 2 i + 1 its second. */
 enum { MOMENTS = 2, NAME_BYTES = PARAM_NAME_BYTES + 16 };
+static const long long most_steps = 1LL << 53; /* up to which doubles hold every number */
 static const char *const suffixes[MOMENTS] = {".exp_avg", ".exp_avg_sq"};
 
 typedef struct moment_name {
@@ -66,8 +67,9 @@ static nn_status_t optim_read_steps(const safetensors_t *file, int64_t *steps) {
   char *end;
   errno = 0;
   long long value = strtoll(text, &end, 10);
-  if (errno || *end || text[0] < '0' || text[0] > '9')
-    return status_fail(NN_ERR_FORMAT, "\"step\" is \"%.32s\"; it must be a whole number", text);
+  if (errno || *end || text[0] < '0' || text[0] > '9' || value > most_steps)
+    return status_fail(NN_ERR_FORMAT,
+                       "\"step\" is \"%.32s\"; it must be a whole number of at most 2^53", text);
   *steps = value;
   return NN_OK;
 }
@@ -103,6 +105,35 @@ static nn_status_t optim_match(safetensors_t *file, const param_table_t *table,
   return NN_OK;
 }
 
+/* Whether all are finite and, if asked, none is below zero. */
+static bool moments_are_valid(const unsigned char *data, size_t bytes, bool negative_too) {
+  static const uint32_t sign = 0x80000000, infinity = 0x7f800000;
+  /* seen as unsigned numbers, a negative float follows every positive one; -0 becomes 0 */
+  const uint32_t mask = negative_too ? ~sign : ~0u;
+  bool valid = true;
+  for (size_t at = 0; at < bytes; at += sizeof(uint32_t)) {
+    uint32_t bits;
+    memcpy(&bits, data + at, sizeof bits);
+    if (bits == sign) bits = 0;
+    valid &= (bits & mask) < infinity;
+  }
+  return valid;
+}
+
+/* Looks at every value, piece by piece. */
+static nn_status_t optim_check_values(const safetensors_t *file, const safetensors_tensor_t *tensor,
+                                      bool second, transfer_t *transfer) {
+  for (size_t at = 0; at < tensor->bytes; at += TRANSFER_PIECE) {
+    size_t bytes = tensor->bytes - at < TRANSFER_PIECE ? tensor->bytes - at : TRANSFER_PIECE;
+    if (!moments_are_valid(tensor->data + at, bytes, !second))
+      return status_fail(NN_ERR_FORMAT, "tensor \"%s\" has a value that is %s", tensor->name,
+                         second ? "negative, infinite or NaN" : "infinite or NaN");
+    file_map_forget(&file->map, tensor->data + at, bytes);
+    STATUS_TRY(transfer_advance(transfer, (int64_t)bytes));
+  }
+  return NN_OK;
+}
+
 static nn_status_t optim_load(safetensors_t *file, const param_table_t *table, float *m, float *v,
                               int64_t *steps, const atomic_int *cancel) {
   int64_t read_steps = 0;
@@ -112,7 +143,9 @@ static nn_status_t optim_load(safetensors_t *file, const param_table_t *table, f
   const safetensors_tensor_t **sources = memory;
   nn_status_t status = optim_match(file, table, sources);
   transfer_t transfer = {.cancel = cancel};
-  transfer.total = table->elements * MOMENTS * (int64_t)sizeof(float);
+  transfer.total = 2 * table->elements * MOMENTS * (int64_t)sizeof(float); /* each is read twice */
+  for (int64_t i = 0; status == NN_OK && i < table->count * MOMENTS; i++)
+    status = optim_check_values(file, sources[i], i % MOMENTS != 0, &transfer);
   for (int64_t i = 0; status == NN_OK && i < table->count * MOMENTS; i++)
     status = param_io_read(&table->items[i / MOMENTS], NN_F32, i % MOMENTS ? v : m, file,
                            sources[i], &transfer);
@@ -127,5 +160,5 @@ nn_status_t optim_file_load(const char *path, const param_table_t *table, float 
   STATUS_TRY(safetensors_open(path, &file));
   nn_status_t status = optim_load(&file, table, m, v, steps, cancel);
   safetensors_close(&file);
-  return status == NN_OK ? NN_OK : status_prefix(status, "%s", path);
+  return status == NN_OK ? NN_OK : status_prefix(status, "%s", file_show(path).text);
 }

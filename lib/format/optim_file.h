@@ -12,8 +12,9 @@
 nn_status_t optim_file_save(const char *path, const param_table_t *table, const float *m,
                             const float *v, int64_t steps, const atomic_int *cancel);
 
-/* The whole file is checked before m, v and steps are written; then only NN_ERR_CANCELLED can leave
- * them half written. */
+/* The whole file is checked, with every value in it (moments are finite, second ones not negative,
+ * steps at most 2^53), before m, v and steps are written; then only
+ * NN_ERR_CANCELLED can leave them half written. */
 nn_status_t optim_file_load(const char *path, const param_table_t *table, float *m, float *v,
                             int64_t *steps, const atomic_int *cancel);
 

@@ -6,6 +6,7 @@
 #include "base/dtype.h"
 #include "base/mem.h"
 #include "base/status.h"
+#include "format/name_show.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__,
                "safetensors data is read and written as is");
@@ -26,7 +27,7 @@ static const struct {
 };
 
 static nn_status_t tensor_bad(const char *name, const char *what) {
-  return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\": %s", name, what);
+  return status_fail(NN_ERR_FORMAT, "tensor \"%s\": %s", name_show(name).text, what);
 }
 
 static nn_status_t tensor_read_dtype(const json_t *value, safetensors_tensor_t *tensor,
@@ -40,15 +41,15 @@ static nn_status_t tensor_read_dtype(const json_t *value, safetensors_tensor_t *
     *bytes = dtypes[i].bytes;
     return NN_OK;
   }
-  return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\": dtype \"%.32s\" is not known", tensor->name,
-                     name);
+  return status_fail(NN_ERR_FORMAT, "tensor \"%s\": dtype \"%.32s\" is not known",
+                     name_show(tensor->name).text, name);
 }
 
 static nn_status_t tensor_read_shape(const json_t *value, safetensors_tensor_t *tensor) {
   if (!json_is_array(value)) return tensor_bad(tensor->name, "shape is not a list");
   if (json_array_size(value) > NN_MAX_DIMS)
-    return status_fail(NN_ERR_FORMAT, "tensor \"%.96s\": has %zu dimensions; at most %d are read",
-                       tensor->name, json_array_size(value), NN_MAX_DIMS);
+    return status_fail(NN_ERR_FORMAT, "tensor \"%s\": has %zu dimensions; at most %d are read",
+                       name_show(tensor->name).text, json_array_size(value), NN_MAX_DIMS);
   tensor->ndim = (int32_t)json_array_size(value);
   tensor->elements = 1;
   for (int32_t i = 0; i < tensor->ndim; i++) {
@@ -73,14 +74,15 @@ static nn_status_t tensor_read_offsets(const json_t *value, size_t element,
   if (begin < 0 || end < begin || (uint64_t)end > data_bytes)
     return status_fail(
         NN_ERR_FORMAT,
-        "tensor \"%.96s\": data_offsets are %lld and %lld, and the file has %zu bytes of data",
-        tensor->name, (long long)begin, (long long)end, data_bytes);
+        "tensor \"%s\": data_offsets are %lld and %lld, and the file has %zu bytes of data",
+        name_show(tensor->name).text, (long long)begin, (long long)end, data_bytes);
   if (!mem_mul(tensor->elements, (int64_t)element, &bytes) || bytes != end - begin)
     return status_fail(
         NN_ERR_FORMAT,
-        "tensor \"%.96s\": data_offsets hold %lld bytes, its shape of %lld elements of "
+        "tensor \"%s\": data_offsets hold %lld bytes, its shape of %lld elements of "
         "%s needs another number",
-        tensor->name, (long long)(end - begin), (long long)tensor->elements, tensor->dtype_name);
+        name_show(tensor->name).text, (long long)(end - begin), (long long)tensor->elements,
+        tensor->dtype_name);
   tensor->data = data + begin;
   tensor->bytes = (size_t)bytes;
   return NN_OK;
@@ -117,8 +119,8 @@ static nn_status_t safetensors_check_cover(const safetensors_t *file, const unsi
     size_t begin = (size_t)(tensor->data - data);
     if (begin != end)
       return status_fail(
-          NN_ERR_FORMAT, "tensor \"%.96s\": begins at byte %zu of the data, %s byte %zu",
-          tensor->name, begin,
+          NN_ERR_FORMAT, "tensor \"%s\": begins at byte %zu of the data, %s byte %zu",
+          name_show(tensor->name).text, begin,
           begin < end ? "and overlaps the one that ends at" : "which leaves a hole from", end);
     end = begin + tensor->bytes;
   }
@@ -133,7 +135,8 @@ static nn_status_t safetensors_check_metadata(const json_t *metadata) {
   if (!json_is_object(metadata)) return status_fail(NN_ERR_FORMAT, "__metadata__ is not an object");
   json_object_foreach((json_t *)metadata, key, value) {
     if (!json_is_string(value))
-      return status_fail(NN_ERR_FORMAT, "__metadata__: \"%.96s\" is not a text", key);
+      return status_fail(NN_ERR_FORMAT, "__metadata__: \"%s\" is not a text",
+                         name_show(key).text);
   }
   return NN_OK;
 }
@@ -199,7 +202,7 @@ nn_status_t safetensors_parse(const unsigned char *data, size_t bytes, safetenso
 
 nn_status_t safetensors_take(const char *path, file_map_t *map, safetensors_t *file) {
   nn_status_t status = safetensors_parse(map->data, map->bytes, file);
-  if (status != NN_OK) return status_prefix(status, "%s", path);
+  if (status != NN_OK) return status_prefix(status, "%s", file_show(path).text);
   file->map = *map;
   *map = (file_map_t){0};
   return NN_OK;
@@ -289,8 +292,8 @@ static nn_status_t body_write(const safetensors_entry_t *entries, int64_t count,
     STATUS_TRY(source(user, i, writer));
     if (writer->bytes != end)
       return status_fail(NN_ERR_ARGUMENT,
-                         "tensor \"%.96s\": the source ended at byte %lld, not %lld",
-                         entries[i].name, (long long)writer->bytes, (long long)end);
+                         "tensor \"%s\": the source ended at byte %lld, not %lld",
+                         name_show(entries[i].name).text, (long long)writer->bytes, (long long)end);
   }
   return NN_OK;
 }
@@ -300,7 +303,8 @@ nn_status_t safetensors_write(const char *path, const safetensors_entry_t *entri
                               safetensors_source_fn source, void *user) {
   json_t *header = header_build(entries, count, metadata, metadata_count);
   if (!header)
-    return status_fail(NN_ERR_MEMORY, "%s: memory for its header could not be had", path);
+    return status_fail(NN_ERR_MEMORY, "%s: memory for its header could not be had",
+                       file_show(path).text);
   file_writer_t writer = {0};
   nn_status_t status = file_writer_open(path, &writer);
   if (status == NN_OK) status = header_write(header, &writer);

@@ -1,9 +1,11 @@
 #include "format/staging.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "base/mem.h"
 #include "base/status.h"
+#include "format/name_show.h"
 
 static const char saving[] = ".moenn-saving", saved[] = ".moenn-saved", moving[] = ".moenn-moving";
 
@@ -36,8 +38,9 @@ nn_status_t staging_map(const char *folder, const char *const *names, int32_t co
       if (status != NN_ERR_NOT_FOUND) return status;
     }
   }
-  return status_fail(NN_ERR_NOT_FOUND, "%s: holds no %s%s%s", folder, names[0],
-                     count > 1 ? " and no " : "", count > 1 ? names[1] : "");
+  return status_fail(NN_ERR_NOT_FOUND, "%s: holds no %s%s%s", file_show(folder).text,
+                     name_show(names[0]).text, count > 1 ? " and no " : "",
+                     count > 1 ? names[1] : "");
 }
 
 nn_status_t staging_map_is(const file_map_t *map, const char *folder, const char *name, bool *is) {
@@ -142,44 +145,72 @@ static nn_status_t staging_finish(const staging_t *staging) {
   return staging_move_out(staging);
 }
 
+/* ---- a save ---------------------------------------------------------------------------------- */
+
 static void staging_end(staging_t *staging) {
+  file_unlock_folder(staging->lock);
   mem_free(staging->saving);
   mem_free(staging->saved);
   mem_free(staging->moving);
-  *staging = (staging_t){0};
+  *staging = (staging_t){.lock = -1};
 }
 
-void staging_abandon(staging_t *staging) {
-  /* as far as it goes: the next save clears what is left */
-  if (step_all(step_remove, staging->saving, NULL) == NN_OK) file_remove_folder(staging->saving);
+nn_status_t staging_abandon(staging_t *staging, nn_status_t status) {
+  char message[512];
+  snprintf(message, sizeof message, "%s", nn_last_error());
+  /* as far as it goes: the next save clears what is left; what others write is theirs */
+  if (staging->lock >= 0 && staging->saving && file_is_folder(staging->saving) &&
+      step_all(step_remove, staging->saving, NULL) == NN_OK)
+    file_remove_folder(staging->saving);
+  if (staging->made) file_remove_folder(staging->folder);
   staging_end(staging);
+  return status_fail(status, "%s", message);
+}
+
+/* A folder where a file of the model belongs, which no rename could replace. */
+static nn_status_t step_refuse_folder(void *user, const char *name) {
+  const step_t *step = user;
+  if (!staging_is_weights(name) && strcmp(name, STAGING_CONFIG) != 0) return NN_OK;
+  char *path;
+  STATUS_TRY(file_join(step->from, name, &path));
+  bool blocked = file_is_folder(path);
+  mem_free(path);
+  if (!blocked) return NN_OK;
+  return status_fail(NN_ERR_IO, "%s: %s is a folder, where a save needs a file; move it away",
+                     file_show(step->from).text, name);
+}
+
+/* What could fail between a save's first step and its last is found before the first. */
+static nn_status_t staging_check_way(const staging_t *staging) {
+  const char *paths[] = {staging->saving, staging->saved, staging->moving};
+  for (int i = 0; i < 3; i++) {
+    nn_status_t status = file_exists(paths[i]) ? file_check_folder(paths[i]) : NN_OK;
+    if (status != NN_OK)
+      return status_prefix(status, "a save needs this name for a folder of its own; move it away");
+  }
+  step_t step = {.from = staging->folder};
+  return file_list(staging->folder, step_refuse_folder, &step);
 }
 
 nn_status_t staging_begin(const char *folder, staging_t *staging) {
-  staging_t begun = {.folder = folder};
-  nn_status_t status = file_join(folder, saving, &begun.saving);
+  staging_t begun = {.folder = folder, .lock = -1};
+  nn_status_t status = file_make_folder(folder, &begun.made);
+  if (status == NN_OK) status = file_lock_folder(folder, &begun.lock);
+  if (status == NN_OK) status = file_join(folder, saving, &begun.saving);
   if (status == NN_OK) status = file_join(folder, saved, &begun.saved);
   if (status == NN_OK) status = file_join(folder, moving, &begun.moving);
+  if (status == NN_OK) status = staging_check_way(&begun);
   if (status == NN_OK) status = staging_finish(&begun);
-  if (status != NN_OK) {
-    staging_end(&begun);
-    return status;
-  }
-  status = file_make_folder(begun.saving);
+  if (status == NN_OK) status = file_make_folder(begun.saving, NULL);
   if (status == NN_OK) status = step_all(step_remove, begun.saving, NULL);
-  if (status == NN_OK)
-    *staging = begun;
-  else
-    staging_abandon(&begun);
-  return status;
+  if (status != NN_OK) return staging_abandon(&begun, status);
+  *staging = begun;
+  return NN_OK;
 }
 
 nn_status_t staging_commit(staging_t *staging) {
   nn_status_t status = file_rename(staging->saving, staging->saved);
-  if (status != NN_OK) {
-    staging_abandon(staging);
-    return status;
-  }
+  if (status != NN_OK) return staging_abandon(staging, status);
   status = file_sync_folder(staging->folder);
   if (status == NN_OK) status = staging_finish(staging);
   if (status != NN_OK)

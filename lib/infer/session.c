@@ -76,7 +76,7 @@ static void session_take_workspace(arena_t *arena, const nn_device_t *device,
   buffers->history = arena_take(arena, 1, options->max_len, sizeof(int32_t));
   buffers->token = arena_take(arena, 1, 1, sizeof(int32_t));
   if (config->experts) {
-    router_stats_take(arena, config, &buffers->router);
+    router_stats_take(arena, config, 1, &buffers->router);
     size_t before = arena->used;
     buffers->stat_count =
         arena_take(arena, config->layers, config->experts + 1, sizeof(int64_t));

@@ -15,7 +15,7 @@ typedef struct session_buffers {
   int32_t *attend, *kv_len;  /* [batch] */
   float *rope;               /* [max_len, head_dim] */
   float *logits;             /* [batch, vocab] after the last token of each sequence */
-  int32_t *history;          /* [max_len + 1] for the sampler */
+  int32_t *history;          /* [max_len] for the sampler */
   int32_t *token;            /* [1] chosen by the sampler */
   router_stats_t router;     /* one, written by every layer in turn */
   int64_t *stat_count;       /* [layers, E + 1] */

@@ -62,10 +62,13 @@ void block_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n
     grads->dpre = arena_take(arena, n, config->ffn, f);
 }
 
-void router_stats_take(arena_t *arena, const nn_model_config_t *config, router_stats_t *stats) {
-  stats->share = arena_take(arena, 1, 2 * config->experts + 1, sizeof(float));
-  stats->mean_prob = stats->share ? stats->share + config->experts : NULL;
-  stats->mean_lse2 = stats->share ? stats->share + 2 * config->experts : NULL;
+void router_stats_take(arena_t *arena, const nn_model_config_t *config, int64_t layers,
+                       router_stats_t *stats) {
+  int64_t experts = config->experts, width = 2 * experts + 1;
+  float *row = arena_take(arena, layers, width, sizeof(float));
+  if (!row || !stats) return;
+  for (int64_t l = 0; l < layers; l++, row += width)
+    stats[l] = (router_stats_t){row, row + experts, row + 2 * experts};
 }
 
 /* ---- linear layers ------------------------------------------------------------------------------ */

@@ -29,7 +29,7 @@ typedef struct block_grads {
   float *dpre;    /* dense: [n, F] */
 } block_grads_t;
 
-/* Router statistics of one layer in one pass; one array of floats so that a pass reads them at once. */
+/* Router statistics of one layer in one pass. Layers follow one another, to be read at once. */
 typedef struct router_stats {
   float *share, *mean_prob; /* [E] each */
   float *mean_lse2;         /* [1] */
@@ -74,7 +74,9 @@ void block_acts_take(arena_t *arena, const nn_model_config_t *config, int64_t n,
                      block_acts_t *acts);
 void block_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n,
                       block_grads_t *grads);
-void router_stats_take(arena_t *arena, const nn_model_config_t *config, router_stats_t *stats);
+/* Takes [layers, 2E + 1] floats; stats: host [layers], or NULL while counting. */
+void router_stats_take(arena_t *arena, const nn_model_config_t *config, int64_t layers,
+                       router_stats_t *stats);
 
 /* x[n, hidden] -> out[n, hidden]; out is not x. count: add to the expert statistics. */
 nn_status_t block_forward(const pass_t *pass, int64_t layer, const float *x, float *out,

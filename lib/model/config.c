@@ -20,7 +20,7 @@ typedef struct preset {
   {                                                                                           \
     .family = NN_FAMILY_GPT2, .norm = NN_NORM_LAYER, .position = NN_POSITION_LEARNED,         \
     .ffn_kind = NN_FFN_GELU_TANH, .vocab_size = 50257, .context = 1024, .layers = (layers_),  \
-    .hidden = (hidden_), .heads = (heads_), .ffn = 4 * (hidden_), .biases = 1, .tied_head = 1 \
+    .hidden = (hidden_), .heads = (heads_), .ffn = 4 * (hidden_), .biases = NN_BIAS_ALL, .tied_head = 1 \
   }
 
 static const preset_t presets[] = {
@@ -101,7 +101,7 @@ static const int_bound_t flag_bounds[] = {
     BOUND(norm, NN_NORM_RMS, NN_NORM_LAYER),
     BOUND(position, NN_POSITION_ROPE, NN_POSITION_LEARNED),
     BOUND(ffn_kind, NN_FFN_SWIGLU, NN_FFN_GELU_TANH),
-    BOUND(biases, 0, 1),
+    BOUND(biases, 0, NN_BIAS_ALL),
     BOUND(tied_head, 0, 1),
     BOUND(aux_loss, NN_AUX_SWITCH, NN_AUX_JOINT),
 };
@@ -253,7 +253,7 @@ static nn_status_t config_check_family(const nn_model_config_t *config) {
     return config_no_form(family, "position", c->position, "NN_POSITION_LEARNED");
   if (c->ffn_kind != NN_FFN_GELU_TANH)
     return config_no_form(family, "ffn_kind", c->ffn_kind, "NN_FFN_GELU_TANH");
-  if (!c->biases) return config_no_form(family, "biases", c->biases, "1");
+  if (c->biases != NN_BIAS_ALL) return config_no_form(family, "biases", c->biases, "7");
   if (!c->tied_head) return config_no_form(family, "tied_head", c->tied_head, "1");
   if (c->experts) return config_no_form(family, "experts", c->experts, "0");
   if (c->kv_heads != c->heads)

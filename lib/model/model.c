@@ -9,6 +9,7 @@
 
 nn_status_t model_check_dtype(int32_t dtype) {
   if (dtype == NN_F32 || dtype == NN_BF16) return NN_OK;
+  if (!nn_dtype_bytes(dtype)) return status_fail(NN_ERR_ARGUMENT, "dtype %d is not an NN_ dtype", dtype);
   return status_fail(NN_ERR_UNSUPPORTED, "parameters of dtype %d; they are NN_F32 or NN_BF16", dtype);
 }
 
@@ -80,8 +81,20 @@ static float model_initial(const nn_model_config_t *config, const param_t *param
       if (config->family == NN_FAMILY_GPT2)
         return config->init_std / sqrtf(2.0f * (float)config->layers);
       return config->init_std;
-    default: return config->init_std;
+    case PARAM_WTE:
+    case PARAM_WPE:
+    case PARAM_Q:
+    case PARAM_K:
+    case PARAM_V:
+    case PARAM_QKV:
+    case PARAM_ROUTER:
+    case PARAM_GATE:
+    case PARAM_UP:
+    case PARAM_DOWN:
+    case PARAM_FC:
+    case PARAM_HEAD: return config->init_std;
   }
+  return 0;
 }
 
 static nn_status_t model_fill_constant(nn_model_t *model, const param_t *param, float value) {

@@ -269,29 +269,3 @@ const param_t *param_find(const param_table_t *table, const char *name) {
     if (strcmp(table->items[i].name, name) == 0) return &table->items[i];
   return NULL;
 }
-
-/* Index of the first item whose layer is at least the given one. Layers ascend between the first
- * parts and the last ones, which have layer -1 and roles from PARAM_NORM_FINAL on. */
-static int64_t param_lower_bound(const param_table_t *table, int64_t layer) {
-  int64_t low = 0, high = table->count;
-  while (low < high) {
-    int64_t middle = low + (high - low) / 2;
-    const param_t *param = &table->items[middle];
-    bool below = param->layer < 0 ? param->role < PARAM_NORM_FINAL : param->layer < layer;
-    if (below)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
-}
-
-const param_t *param_get(const param_table_t *table, param_role_t role, int64_t layer,
-                         int64_t expert) {
-  for (int64_t i = layer < 0 ? 0 : param_lower_bound(table, layer); i < table->count; i++) {
-    const param_t *param = &table->items[i];
-    if (param->layer == layer && param->role == role && param->expert == expert) return param;
-    if (layer >= 0 && param->layer != layer) return NULL;
-  }
-  return NULL;
-}

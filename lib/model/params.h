@@ -11,7 +11,9 @@
 
 #include "moenn.h"
 
-/* What a parameter is to the block code. */
+/* What a parameter is to the block code. The buffer's layout (params.c) relies on Q, K, V and on GATE, UP,
+ * DOWN being neighbours here, and on what follows the last layer coming from NORM_FINAL on. GATE, UP and
+ * DOWN belong to an expert, always. */
 typedef enum param_role {
   PARAM_WTE,         /* [vocab, hidden] */
   PARAM_WPE,         /* [context, hidden] */
@@ -72,8 +74,5 @@ nn_status_t param_table_count(const nn_model_config_t *config, param_table_t *co
 
 /* The parameter of a published name, or NULL. */
 const param_t *param_find(const param_table_t *table, const char *name);
-
-/* The parameter of a role, or NULL. */
-const param_t *param_get(const param_table_t *table, param_role_t role, int64_t layer, int64_t expert);
 
 #endif

@@ -1,4 +1,4 @@
-/* The byte plan of training; that of a session is infer/session.h's. */
+/* What the byte plans of training and of sessions share: the parameters, and the total. */
 #ifndef NN_MODEL_PLAN_H
 #define NN_MODEL_PLAN_H
 

@@ -8,6 +8,7 @@ enum { LOGITS_ROWS = 64 };
 
 nn_status_t training_check(const nn_model_config_t *config, int32_t dtype,
                            const nn_train_options_t *options, nn_train_options_t *checked) {
+  STATUS_TRY(model_check_dtype(dtype));
   if (dtype != NN_F32)
     return status_fail(NN_ERR_UNSUPPORTED,
                        "training with parameters that are not NN_F32 is not in this release");
@@ -70,11 +71,7 @@ static void training_take_workspace(arena_t *arena, const nn_device_t *device,
   buffers->logits = arena_take(arena, buffers->logits_rows, config->vocab_size, sizeof(float));
   if (config->experts) {
     buffers->aux_share = arena_take(arena, 1, config->experts, sizeof(float));
-    for (int64_t l = 0; l < config->layers; l++) {
-      router_stats_t stats;
-      router_stats_take(arena, config, &stats);
-      if (buffers->router) buffers->router[l] = stats;
-    }
+    router_stats_take(arena, config, config->layers, buffers->router);
     size_t before = arena->used;
     buffers->stat_count =
         arena_take(arena, config->layers, config->experts + 1, sizeof(int64_t));
@@ -131,7 +128,10 @@ static nn_status_t training_allocate(nn_model_t *model, training_t *training) {
   if (config->experts) {
     STATUS_TRY(mem_alloc((size_t)config->layers, sizeof(router_stats_t), &got));
     buffers->router = got;
-    STATUS_TRY(mem_alloc((size_t)(4 * config->experts + 1), sizeof(double), &got));
+    STATUS_TRY(mem_alloc((size_t)(2 * config->experts), sizeof(double), &got));
+    buffers->host_sums = got;
+    size_t width = 2 * (size_t)config->experts + 1;
+    STATUS_TRY(mem_alloc(((size_t)config->layers + 1) * width, sizeof(float), &got));
     buffers->host_stats = got;
   }
   STATUS_TRY(storage_create(device, bytes.activations, &training->activations));
@@ -155,6 +155,7 @@ nn_status_t training_prepare(nn_model_t *model, const nn_train_options_t *checke
     if (status == NN_OK) status = device_zero(model->device, made->gradients->data, bytes);
   } else if (status == NN_OK) {
     made->gradients = model->training->gradients;
+    made->stale = model->training->stale;
     storage_retain(made->gradients);
   }
   if (status == NN_OK)
@@ -174,6 +175,7 @@ void training_free(training_t *training) {
   mem_free(training->buffers.acts);
   mem_free(training->buffers.router);
   mem_free(training->buffers.host_position);
+  mem_free(training->buffers.host_sums);
   mem_free(training->buffers.host_stats);
   weights_free(&training->dweights);
   storage_release(training->gradients);

@@ -18,19 +18,21 @@ typedef struct training_buffers {
   float *aux_share;   /* [E]: shares over all layers, for NN_AUX_JOINT */
   float *logits;      /* [logits_rows, vocab] */
   int64_t logits_rows;
-  router_stats_t *router; /* host [layers], each [2E + 1] */
+  router_stats_t *router; /* host [layers] */
   int64_t *stat_count; /* [layers, E + 1] */
   double *stat_prob;   /* [layers, E] */
   size_t stat_bytes;   /* of stat_count and, behind it, stat_prob */
   backend_scratch_t scratch;
   int32_t *host_position; /* host [n]: what position holds */
   int64_t position_len;   /* the sequence length that position was filled for; 0: none */
-  double *host_stats;     /* host, room for 2E doubles and 3E + 1 floats */
+  float *host_stats;      /* host [layers + 1, 2E + 1]: router statistics, and a row of room */
+  double *host_sums;      /* host [2, E] */
 } training_buffers_t;
 
 struct training {
   nn_train_options_t options; /* defaults filled in */
   storage_t *gradients;       /* [params.elements] fp32 */
+  bool stale;                 /* a backward failed midway: the gradients are to be zeroed first */
   weights_t dweights;
   storage_t *activations, *workspace;
   training_buffers_t buffers;

@@ -11,8 +11,8 @@ struct nn_tokenizer {
   /* The contracts of nn_tokenizer_encode and nn_tokenizer_decode; pointers and, for decode, the
    * range of the ids have been checked. */
   nn_status_t (*encode)(const nn_tokenizer_t *tokenizer, const char *text, size_t bytes,
-                        int32_t *ids, size_t capacity, size_t *count);
-  nn_status_t (*decode)(const nn_tokenizer_t *tokenizer, const int32_t *ids, size_t count,
+                        int32_t *ids, int64_t capacity, int64_t *count);
+  nn_status_t (*decode)(const nn_tokenizer_t *tokenizer, const int32_t *ids, int64_t count,
                         char *text, size_t capacity, size_t *bytes);
   void (*destroy)(nn_tokenizer_t *tokenizer); /* frees the struct and what it holds */
 };

@@ -69,13 +69,6 @@ nn_status_t optim_step(nn_optim_t *optim, float lr, double *grad_norm) {
   op_grad_norm_t norm = {.count = elements, .g = training->gradients->data};
   norm.max_norm = optim->options.grad_clip, norm.out = scale;
   STATUS_TRY(device->backend->grad_norm(device->place, &norm, training->buffers.scratch));
-  double found;
-  STATUS_TRY(device->backend->copy_out(device->place, &found, scale, sizeof found));
-  if (!isfinite(found))
-    return status_fail(NN_ERR_NONFINITE,
-                       "the gradient norm of update %lld is %g; the update was refused and nothing "
-                       "changed",
-                       (long long)optim->steps + 1, found);
   for (int part = 0; part < 2; part++) {
     int64_t begin = part ? decayed : 0, end = part ? elements : decayed;
     op_adamw_t op = {.count = end - begin, .lr = lr, .step = optim->steps + 1, .scale = scale};
@@ -88,6 +81,14 @@ nn_status_t optim_step(nn_optim_t *optim, float lr, double *grad_norm) {
     if (op.count)
       STATUS_TRY(device->backend->adamw(device->place, &op, training->buffers.scratch));
   }
+  /* adamw does nothing when the norm is not finite, so it needs no look at it here before. */
+  double found;
+  STATUS_TRY(device->backend->copy_out(device->place, &found, scale, sizeof found));
+  if (!isfinite(found))
+    return status_fail(NN_ERR_NONFINITE,
+                       "the gradient norm of update %lld is %g; the update was refused and nothing "
+                       "changed",
+                       (long long)optim->steps + 1, found);
   optim->steps++;
   if (grad_norm) *grad_norm = found;
   return NN_OK;

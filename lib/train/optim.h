@@ -4,6 +4,9 @@
 
 #include "model/model.h"
 
+/* Most updates an optimizer counts: what a double holds exactly. */
+#define OPTIM_MOST_STEPS ((int64_t)1 << 53)
+
 struct nn_optim {
   nn_model_t *model;         /* retained */
   nn_optim_options_t options; /* defaults filled in */

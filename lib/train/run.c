@@ -95,13 +95,14 @@ static nn_status_t run_router_losses(nn_model_t *model, const pass_t *pass, nn_l
   const nn_model_config_t *config = &model->config;
   int64_t experts = config->experts, layers = config->layers, width = 2 * experts + 1;
   if (!experts) return NN_OK;
-  double *share_sum = model->training->buffers.host_stats, *prob_sum = share_sum + experts;
-  float *row = (float *)(prob_sum + experts), *mean_share = row + width;
+  double *share_sum = model->training->buffers.host_sums, *prob_sum = share_sum + experts;
+  float *stats = model->training->buffers.host_stats, *mean_share = stats + layers * width;
+  STATUS_TRY(pass->backend->copy_out(pass->place, stats, pass->router[0].share,
+                                     (size_t)(layers * width) * sizeof(float)));
   double aux = 0, z = 0;
   for (int64_t e = 0; e < experts; e++) share_sum[e] = prob_sum[e] = 0;
   for (int64_t l = 0; l < layers; l++) {
-    STATUS_TRY(pass->backend->copy_out(pass->place, row, pass->router[l].share,
-                                       (size_t)width * sizeof(float)));
+    const float *row = stats + l * width;
     for (int64_t e = 0; e < experts; e++) {
       double share = row[e], prob = row[experts + e];
       share_sum[e] += share / (double)layers;

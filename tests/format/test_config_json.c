@@ -137,6 +137,32 @@ static void what_would_change_the_numbers_is_refused(void **state) {
   refuse(NN_ERR_UNSUPPORTED, "model_type is \"llama\"|mixtral", "{\"model_type\":\"llama\"}");
 }
 
+static void dtypes_and_classes_must_make_sense(void **state) {
+  (void)state;
+  nn_model_config_t plain = read_text("{\"model_type\":\"mixtral\"}");
+  static const char *const good[] = {
+      "\"torch_dtype\":\"float32\",\"dtype\":\"bfloat16\"}", "\"torch_dtype\":\"float16\"}",
+      "\"torch_dtype\":null,\"dtype\":null}", "\"architectures\":null}", "\"architectures\":[]}",
+      "\"architectures\":[\"MixtralForCausalLM\"]}"};
+  for (size_t i = 0; i < sizeof good / sizeof *good; i++) {
+    char text[200] = MIXTRAL;
+    nn_model_config_t config = read_text(strcat(text, good[i]));
+    assert_memory_equal(&config, &plain, sizeof config);
+  }
+  refuse(NN_ERR_UNSUPPORTED, "torch_dtype is 5|\"float32\"|\"bfloat16\"|\"float16\"",
+         MIXTRAL "\"torch_dtype\":5}");
+  refuse(NN_ERR_UNSUPPORTED, "torch_dtype is \"int4\"", GPT2 "\"torch_dtype\":\"int4\"}");
+  refuse(NN_ERR_UNSUPPORTED, "dtype is [\"float32\"]", GPT2 "\"dtype\":[\"float32\"]}");
+  refuse(NN_ERR_UNSUPPORTED, "architectures is [\"GPT2LMHeadModel\"]|[\"MixtralForCausalLM\"]",
+         MIXTRAL "\"architectures\":[\"GPT2LMHeadModel\"]}");
+  refuse(NN_ERR_UNSUPPORTED, "architectures is [\"GPT2Model\"]|[\"GPT2LMHeadModel\"]",
+         GPT2 "\"architectures\":[\"GPT2Model\"]}");
+  refuse(NN_ERR_UNSUPPORTED, "architectures is [\"MixtralForCausalLM\",7]",
+         MIXTRAL "\"architectures\":[\"MixtralForCausalLM\",7]}");
+  refuse(NN_ERR_UNSUPPORTED, "architectures is \"MixtralForCausalLM\"",
+         MIXTRAL "\"architectures\":\"MixtralForCausalLM\"}");
+}
+
 static void hostile_texts_are_refused(void **state) {
   (void)state;
   refuse(NN_ERR_FORMAT, "config.json: line 1", "");
@@ -157,7 +183,9 @@ static void hostile_texts_are_refused(void **state) {
   refuse(NN_ERR_FORMAT, "n_layer is null", GPT2 "\"n_layer\":null}");
   refuse(NN_ERR_FORMAT, "layer_norm_epsilon is 0", GPT2 "\"layer_norm_epsilon\":0}");
   refuse(NN_ERR_FORMAT, "layer_norm_epsilon is \"x\"", GPT2 "\"layer_norm_epsilon\":\"x\"}");
-  refuse(NN_ERR_FORMAT, "norm_eps is 1e+30", GPT2 "\"layer_norm_epsilon\":1e300}");
+  refuse(NN_ERR_FORMAT, "layer_norm_epsilon is 1e300|fp32", GPT2 "\"layer_norm_epsilon\":1e300}");
+  refuse(NN_ERR_FORMAT, "rope_theta is 1e300|fp32", MIXTRAL "\"rope_theta\":1e300}");
+  refuse(NN_ERR_FORMAT, "rope_theta is 1e+35", MIXTRAL "\"rope_theta\":1e35}");
   refuse(NN_ERR_FORMAT, "tie_word_embeddings is 1", GPT2 "\"tie_word_embeddings\":1}");
   refuse(NN_ERR_FORMAT, "hidden|heads", GPT2 "\"n_head\":5}");
   refuse(NN_ERR_FORMAT, "kv_heads", MIXTRAL "\"num_key_value_heads\":5}");
@@ -166,6 +194,8 @@ static void hostile_texts_are_refused(void **state) {
 
   nn_model_config_t config = STRUCT(nn_model_config_t);
   CHECK_STATUS(NN_ERR_FORMAT, nn_config_from_json("{\"model_type\":\"gpt2\0\"}", 22, &config));
+  CHECK_STATUS(NN_ERR_FORMAT, nn_config_from_json("{\"model_type\":\"gpt2\"}\0", 23, &config));
+  CHECK_STATUS(NN_ERR_FORMAT, nn_config_from_json("", 1, &config));
   static char deep[50000];
   memset(deep, '[', sizeof deep);
   CHECK_STATUS(NN_ERR_FORMAT, nn_config_from_json(deep, sizeof deep, &config));
@@ -176,6 +206,11 @@ static void hostile_texts_are_refused(void **state) {
   memset(text + strlen(text), 'y', 300);
   strcat(text, "\"}");
   refuse(NN_ERR_UNSUPPORTED, "activation_function is|...", text);
+
+  static char name[400] = MIXTRAL "\""; /* and so is a long key, before the reason */
+  memset(name + strlen(name), 'k', 300);
+  strcat(name, "\":7}");
+  refuse(NN_ERR_UNSUPPORTED, "kkk...\" (7)|mixtral|could change the numbers", name);
 }
 
 /* ---- writing --------------------------------------------------------------------------------- */
@@ -194,8 +229,11 @@ static char *write_text(const nn_model_config_t *config) {
 static void check_round_trip(nn_model_config_t config) {
   CHECK(nn_config_validate(&config));
   char *text = write_text(&config);
-  nn_model_config_t again = read_text(text);
+  nn_model_config_t again = read_text(text), with_nul = STRUCT(nn_model_config_t);
   assert_memory_equal(&config, &again, sizeof config);
+  /* the size that nn_config_to_json() asks for counts the NUL; one is read, two are not */
+  CHECK(nn_config_from_json(text, strlen(text) + 1, &with_nul));
+  assert_memory_equal(&config, &with_nul, sizeof config);
   free(text);
 }
 
@@ -287,6 +325,7 @@ int main(void) {
       cmocka_unit_test(nulls_and_aliases_are_understood),
       cmocka_unit_test(bookkeeping_is_left_alone),
       cmocka_unit_test(what_would_change_the_numbers_is_refused),
+      cmocka_unit_test(dtypes_and_classes_must_make_sense),
       cmocka_unit_test(hostile_texts_are_refused),
       cmocka_unit_test(every_configuration_survives),
       cmocka_unit_test(texts_are_what_transformers_reads),

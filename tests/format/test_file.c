@@ -170,7 +170,7 @@ static void what_cannot_be_written_says_why(void **state) {
   (void)state;
   CHECK_FAILS(NN_ERR_NOT_FOUND, "none/a.tmp|No such file", write_text("none/a", "text"));
   assert_int_equal(mkdir(files_path(folder, "d"), 0700), 0);
-  CHECK_FAILS(NN_ERR_IO, "/d|directory", write_text("d", "text"));
+  CHECK_FAILS(NN_ERR_IO, "/d|is a folder", write_text("d", "text"));
   assert_int_equal(files_count(folder), 1);
   assert_int_equal(mkdir(files_path(folder, "e.tmp"), 0700), 0);
   CHECK_STATUS(NN_ERR_IO, write_text("e", "text"));
@@ -271,12 +271,21 @@ static void a_writer_needs_its_memory(void **state) {
 static void folders_are_made_once_and_locked(void **state) {
   (void)state;
   const char *path = files_path(folder, "new");
-  CHECK(file_make_folder(path));
-  CHECK(file_make_folder(path));
-  CHECK(file_make_folder(files_path(folder, "slash//")));
-  CHECK_FAILS(NN_ERR_NOT_FOUND, "no/new", file_make_folder(files_path(folder, "no/new")));
+  bool made;
+  CHECK(file_make_folder(path, &made));
+  assert_true(made);
+  CHECK(file_make_folder(path, &made));
+  assert_false(made);
+  CHECK(file_make_folder(files_path(folder, "slash//"), NULL));
+  CHECK_FAILS(NN_ERR_NOT_FOUND, "no/new", file_make_folder(files_path(folder, "no/new"), &made));
+  assert_false(made);
   files_write_text(folder, "a", "text");
-  CHECK_FAILS(NN_ERR_IO, "/a", file_make_folder(files_path(folder, "a")));
+  CHECK_FAILS(NN_ERR_IO, "/a", file_make_folder(files_path(folder, "a"), NULL));
+  CHECK(file_check_folder(folder));
+  CHECK_FAILS(NN_ERR_IO, "/a: is not a folder", file_check_folder(files_path(folder, "a")));
+  CHECK_FAILS(NN_ERR_NOT_FOUND, "/none", file_check_folder(files_path(folder, "none")));
+  assert_true(file_exists(folder) && file_exists(files_path(folder, "a")));
+  assert_false(file_exists(files_path(folder, "none")) || file_exists(files_path(folder, "a/b")));
   int first = -1, second = -1;
   CHECK(file_lock_folder(folder, &first));
   CHECK_FAILS(NN_ERR_IO, "another save", file_lock_folder(folder, &second));
@@ -284,6 +293,40 @@ static void folders_are_made_once_and_locked(void **state) {
   CHECK(file_lock_folder(folder, &second));
   file_unlock_folder(second);
   file_unlock_folder(-1);
+}
+
+/* In an empty folder as the working one, where a temporary would be left. */
+static void empty_paths_are_refused(void **state) {
+  (void)state;
+  file_map_t map = {0};
+  file_writer_t writer = {0};
+  char before[1000];
+  assert_non_null(getcwd(before, sizeof before));
+  assert_int_equal(chdir(folder), 0);
+  CHECK_FAILS(NN_ERR_ARGUMENT, "path is empty", file_map("", &map));
+  CHECK_FAILS(NN_ERR_ARGUMENT, "path is empty", file_writer_open("", &writer));
+  CHECK_FAILS(NN_ERR_ARGUMENT, "path is empty", file_make_folder("", NULL));
+  CHECK_FAILS(NN_ERR_ARGUMENT, "path is empty", file_check_folder(""));
+  CHECK_FAILS(NN_ERR_IO, "none/|is a folder", file_writer_open("none/", &writer));
+  assert_int_equal(chdir(before), 0);
+  assert_int_equal(files_count(folder), 0);
+}
+
+/* The reason and the file's name are there however long the path is. Wherever the cut falls in the
+ * two bytes of an umlaut and the slash before it, what is left begins with a whole character. */
+static void long_paths_are_cut_in_messages(void **state) {
+  (void)state;
+  static const char *const names[] = {"/model", "/xmodel", "/xxmodel"};
+  for (int i = 0; i < 3; i++) {
+    file_map_t map = {0};
+    char path[900] = "";
+    while (strlen(path) < 700) strcat(path, "/\xc3\xa4");
+    strcat(path, names[i]);
+    CHECK_FAILS(NN_ERR_NOT_FOUND, "...|model: |No such file", file_map(path, &map));
+    CHECK_FAILS(NN_ERR_NOT_FOUND, names[i], file_map(path, &map));
+    assert_true(strlen(nn_last_error()) < 300);
+    assert_memory_not_equal(nn_last_error() + 3, "\xa4", 1);
+  }
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -303,6 +346,8 @@ int main(void) {
       TEST(a_kill_leaves_the_old_file_or_the_new),
       TEST(a_writer_needs_its_memory),
       TEST(folders_are_made_once_and_locked),
+      TEST(empty_paths_are_refused),
+      TEST(long_paths_are_cut_in_messages),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

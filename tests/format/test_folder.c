@@ -1,7 +1,10 @@
 /* Model folders: what is saved is read again, what other programs write is read, and what does not
  * fit together is refused by name. */
+#define _POSIX_C_SOURCE 200809L
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/dtype.h"
 #include "base/mem.h"
@@ -251,7 +254,10 @@ static void missing_and_broken_files_are_named(void **state) {
   refuse_folder(NN_ERR_FORMAT, "model.safetensors|header");
   folder_t opened = {0};
   CHECK_FAILS(NN_ERR_NOT_FOUND, "/none", folder_open(files_path(folder, "none"), &opened));
-  CHECK_STATUS(NN_ERR_IO, folder_open(files_path(folder, "config.json"), &opened));
+  CHECK_FAILS(NN_ERR_IO, "/config.json: is not a folder",
+              folder_open(files_path(folder, "config.json"), &opened));
+  assert_null(strstr(nn_last_error(), ".moenn"));
+  CHECK_FAILS(NN_ERR_ARGUMENT, "path is empty", folder_open("", &opened));
 }
 
 static void write_index(const char *weight_map) {
@@ -392,7 +398,44 @@ static void saving_refuses_what_it_cannot_do(void **state) {
   files_write_text(folder, "file", "");
   snprintf(missing, sizeof missing, "%s/file", folder);
   CHECK_STATUS(NN_ERR_IO, stamped_save(&mixtral, missing, 0));
+  CHECK_FAILS(NN_ERR_ARGUMENT, "path is empty", stamped_save(&mixtral, "", 0));
   assert_int_equal(files_count(folder), 1);
+}
+
+/* Found before anything is written: the earlier model is as it was, and the message says what has
+ * to go. */
+static void what_is_in_the_way_of_a_save_is_named(void **state) {
+  (void)state;
+  static const char *const files[] = {".moenn-saving", ".moenn-saved", ".moenn-moving"};
+  static const char *const folders[] = {"config.json", "model.safetensors",
+                                        "model.safetensors.index.json",
+                                        "model-00007-of-00009.safetensors"};
+  CHECK(stamped_save(&gpt2, folder, 0));
+  for (int i = 0; i < 3; i++) {
+    files_write_text(folder, files[i], "mine");
+    CHECK_FAILS(NN_ERR_IO, files[i], stamped_save(&mixtral, folder, 0));
+    files_check_message("a save needs this name|is not a folder", __FILE__, __LINE__);
+    assert_true(stamped_is(&gpt2, folder));
+    assert_int_equal(files_count(folder), 4);
+    assert_int_equal(unlink(files_path(folder, files[i])), 0);
+  }
+  for (int i = 0; i < 4; i++) {
+    char *other = fixture_folder();
+    assert_int_equal(mkdir(files_path(other, folders[i]), 0700), 0);
+    CHECK_FAILS(NN_ERR_IO, folders[i], stamped_save(&mixtral, other, 0));
+    files_check_message("is a folder, where a save needs a file", __FILE__, __LINE__);
+    assert_int_equal(files_count(other), 1);
+    fixture_folder_remove(other);
+  }
+  CHECK(stamped_save(&mixtral, folder, 0));
+  assert_true(stamped_is(&mixtral, folder));
+}
+
+static void long_names_leave_room_for_the_reason(void **state) {
+  (void)state;
+  char name[500] = "";
+  memset(name, 'n', sizeof name - 1);
+  refuse(&mixtral, (oddity_t){.extra = {name}}, NN_ERR_FORMAT, "nnn...\"|belongs to no parameter");
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -416,6 +459,8 @@ int main(void) {
       TEST(progress_counts_all_bytes_and_cancels),
       TEST(opening_needs_its_memory),
       TEST(saving_refuses_what_it_cannot_do),
+      TEST(what_is_in_the_way_of_a_save_is_named),
+      TEST(long_names_leave_room_for_the_reason),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

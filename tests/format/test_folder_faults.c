@@ -2,8 +2,10 @@
  * any point, too little memory, a second save, a reader at the same time. After each the folder
  * holds exactly the earlier model or exactly the new one. */
 #define _POSIX_C_SOURCE 200809L
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -170,6 +172,64 @@ static void an_error_in_any_operation_leaves_one_model(void **state) {
   }
 }
 
+/* A first save that fails leaves nothing behind, at whichever operation, and a folder that was
+ * there before stays. */
+static void a_failed_first_save_leaves_no_folder(void **state) {
+  (void)state;
+  files_tap_t tap;
+  char path[600];
+  snprintf(path, sizeof path, "%s", files_path(folder, "new"));
+  files_tap_begin(&tap, FILES_COUNT, 0);
+  CHECK(stamped_save(&models[0], path, 6000));
+  files_tap_end();
+  fixture_folder_remove(strdup(path));
+  int64_t operations = tap.operations;
+  int failures = 0;
+  for (int64_t at = 0; at < operations; at++) {
+    files_tap_begin(&tap, FILES_FAIL, at);
+    nn_status_t status = stamped_save(&models[0], path, 6000);
+    files_tap_end();
+    int stays = status == NN_OK || said_in_place();
+    failures += !stays;
+    assert_int_equal(files_exists(folder, "new"), stays);
+    if (stays) fixture_folder_remove(strdup(path));
+  }
+  assert_true(failures > 20);
+  assert_int_equal(mkdir(path, 0700), 0);
+  files_tap_begin(&tap, FILES_FULL, 100);
+  CHECK_STATUS(NN_ERR_IO, stamped_save(&models[0], path, 0));
+  files_tap_end();
+  assert_true(files_exists(folder, "new"));
+  assert_int_equal(files_count(path), 0);
+}
+
+/* Every operation that would change something fails from the first on, those that clean up too. */
+static int read_only(void *user, const char *operation, const char *path, size_t *bytes) {
+  static const char *const changing[] = {"create", "truncate", "write",  "rename",
+                                         "mkdir",  "remove",   "rmdir"};
+  int64_t *allowed = user;
+  (void)path, (void)bytes;
+  for (size_t i = 0; i < sizeof changing / sizeof *changing; i++)
+    if (strcmp(operation, changing[i]) == 0 && --*allowed < 0) return EROFS;
+  return 0;
+}
+
+static void the_first_failure_is_the_one_reported(void **state) {
+  (void)state;
+  const change_t *change = &changes[0];
+  static const char *const words[] = {".moenn-saving: the folder cannot be made",
+                                      "model.safetensors.tmp: cannot be created"};
+  for (int64_t allowed = 0; allowed < 2; allowed++) {
+    save_before(change);
+    int64_t left = allowed;
+    file_tap(read_only, &left);
+    CHECK_FAILS(NN_ERR_IO, words[allowed], save_after(change));
+    file_tap(NULL, NULL);
+    files_check_message("Read-only file system", __FILE__, __LINE__);
+    assert_false(which_is_there(change));
+  }
+}
+
 static void a_full_disk_leaves_the_earlier_model(void **state) {
   (void)state;
   for (int i = 0; i < CHANGES; i++) {
@@ -283,6 +343,8 @@ int main(void) {
       TEST(a_kill_at_any_point_leaves_one_model),
       TEST(a_second_kill_leaves_one_model),
       TEST(an_error_in_any_operation_leaves_one_model),
+      TEST(a_failed_first_save_leaves_no_folder),
+      TEST(the_first_failure_is_the_one_reported),
       TEST(a_full_disk_leaves_the_earlier_model),
       TEST(short_writes_are_continued),
       TEST(saving_needs_its_memory),

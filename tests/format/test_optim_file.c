@@ -1,8 +1,11 @@
 /* Optimizer state files: both moments and the step come back bit for bit, a file of another model
  * or with anything missing changes nothing. */
 #define _POSIX_C_SOURCE 200809L
+#include <float.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/mem.h"
 #include "format/optim_file.h"
@@ -87,8 +90,8 @@ static void states_come_back(void **unused) {
   (void)unused;
   CHECK(save(&mixtral, 0));
   check_loads(&mixtral, 0);
-  CHECK(save(&gpt2, INT64_MAX));
-  check_loads(&gpt2, INT64_MAX);
+  CHECK(save(&gpt2, INT64_C(1) << 53));
+  check_loads(&gpt2, INT64_C(1) << 53);
   assert_int_equal(files_count(folder), 1);
 }
 
@@ -143,7 +146,8 @@ static void other_files_are_refused(void **unused) {
 
 static void steps_are_checked(void **unused) {
   (void)unused;
-  static const char *const bad[] = {"", "-1", "1x", " 1", "9223372036854775808", "1.0"};
+  static const char *const bad[] = {"", "-1", "1x", " 1", "9223372036854775808", "1.0",
+                                    "9007199254740993"};
   CHECK(save(&mixtral, 7));
   size_t bytes;
   char *file = files_read(folder, "optim", &bytes);
@@ -175,6 +179,48 @@ static void moments_are_f32(void **unused) {
   files_write(folder, "optim", file, bytes);
   check_refused(&mixtral, NN_ERR_FORMAT, "exp_avg|F32");
   free(file);
+}
+
+/* Values that no training leaves, in the first, the last or some other element. */
+static void moments_have_values_that_can_be(void **unused) {
+  (void)unused;
+  static const struct {
+    float value;
+    int in_first, in_second; /* refused there */
+  } cases[] = {{NAN, 1, 1}, {-NAN, 1, 1},    {INFINITY, 1, 1},  {-INFINITY, 1, 1}, {-1, 0, 1},
+               {-0x1p-149f, 0, 1}, {-0.0f, 0, 0}, {FLT_MAX, 0, 0}, {0x1p-149f, 0, 0}};
+  state_t *state = &gpt2;
+  const int64_t count = state->model.table.elements, places[] = {0, count / 3, count - 1};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+    for (int place = 0; place < 3; place++)
+      for (int second = 0; second < 2; second++) {
+        float *value = (second ? state->v : state->m) + places[place], kept = *value;
+        *value = cases[i].value;
+        CHECK(save(state, 3));
+        if (second ? cases[i].in_second : cases[i].in_first)
+          check_refused(state, NN_ERR_FORMAT,
+                        second ? ".exp_avg_sq|negative, infinite or NaN" : "exp_avg\"|or NaN");
+        else
+          check_loads(state, 3);
+        *value = kept;
+      }
+}
+
+static void bad_paths_are_refused(void **unused) {
+  (void)unused;
+  const param_table_t *table = &mixtral.model.table;
+  int64_t steps = -1;
+  char before[1000];
+  assert_non_null(getcwd(before, sizeof before));
+  assert_int_equal(chdir(folder), 0);
+  CHECK_FAILS(NN_ERR_ARGUMENT, "path is empty",
+              optim_file_save("", table, mixtral.m, mixtral.v, 1, NULL));
+  CHECK_FAILS(NN_ERR_ARGUMENT, "path is empty",
+              optim_file_load("", table, mixtral.m, mixtral.v, &steps, NULL));
+  CHECK_FAILS(NN_ERR_IO, "is a folder",
+              optim_file_save(folder, table, mixtral.m, mixtral.v, 1, NULL));
+  assert_int_equal(chdir(before), 0);
+  assert_int_equal(files_count(folder), 0);
 }
 
 static void faults_leave_the_earlier_file(void **unused) {
@@ -227,6 +273,8 @@ int main(void) {
       TEST(other_files_are_refused),
       TEST(steps_are_checked),
       TEST(moments_are_f32),
+      TEST(moments_have_values_that_can_be),
+      TEST(bad_paths_are_refused),
       TEST(faults_leave_the_earlier_file),
       TEST(cancelling_leaves_the_earlier_file),
   };

@@ -95,11 +95,20 @@ static void test_greedy_by_default(void **state) {
   generator_close(&g);
 }
 
+/* An id that the loop never made. */
+static int32_t generator_unmade(const generator_t *g) {
+  int32_t id = 0;
+  for (int i = 0; i < MOST; i++)
+    if (g->whole[i] == id) id++, i = -1;
+  assert_true(id < VOCAB);
+  return id;
+}
+
 static void test_stop_ids(void **state) {
   (void)state;
   generator_t g;
   generator_open(&g);
-  int32_t stops[2] = {-5, g.whole[6]}; /* an id that never comes, and one that does */
+  int32_t stops[2] = {generator_unmade(&g), g.whole[6]};
   int64_t first = 0;
   while (g.whole[first] != stops[1]) first++;
   g.options.stop_ids = stops;
@@ -109,7 +118,7 @@ static void test_stop_ids(void **state) {
   stops[0] = g.whole[0];
   check_made(&g, MOST, 0, NN_STOP_ID);
   /* the end of the buffer comes first */
-  stops[0] = stops[1] = VOCAB;
+  stops[0] = stops[1] = generator_unmade(&g);
   check_made(&g, 2, 2, NN_STOP_LENGTH);
   generator_close(&g);
 }
@@ -203,6 +212,11 @@ static void test_refused(void **state) {
   options.stop_count = 1;
   CHECK_STATUS(NN_ERR_ARGUMENT,
                nn_session_generate(s, 0, prompt, 4, &options, made, 4, &count, NULL));
+  for (int32_t id = -1; id <= VOCAB; id += VOCAB + 1) {
+    options.stop_ids = &id;
+    CHECK_STATUS(NN_ERR_ARGUMENT,
+                 nn_session_generate(s, 0, prompt, 4, &options, made, 4, &count, NULL));
+  }
   options.stop_count = 0;
   options.sampling = &cold;
   cold.temperature = -1;

@@ -6,6 +6,16 @@
 #include "base/mem.h"
 #include "files.h"
 
+/* The parameter of a role, or NULL. */
+static const param_t *param_get(const param_table_t *table, param_role_t role, int64_t layer,
+                                int64_t expert) {
+  for (int64_t i = 0; i < table->count; i++) {
+    const param_t *param = &table->items[i];
+    if (param->layer == layer && param->role == role && param->expert == expert) return param;
+  }
+  return NULL;
+}
+
 static void check_cover(const nn_model_config_t *config) {
   param_table_t table = files_table(config), counts;
   CHECK(param_table_count(config, &counts));

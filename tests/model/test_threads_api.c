@@ -1,6 +1,7 @@
 /* Several threads of an application: devices side by side, training and serving one model at once,
  * and each thread's own message. Most telling in the thread sanitizer's build. */
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -230,6 +231,58 @@ static void *fail_elsewhere(void *argument) {
   return NULL;
 }
 
+/* ---- turns ---- */
+
+typedef struct busy {
+  outcome_t outcome;
+  nn_model_t *model;
+  atomic_int rounds, stop;
+} busy_t;
+
+static void *keep_busy(void *argument) {
+  busy_t *busy = argument;
+  int32_t tokens[TOKENS];
+  fixture_tokens(tokens, TOKENS, VOCAB, 2);
+  while (!atomic_load(&busy->stop) && busy->outcome.status == NN_OK) {
+    nn_loss_t loss = STRUCT(nn_loss_t);
+    note(&busy->outcome, nn_model_evaluate(busy->model, tokens, tokens, BATCH, SEQ, &loss));
+    atomic_fetch_add(&busy->rounds, 1);
+  }
+  return NULL;
+}
+
+/* A thread that never pauses between its calls does not keep others from theirs. While a decode waits,
+ * the other thread can end the call that it is in and one more that was queued before. */
+static void test_calls_take_turns(void **state) {
+  (void)state;
+  nn_device_t *device = fixture_device(1, 0);
+  nn_model_config_t config = fixture_moe();
+  nn_session_t *session;
+  busy_t busy = {.model = fixture_model(device, &config, 1)};
+  fixture_prepare(busy.model, BATCH, SEQ, NN_RECOMPUTE_NONE);
+  CHECK(nn_session_create(busy.model, NULL, &session));
+  pthread_t thread;
+  assert_int_equal(pthread_create(&thread, NULL, keep_busy, &busy), 0);
+  while (atomic_load(&busy.rounds) == 0) {
+  }
+  enum { DECODES = 200 };
+  int before = atomic_load(&busy.rounds);
+  for (int32_t i = 0; i < DECODES; i++) {
+    const int32_t token = i % VOCAB;
+    CHECK(nn_session_truncate(session, 0, 0));
+    CHECK(nn_session_decode(session, &token, NULL));
+  }
+  int passed = atomic_load(&busy.rounds) - before;
+  atomic_store(&busy.stop, 1);
+  pthread_join(thread, NULL);
+  check_outcome(&busy.outcome);
+  nn_session_destroy(session);
+  nn_model_destroy(busy.model);
+  nn_device_destroy(device);
+  print_message("%d calls of the other thread beside %d decodes\n", passed, DECODES);
+  assert_true(passed <= 8 * DECODES); /* 2 each by turns; the rest for a busy machine */
+}
+
 static void test_each_thread_has_its_message(void **state) {
   (void)state;
   nn_device_t *device = NULL;
@@ -253,6 +306,7 @@ int main(void) {
       cmocka_unit_test(test_two_devices),
       cmocka_unit_test(test_two_models_on_one_device),
       cmocka_unit_test(test_train_and_serve),
+      cmocka_unit_test(test_calls_take_turns),
       cmocka_unit_test(test_sessions_in_threads),
       cmocka_unit_test(test_each_thread_has_its_message),
   };

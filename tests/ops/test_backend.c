@@ -8,17 +8,19 @@ static void test_paths_follow_the_mask(void **state) {
   (void)state;
   atomic_int cancel = 0;
   for (int32_t mask = 1; mask < 8; mask++) {
-    backend_options_t options = {.threads = 1, .cpu_paths = mask, .cancel = &cancel};
+    backend_options_t options = ops_options(1, mask, &cancel);
     const backend_t *table;
     backend_device_t *device;
     assert_int_equal(cpu_backend_open(&options, &table, &device), NN_OK);
     assert_int_equal(table->abi_version, BACKEND_ABI_VERSION);
     assert_int_equal(table->struct_size, sizeof *table);
-    int32_t threads, paths;
-    table->describe(device, &threads, &paths);
-    assert_int_equal(threads, 1);
-    assert_int_equal(paths & NN_CPU_REFERENCE, NN_CPU_REFERENCE);
-    assert_int_equal(paths & ~(mask | NN_CPU_REFERENCE), 0);
+    backend_info_t info = {.struct_size = sizeof info};
+    table->describe(device, &info);
+    assert_int_equal(info.threads, 1);
+    assert_int_equal(info.cpu_paths & NN_CPU_REFERENCE, NN_CPU_REFERENCE);
+    assert_int_equal(info.cpu_paths & ~(mask | NN_CPU_REFERENCE), 0);
+    assert_int_equal(info.dlpack_device, 1); /* kDLCPU */
+    assert_int_equal(info.dlpack_id, 0);
     table->close(device);
   }
 }
@@ -55,7 +57,7 @@ static void test_memory_and_copies(void **state) {
 static void test_open_without_memory(void **state) {
   (void)state;
   atomic_int cancel = 0;
-  backend_options_t options = {.threads = 2, .cpu_paths = 7, .cancel = &cancel};
+  backend_options_t options = ops_options(2, 7, &cancel);
   const backend_t *table = NULL;
   backend_device_t *device = NULL;
   nn_status_t status = NN_ERR_MEMORY;

@@ -13,8 +13,8 @@ typedef struct loss_case {
 static const loss_case_t cases[] = {
     {1, 1, 1, NN_F32, 0},      {1, 17, 3, NN_F32, 0},     {3, 16, 65, NN_F32, 0},
     {65, 64, 130, NN_F32, 0},  {130, 33, 1000, NN_BF16, 0}, {200, 20, 257, NN_F32, 0},
-    {17, 65, 17, NN_F32, 1},   {1100, 8, 50, NN_F32, 0},  {66, 3, 131073, NN_F32, 0},
-    {300, 128, 600, NN_F32, 0},
+    {17, 65, 17, NN_F32, 1},   {1100, 8, 50, NN_F32, 0},  {66, 1, 131073, NN_F32, 0},
+    {200, 40, 300, NN_F32, 0},
 };
 
 typedef struct loss64 {
@@ -141,6 +141,7 @@ static void check_loss(const loss_case_t *c) {
   ops_begin(&trial, (backend_limits_t){.rows = c->n, .hidden = c->hidden, .vocab = c->vocab,
                                        .weight_dtype = c->dtype, .training = 1});
   while (ops_next(&trial)) {
+    if (trial.repeat && c->n * w_count >= 1 << 23) continue; /* slow, and there for its chunks */
     op.row_loss = ops_floats(c->n), op.dx = ops_floats(x_count), op.dw = ops_copy(dw, w_count);
     ops_garbage(op.row_loss, c->n), ops_garbage(op.dx, x_count), loss_sum = NAN;
     OPS_RUN(&trial, head_loss, &op);
@@ -151,7 +152,7 @@ static void check_loss(const loss_case_t *c) {
     op.dx = op.dw = NULL;
     OPS_RUN(&trial, head_loss, &op);
     check_rows(&trial, &op, l);
-    if (c->n * w_count >= 1 << 24) OPS_RUN_CANCELLED(&trial, head_loss, &op);
+    if (c->n * w_count >= 1 << 21) OPS_RUN_CANCELLED(&trial, head_loss, &op);
   }
   ops_free();
 }

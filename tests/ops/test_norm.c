@@ -112,8 +112,8 @@ static backend_limits_t norm_limits(const norm_case_t *c) {
 
 /* Errors of a row: its sums have relative errors of ops_sum_error(hidden) against sums of
  * magnitudes; |x| <= 2.5, and the mean and the deviation of such rows are of the order of |x|, so
- * that subtracting the mean loses at most a factor of 4 (a layer norm of hidden = 1, whose deviation
- * is 0, is no case). */
+ * that subtracting the mean loses at most a factor of 4 (a layer norm of hidden = 1, whose
+ * deviation is 0, is no case). */
 static void check_norm(const norm_case_t *c) {
   norm_data_t d = norm_make(c);
   int64_t count = c->n * c->hidden;

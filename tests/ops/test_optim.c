@@ -80,8 +80,8 @@ typedef struct adamw_state {
 } adamw_state_t;
 
 /* What one step makes of element i, and how far fp32 may be from it: m and v have the error of
- * three operations on their terms, the update that of m and of eight more, and p is rounded up to
- * three times (as when it is multiplied by 1 - lr decay). */
+ * three operations on their terms, the update that of m and of eight more, the decay that of its
+ * factor and of two more, and p is rounded once. */
 static void adamw64(const adamw_case_t *c, const adamw_state_t *s, const float *g, int64_t i,
                     double want[3], double slack[3]) {
   double gradient = g[i] * c->scale, b1 = c->beta1, b2 = c->beta2;
@@ -92,7 +92,8 @@ static void adamw64(const adamw_case_t *c, const adamw_state_t *s, const float *
   want[0] = s->p[i] - c->lr * (m * m_scale / root + decay);
   want[1] = m;
   want[2] = v;
-  slack[0] = OPS_U * (3 * fabs(s->p[i]) + c->lr * (16 * m_size * m_scale / root + 4 * fabs(decay)));
+  slack[0] = c->lr * (16 * m_size * m_scale / root + 4 * fabs(decay)) * OPS_U;
+  slack[0] += OPS_U * (fabs(want[0]) + slack[0]);
   slack[1] = OPS_U * 4 * m_size + FLT_MIN;
   slack[2] = OPS_U * 6 * v + FLT_MIN;
 }
@@ -141,6 +142,40 @@ static void test_adamw(void **state) {
     for (int j = 0; j < COUNTS - 1; j++) check_adamw(&cases[i], counts[j]);
 }
 
+/* A decay of a few units in the last place of p is the right one on average: each p in [1, 2) is
+ * rounded by at most 2^-24, with a standard deviation of that over sqrt(3), so the mean of COUNT
+ * is off by at most five times that over sqrt(3 COUNT). */
+static void test_small_decay_is_exact_on_average(void **state) {
+  (void)state;
+  enum { COUNT = 10000 };
+  float *before = ops_uniform(COUNT, 0.5f, 1), *nothing = ops_floats(COUNT);
+  double mean = 0, scale[2] = {0, 1};
+  for (int64_t i = 0; i < COUNT; i++) before[i] += 1.5f, mean += before[i] / COUNT;
+  ops_trial_t trial;
+  ops_begin(&trial, (backend_limits_t){.rows = 1, .training = 1});
+  while (ops_next(&trial)) {
+    op_adamw_t op = {.count = COUNT,
+                     .p = ops_copy(before, COUNT),
+                     .g = nothing,
+                     .m = ops_floats(COUNT),
+                     .v = ops_floats(COUNT),
+                     .scale = scale,
+                     .lr = 3e-5f,
+                     .beta1 = 0.9f,
+                     .beta2 = 0.95f,
+                     .eps = 1e-8f,
+                     .weight_decay = 0.1f,
+                     .step = 1};
+    OPS_RUN(&trial, adamw, &op);
+    double lost = 0;
+    for (int64_t i = 0; i < COUNT; i++) lost += ((double)before[i] - op.p[i]) / COUNT;
+    double want = (double)op.lr * op.weight_decay * mean;
+    if (fabs(lost - want) > 5 * OPS_U / sqrt(3.0 * COUNT))
+      fail_msg("%s: p lost %.6g on average, not %.6g", trial.path_name, lost, want);
+  }
+  ops_free();
+}
+
 static void test_adamw_refuses_a_norm_that_is_not_finite(void **state) {
   (void)state;
   enum { COUNT = 100 };
@@ -177,6 +212,7 @@ int main(void) {
       cmocka_unit_test(test_norm),
       cmocka_unit_test(test_norm_of_what_is_not_finite),
       cmocka_unit_test(test_adamw),
+      cmocka_unit_test(test_small_decay_is_exact_on_average),
       cmocka_unit_test(test_adamw_refuses_a_norm_that_is_not_finite),
   };
   return cmocka_run_group_tests_name("optim", tests, NULL, NULL);

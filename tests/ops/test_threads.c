@@ -1,6 +1,8 @@
 /* The thread pool: every item once, region after region, cancel, and what cannot be had. */
 #define _GNU_SOURCE
+#include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -32,10 +34,17 @@ static void count_item(void *context, int64_t item, int32_t thread) {
   atomic_fetch_sub(&count->inside[thread], 1);
 }
 
+static nn_status_t open_pool(int32_t threads, const int32_t *affinity, const atomic_int *cancel,
+                             pool_t **pool) {
+  backend_options_t options = ops_options(threads, NN_CPU_REFERENCE, cancel);
+  options.affinity = affinity;
+  return pool_create(&options, pool);
+}
+
 static void check_items_done_once(int32_t threads, int64_t regions) {
   atomic_int cancel = 0;
   pool_t *pool;
-  assert_int_equal(pool_create(threads, NULL, &cancel, &pool), NN_OK);
+  assert_int_equal(open_pool(threads, NULL, &cancel, &pool), NN_OK);
   assert_int_equal(pool_threads(pool), threads);
   static count_t count;
   for (int64_t region = 0; region < regions; region++) {
@@ -65,7 +74,7 @@ static void test_sleeping_workers_wake(void **state) {
   (void)state;
   atomic_int cancel = 0;
   pool_t *pool;
-  assert_int_equal(pool_create(3, NULL, &cancel, &pool), NN_OK);
+  assert_int_equal(open_pool(3, NULL, &cancel, &pool), NN_OK);
   for (int i = 0; i < 20; i++) {
     static count_t count;
     memset(&count, 0, sizeof count);
@@ -95,7 +104,7 @@ static void test_items_run_at_the_same_time(void **state) {
   (void)state;
   atomic_int cancel = 0;
   pool_t *pool;
-  assert_int_equal(pool_create(2, NULL, &cancel, &pool), NN_OK);
+  assert_int_equal(open_pool(2, NULL, &cancel, &pool), NN_OK);
   for (int i = 0; i < 50; i++) {
     atomic_int arrived = 0;
     assert_int_equal(pool_run(pool, 2, wait_for_the_other, &arrived), NN_OK);
@@ -109,7 +118,7 @@ static void test_cancel(void **state) {
   for (int32_t threads = 1; threads <= 3; threads++) {
     atomic_int cancel = 1;
     pool_t *pool;
-    assert_int_equal(pool_create(threads, NULL, &cancel, &pool), NN_OK);
+    assert_int_equal(open_pool(threads, NULL, &cancel, &pool), NN_OK);
     static count_t count;
     memset(&count, 0, sizeof count);
     count.threads = threads;
@@ -156,15 +165,44 @@ static void test_affinity(void **state) {
   atomic_int cancel = 0;
   pool_t *pool;
   int32_t affinity[2] = {-1, allowed};
-  assert_int_equal(pool_create(2, affinity, &cancel, &pool), NN_OK);
+  assert_int_equal(open_pool(2, affinity, &cancel, &pool), NN_OK);
   atomic_int cpu[2] = {-1, -1};
   assert_int_equal(pool_run(pool, 100, note_cpu, cpu), NN_OK);
   assert_int_equal(atomic_load(&cpu[1]), allowed);
   pool_destroy(pool);
 
   int32_t out_of_range[2] = {0, CPU_SETSIZE}, negative[2] = {0, -1};
-  assert_int_equal(pool_create(2, out_of_range, &cancel, &pool), NN_ERR_ARGUMENT);
-  assert_int_equal(pool_create(2, negative, &cancel, &pool), NN_ERR_ARGUMENT);
+  assert_int_equal(open_pool(2, out_of_range, &cancel, &pool), NN_ERR_ARGUMENT);
+  assert_int_equal(open_pool(2, negative, &cancel, &pool), NN_ERR_ARGUMENT);
+}
+
+static void note_signals(void *context, int64_t item, int32_t thread) {
+  sigset_t *blocked = context;
+  (void)item;
+  if (thread == 1) pthread_sigmask(SIG_SETMASK, NULL, blocked);
+  else usleep(1000); /* leaves items to the worker */
+}
+
+/* Workers leave the application's signals to its own threads, but not those that they raise. */
+static void test_signals(void **state) {
+  (void)state;
+  atomic_int cancel = 0;
+  pool_t *pool;
+  sigset_t blocked, mine, before;
+  sigemptyset(&blocked);
+  pthread_sigmask(SIG_SETMASK, NULL, &before);
+  assert_int_equal(open_pool(2, NULL, &cancel, &pool), NN_OK);
+  assert_int_equal(pool_run(pool, 100, note_signals, &blocked), NN_OK);
+  pool_destroy(pool);
+  const int raised[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
+  const int sent[] = {SIGINT, SIGTERM, SIGHUP, SIGUSR1, SIGCHLD, SIGALRM, SIGPROF};
+  for (size_t i = 0; i < sizeof raised / sizeof *raised; i++)
+    assert_int_equal(sigismember(&blocked, raised[i]), 0);
+  for (size_t i = 0; i < sizeof sent / sizeof *sent; i++)
+    assert_int_equal(sigismember(&blocked, sent[i]), 1);
+  pthread_sigmask(SIG_SETMASK, NULL, &mine);
+  for (int i = 1; i < SIGRTMIN; i++)
+    assert_int_equal(sigismember(&mine, i), sigismember(&before, i));
 }
 
 static void test_pool_without_memory(void **state) {
@@ -175,7 +213,7 @@ static void test_pool_without_memory(void **state) {
   int64_t after = 0;
   for (; after < 10 && status == NN_ERR_MEMORY; after++) {
     mem_fail_after(after);
-    status = pool_create(3, NULL, &cancel, &pool);
+    status = open_pool(3, NULL, &cancel, &pool);
     if (status == NN_ERR_MEMORY) assert_null(pool);
   }
   mem_fail_after(-1);
@@ -193,6 +231,7 @@ int main(void) {
       cmocka_unit_test(test_items_run_at_the_same_time),
       cmocka_unit_test(test_cancel),
       cmocka_unit_test(test_affinity),
+      cmocka_unit_test(test_signals),
       cmocka_unit_test(test_pool_without_memory),
   };
   return cmocka_run_group_tests_name("threads", tests, NULL, NULL);

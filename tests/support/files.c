@@ -92,7 +92,7 @@ nn_model_config_t files_gpt2(void) {
   nn_model_config_t config = STRUCT(nn_model_config_t);
   config.family = NN_FAMILY_GPT2, config.norm = NN_NORM_LAYER,
   config.position = NN_POSITION_LEARNED;
-  config.ffn_kind = NN_FFN_GELU_TANH, config.biases = 1, config.tied_head = 1;
+  config.ffn_kind = NN_FFN_GELU_TANH, config.biases = NN_BIAS_ALL, config.tied_head = 1;
   config.vocab_size = 41, config.context = 9, config.layers = 2, config.hidden = 12;
   config.heads = 3, config.ffn = 50;
   CHECK(config_validate(&config));

@@ -87,7 +87,7 @@ nn_model_config_t fixture_gpt2(void) {
   config.hidden = 21;
   config.heads = 3;
   config.ffn = 35;
-  config.biases = 1;
+  config.biases = NN_BIAS_ALL;
   config.tied_head = 1;
   config.init_std = 0.2f;
   return config;

@@ -6,8 +6,9 @@
 #include <string.h>
 
 #include "base/random.h"
+#include "base/status.h"
 
-enum { GUARD = 256, GUARD_BYTE = 0xc3, MEMORY_BLOCKS = 4096 };
+enum { GUARD = 256, GUARD_BYTE = 0xc3, SCRATCHES = 8, MEMORY_BLOCKS = 4096 };
 
 /* ---- trials ---- */
 
@@ -20,6 +21,30 @@ static const ops_path_t paths[] = {
     {"reference", NN_CPU_REFERENCE}, {"avx2", NN_CPU_AVX2}, {"avx512", NN_CPU_AVX512}};
 
 enum { PATHS = sizeof paths / sizeof *paths, THREADS = 3, REPEATS = 2 };
+
+static int32_t ops_cancelled(const void *user) {
+  const atomic_int *cancel = user;
+  return atomic_load_explicit(cancel, memory_order_relaxed);
+}
+
+static nn_status_t ops_fail(nn_status_t status, const char *message) {
+  return status_fail(status, "%s", message);
+}
+
+static void ops_log(void *user, int32_t level, const char *message) {
+  (void)user;
+  print_message("log (%d): %s\n", level, message);
+}
+
+backend_options_t ops_options(int32_t threads, int32_t cpu_paths, const atomic_int *cancel) {
+  return (backend_options_t){.struct_size = sizeof(backend_options_t),
+                             .threads = threads,
+                             .cpu_paths = cpu_paths,
+                             .cancelled = ops_cancelled,
+                             .cancel_user = cancel,
+                             .fail = ops_fail,
+                             .log = ops_log};
+}
 
 void ops_begin(ops_trial_t *trial, backend_limits_t limits) {
   memset(trial, 0, sizeof *trial);
@@ -36,22 +61,21 @@ static void ops_forget(ops_trial_t *trial) {
 
 /* Opens the device of trial->path and trial->threads; 0 where the path cannot be had. */
 static int ops_open(ops_trial_t *trial) {
-  backend_options_t options = {.threads = trial->threads, .cancel = &trial->cancel};
-  options.cpu_paths = NN_CPU_REFERENCE | paths[trial->path].bit;
+  backend_options_t options =
+      ops_options(trial->threads, NN_CPU_REFERENCE | paths[trial->path].bit, &trial->cancel);
   if (cpu_backend_open(&options, &trial->table, &trial->device) != NN_OK)
     fail_msg("%s", nn_last_error());
   trial->path_name = paths[trial->path].name;
-  int32_t threads, have;
-  trial->table->describe(trial->device, &threads, &have);
-  assert_int_equal(threads, trial->threads);
-  if (have & paths[trial->path].bit) return 1;
+  backend_info_t info = {.struct_size = sizeof info};
+  trial->table->describe(trial->device, &info);
+  assert_int_equal(info.threads, trial->threads);
+  if (info.cpu_paths & paths[trial->path].bit) return 1;
   trial->table->close(trial->device);
   trial->device = NULL;
   return 0;
 }
 
 int ops_next(ops_trial_t *trial) {
-  free(trial->scratch);
   trial->scratch = NULL;
   if (trial->device && ++trial->repeat < REPEATS) return 1;
   if (trial->device) trial->table->close(trial->device);
@@ -69,12 +93,31 @@ int ops_next(ops_trial_t *trial) {
   }
 }
 
+static size_t scratch_whole(size_t bytes) { return (bytes + GUARD + 63) / 64 * 64; }
+
+/* Scratch of exactly so many bytes. The last few sizes are kept: mapping megabytes anew for each of
+ * a thousand devices takes longer than the operations do. */
+static void *scratch_of(size_t bytes) {
+  static struct {
+    void *data;
+    size_t bytes;
+  } kept[SCRATCHES];
+  static int oldest;
+  for (int i = 0; i < SCRATCHES; i++)
+    if (kept[i].data && kept[i].bytes == bytes) return kept[i].data;
+  int i = oldest++ % SCRATCHES;
+  free(kept[i].data);
+  kept[i].data = aligned_alloc(64, scratch_whole(bytes));
+  kept[i].bytes = bytes;
+  if (!kept[i].data) fail_msg("no memory for %zu bytes of scratch", bytes);
+  return kept[i].data;
+}
+
 backend_scratch_t ops_lend(ops_trial_t *trial) {
   if (!trial->scratch) {
     trial->scratch_bytes = trial->table->workspace_bytes(trial->device, &trial->limits);
-    size_t whole = (trial->scratch_bytes + GUARD + 63) / 64 * 64;
-    trial->scratch = aligned_alloc(64, whole);
-    if (!trial->scratch) fail_msg("no memory for %zu bytes of scratch", whole);
+    size_t whole = scratch_whole(trial->scratch_bytes);
+    trial->scratch = scratch_of(trial->scratch_bytes);
     memset(trial->scratch, trial->repeat ? 0x3e : 0xff, trial->scratch_bytes); /* 0.18, NaN */
     memset((char *)trial->scratch + trial->scratch_bytes, GUARD_BYTE, whole - trial->scratch_bytes);
   }

@@ -17,6 +17,7 @@
 
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stdatomic.h>
 #include <stddef.h>
 #include <stdint.h>
 /* cmocka.h wants the headers above first */
@@ -42,6 +43,9 @@ typedef struct ops_trial {
     size_t bytes;
   } first[OPS_SLOTS]; /* what the path's first run gave */
 } ops_trial_t;
+
+/* Options of a device whose cancel flag is the given one. */
+backend_options_t ops_options(int32_t threads, int32_t cpu_paths, const atomic_int *cancel);
 
 void ops_begin(ops_trial_t *trial, backend_limits_t limits);
 

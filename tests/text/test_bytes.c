@@ -18,7 +18,8 @@ static void test_round_trip(void **state) {
   nn_tokenizer_t *tokenizer = make();
   char text[BYTES], back[BYTES];
   int32_t ids[BYTES];
-  size_t count = 0, bytes = 0;
+  int64_t count = 0;
+  size_t bytes = 0;
   for (int i = 0; i < BYTES; i++) text[i] = (char)(unsigned char)i;
   assert_int_equal(nn_tokenizer_vocab_size(tokenizer), NN_BYTE_VOCAB);
   CHECK(nn_tokenizer_encode(tokenizer, text, BYTES, ids, BYTES, &count));
@@ -45,12 +46,12 @@ static void test_specials(void **state) {
 static void test_empty(void **state) {
   (void)state;
   nn_tokenizer_t *tokenizer = make();
-  size_t count = 7;
+  int64_t count = 7;
+  size_t bytes = 7;
   CHECK(nn_tokenizer_encode(tokenizer, NULL, 0, NULL, 0, &count));
   assert_int_equal(count, 0);
-  count = 7;
-  CHECK(nn_tokenizer_decode(tokenizer, NULL, 0, NULL, 0, &count));
-  assert_int_equal(count, 0);
+  CHECK(nn_tokenizer_decode(tokenizer, NULL, 0, NULL, 0, &bytes));
+  assert_int_equal(bytes, 0);
   nn_tokenizer_destroy(tokenizer);
 }
 
@@ -59,7 +60,8 @@ static void test_capacity(void **state) {
   nn_tokenizer_t *tokenizer = make();
   int32_t ids[3] = {-5, -5, -5};
   char text[3] = "xy";
-  size_t count = 0;
+  int64_t count = 0;
+  size_t bytes = 0;
   CHECK_STATUS(NN_ERR_CAPACITY, nn_tokenizer_encode(tokenizer, "abc", 3, NULL, 0, &count));
   assert_int_equal(count, 3);
   count = 0;
@@ -67,11 +69,10 @@ static void test_capacity(void **state) {
   assert_int_equal(count, 3);
   assert_int_equal(ids[0], -5); /* nothing but the count is written */
   const int32_t abc[] = {'a', NN_BYTE_BOS, 'b', 'c'};
-  count = 0;
-  CHECK_STATUS(NN_ERR_CAPACITY, nn_tokenizer_decode(tokenizer, abc, 4, text, 2, &count));
-  assert_int_equal(count, 3);
+  CHECK_STATUS(NN_ERR_CAPACITY, nn_tokenizer_decode(tokenizer, abc, 4, text, 2, &bytes));
+  assert_int_equal(bytes, 3);
   assert_string_equal(text, "xy");
-  CHECK(nn_tokenizer_decode(tokenizer, abc, 4, text, 3, &count));
+  CHECK(nn_tokenizer_decode(tokenizer, abc, 4, text, 3, &bytes));
   assert_memory_equal(text, "abc", 3);
   nn_tokenizer_destroy(tokenizer);
 }
@@ -96,16 +97,19 @@ static void test_null(void **state) {
   nn_tokenizer_t *tokenizer = make();
   int32_t id = 'a';
   char byte = 'a';
-  size_t count;
+  int64_t count;
+  size_t bytes;
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_tokenizer_create_bytes(NULL));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_tokenizer_encode(NULL, &byte, 1, &id, 1, &count));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_tokenizer_encode(tokenizer, NULL, 1, &id, 1, &count));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_tokenizer_encode(tokenizer, &byte, 1, NULL, 1, &count));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_tokenizer_encode(tokenizer, &byte, 1, &id, 1, NULL));
-  CHECK_STATUS(NN_ERR_ARGUMENT, nn_tokenizer_decode(NULL, &id, 1, &byte, 1, &count));
-  CHECK_STATUS(NN_ERR_ARGUMENT, nn_tokenizer_decode(tokenizer, NULL, 1, &byte, 1, &count));
-  CHECK_STATUS(NN_ERR_ARGUMENT, nn_tokenizer_decode(tokenizer, &id, 1, NULL, 1, &count));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_tokenizer_decode(NULL, &id, 1, &byte, 1, &bytes));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_tokenizer_decode(tokenizer, NULL, 1, &byte, 1, &bytes));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_tokenizer_decode(tokenizer, &id, 1, NULL, 1, &bytes));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_tokenizer_decode(tokenizer, &id, 1, &byte, 1, NULL));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_tokenizer_encode(tokenizer, &byte, 1, &id, -1, &count));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_tokenizer_decode(tokenizer, &id, -1, &byte, 1, &bytes));
   assert_int_equal(nn_tokenizer_vocab_size(NULL), 0);
   nn_tokenizer_destroy(NULL);
   nn_tokenizer_destroy(tokenizer);

@@ -422,6 +422,10 @@ static void test_nonfinite_is_refused(void **state) {
     CHECK_STATUS(NN_ERR_NONFINITE,
                  nn_model_evaluate(run.model, run.tokens, run.targets, 2, 9, &loss));
     assert_true(loss.loss == 42); /* outputs are written only on success */
+    /* What the failed backward left is refused until it is zeroed. */
+    CHECK_STATUS(NN_ERR_STATE, nn_optim_step(run.optim, 1e-3f, NULL));
+    CHECK_STATUS(NN_ERR_STATE,
+                 nn_model_backward(run.model, run.tokens, run.targets, 2, 9, 1, &loss));
     /* A caller that steps all the same: with a gradient that is not finite the step is refused. */
     CHECK(nn_model_zero_grad(run.model));
     nn_tensor_t *gradient;
@@ -486,6 +490,9 @@ static void test_optimizer_arguments(void **state) {
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_optim_moment(NULL, "lm_head.weight", 0, &tensor));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_optim_set_steps(run.optim, -1));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_optim_set_steps(NULL, 1));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_optim_set_steps(run.optim, ((int64_t)1 << 53) + 1));
+  CHECK(nn_optim_set_steps(run.optim, (int64_t)1 << 53));
+  CHECK_STATUS(NN_ERR_CAPACITY, nn_optim_step(run.optim, 1e-3f, NULL));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_optim_save(NULL, "x"));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_optim_save(run.optim, NULL));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_optim_load(NULL, "x"));
