@@ -132,7 +132,7 @@ enum {
 };
 
 /** Options of nn_device_create(). */
-typedef struct nn_device_options {
+typedef struct nn_device_options_t {
   size_t struct_size; /**< sizeof this struct. */
   int32_t threads;    /**< Threads that compute, the caller's among them. 0: one per available core. */
   int32_t cpu_paths;  /**< NN_CPU_ mask. 0: MOENN_CPU from the environment, or every path. */
@@ -158,7 +158,7 @@ NN_API nn_status_t nn_device_create(const char *name, const nn_device_options_t 
 NN_API void nn_device_destroy(nn_device_t *device);
 
 /** What a device is; written by nn_device_info(). */
-typedef struct nn_device_info {
+typedef struct nn_device_info_t {
   size_t struct_size; /**< sizeof this struct. */
   int32_t threads;    /**< Threads that compute. */
   int32_t cpu_paths;  /**< NN_CPU_ mask of the paths in use. */
@@ -169,7 +169,7 @@ typedef struct nn_device_info {
 NN_API nn_status_t nn_device_info(const nn_device_t *device, nn_device_info_t *info);
 
 /** Bytes of device memory that handles hold, wrapped memory apart; written by nn_device_memory(). */
-typedef struct nn_memory {
+typedef struct nn_memory_t {
   size_t struct_size; /**< sizeof this struct. */
   int64_t current_bytes; /**< Held now. */
   int64_t peak_bytes;    /**< Most ever held. */
@@ -234,7 +234,7 @@ NN_API nn_status_t nn_tensor_slice(const nn_tensor_t *tensor, int32_t dim, int64
 NN_API void nn_tensor_destroy(nn_tensor_t *tensor);
 
 /** What a tensor is; written by nn_tensor_info(). The arrays live as long as the tensor. */
-typedef struct nn_tensor_info {
+typedef struct nn_tensor_info_t {
   size_t struct_size; /**< sizeof this struct. */
   int32_t dtype;          /**< NN_ dtype. */
   int32_t ndim;           /**< Dimensions. */
@@ -311,7 +311,7 @@ enum {
 
 /** A model's architecture. Begin with a preset or a config.json, or set members by hand; zero means
  *  the default given here. What must be given: vocab_size, context, layers, hidden, heads, ffn. */
-typedef struct nn_model_config {
+typedef struct nn_model_config_t {
   size_t struct_size; /**< sizeof this struct. */
   int32_t family;       /**< NN_FAMILY_ value. */
   int32_t norm;         /**< NN_NORM_ value. */
@@ -371,7 +371,7 @@ NN_API nn_status_t nn_config_validate(nn_model_config_t *config);
  * --------------------------------------------------------------------------------------------- */
 
 /** Exact device bytes by category; written by nn_plan_training() and nn_plan_inference(). */
-typedef struct nn_plan {
+typedef struct nn_plan_t {
   size_t struct_size; /**< sizeof this struct. */
   int64_t parameters;        /**< Parameters in all. */
   int64_t active_parameters; /**< Parameters that multiply one token: all but the embedding table
@@ -393,7 +393,7 @@ enum {
 };
 
 /** Shape of training batches; see nn_model_prepare(). */
-typedef struct nn_train_options {
+typedef struct nn_train_options_t {
   size_t struct_size; /**< sizeof this struct. */
   int64_t batch;     /**< Most sequences in one call. 0: 1. */
   int64_t seq_len;   /**< Most tokens in a sequence, at most the context. 0: the context. */
@@ -401,7 +401,7 @@ typedef struct nn_train_options {
 } nn_train_options_t;
 
 /** Options of nn_session_create(). */
-typedef struct nn_session_options {
+typedef struct nn_session_options_t {
   size_t struct_size; /**< sizeof this struct. */
   int64_t batch;         /**< Sequences held side by side. 0: 1. */
   int64_t max_len;       /**< Most tokens in a sequence. 0: the context. Beyond the context, up to
@@ -436,7 +436,7 @@ NN_API nn_status_t nn_model_create(nn_device_t *device, const nn_model_config_t 
                                    int32_t dtype, uint64_t seed, nn_model_t **model);
 
 /** Options of nn_model_save() and nn_model_load(). */
-typedef struct nn_file_options {
+typedef struct nn_file_options_t {
   size_t struct_size; /**< sizeof this struct. */
   int64_t shard_bytes;     /**< Saving: most bytes of tensor data in a file. 0: 5 x 10^9. */
   nn_progress_fn progress; /**< Called as bytes are read or written, or NULL. */
@@ -490,7 +490,7 @@ NN_API nn_status_t nn_model_gradient(const nn_model_t *model, const char *name,
 NN_API nn_status_t nn_model_prepare(nn_model_t *model, const nn_train_options_t *options);
 
 /** Result of a forward pass with targets. */
-typedef struct nn_loss {
+typedef struct nn_loss_t {
   size_t struct_size; /**< sizeof this struct. */
   double loss;     /**< Cross-entropy in nats, mean over the targets that count. */
   double aux_loss; /**< Load-balancing loss, coefficient included. */
@@ -525,7 +525,7 @@ NN_API nn_status_t nn_model_backward(nn_model_t *model, const int32_t *tokens,
 NN_API nn_status_t nn_model_zero_grad(nn_model_t *model);
 
 /** How evenly one layer's experts were used; written by nn_model_expert_stats(). */
-typedef struct nn_expert_stats {
+typedef struct nn_expert_stats_t {
   size_t struct_size; /**< sizeof this struct. */
   int64_t tokens;  /**< Tokens routed since the counters were reset. */
   int64_t dropped; /**< Slots that a capacity factor dropped. */
@@ -551,7 +551,7 @@ NN_API nn_status_t nn_model_expert_stats_reset(nn_model_t *model);
 typedef struct nn_optim nn_optim_t;
 
 /** Options of nn_optim_create(). */
-typedef struct nn_optim_options {
+typedef struct nn_optim_options_t {
   size_t struct_size; /**< sizeof this struct. */
   float beta1;        /**< Decay of the first moment. 0: 0.9. */
   float beta2;        /**< Decay of the second moment. 0: 0.95. */
@@ -607,7 +607,7 @@ enum {
 };
 
 /** A learning rate as a function of the step. */
-typedef struct nn_schedule {
+typedef struct nn_schedule_t {
   size_t struct_size; /**< sizeof this struct. */
   int32_t kind;         /**< NN_SCHEDULE_ value. */
   float lr;             /**< Peak. */
@@ -665,7 +665,7 @@ NN_API nn_status_t nn_tokenizer_decode(const nn_tokenizer_t *tokenizer, const in
 typedef struct nn_dataset nn_dataset_t;
 
 /** Options of the nn_dataset_ constructors. */
-typedef struct nn_dataset_options {
+typedef struct nn_dataset_options_t {
   size_t struct_size; /**< sizeof this struct. */
   int64_t batch;   /**< Sequences per batch. 0: 1. */
   int64_t seq_len; /**< Tokens per sequence. Required. */
@@ -698,7 +698,7 @@ NN_API nn_status_t nn_dataset_from_tokens(const int32_t *ids, int64_t count,
 NN_API void nn_dataset_destroy(nn_dataset_t *dataset);
 
 /** Sizes of a dataset; written by nn_dataset_info(). */
-typedef struct nn_dataset_info {
+typedef struct nn_dataset_info_t {
   size_t struct_size; /**< sizeof this struct. */
   int64_t tokens;   /**< Tokens between begin and end. */
   int64_t windows;  /**< Windows in an epoch. */
@@ -758,7 +758,7 @@ NN_API nn_status_t nn_session_truncate(nn_session_t *session, int64_t sequence, 
 
 /** How the next token is chosen. All zero: greedy. Filters apply in this order: repetition penalty,
  *  temperature, top-k, top-p, min-p. */
-typedef struct nn_sample_options {
+typedef struct nn_sample_options_t {
   size_t struct_size; /**< sizeof this struct. */
   float temperature;        /**< Divides the logits. 0: greedy, the largest logit, lowest id first. */
   int32_t top_k;            /**< Keep the k largest. 0: all. */
@@ -779,7 +779,7 @@ NN_API nn_status_t nn_session_sample(nn_session_t *session, int64_t sequence,
 typedef int32_t (*nn_token_fn)(int32_t token, int64_t index, void *user);
 
 /** Options of nn_session_generate(). */
-typedef struct nn_generate_options {
+typedef struct nn_generate_options_t {
   size_t struct_size; /**< sizeof this struct. */
   const nn_sample_options_t *sampling; /**< NULL: greedy. */
   int64_t max_tokens;       /**< Most tokens to make. 0: as many as fit. */

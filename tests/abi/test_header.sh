@@ -4,7 +4,7 @@
 
 try() { # language, compiler, standard
   echo '#include "moenn.h"' |
-    "$2" -x "$1" -std="$3" -Wall -Wextra -Wpedantic -Wconversion -Werror \
+    "$2" -x "$1" -std="$3" -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror \
       -I"$SOURCE_DIR/include" -fsyntax-only - || fail "$2 as $3"
   echo "$2: $3"
 }
