@@ -8,17 +8,17 @@
  * Conventions, said once:
  *
  * - **Status.** Every function that can fail returns an nn_status_t: NN_OK (0) or a negative code.
- *   nn_last_error() is then the calling thread's message. Outputs are written only on success, except
- *   that a caller's array may be partly filled.
+ *   nn_last_error() is then the calling thread's message. Outputs are written only on success,
+ *   except that a caller's array may be partly filled.
  * - **Handles** are opaque. Destroy functions accept NULL and may be called in any order: a handle
  *   keeps what it depends on alive until it is destroyed itself.
- * - **Threads.** A device and a tokenizer may be used from any number of threads at once. A model, its
- *   optimizers and the tensors that view their memory count as one handle, a session, a dataset and
- *   any other tensor as one each: one thread at a time. Sessions may run beside their model's training.
- *   Calls that compute on one device take turns, first come, first served.
- * - **Callbacks** run on the thread of the call that they were given to, without the device held. They
- *   may use other handles, not those of the call, and must return. After fork() a child makes handles
- *   of its own and leaves its parent's alone.
+ * - **Threads.** A device and a tokenizer may be used from any number of threads at once. A model,
+ *   its optimizers and the tensors that view their memory count as one handle, a session, a dataset
+ *   and any other tensor as one each: one thread at a time. Sessions may run beside their model's
+ *   training. Calls that compute on one device take turns, first come, first served.
+ * - **Callbacks** run on the thread of the call that they were given to, without the device held.
+ *   They may use other handles, not those of the call, and must return. After fork() a child makes
+ *   handles of its own and leaves its parent's alone.
  * - **Structs** are plain options or results. Set `struct_size` to `sizeof` the struct; zero in any
  *   other member means the documented default. A struct grows only at its end: the library accepts
  *   the sizes of older headers, and refuses a larger one whose unknown tail is not zero.
@@ -85,7 +85,7 @@ enum {
   NN_ERR_UNSUPPORTED = -6,  /**< Understood, but this library, build or device cannot do it. */
   NN_ERR_STATE = -7,        /**< Calls in the wrong order, for example training before prepare. */
   NN_ERR_NOT_FOUND = -8,    /**< No preset, parameter, file or device of that name. */
-  NN_ERR_NONFINITE = -9,    /**< A loss or gradient norm is NaN or infinite; the step was refused. */
+  NN_ERR_NONFINITE = -9,    /**< A loss or gradient norm is not finite; the step was refused. */
   NN_ERR_CANCELLED = -10,   /**< The device's cancel flag is set, or a progress callback said so. */
   NN_ERR_CAPACITY = -11,    /**< The caller's buffer, the context or the cache is too small. */
   NN_ERR_DEVICE = -12       /**< The device failed; its handle can only be destroyed. */
@@ -122,8 +122,8 @@ typedef int32_t (*nn_progress_fn)(int64_t done, int64_t total, void *user);
 /** A place to compute: owns threads, memory counters and the cancel flag. */
 typedef struct nn_device nn_device_t;
 
-/** CPU paths, a bit mask. A path is used when the mask allows it, the build has it and the processor
- *  has it; the best of them wins per operation. */
+/** CPU paths, a bit mask. A path is used when the mask allows it, the build has it and the
+ *  processor has it; the best of them wins per operation. */
 enum {
   NN_CPU_DEFAULT = 0,   /**< Every path the processor has. */
   NN_CPU_REFERENCE = 1, /**< Plain C. Always allowed. */
@@ -134,7 +134,7 @@ enum {
 /** Options of nn_device_create(). */
 typedef struct nn_device_options_t {
   size_t struct_size; /**< sizeof this struct. */
-  int32_t threads;    /**< Threads that compute, the caller's among them. 0: one per available core. */
+  int32_t threads;    /**< Threads that compute, the caller's among them. 0: one per core. */
   int32_t cpu_paths;  /**< NN_CPU_ mask. 0: MOENN_CPU from the environment, or every path. */
   const int32_t *affinity; /**< [threads] logical CPU of each worker thread (entry 0, the caller's
                                 own thread, is left alone), with threads given; or NULL: wherever
@@ -168,7 +168,7 @@ typedef struct nn_device_info_t {
 /** Describes the device. */
 NN_API nn_status_t nn_device_info(const nn_device_t *device, nn_device_info_t *info);
 
-/** Bytes of device memory that handles hold, wrapped memory apart; written by nn_device_memory(). */
+/** Device memory that handles hold, wrapped memory apart; written by nn_device_memory(). */
 typedef struct nn_memory_t {
   size_t struct_size; /**< sizeof this struct. */
   int64_t current_bytes; /**< Held now. */
@@ -179,11 +179,11 @@ typedef struct nn_memory_t {
 /** Reads the device's memory counters. Any thread, at any time. */
 NN_API nn_status_t nn_device_memory(const nn_device_t *device, nn_memory_t *memory);
 
-/** Sets (on != 0) or clears the cancel flag. While it is set, calls that compute, load or save return
- *  NN_ERR_CANCELLED; running ones within 50 ms, a save after the disk has answered. An optimizer step
- *  under way is finished, so parameters are never half updated. After a cancelled backward the
- *  gradients are undefined until nn_model_zero_grad(); a cancelled prefill or decode leaves the
- *  sequence at its former length. Any thread; async-signal-safe; NULL is ignored. */
+/** Sets (on != 0) or clears the cancel flag. While it is set, calls that compute, load or save
+ *  return NN_ERR_CANCELLED; running ones within 50 ms, a save after the disk has answered. An
+ *  optimizer step under way is finished, so parameters are never half updated. After a cancelled
+ *  backward the gradients are undefined until nn_model_zero_grad(); a cancelled prefill or decode
+ *  leaves the sequence at its former length. Any thread; async-signal-safe; NULL is ignored. */
 NN_API void nn_device_cancel(nn_device_t *device, int32_t on);
 
 /* ------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ typedef struct nn_tensor_info_t {
   const int64_t *shape;   /**< [ndim] sizes. */
   const int64_t *strides; /**< [ndim] steps in elements. */
   int64_t elements;       /**< Product of the sizes. */
-  void *data;             /**< First element, in device memory; readable in place on a CPU device. */
+  void *data;             /**< First element, in device memory; readable in place on a CPU. */
 } nn_tensor_info_t;
 
 /** Describes a tensor. */
@@ -304,9 +304,9 @@ enum {
 
 /** Normalisations of the load-balancing loss; f_i: share of routed slots, P_i: mean probability. */
 enum {
-  NN_AUX_SWITCH = 0, /**< Sum over layers of E * sum_i f_i P_i, f summing to 1 (Fedus et al., 2021). */
-  NN_AUX_JOINT = 1   /**< E * k * sum_i f_i P_i, f and P averaged over all layers before the product,
-                          as Hugging Face transformers computes it. */
+  NN_AUX_SWITCH = 0, /**< Sum over layers of E * sum_i f_i P_i, sum of f 1 (Fedus et al., 2021). */
+  NN_AUX_JOINT = 1   /**< E * k * sum_i f_i P_i, f and P averaged over all layers before the
+                          product, as Hugging Face transformers computes it. */
 };
 
 /** A model's architecture. Begin with a preset or a config.json, or set members by hand; zero means
@@ -349,8 +349,8 @@ typedef struct nn_model_config_t {
  *  @param config its struct_size must be set; every other member is overwritten. */
 NN_API nn_status_t nn_config_preset(const char *name, nn_model_config_t *config);
 
-/** Reads the text of a Hugging Face config.json (model types "mixtral" and "gpt2"). A key that would
- *  change the numbers and is not understood is NN_ERR_UNSUPPORTED and named.
+/** Reads the text of a Hugging Face config.json (model types "mixtral" and "gpt2"). A key that
+ *  would change the numbers and is not understood is NN_ERR_UNSUPPORTED and named.
  *  @param text  UTF-8, need not end in NUL.
  *  @param bytes its length. */
 NN_API nn_status_t nn_config_from_json(const char *text, size_t bytes, nn_model_config_t *config);
@@ -361,9 +361,9 @@ NN_API nn_status_t nn_config_from_json(const char *text, size_t bytes, nn_model_
 NN_API nn_status_t nn_config_to_json(const nn_model_config_t *config, char *text, size_t capacity,
                                      size_t *required);
 
-/** Checks a configuration and writes the defaults in place of zeros. NN_ERR_ARGUMENT names the first
- *  member that is out of range or does not fit another; NN_ERR_UNSUPPORTED a combination that the
- *  family has no published form for. */
+/** Checks a configuration and writes the defaults in place of zeros. NN_ERR_ARGUMENT names the
+ *  first member that is out of range or does not fit another; NN_ERR_UNSUPPORTED a combination that
+ *  the family has no published form for. */
 NN_API nn_status_t nn_config_validate(nn_model_config_t *config);
 
 /* ------------------------------------------------------------------------------------------------
@@ -446,14 +446,15 @@ typedef struct nn_file_options_t {
 /** Reads a Hugging Face folder: config.json and model.safetensors, or its shards with their index.
  *  Files are mapped, never trusted: every size is checked before memory is taken, every tensor of
  *  the file must be used and every parameter filled.
- *  @param dtype NN_F32 or NN_BF16; F32, F16 and BF16 tensors are converted to it. NN_DTYPE_FILE: F32
- *               if the file's embedding is, else BF16. */
+ *  @param dtype NN_F32 or NN_BF16; F32, F16 and BF16 tensors are converted to it. NN_DTYPE_FILE:
+ *               F32 if the file's embedding is, else BF16. */
 NN_API nn_status_t nn_model_load(nn_device_t *device, const char *folder, int32_t dtype,
                                  const nn_file_options_t *options, nn_model_t **model);
 
 /** Writes a Hugging Face folder that nn_model_load() and transformers read; makes the folder if it
- *  is not there. A full disk, a failure or a kill leaves the earlier model whole. A failure after the
- *  new model took its place, when the earlier one's files are cleared away, says so in its message. */
+ *  is not there. A full disk, a failure or a kill leaves the earlier model whole. A failure after
+ *  the new model took its place, when the earlier one's files are cleared away, says so in its
+ *  message. */
 NN_API nn_status_t nn_model_save(const nn_model_t *model, const char *folder,
                                  const nn_file_options_t *options);
 
@@ -485,8 +486,8 @@ NN_API nn_status_t nn_model_gradient(const nn_model_t *model, const char *name,
  * --------------------------------------------------------------------------------------------- */
 
 /** Allocates gradients (zeros) and activations for batches up to a shape; again with another shape
- *  keeps the gradients and resets the expert counters; for a moment both shapes' memory is held. NULL
- *  options give everything back. On failure the model is as before. */
+ *  keeps the gradients and resets the expert counters; for a moment both shapes' memory is held.
+ *  NULL options give everything back. On failure the model is as before. */
 NN_API nn_status_t nn_model_prepare(nn_model_t *model, const nn_train_options_t *options);
 
 /** Result of a forward pass with targets. */
@@ -506,7 +507,8 @@ NN_API nn_status_t nn_model_forward(nn_model_t *model, const int32_t *tokens, in
                                     int64_t seq_len, float *logits);
 
 /** Loss of a batch, without gradients.
- *  @param targets [batch, seq_len] the id that should follow each token; negative ones do not count.
+ *  @param targets [batch, seq_len] the id that should follow each token; negative ones do not
+ *                 count.
  *  NN_ERR_NONFINITE: the loss is not finite. */
 NN_API nn_status_t nn_model_evaluate(nn_model_t *model, const int32_t *tokens,
                                      const int32_t *targets, int64_t batch, int64_t seq_len,
@@ -570,8 +572,8 @@ NN_API nn_status_t nn_optim_create(nn_model_t *model, const nn_optim_options_t *
 NN_API void nn_optim_destroy(nn_optim_t *optim);
 
 /** One update of all parameters from the model's gradients, which stay as they are:
- *  m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, p -= lr (m^ / (sqrt(v^) + eps) + decay p), with m^ and
- *  v^ corrected for the step and g scaled by the clip.
+ *  m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, p -= lr (m^ / (sqrt(v^) + eps) + decay p), with m^
+ *  and v^ corrected for the step and g scaled by the clip.
  *  @param grad_norm receives the global norm before the clip, or NULL.
  *  NN_ERR_NONFINITE: the norm is not finite; nothing was changed. */
 NN_API nn_status_t nn_optim_step(nn_optim_t *optim, float lr, double *grad_norm);
@@ -672,8 +674,8 @@ typedef struct nn_dataset_options_t {
   int64_t begin;   /**< First token of the stream to use. */
   int64_t end;     /**< One past the last. 0: the end of the stream. */
   int32_t shuffle; /**< 0: every window in order, each target once an epoch; the last window and the
-                        last batch are filled up with targets of -1. 1: in each epoch windows begin at
-                        a random phase and come in a random order, all of them whole; a batch may
+                        last batch are filled up with targets of -1. 1: in each epoch windows begin
+                        at a random phase and come in a random order, all of them whole; a batch may
                         span two epochs. */
   uint64_t seed;   /**< Of the shuffle. */
 } nn_dataset_options_t;
@@ -684,8 +686,8 @@ NN_API nn_status_t nn_dataset_open_text(const char *path, const nn_tokenizer_t *
                                         const nn_dataset_options_t *options,
                                         nn_dataset_t **dataset);
 
-/** Opens an llm.c token file (magic 20240520, version 1, uint16 ids). The file stays mapped while the
- *  dataset lives, and must not be truncated. */
+/** Opens an llm.c token file (magic 20240520, version 1, uint16 ids). The file stays mapped while
+ *  the dataset lives, and must not be truncated. */
 NN_API nn_status_t nn_dataset_open_tokens(const char *path, const nn_dataset_options_t *options,
                                           nn_dataset_t **dataset);
 
@@ -728,9 +730,9 @@ NN_API nn_status_t nn_dataset_seek(nn_dataset_t *dataset, int64_t position);
 /** Sequences being served by a model; several sessions may share one model. */
 typedef struct nn_session nn_session_t;
 
-/** Allocates the cache and workspace of a session. Each of its calls sees the parameters as they are
- *  when it takes its turn on the device (nn_session_generate() takes one for each token), never half
- *  updated. A session drops no tokens whatever the capacity factor. */
+/** Allocates the cache and workspace of a session. Each of its calls sees the parameters as they
+ *  are when it takes its turn on the device (nn_session_generate() takes one for each token), never
+ *  half updated. A session drops no tokens whatever the capacity factor. */
 NN_API nn_status_t nn_session_create(nn_model_t *model, const nn_session_options_t *options,
                                      nn_session_t **session);
 
@@ -746,8 +748,8 @@ NN_API nn_status_t nn_session_prefill(nn_session_t *session, int64_t sequence,
 
 /** Appends one token to each sequence and computes them together.
  *  @param tokens [batch] ids; a negative one leaves its sequence alone.
- *  @param logits [batch, vocab_size] receives logits (rows of sequences left alone are not written),
- *                or NULL. */
+ *  @param logits [batch, vocab_size] receives logits (rows of sequences left alone are not
+ *                written), or NULL. */
 NN_API nn_status_t nn_session_decode(nn_session_t *session, const int32_t *tokens, float *logits);
 
 /** Tokens in a sequence; 0 for NULL or a sequence out of range. */
@@ -760,14 +762,15 @@ NN_API nn_status_t nn_session_truncate(nn_session_t *session, int64_t sequence, 
  *  temperature, top-k, top-p, min-p. */
 typedef struct nn_sample_options_t {
   size_t struct_size; /**< sizeof this struct. */
-  float temperature;        /**< Divides the logits. 0: greedy, the largest logit, lowest id first. */
+  float temperature;        /**< Divides the logits. 0: greedy: the largest, lowest id first. */
   int32_t top_k;            /**< Keep the k largest. 0: all. */
-  float top_p;              /**< Keep the fewest whose probabilities reach p (Holtzman et al., 2020).
-                                 0 or 1: all. */
+  float top_p;              /**< Keep the fewest whose probabilities reach p (Holtzman et al.,
+                                 2020). 0 or 1: all. */
   float min_p;              /**< Drop those below min_p times the largest probability. 0: none. */
   float repetition_penalty; /**< Logits of ids already in the sequence are divided by it when
-                                 positive and multiplied when negative (Keskar et al., 2019). 0: 1. */
-  uint64_t seed;            /**< The choice at a given length of a sequence depends on this alone. */
+                                 positive, multiplied when negative (Keskar et al., 2019). 0: 1. */
+  uint64_t seed;            /**< At a given length of a sequence the choice depends on this alone.
+                                 */
 } nn_sample_options_t;
 
 /** Chooses a token from the logits after a sequence's last token, without appending it.
@@ -803,8 +806,8 @@ enum {
  *  @param tokens  [capacity] receives the generated ids. capacity 0: on_token alone hears of them.
  *  @param count   receives how many were made. On failure it and tokens hold what was made.
  *  @param reason  receives an NN_STOP_ value, or NULL.
- *  After NN_STOP_ID every made token is part of the sequence; otherwise all but the last, which is the
- *  prompt to go on with. After a failure nn_session_length() tells. */
+ *  After NN_STOP_ID every made token is part of the sequence; otherwise all but the last, which is
+ *  the prompt to go on with. After a failure nn_session_length() tells. */
 NN_API nn_status_t nn_session_generate(nn_session_t *session, int64_t sequence,
                                        const int32_t *prompt, int64_t prompt_count,
                                        const nn_generate_options_t *options, int32_t *tokens,
