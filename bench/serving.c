@@ -75,8 +75,9 @@ static void serving_tokens(serving_t *job, const bench_options_t *options,
   }
 }
 
-/* Saves the model into a temporary folder and times opening it, from the page cache. */
-static void serving_opening(serving_t *job, nn_model_t *model, const nn_plan_t *plan,
+/* Saves the model into a temporary folder, lets go of it, for two would be too large together, and times
+ * opening it, from the page cache as far as that holds it. */
+static void serving_opening(serving_t *job, nn_model_t **model, const nn_plan_t *plan,
                             int64_t layers) {
   char names[3][96], folder[] = "/tmp/moenn-bench-XXXXXX", command[64];
   serving_names(layers, names);
@@ -85,7 +86,9 @@ static void serving_opening(serving_t *job, nn_model_t *model, const nn_plan_t *
     perror("moenn-bench: no temporary folder");
     return;
   }
-  TRY(nn_model_save(model, folder, NULL));
+  TRY(nn_model_save(*model, folder, NULL));
+  nn_model_destroy(*model);
+  *model = NULL;
   job->folder = folder;
   report_run("load", names[2], serving_load, job,
              (bench_work_t){UNIT_BYTE, (double)plan->parameter_bytes, 0});
@@ -113,6 +116,6 @@ void bench_serving(nn_device_t *device, const bench_options_t *options,
   TRY(nn_session_create(model, &shape, &job.session));
   serving_tokens(&job, options, peak, &plan, &config);
   nn_session_destroy(job.session);
-  serving_opening(&job, model, &plan, config.layers);
+  serving_opening(&job, &model, &plan, config.layers);
   nn_model_destroy(model);
 }
