@@ -774,7 +774,8 @@ typedef struct nn_sample_options_t {
 } nn_sample_options_t;
 
 /** Chooses a token from the logits after a sequence's last token, without appending it.
- *  NN_ERR_STATE: the sequence is empty, was truncated since, or its last call failed midway. */
+ *  NN_ERR_STATE: the sequence is empty, was truncated since, or its last call failed midway.
+ *  NN_ERR_NONFINITE: a logit is NaN, as parameters that are not numbers make it. */
 NN_API nn_status_t nn_session_sample(nn_session_t *session, int64_t sequence,
                                      const nn_sample_options_t *options, int32_t *token);
 

@@ -336,7 +336,7 @@ typedef struct op_sample {
   float temperature, top_p, min_p, repetition_penalty; /* 0 as in nn_sample_options_t */
   int32_t top_k;
   uint64_t seed, counter; /* the uniform number is a function of these two */
-  int32_t *token;         /* [1] assigns */
+  int32_t *token;         /* [1] assigns; -1 where a logit is NaN */
 } op_sample_t;
 
 /* ---- filling --------------------------------------------------------------------------------- */

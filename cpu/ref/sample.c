@@ -7,6 +7,7 @@
  * their sum. */
 #include <float.h>
 #include <math.h>
+#include <stdbool.h>
 
 #include "base/random.h"
 #include "ref.h"
@@ -59,10 +60,16 @@ static int32_t sample_take(sample_t *s) {
   return id;
 }
 
-/* The nearest finite number, the smallest for NaN: a token comes out whatever goes in. */
+/* The nearest finite number. */
 static float sample_finite(float x) {
   float bounded = x < FLT_MAX ? x : FLT_MAX;
   return x > -FLT_MAX ? bounded : -FLT_MAX;
+}
+
+static bool sample_has_nan(const op_sample_t *op) {
+  bool found = false;
+  for (int64_t i = 0; i < op->vocab; i++) found |= op->logits[i] != op->logits[i];
+  return found;
 }
 
 /* Logits after the penalty, once per id however often it occurs. */
@@ -130,6 +137,10 @@ static void sample_item(void *context, int64_t item, int32_t thread) {
   const op_sample_t *op = s->op;
   (void)item;
   (void)thread;
+  if (sample_has_nan(op)) {
+    *op->token = -1;
+    return;
+  }
   sample_penalise(s);
   int32_t largest = sample_largest(s);
   if (op->temperature == 0) {

@@ -365,5 +365,12 @@ nn_status_t session_sample(nn_session_t *session, int64_t sequence,
                                session->tokens + sequence * session->options.max_len, length));
   }
   STATUS_TRY(device->backend->sample(device->place, &op, buffers->scratch));
-  return device->backend->copy_out(device->place, token, buffers->token, sizeof *token);
+  int32_t chosen;
+  STATUS_TRY(device->backend->copy_out(device->place, &chosen, buffers->token, sizeof chosen));
+  if (chosen < 0)
+    return status_fail(NN_ERR_NONFINITE,
+                       "the logits of sequence %lld hold NaN: the parameters are not usable",
+                       (long long)sequence);
+  *token = chosen;
+  return NN_OK;
 }

@@ -1,4 +1,5 @@
 /* nn_session_generate() against a loop of prefill, sample, decode; why it ends; what it leaves. */
+#include <math.h>
 #include <string.h>
 
 #include "fixture.h"
@@ -102,6 +103,22 @@ static int32_t generator_unmade(const generator_t *g) {
     if (g->whole[i] == id) id++, i = -1;
   assert_true(id < VOCAB);
   return id;
+}
+
+static void test_parameters_that_are_not_numbers(void **state) {
+  (void)state;
+  generator_t g;
+  generator_open(&g);
+  fixture_fill(g.model, "lm_head.weight", NAN);
+  int32_t made[4], token = 42;
+  int64_t count = 9;
+  CHECK(nn_session_truncate(g.session, 0, 0));
+  CHECK_STATUS(NN_ERR_NONFINITE, nn_session_generate(g.session, 0, prompt, PROMPT, &g.options, made,
+                                                     4, &count, NULL));
+  assert_int_equal(count, 0);
+  CHECK_STATUS(NN_ERR_NONFINITE, nn_session_sample(g.session, 0, NULL, &token));
+  assert_int_equal(token, 42);
+  generator_close(&g);
 }
 
 static void test_stop_ids(void **state) {
@@ -237,6 +254,7 @@ int main(void) {
       cmocka_unit_test(test_length),
       cmocka_unit_test(test_greedy_by_default),
       cmocka_unit_test(test_stop_ids),
+      cmocka_unit_test(test_parameters_that_are_not_numbers),
       cmocka_unit_test(test_callback),
       cmocka_unit_test(test_going_on),
       cmocka_unit_test(test_refused),
