@@ -27,15 +27,6 @@ nn_status_t mem_alloc(size_t count, size_t size, void **data) {
   return NN_OK;
 }
 
-nn_status_t mem_resize(size_t count, size_t size, void **data) {
-  size_t bytes;
-  if (__builtin_mul_overflow(count ? count : 1, size, &bytes)) return mem_failed(count, size);
-  void *got = mem_must_fail() ? NULL : realloc(*data, bytes);
-  if (!got) return mem_failed(count, size);
-  *data = got;
-  return NN_OK;
-}
-
 nn_status_t mem_alloc_aligned(size_t bytes, void **data) {
   void *got = NULL;
   if (mem_must_fail() || bytes > PTRDIFF_MAX || posix_memalign(&got, 64, bytes ? bytes : 64))

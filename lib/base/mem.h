@@ -12,10 +12,6 @@
  * that can be freed. */
 nn_status_t mem_alloc(size_t count, size_t size, void **data);
 
-/* Grows (or shrinks) *data to count elements; the tail is not initialised. On failure *data is as
- * before. */
-nn_status_t mem_resize(size_t count, size_t size, void **data);
-
 /* 64-byte aligned, not initialised: the CPU backend's device memory. Freed by mem_free. */
 nn_status_t mem_alloc_aligned(size_t bytes, void **data);
 

@@ -83,10 +83,8 @@ static void session_take_workspace(arena_t *arena, const nn_device_t *device,
     buffers->stat_prob = arena_take(arena, config->layers, config->experts, sizeof(double));
     buffers->stat_bytes = arena->used - before;
   }
-  backend_limits_t limits = {.rows = rows, .batch = options->batch, .kv_len = options->max_len};
-  limits.hidden = config->hidden, limits.heads = config->heads, limits.kv_heads = config->kv_heads;
-  limits.head_dim = config->head_dim, limits.ffn = config->ffn, limits.experts = config->experts;
-  limits.top_k = config->top_k, limits.vocab = config->vocab_size, limits.weight_dtype = dtype;
+  backend_limits_t limits =
+      block_limits(config, rows, options->batch, options->max_len, dtype, false);
   buffers->scratch.bytes = device->backend->workspace_bytes(device->place, &limits);
   buffers->scratch.data = arena_take(arena, 1, (int64_t)buffers->scratch.bytes, 1);
 }

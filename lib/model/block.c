@@ -14,6 +14,23 @@ static int64_t block_q_width(const nn_model_config_t *config) {
   return config->heads * config->head_dim;
 }
 
+backend_limits_t block_limits(const nn_model_config_t *config, int64_t n, int64_t batch,
+                              int64_t kv_len, int32_t weight_dtype, bool training) {
+  return (backend_limits_t){.rows = n,
+                            .batch = batch,
+                            .kv_len = kv_len,
+                            .hidden = config->hidden,
+                            .heads = config->heads,
+                            .kv_heads = config->kv_heads,
+                            .head_dim = config->head_dim,
+                            .ffn = config->ffn,
+                            .experts = config->experts,
+                            .top_k = config->top_k,
+                            .vocab = config->vocab_size,
+                            .weight_dtype = weight_dtype,
+                            .training = training};
+}
+
 void block_acts_take(arena_t *arena, const nn_model_config_t *config, int64_t n, bool backward,
                      block_acts_t *acts) {
   const size_t f = sizeof(float);

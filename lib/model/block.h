@@ -69,6 +69,10 @@ typedef struct router_loss {
   float aux_scale, z_scale;
 } router_loss_t;
 
+/* Bounds of the operations of passes over at most n tokens in `batch` sequences of kv_len keys. */
+backend_limits_t block_limits(const nn_model_config_t *config, int64_t n, int64_t batch,
+                              int64_t kv_len, int32_t weight_dtype, bool training);
+
 /* Takes room for n tokens. backward: with what only the backward pass reads. */
 void block_acts_take(arena_t *arena, const nn_model_config_t *config, int64_t n, bool backward,
                      block_acts_t *acts);
