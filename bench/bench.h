@@ -15,6 +15,7 @@ void *bench_alloc(size_t bytes);
 
 /* What the command line asks for. */
 typedef struct bench_options {
+  const char *device;  /* "cpu" or "cuda:N" */
   int32_t threads;     /* 0: every core */
   const char *filter;  /* only scenarios whose "group/name" contains it; NULL: all */
   const char *json;    /* file for the JSON report; NULL: none */
@@ -61,6 +62,8 @@ void report_end(void);
 
 /* ---- the groups ---- */
 bench_ceilings_t ceilings_measure(int32_t threads);
+/* The operations of a GPU, which is cuda:index; gives its ceilings. */
+bench_ceilings_t bench_gpu(nn_device_t *device, int32_t index);
 void bench_ops(nn_device_t *device, const bench_options_t *options, const bench_ceilings_t *peak);
 void bench_seed(const bench_options_t *options, const bench_ceilings_t *single);
 void bench_training(nn_device_t *device, const bench_options_t *options,

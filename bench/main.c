@@ -7,6 +7,7 @@
 
 static const char usage[] =
     "moenn-bench [options]: ceilings of this machine, and each scenario as a share of them\n"
+    "  --device NAME   \"cpu\" (default) or \"cuda:0\"; groups there: gpu, gpt2, moe, decode, prefill\n"
     "  --threads N     threads that compute (default: every core)\n"
     "  --filter TEXT   only scenarios whose \"group/name\" contains TEXT\n"
     "                  groups: ops, seed, gpt2, moe, decode, prefill, load\n"
@@ -30,7 +31,7 @@ static double number(const char *option, const char *text, double least, double 
 }
 
 static bench_options_t parse(int argc, char **argv) {
-  bench_options_t options = {.seconds = 1};
+  bench_options_t options = {.seconds = 1, .device = "cpu"};
   for (int i = 1; i < argc; i++) {
     const char *option = argv[i], *value = i + 1 < argc ? argv[i + 1] : NULL;
     if (!strcmp(option, "--help")) {
@@ -39,6 +40,8 @@ static bench_options_t parse(int argc, char **argv) {
     } else if (!strcmp(option, "--cold")) {
       options.cold = true;
       continue;
+    } else if (!strcmp(option, "--device") && value) {
+      options.device = value;
     } else if (!strcmp(option, "--threads")) {
       options.threads = (int32_t)number(option, value, 1, 1024);
     } else if (!strcmp(option, "--filter") && value) {
@@ -72,28 +75,52 @@ static void cpu_name(char *name, size_t bytes) {
   if (file) fclose(file);
 }
 
+static void bench_cpu(nn_device_t *device, const bench_options_t *options,
+                      const nn_device_info_t *info) {
+  bench_ceilings_t single = ceilings_measure(1), all = single;
+  report_ceilings("1 thread", &single);
+  if (info->threads > 1) {
+    all = ceilings_measure(info->threads);
+    char label[32];
+    snprintf(label, sizeof label, "%d threads", info->threads);
+    report_ceilings(label, &all);
+  }
+  bench_ops(device, options, &all);
+  bench_seed(options, &single);
+  bench_training(device, options, &all);
+  bench_serving(device, options, &all);
+}
+
+#ifdef BENCH_CUDA
+static void bench_cuda(nn_device_t *device, const bench_options_t *options) {
+  int32_t index = (int32_t)strtol(options->device + strcspn(options->device, "0123456789"), NULL, 10);
+  bench_ceilings_t peak = bench_gpu(device, index);
+  bench_training(device, options, &peak);
+  bench_serving(device, options, &peak);
+}
+#else
+static void bench_cuda(nn_device_t *device, const bench_options_t *options) {
+  (void)device, (void)options;
+  fprintf(stderr, "moenn-bench: this build has no CUDA\n");
+  exit(1);
+}
+#endif
+
 int main(int argc, char **argv) {
   bench_options_t options = parse(argc, argv);
   nn_device_t *device;
   nn_device_options_t asked = {.struct_size = sizeof asked, .threads = options.threads};
-  TRY(nn_device_create("cpu", &asked, &device));
+  TRY(nn_device_create(options.device, &asked, &device));
   nn_device_info_t info = {.struct_size = sizeof info};
   TRY(nn_device_info(device, &info));
   char cpu[128];
   cpu_name(cpu, sizeof cpu);
-  report_begin(&options, argc, argv, cpu, info.threads, info.cpu_paths);
-  bench_ceilings_t single = ceilings_measure(1), all = single;
-  report_ceilings("1 thread", &single);
-  if (info.threads > 1) {
-    all = ceilings_measure(info.threads);
-    char label[32];
-    snprintf(label, sizeof label, "%d threads", info.threads);
-    report_ceilings(label, &all);
-  }
-  bench_ops(device, &options, &all);
-  bench_seed(&options, &single);
-  bench_training(device, &options, &all);
-  bench_serving(device, &options, &all);
+  bool gpu = strcmp(options.device, "cpu") != 0;
+  report_begin(&options, argc, argv, gpu ? info.model : cpu, info.threads, info.cpu_paths);
+  if (gpu)
+    bench_cuda(device, &options);
+  else
+    bench_cpu(device, &options, &info);
   report_end();
   nn_device_destroy(device);
   return 0;

@@ -175,28 +175,23 @@ static void ops_experts(ops_t *ops, int64_t n, int64_t hidden, int64_t ffn, int6
                        .offset = (int32_t *)(void *)ops_take(ops, experts + 1),
                        .row_slot = (int32_t *)(void *)ops_take(ops, slots),
                        .slot_row = (int32_t *)(void *)ops_take(ops, slots)};
-  const void *gate[64], *up[64], *down[64];
-  float *dgate[64], *dup[64], *ddown[64];
-  for (int64_t e = 0; e < experts; e++) {
-    gate[e] = w + 3 * e * size, up[e] = w + (3 * e + 1) * size, down[e] = w + (3 * e + 2) * size;
-    dgate[e] = dw + 3 * e * size, dup[e] = dw + (3 * e + 1) * size, ddown[e] = dw + (3 * e + 2) * size;
-  }
   op_route_t route = {.n = n, .hidden = hidden, .experts = experts, .top_k = top_k, .x = x, .w = router,
                       .out = routing, .prob = prob, .lse = lse, .share = stats,
                       .mean_prob = stats + experts, .mean_lse2 = stats + 2 * experts};
   TRY(ops->backend->route(ops->place, &route, ops->scratch));
   size_t kept = ops->used;
   op_experts_t op = {.n = n, .hidden = hidden, .ffn = ffn, .experts = experts, .top_k = top_k, .x = x,
-                     .routing = routing, .gate = gate, .up = up, .down = down, .pre = pre,
-                     .residual = x, .out = out};
+                     .routing = routing, .gate = w, .up = w + size, .down = w + 2 * size,
+                     .expert_stride = 3 * size, .pre = pre, .residual = x, .out = out};
   double forward = 6.0 * (double)slots * (double)size;
   RUN(ops, name, experts, op, -1, 0, flops(ops, forward));
   memcpy(pre_kept, pre, (size_t)(slots * 2 * ffn) * sizeof(float));
   ops->used = kept;
   op_experts_bwd_t bwd = {.n = n, .hidden = hidden, .ffn = ffn, .experts = experts, .top_k = top_k,
-                          .x = x, .routing = routing, .gate = gate, .up = up, .down = down,
-                          .pre = pre_kept, .dout = dout, .dx = out, .dweight = dweight,
-                          .dgate = dgate, .dup = dup, .ddown = ddown};
+                          .x = x, .routing = routing, .gate = w, .up = w + size,
+                          .down = w + 2 * size, .expert_stride = 3 * size, .pre = pre_kept,
+                          .dout = dout, .dx = out, .dweight = dweight, .dgate = dw,
+                          .dup = dw + size, .ddown = dw + 2 * size};
   RUN(ops, name_bwd, experts_bwd, bwd, -1, 0, flops(ops, 2 * forward));
   char name_route[96];
   snprintf(name_route, sizeof name_route, "route %d tokens, %d of %d, hidden %d", (int)n, (int)top_k,
@@ -274,6 +269,11 @@ static void ops_optimizer(ops_t *ops, int64_t count) {
   op_adamw_t adam = {.count = count, .p = p, .g = g, .m = m, .v = v, .scale = scale, .lr = 1e-6f,
                      .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = 0.1f, .step = 100};
   RUN(ops, "adamw of 32M", adamw, adam, -1, 0, bytes(ops, 28.0 * (double)count, true));
+  ops->used = kept;
+  memset(p, 0, (size_t)count * sizeof *p); /* fp32's bits make no sense as bf16 */
+  adam.weight_dtype = NN_BF16, adam.p_low = (int16_t *)(void *)(p + count / 2);
+  RUN(ops, "adamw of 32M, bf16 with masters", adamw, adam, -1, 0,
+      bytes(ops, 28.0 * (double)count, true));
 }
 
 void bench_ops(nn_device_t *device, const bench_options_t *options, const bench_ceilings_t *peak) {

@@ -1,5 +1,5 @@
 /* Training steps of whole models against their floor: flops at the measured peak plus the optimizer's
- * bytes at the measured bandwidth. */
+ * bytes at the measured bandwidth. The largest runs on a GPU alone. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,13 +30,15 @@ static double step_flops(const nn_model_config_t *config, int64_t active, double
 
 static void step_scenario(nn_device_t *device, const bench_options_t *options,
                           const bench_ceilings_t *peak, const char *group, const char *name,
-                          const nn_model_config_t *config, int64_t batch, int64_t seq_len) {
+                          const nn_model_config_t *config, int64_t batch, int64_t seq_len,
+                          int32_t dtype, int32_t recompute) {
   if (!report_wanted(group, name)) return;
   nn_train_options_t shape = {.struct_size = sizeof shape, .batch = batch, .seq_len = seq_len};
+  shape.recompute = recompute;
   nn_plan_t plan = {.struct_size = sizeof plan};
-  TRY(nn_plan_training(device, config, NN_F32, &shape, &plan));
+  TRY(nn_plan_training(device, config, dtype, &shape, &plan));
   step_t step = {.batch = batch, .seq_len = seq_len};
-  TRY(nn_model_create(device, config, NN_F32, 1, &step.model));
+  TRY(nn_model_create(device, config, dtype, 1, &step.model));
   TRY(nn_model_prepare(step.model, &shape));
   nn_optim_options_t adam = {.struct_size = sizeof adam, .weight_decay = 0.1f, .grad_clip = 1};
   TRY(nn_optim_create(step.model, &adam, &step.optim));
@@ -51,11 +53,14 @@ static void step_scenario(nn_device_t *device, const bench_options_t *options,
   int64_t runs;
   double median = bench_time(step_run, &step, options->seconds, &fastest, &runs);
   double flops = step_flops(config, plan.active_parameters, (double)batch, (double)seq_len);
-  double floor = flops / peak->fp32_flops + 28.0 * (double)plan.parameters / peak->copy_bytes;
-  char note[96];
-  snprintf(note, sizeof note, "%.2f x floor, %.0f tokens/s", median / floor, (double)n / median);
-  report_line(group, name, median, fastest, runs,
-              (bench_work_t){UNIT_FLOP, flops, peak->fp32_flops}, note);
+  double rate = dtype == NN_BF16 ? peak->bf16_flops : peak->fp32_flops;
+  double floor = flops / rate + 28.0 * (double)plan.parameters / peak->copy_bytes;
+  nn_memory_t memory = {.struct_size = sizeof memory};
+  TRY(nn_device_memory(device, &memory));
+  char note[128];
+  snprintf(note, sizeof note, "%.2f x floor, %.0f tokens/s; %.1f GB planned, %.1f held", median / floor,
+           (double)n / median, 1e-9 * (double)plan.total_bytes, 1e-9 * (double)memory.current_bytes);
+  report_line(group, name, median, fastest, runs, (bench_work_t){UNIT_FLOP, flops, rate}, note);
   nn_optim_destroy(step.optim);
   nn_model_destroy(step.model);
   free(step.tokens), free(step.targets);
@@ -64,13 +69,25 @@ static void step_scenario(nn_device_t *device, const bench_options_t *options,
 void bench_training(nn_device_t *device, const bench_options_t *options,
                     const bench_ceilings_t *peak) {
   nn_model_config_t config = {.struct_size = sizeof config};
+  bool gpu = strcmp(options->device, "cpu") != 0;
   TRY(nn_config_preset("gpt2-124m", &config));
-  step_scenario(device, options, peak, "gpt2", "train gpt2-124m, batch 4, seq 64", &config, 4, 64);
-  step_scenario(device, options, peak, "gpt2", "train gpt2-124m, batch 1, seq 1024", &config, 1, 1024);
+  step_scenario(device, options, peak, "gpt2", "train gpt2-124m, batch 4, seq 64", &config, 4, 64,
+                NN_F32, NN_RECOMPUTE_NONE);
+  step_scenario(device, options, peak, "gpt2", "train gpt2-124m, batch 1, seq 1024", &config, 1, 1024,
+                NN_F32, NN_RECOMPUTE_NONE);
+  if (gpu)
+    step_scenario(device, options, peak, "gpt2", "train gpt2-124m, batch 4, seq 1024", &config, 4, 1024,
+                  NN_F32, NN_RECOMPUTE_NONE);
+  step_scenario(device, options, peak, "gpt2", "train gpt2-124m bf16, batch 4, seq 64", &config, 4, 64,
+                NN_BF16, NN_RECOMPUTE_NONE);
   TRY(nn_config_preset("small", &config));
-  step_scenario(device, options, peak, "moe", "train small, batch 16, seq 256", &config, 16, 256);
+  step_scenario(device, options, peak, "moe", "train small, batch 16, seq 256", &config, 16, 256, NN_F32,
+                NN_RECOMPUTE_NONE);
   TRY(nn_config_preset("moe-6.9b", &config));
+  if (gpu)
+    step_scenario(device, options, peak, "moe", "train moe-6.9b bf16, batch 4, seq 4096", &config, 4, 4096,
+                  NN_BF16, NN_RECOMPUTE_BLOCK);
   config.layers = 4;
-  step_scenario(device, options, peak, "moe", "train 4 layers of moe-6.9b, 1024 tokens", &config, 1,
-                1024);
+  step_scenario(device, options, peak, "moe", "train 4 layers of moe-6.9b, 1024 tokens", &config, 1, 1024,
+                NN_F32, NN_RECOMPUTE_NONE);
 }

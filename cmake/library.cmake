@@ -44,11 +44,11 @@ target_link_options(moenn PRIVATE
 if(NOT MOENN_SANITIZE) # clang keeps the sanitizers' own symbols in the program, not in the library
   target_link_options(moenn PRIVATE LINKER:--no-undefined)
 endif()
-target_link_libraries(moenn PRIVATE PkgConfig::JANSSON Threads::Threads m)
+target_link_libraries(moenn PRIVATE PkgConfig::JANSSON Threads::Threads m ${CMAKE_DL_LIBS})
 
 add_library(moenn_static STATIC ${objects})
 set_target_properties(moenn_static PROPERTIES OUTPUT_NAME moenn)
-target_link_libraries(moenn_static PRIVATE PkgConfig::JANSSON Threads::Threads m)
+target_link_libraries(moenn_static PRIVATE PkgConfig::JANSSON Threads::Threads m ${CMAKE_DL_LIBS})
 
 foreach(target moenn moenn_static)
   target_include_directories(${target} PUBLIC

@@ -66,6 +66,8 @@ static void backend_describe(const backend_device_t *device, backend_info_t *inf
   info->cpu_paths = device->cpu_paths;
   info->dlpack_device = DLPACK_CPU;
   info->dlpack_id = 0;
+  info->act_dtype = NN_F32;
+  info->model = device->model;
 }
 
 static void backend_close(backend_device_t *device) {
@@ -100,6 +102,7 @@ nn_status_t cpu_backend_open(const backend_options_t *options, const backend_t *
   backend_device_t *made = memory;
   made->threads = options->threads;
   made->cpu_paths = NN_CPU_REFERENCE | (options->cpu_paths & dispatch_paths());
+  dispatch_model(made->model);
   nn_status_t status = pool_create(options, &made->pool);
   if (status != NN_OK) {
     mem_free(made);

@@ -6,6 +6,7 @@
 
 #include "backend.h"
 #include "base/status.h"
+#include "dispatch.h"
 
 /* ---- threads.c: the pool --------------------------------------------------------------------- */
 
@@ -34,6 +35,7 @@ struct backend_device {
   pool_t *pool;
   int32_t threads;
   int32_t cpu_paths; /* paths in use */
+  char model[DISPATCH_MODEL_BYTES];
 };
 
 /* ---- tables: each sets the operations that its path has -------------------------------------- */

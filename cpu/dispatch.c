@@ -1,6 +1,12 @@
-/* Which paths this processor, its operating system and this build can run. The compiler's own test
- * asks the processor for the instructions and the operating system (XCR0) for the registers. */
+/* Which paths this processor, its operating system and this build can run, and its name. The
+ * compiler's own test asks the processor for the instructions and the operating system (XCR0) for
+ * the registers. */
 #include "dispatch.h"
+
+#include <string.h>
+#ifdef __x86_64__
+#include <cpuid.h>
+#endif
 
 #include "moenn.h"
 
@@ -14,4 +20,21 @@ int32_t dispatch_paths(void) {
     paths |= NN_CPU_AVX512;
 #endif
   return paths;
+}
+
+void dispatch_model(char *name) {
+  char said[DISPATCH_MODEL_BYTES] = {0};
+#ifdef __x86_64__
+  for (uint32_t leaf = 0; leaf < 3; leaf++) { /* 16 bytes each */
+    uint32_t words[4];
+    if (!__get_cpuid(0x80000002 + leaf, &words[0], &words[1], &words[2], &words[3])) break;
+    memcpy(said + leaf * sizeof words, words, sizeof words);
+  }
+#endif
+  const char *first = said + strspn(said, " ");
+  size_t length = strlen(first);
+  while (length && first[length - 1] == ' ') length--;
+  if (!length) first = "CPU", length = strlen(first);
+  memcpy(name, first, length);
+  name[length] = 0;
 }

@@ -134,7 +134,8 @@ enum {
 /** Options of nn_device_create(). */
 typedef struct nn_device_options_t {
   size_t struct_size; /**< sizeof this struct. */
-  int32_t threads;    /**< Threads that compute, the caller's among them. 0: one per core. */
+  int32_t threads;    /**< Threads that compute, the caller's among them, on a CPU. 0: one per
+                           core. */
   int32_t cpu_paths;  /**< NN_CPU_ mask. 0: MOENN_CPU from the environment, or every path. */
   const int32_t *affinity; /**< [threads] logical CPU of each worker thread (entry 0, the caller's
                                 own thread, is left alone), with threads given; or NULL: wherever
@@ -143,14 +144,23 @@ typedef struct nn_device_options_t {
                            are written to standard error. */
   void *log_user;     /**< Passed to log. */
   int32_t log_level;  /**< Least urgent NN_LOG_ level to pass on. */
+  int32_t unused;     /**< Not read: it was padding, which older callers may leave undefined. */
+  int32_t tf32;       /**< 1: products of fp32 matrices on a CUDA device may round what they
+                           multiply to TF32 (10 bits of mantissa). 0: full fp32. */
 } nn_device_options_t;
 
 /** Opens a device.
- *  @param name    "cpu" (also NULL). Others: NN_ERR_NOT_FOUND.
+ *  @param name    "cpu" (also NULL), or "cuda:0", "cuda:1", ... ("cuda": the first): an NVIDIA GPU of
+ *                 compute capability 8.0 or newer. For these the library opens libmoenn_cuda.so from
+ *                 its own folder, or from that which MOENN_PLUGIN_PATH names. NN_ERR_NOT_FOUND: no
+ *                 such device, plugin or driver; NN_ERR_UNSUPPORTED: a plugin of another release, or
+ *                 a GPU that is too old.
  *  @param options NULL for the defaults. The environment variable MOENN_CPU ("reference", "avx2",
  *                 "avx512", or several joined by commas) stands in for a zero cpu_paths.
  *  @param device  receives the handle; nn_device_destroy() ends it.
- *  Results do not depend on the number of threads, to the last bit. Any thread. */
+ *  Results do not depend on the number of threads, to the last bit, and the same calls on the same
+ *  kind of device give the same bits. Once a GPU fails (NN_ERR_DEVICE), all calls on its device do;
+ *  its handles can only be destroyed. Any thread. */
 NN_API nn_status_t nn_device_create(const char *name, const nn_device_options_t *options,
                                     nn_device_t **device);
 
@@ -162,7 +172,8 @@ typedef struct nn_device_info_t {
   size_t struct_size; /**< sizeof this struct. */
   int32_t threads;    /**< Threads that compute. */
   int32_t cpu_paths;  /**< NN_CPU_ mask of the paths in use. */
-  const char *name;   /**< "cpu". Valid while the device lives. */
+  const char *name;   /**< "cpu" or "cuda:N". Valid while the device lives. */
+  const char *model;  /**< The processor's or GPU's own name. Valid while the device lives. */
 } nn_device_info_t;
 
 /** Describes the device. */
@@ -377,7 +388,7 @@ typedef struct nn_plan_t {
   int64_t active_parameters; /**< Parameters that multiply one token: all but the embedding table
                                   (unless tied) and the experts not chosen. */
   int64_t parameter_bytes;   /**< The model's parameters. */
-  int64_t master_bytes;      /**< fp32 master weights, where the parameters are not fp32. */
+  int64_t master_bytes;      /**< What bf16 parameters lack of their fp32 masters: 2 a parameter. */
   int64_t gradient_bytes;    /**< Gradients. */
   int64_t optimizer_bytes;   /**< Optimizer moments. */
   int64_t activation_bytes;  /**< Kept from forward for backward, and the residual streams. */
@@ -430,7 +441,8 @@ typedef struct nn_model nn_model_t;
 
 /** Makes a model with random weights: normal with config's init_std, GPT-2's residual projections
  *  scaled by 1 / sqrt(2 * layers), norms 1, biases 0.
- *  @param dtype NN_F32, or NN_BF16 (inference only in this release).
+ *  @param dtype NN_F32 or NN_BF16. Beside bf16 parameters a CUDA device computes bf16 activations, a
+ *               CPU fp32 ones; sums are fp32, and the optimizer keeps fp32 masters.
  *  @param seed  same seed, same bits. */
 NN_API nn_status_t nn_model_create(nn_device_t *device, const nn_model_config_t *config,
                                    int32_t dtype, uint64_t seed, nn_model_t **model);
@@ -564,7 +576,8 @@ typedef struct nn_optim_options_t {
 } nn_optim_options_t;
 
 /** Makes an AdamW optimizer (Loshchilov and Hutter, 2019) with moments of zero. The model must be
- *  prepared for training (NN_ERR_STATE). */
+ *  prepared for training (NN_ERR_STATE). Beside bf16 parameters it holds the lower 16 bits of their
+ *  fp32 masters, zeros at first; the parameter is always the master's nearest bf16 number. */
 NN_API nn_status_t nn_optim_create(nn_model_t *model, const nn_optim_options_t *options,
                                    nn_optim_t **optim);
 
@@ -594,7 +607,8 @@ NN_API int64_t nn_optim_steps(const nn_optim_t *optim);
 /** Sets the number of updates made so far, from 0 to 2^53, as when state was restored by hand. */
 NN_API nn_status_t nn_optim_set_steps(nn_optim_t *optim, int64_t steps);
 
-/** Writes moments and step count to one safetensors file, whole or not at all. */
+/** Writes moments, step count and, beside bf16 parameters, the masters' lower bits to one safetensors
+ *  file, whole or not at all. */
 NN_API nn_status_t nn_optim_save(const nn_optim_t *optim, const char *path);
 
 /** Reads what nn_optim_save() wrote for a model of the same configuration. On failure the state is

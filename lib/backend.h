@@ -11,15 +11,17 @@
  * Order. An operation, or zero, may return before it is done: then its failure comes from a later
  * call, and what is called later sees what it wrote. copy_in has read `host` when it returns;
  * copy_out has waited for everything called before it; free waits until nothing uses the memory.
- * Argument structs and host arrays ([E] of pointers) are read before the call returns.
+ * Argument structs are read before the call returns.
  *
  * Failures. A function that returns another status than NN_OK has set the caller's message
  * (backend_options_t's fail). Once the caller cancels, operations return NN_ERR_CANCELLED within a
  * few milliseconds and leave undefined what they were to write; zero, grad_norm, adamw and
  * fill_normal do not look: an update is made whole.
  *
- * dtypes: `weight_dtype` is that of the parameters read (NN_F32 or NN_BF16). Activations, gradients
- * and statistics are fp32. Accumulation is fp32 or better.
+ * dtypes. Parameters that are read have `weight_dtype`, NN_F32 or NN_BF16. Activations and their
+ * gradients, written `void` below, have `act_dtype`: NN_F32, or beside NN_BF16 parameters what
+ * backend_info_t says. Statistics and the gradients of parameters are fp32. Accumulation is fp32 or
+ * better, and what is stored as bf16 is rounded to the nearest.
  *
  * Shapes use: n tokens (rows), hidden, heads A, kv_heads K, head_dim D (at most 256), ffn F,
  * experts E, top_k k, vocab V. Row-major, last index fastest.
@@ -39,14 +41,14 @@ extern "C" {
 
 /* Changes with anything below that a backend built before would misread. Until then the table and
  * the structs that begin with struct_size only grow at their ends. */
-#define BACKEND_ABI_VERSION 1
+#define BACKEND_ABI_VERSION 2
 
 typedef struct backend_device backend_device_t; /* owned by the backend */
 
 /* Scratch memory lent to one operation until it is done. Its content is undefined before and after.
  * zero takes none, and fill_normal, which uses none, may be given NULL. */
 typedef struct backend_scratch {
-  void *data;   /* 64-byte aligned */
+  void *data;   /* aligned as what alloc gives */
   size_t bytes; /* at least workspace_bytes() of limits that cover the call */
 } backend_scratch_t;
 
@@ -57,7 +59,7 @@ typedef struct backend_limits {
   int64_t batch;   /* sequences of attention */
   int64_t kv_len;  /* keys of one sequence; 0: op_attention_t's kv_len is NULL, keys are its rows */
   int64_t hidden, heads, kv_heads, head_dim, ffn, experts, top_k, vocab;
-  int32_t weight_dtype;
+  int32_t weight_dtype, act_dtype;
   int32_t training; /* 1: backward operations too */
 } backend_limits_t;
 
@@ -69,14 +71,15 @@ typedef struct op_embed {
   const int32_t *position; /* [n], used with wpe */
   const void *wte;         /* [V, hidden] */
   const void *wpe;         /* [context, hidden] or NULL */
-  int32_t weight_dtype;
-  float *out;              /* [n, hidden] assigns wte[id] + wpe[position] */
+  int32_t weight_dtype, act_dtype;
+  void *out;               /* [n, hidden] assigns wte[id] + wpe[position] */
 } op_embed_t;
 
 typedef struct op_embed_bwd {
   int64_t n, hidden, vocab, context;
   const int32_t *ids, *position; /* [n] */
-  const float *dout;             /* [n, hidden] */
+  int32_t act_dtype;
+  const void *dout;              /* [n, hidden] */
   float *dwte;                   /* [V, hidden] accumulates, rows in order of n */
   float *dwpe;                   /* [context, hidden] accumulates, or NULL */
 } op_embed_bwd_t;
@@ -87,11 +90,11 @@ typedef struct op_norm {
   int64_t n, hidden;
   int32_t kind; /* NN_NORM_ */
   float eps;
-  const float *x; /* [n, hidden] */
-  const void *w;  /* [hidden] */
-  const void *b;  /* [hidden] or NULL */
-  int32_t weight_dtype;
-  float *y;    /* [n, hidden] assigns */
+  const void *x; /* [n, hidden] */
+  const void *w; /* [hidden] */
+  const void *b; /* [hidden] or NULL */
+  int32_t weight_dtype, act_dtype;
+  void *y;     /* [n, hidden] assigns */
   float *mean; /* [n] assigns, layer norm only; NULL: not wanted */
   float *rstd; /* [n] assigns 1 / sqrt(variance or mean square + eps); NULL: not wanted */
 } op_norm_t;
@@ -99,11 +102,11 @@ typedef struct op_norm {
 typedef struct op_norm_bwd {
   int64_t n, hidden;
   int32_t kind;
-  const float *x, *dy; /* [n, hidden] */
-  const void *w;       /* [hidden] */
-  int32_t weight_dtype;
+  const void *x, *dy; /* [n, hidden] */
+  const void *w;      /* [hidden] */
+  int32_t weight_dtype, act_dtype;
   const float *mean, *rstd; /* [n] from forward */
-  float *dx;                /* [n, hidden] accumulates */
+  void *dx;                 /* [n, hidden] accumulates */
   float *dw, *db;           /* [hidden] accumulate; db may be NULL */
 } op_norm_bwd_t;
 
@@ -122,24 +125,26 @@ typedef struct op_matmul {
   int64_t m, n, k;
   int32_t trans_a; /* 0: a stored [m, k]; 1: stored [k, m] */
   int32_t trans_b; /* 0: b stored [k, n]; 1: stored [n, k] */
-  const float *a;
+  const void *a;
   int64_t lda;
   const void *b;
   int64_t ldb;
-  int32_t b_dtype;   /* NN_F32 or NN_BF16 (widened exactly) */
+  int32_t a_dtype, b_dtype; /* act_dtype; weight_dtype or act_dtype. fp32 beside bf16: b is widened */
   const void *bias;  /* [n] of b_dtype, or NULL */
-  const float *c;    /* [m, n] or NULL; may be d (accumulation) or another matrix (residual) */
+  const void *c;     /* [m, n] or NULL; may be d (accumulation) or another matrix (residual) */
   int64_t ldc;
-  float *d;          /* [m, n] assigns */
+  void *d;           /* [m, n] assigns */
   int64_t ldd;
+  int32_t d_dtype;   /* of c, d and aux: a_dtype or NN_F32 */
   int32_t epilogue;  /* MATMUL_ */
-  float *aux;        /* [m, n], stride ldd */
+  void *aux;         /* [m, n], stride ldd */
 } op_matmul_t;
 
 /* out[j] += sum over rows i, in order, of x[i, j]: the gradient of a bias. */
 typedef struct op_column_sum {
   int64_t n, width;
-  const float *x; /* [n, width] */
+  int32_t act_dtype;
+  const void *x; /* [n, width] */
   int64_t ldx;
   float *out; /* [width] accumulates */
 } op_column_sum_t;
@@ -151,7 +156,8 @@ typedef struct op_column_sum {
  * are adjacent in a row, so one call turns both. */
 typedef struct op_rope {
   int64_t n, heads, head_dim;
-  float *x;      /* [n, heads of head_dim ...] */
+  int32_t act_dtype;
+  void *x;       /* [n, heads of head_dim ...] */
   int64_t ldx;   /* elements between rows */
   const int32_t *position; /* [n] row of the table */
   const float *table;      /* [positions, head_dim]: head_dim/2 cosines, then head_dim/2 sines */
@@ -166,14 +172,15 @@ typedef struct op_rope {
  * in k and v. Never forms more than a tile of the scores. */
 typedef struct op_attention {
   int64_t batch, q_len, heads, kv_heads, head_dim;
-  const float *q;        /* row i of sequence b at (b * q_len + i) * ldq, A heads of D */
+  int32_t act_dtype;
+  const void *q;         /* row i of sequence b at (b * q_len + i) * ldq, A heads of D */
   int64_t ldq;
-  const float *k, *v;    /* row j of sequence b at b * kv_batch + j * ldkv, K heads of D */
-  int64_t ldkv, kv_batch;
+  const void *k, *v;     /* row j of sequence b at b * kv_batch + j * ldkv, K heads of D */
+  int64_t ldkv, kv_batch; /* with kv_len, a sequence has room for kv_batch / ldkv keys */
   const int32_t *kv_len; /* [batch], or NULL: q_len for each; 0: the sequence is skipped */
   const int32_t *sequence; /* [batch] which sequence of k and v each is, or NULL: the b-th */
   float scale;
-  float *o;              /* [batch * q_len, A * D] assigns; rows of skipped sequences become 0 */
+  void *o;               /* [batch * q_len, A * D] assigns; rows of skipped sequences become 0 */
   float *lse;            /* [batch * q_len, A] assigns log-sum-exp of the scaled scores, -infinity
                             for skipped sequences; or NULL */
 } op_attention_t;
@@ -181,25 +188,27 @@ typedef struct op_attention {
 /* Gradients of the above for kv_len = NULL. */
 typedef struct op_attention_bwd {
   int64_t batch, q_len, heads, kv_heads, head_dim;
-  const float *q;
+  int32_t act_dtype;
+  const void *q;
   int64_t ldq;
-  const float *k, *v;
+  const void *k, *v;
   int64_t ldkv, kv_batch;
   float scale;
-  const float *o, *dout; /* [batch * q_len, A * D] */
+  const void *o, *dout;  /* [batch * q_len, A * D] */
   const float *lse;      /* [batch * q_len, A] */
-  float *dq;             /* assigns, laid out as q */
-  float *dk, *dv;        /* assign, laid out as k and v */
+  void *dq;              /* assigns, laid out as q */
+  void *dk, *dv;         /* assign, laid out as k and v */
 } op_attention_bwd_t;
 
 /* Writes key and value rows into a cache: row i goes to sequence[i], position[i]; a negative
  * sequence is skipped. */
 typedef struct op_kv_store {
   int64_t n, width;                     /* width = K * D */
-  const float *k, *v;                   /* [n, width], stride ld */
+  int32_t act_dtype;
+  const void *k, *v;                    /* [n, width], stride ld */
   int64_t ld;
   const int32_t *sequence, *position;   /* [n] */
-  float *k_cache, *v_cache;             /* row j of sequence b at b * cache_batch + j * width */
+  void *k_cache, *v_cache;              /* row j of sequence b at b * cache_batch + j * width */
   int64_t cache_batch;
 } op_kv_store_t;
 
@@ -219,9 +228,9 @@ typedef struct routing {
 typedef struct op_route {
   int64_t n, hidden, experts, top_k;
   int64_t capacity; /* most rows of an expert; 0: no bound */
-  const float *x;   /* [n, hidden] */
+  const void *x;    /* [n, hidden] */
   const void *w;    /* [E, hidden] */
-  int32_t weight_dtype;
+  int32_t weight_dtype, act_dtype;
   routing_t out;      /* assigns */
   float *prob;        /* [n, E] assigns softmax */
   float *lse;         /* [n] assigns log-sum-exp of the logits */
@@ -237,17 +246,28 @@ typedef struct op_route {
  * dprob[t,e] += aux_scale * aux_share[e] / n; dlogit[t,e] += z_scale * 2 lse[t] prob[t,e] / n. */
 typedef struct op_route_bwd {
   int64_t n, hidden, experts, top_k;
-  const float *x; /* [n, hidden] */
-  const void *w;  /* [E, hidden] */
-  int32_t weight_dtype;
+  const void *x; /* [n, hidden] */
+  const void *w; /* [E, hidden] */
+  int32_t weight_dtype, act_dtype;
   routing_t routing;      /* expert and weight are read */
   const float *prob, *lse; /* from forward */
   const float *dweight;   /* [n, k], zero for dropped slots */
   const float *aux_share; /* [E] */
   float aux_scale, z_scale;
-  float *dx; /* [n, hidden] accumulates */
+  void *dx;  /* [n, hidden] accumulates */
   float *dw; /* [E, hidden] accumulates */
 } op_route_bwd_t;
+
+/* The auxiliary losses of a pass from its layers' statistics, coefficients left out:
+ * loss[0] = sum over layers of E sum_e share_e mean_prob_e (NN_AUX_SWITCH), or E k sum_e of the
+ * product of both's means over layers (NN_AUX_JOINT); loss[1] = sum over layers of mean_lse2. */
+typedef struct op_router_loss {
+  int64_t layers, experts, top_k;
+  int32_t kind;       /* NN_AUX_ */
+  const float *stats; /* [layers, 2E + 1]: what op_route wrote as share, mean_prob, mean_lse2 */
+  double *loss;       /* [2] assigns */
+  float *mean_share;  /* [E] assigns the mean of share over layers */
+} op_router_loss_t;
 
 /* ---- experts --------------------------------------------------------------------------------- */
 
@@ -255,29 +275,31 @@ typedef struct op_route_bwd {
  * weight[t,j] * down_e(silu(gate_e x) * up_e x). */
 typedef struct op_experts {
   int64_t n, hidden, ffn, experts, top_k;
-  const float *x; /* [n, hidden] */
+  const void *x; /* [n, hidden] */
   routing_t routing;
-  const void *const *gate, *const *up; /* host [E] of [F, hidden] */
-  const void *const *down;             /* host [E] of [hidden, F] */
-  int32_t weight_dtype;
-  float *pre; /* [n * k, 2F] assigns gate x (first F) and up x (last F) per row; NULL: not kept */
-  const float *residual; /* [n, hidden] or NULL */
-  float *out;            /* [n, hidden] assigns; not x; may be residual */
+  const void *gate, *up; /* expert 0's [F, hidden] */
+  const void *down;      /* expert 0's [hidden, F] */
+  int64_t expert_stride; /* elements from one expert's matrix to the next one's, in all three */
+  int32_t weight_dtype, act_dtype;
+  void *pre; /* [n * k, 2F] assigns gate x (first F) and up x (last F) per row; NULL: not kept */
+  const void *residual; /* [n, hidden] or NULL */
+  void *out;            /* [n, hidden] assigns; not x; may be residual; NULL: pre is all */
 } op_experts_t;
 
 /* Nothing but x, pre and the routing is kept from forward: the activation is made again from pre,
  * and dweight of a row is <dout W_down, a>. */
 typedef struct op_experts_bwd {
   int64_t n, hidden, ffn, experts, top_k;
-  const float *x; /* [n, hidden] */
+  const void *x; /* [n, hidden] */
   routing_t routing;
-  const void *const *gate, *const *up, *const *down; /* host [E] */
-  int32_t weight_dtype;
-  float *pre;        /* [n * k, 2F] from forward; may be overwritten */
-  const float *dout; /* [n, hidden] */
-  float *dx;         /* [n, hidden] assigns; not dout */
-  float *dweight;    /* [n, k] assigns; 0 for dropped slots */
-  float *const *dgate, *const *dup, *const *ddown; /* host [E], accumulate */
+  const void *gate, *up, *down; /* as in forward */
+  int64_t expert_stride;        /* of the weights and of their gradients */
+  int32_t weight_dtype, act_dtype;
+  void *pre;        /* [n * k, 2F] from forward; may be overwritten */
+  const void *dout; /* [n, hidden] */
+  void *dx;         /* [n, hidden] assigns; not dout */
+  float *dweight;   /* [n, k] assigns; 0 for dropped slots */
+  float *dgate, *dup, *ddown; /* of expert 0; accumulate */
 } op_experts_bwd_t;
 
 /* ---- loss ------------------------------------------------------------------------------------ */
@@ -286,14 +308,14 @@ typedef struct op_experts_bwd {
  * row_loss[i] = logsumexp(w x_i) - (w x_i)[target_i], 0 where target_i < 0. */
 typedef struct op_head_loss {
   int64_t n, hidden, vocab;
-  const float *x; /* [n, hidden] */
-  const void *w;  /* [V, hidden] */
-  int32_t weight_dtype;
+  const void *x; /* [n, hidden] */
+  const void *w; /* [V, hidden] */
+  int32_t weight_dtype, act_dtype;
   const int32_t *target; /* [n] */
   float *row_loss;       /* [n] assigns */
   double *loss_sum;      /* [1] assigns the sum of row_loss */
   float scale;           /* of the gradients */
-  float *dx;             /* [n, hidden] assigns; NULL: forward only */
+  void *dx;              /* [n, hidden] assigns; NULL: forward only */
   float *dw;             /* [V, hidden] accumulates; used with dx */
 } op_head_loss_t;
 
@@ -314,10 +336,13 @@ typedef struct op_grad_norm {
 } op_grad_norm_t;
 
 /* AdamW; see nn_optim_step(). Does nothing when scale[1] comes with a norm (scale[0]) that is not
- * finite. */
+ * finite. bf16 parameters have fp32 masters, of which p is the nearest bf16 number (halves away from
+ * zero) and p_low the rest: seen as integers, master = p * 65536 + p_low. */
 typedef struct op_adamw {
   int64_t count;
-  float *p;         /* fp32 parameters or masters; updated */
+  int32_t weight_dtype;
+  void *p;          /* updated */
+  int16_t *p_low;   /* updated; NULL where the parameters are fp32 */
   const float *g;
   float *m, *v;     /* updated */
   const double *scale; /* [2] what op_grad_norm wrote */
@@ -361,7 +386,11 @@ typedef struct backend_info {
   int32_t threads;     /* threads that compute; on the host */
   int32_t cpu_paths;   /* NN_CPU_ mask of the paths in use; 0 where the device is not the CPU */
   int32_t dlpack_device, dlpack_id; /* DLDeviceType and number of the device memory, for DLPack */
+  int32_t act_dtype;   /* of activations beside NN_BF16 parameters: NN_F32 or NN_BF16 */
+  const char *model;   /* such as "NVIDIA H200"; lives as long as the device */
 } backend_info_t;
+
+typedef struct backend_graph backend_graph_t; /* owned by the backend */
 
 typedef struct backend {
   int32_t abi_version; /* BACKEND_ABI_VERSION */
@@ -370,7 +399,7 @@ typedef struct backend {
   void (*close)(backend_device_t *device); /* waits for what runs; NULL is ignored */
   void (*describe)(const backend_device_t *device, backend_info_t *info);
 
-  /* Memory. alloc is 64-byte aligned; bytes > 0. free takes what alloc gave, with its size. Ranges
+  /* Memory. alloc is 64-byte aligned, on a GPU 256-byte aligned; bytes > 0. free takes what alloc gave, with its size. Ranges
    * of copies do not overlap. `host` pointers are host memory. */
   nn_status_t (*alloc)(backend_device_t *device, size_t bytes, void **data);
   void (*free)(backend_device_t *device, void *data, size_t bytes);
@@ -393,6 +422,7 @@ typedef struct backend {
   BACKEND_OP(kv_store, op_kv_store_t);
   BACKEND_OP(route, op_route_t);
   BACKEND_OP(route_bwd, op_route_bwd_t);
+  BACKEND_OP(router_loss, op_router_loss_t);
   BACKEND_OP(experts, op_experts_t);
   BACKEND_OP(experts_bwd, op_experts_bwd_t);
   BACKEND_OP(head_loss, op_head_loss_t);
@@ -401,6 +431,15 @@ typedef struct backend {
   BACKEND_OP(adamw, op_adamw_t);
   BACKEND_OP(sample, op_sample_t);
   BACKEND_OP(fill_normal, op_fill_normal_t);
+
+  /* Graphs: operations and zero between record_begin and record_end are noted down instead of done;
+   * copies may not come there. graph_run does them all, with the same arguments, on what memory
+   * holds by then. record_end after a failed operation gives NULL and NN_OK. All four are NULL
+   * where the backend gains nothing from them. */
+  nn_status_t (*record_begin)(backend_device_t *device);
+  nn_status_t (*record_end)(backend_device_t *device, backend_graph_t **graph);
+  nn_status_t (*graph_run)(backend_device_t *device, backend_graph_t *graph);
+  void (*graph_free)(backend_device_t *device, backend_graph_t *graph); /* NULL is ignored */
 } backend_t;
 
 /* How a device is opened. Functions are never NULL, are called from any thread, and are of use
@@ -421,11 +460,18 @@ typedef struct backend_options {
   /* Passes a message of an NN_LOG_ level to the application. */
   void (*log)(void *user, int32_t level, const char *message);
   void *log_user;
+
+  int32_t index;     /* which of the backend's devices */
+  int32_t fast_fp32; /* 1: fp32 products may round their inputs to TF32 */
 } backend_options_t;
 
 /* Opens a device; the table lives until the device is closed. On failure neither is set. */
 typedef nn_status_t (*backend_open_fn)(const backend_options_t *options, const backend_t **table,
                                        backend_device_t **device);
+
+/* Opens a CUDA device: the backend_open_fn that libmoenn_cuda.so exports, under this name. */
+#define CUDA_BACKEND_LIBRARY "libmoenn_cuda.so"
+#define CUDA_BACKEND_OPEN "moenn_cuda_open"
 
 /* Opens the CPU: a backend_open_fn. */
 nn_status_t cpu_backend_open(const backend_options_t *options, const backend_t **table,

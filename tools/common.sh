@@ -69,6 +69,26 @@ newer_cmake() {
   PATH=$root/build/cmake/bin:$PATH
 }
 
+# Where there is an nvcc without cuBLASLt, that comes from PyPI, inside build/; cuda_options is then what
+# configure takes to find it.
+cuda_options=()
+find_cublas() {
+  has nvcc >/dev/null || return 0
+  local release folder
+  if echo '#include <cublasLt.h>' | nvcc -x cu -E - >/dev/null 2>&1; then return 0; fi
+  release=$(nvcc --version | sed -n 's/.*release \([0-9.]*\),.*/\1/p')
+  folder=$(echo build/cublas/lib/python3*/site-packages/nvidia/cu13)
+  if [ ! -e "$folder/include/cublasLt.h" ]; then
+    echo "nvcc $release has no cuBLASLt beside it: installing one in build/cublas"
+    need python3-venv "python3 with venv" python3 -c "import ensurepip, venv"
+    install_missing
+    python3 -m venv build/cublas
+    build/cublas/bin/pip --quiet install --no-deps "nvidia-cublas==$release.*" || return 0
+    folder=$(echo build/cublas/lib/python3*/site-packages/nvidia/cu13)
+  fi
+  cuda_options=("-DMOENN_CUBLAS=$root/$folder")
+}
+
 # configure PRESET [OPTION...]; a build folder keeps the generator it was made with.
 configure() {
   local preset=$1 generator=(-G Ninja)

@@ -14,6 +14,7 @@ need doxygen "doxygen" has doxygen
 need python3 "python3" has python3
 install_missing
 newer_cmake
+find_cublas
 
 # The sanitizers' run time is a package of its own in newer releases of Debian and Ubuntu.
 has_fuzzer() {
@@ -94,7 +95,7 @@ build_docs() {
 
 build_clang() { configure clang -DMOENN_TESTS=OFF && cmake --build --preset clang --target moenn moenn_static; }
 
-part "gcc, release" build_and_test release -DMOENN_WERROR=ON
+part "gcc, release" build_and_test release -DMOENN_WERROR=ON "${cuda_options[@]}"
 part "gcc, address and undefined-behaviour sanitizers" build_and_test asan -- --label-exclude "e2e"
 part "gcc, thread sanitizer" build_and_test tsan -- --tests-regex "^(ops|train|infer)|threads"
 part "clang, release, no warnings" build_clang

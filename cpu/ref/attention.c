@@ -33,14 +33,15 @@ static void attention_row(void *context, int64_t item, int32_t thread) {
   int64_t b = row / op->q_len, i = row % op->q_len, kv_head = head / (op->heads / op->kv_heads);
   int64_t kv_len = op->kv_len ? op->kv_len[b] : op->q_len;
   int64_t last = kv_len ? kv_len - op->q_len + i : -1;
-  const float *q = op->q + row * op->ldq + head * dim;
   int64_t kv = (op->sequence ? op->sequence[b] : b) * op->kv_batch + kv_head * dim;
-  const float *k = op->k + kv, *v = op->v + kv;
+  const float *q = op->q, *k = op->k, *v = op->v;
+  q += row * op->ldq + head * dim, k += kv, v += kv;
 
   attention_sum_t sum = {.largest = -INFINITY};
   for (int64_t j = 0; j <= last; j++)
     attention_add(&sum, op->scale * ref_dot(q, k + j * op->ldkv, dim), v + j * op->ldkv, dim);
-  float *o = op->o + (row * op->heads + head) * dim;
+  float *o = op->o;
+  o += (row * op->heads + head) * dim;
   for (int64_t d = 0; d < dim; d++) o[d] = last < 0 ? 0 : (float)(sum.value[d] / sum.weight);
   if (op->lse) op->lse[row * op->heads + head] = (float)(sum.largest + log(sum.weight));
 }
@@ -67,9 +68,10 @@ static double attention_score_bwd(const attention_bwd_t *bwd, int64_t b, int64_t
   const op_attention_bwd_t *op = bwd->op;
   int64_t dim = op->head_dim, at = (b * op->q_len + i) * op->heads + head;
   int64_t key = b * op->kv_batch + j * op->ldkv + head / (op->heads / op->kv_heads) * dim;
-  const float *q = op->q + (b * op->q_len + i) * op->ldq + head * dim;
-  double p = exp(op->scale * ref_dot(q, op->k + key, dim) - op->lse[at]);
-  *dscore = p * (ref_dot(op->dout + at * dim, op->v + key, dim) - bwd->delta[at]);
+  const float *q = op->q, *k = op->k, *v = op->v, *dout = op->dout;
+  q += (b * op->q_len + i) * op->ldq + head * dim;
+  double p = exp(op->scale * ref_dot(q, k + key, dim) - op->lse[at]);
+  *dscore = p * (ref_dot(dout + at * dim, v + key, dim) - bwd->delta[at]);
   return p;
 }
 
@@ -80,15 +82,17 @@ static void attention_bwd_query(void *context, int64_t item, int32_t thread) {
   (void)thread;
   int64_t row = item / op->heads, head = item % op->heads, dim = op->head_dim;
   int64_t b = row / op->q_len, i = row % op->q_len, kv_head = head / (op->heads / op->kv_heads);
-  bwd->delta[item] = ref_dot(op->dout + item * dim, op->o + item * dim, dim);
-  const float *k = op->k + b * op->kv_batch + kv_head * dim;
+  const float *k = op->k, *o = op->o, *dout = op->dout;
+  bwd->delta[item] = ref_dot(dout + item * dim, o + item * dim, dim);
+  k += b * op->kv_batch + kv_head * dim;
   double sum[ATTENTION_DIM] = {0};
   for (int64_t j = 0; j <= i; j++) {
     double dscore;
     attention_score_bwd(bwd, b, head, i, j, &dscore);
     for (int64_t d = 0; d < dim; d++) sum[d] += dscore * k[j * op->ldkv + d];
   }
-  float *dq = op->dq + row * op->ldq + head * dim;
+  float *dq = op->dq;
+  dq += row * op->ldq + head * dim;
   for (int64_t d = 0; d < dim; d++) dq[d] = (float)(op->scale * sum[d]);
 }
 
@@ -104,8 +108,8 @@ static void attention_bwd_key(void *context, int64_t item, int32_t thread) {
   for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
     for (int64_t i = j; i < op->q_len; i++) {
       int64_t row = b * op->q_len + i;
-      const float *q = op->q + row * op->ldq + head * dim;
-      const float *dout = op->dout + (row * op->heads + head) * dim;
+      const float *q = op->q, *dout = op->dout;
+      q += row * op->ldq + head * dim, dout += (row * op->heads + head) * dim;
       double dscore, p = attention_score_bwd(bwd, b, head, i, j, &dscore);
       for (int64_t d = 0; d < dim; d++) {
         dk[d] += dscore * q[d];
@@ -114,9 +118,10 @@ static void attention_bwd_key(void *context, int64_t item, int32_t thread) {
     }
   }
   int64_t at = b * op->kv_batch + j * op->ldkv + kv_head * dim;
+  float *out_k = op->dk, *out_v = op->dv;
   for (int64_t d = 0; d < dim; d++) {
-    op->dk[at + d] = (float)(op->scale * dk[d]);
-    op->dv[at + d] = (float)dv[d];
+    out_k[at + d] = (float)(op->scale * dk[d]);
+    out_v[at + d] = (float)dv[d];
   }
 }
 

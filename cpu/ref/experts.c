@@ -2,7 +2,8 @@
  * a time, so that activations need little scratch.
  *
  * Forward, for row r of token t and expert e: g = gate x_t, u = up x_t, a = silu(g) u,
- *   y_r = down a, out_t = residual_t + sum over slots, in order, of weight y.  Assigns.
+ *   y_r = down a, out_t = residual_t + sum over slots, in order, of weight y.  Assigns. Without
+ *   out, g and u are all.
  * Backward, with d = down^T dout_t and da = weight d: dg = da u silu'(g) and du = da silu(g), which
  * replace g and u in pre;
  *   dweight = <d, a>, dx_t = sum over slots, in order, of gate^T dg + up^T du.  Both assign.
@@ -44,6 +45,12 @@ static void experts_tokens(const routing_t *routing, int64_t experts, int64_t to
     token[r] = (int32_t)(routing->row_slot[r] / top_k);
 }
 
+/* An expert's matrix, by expert 0's. */
+static const void *experts_weight(const void *first, int64_t stride, int32_t dtype,
+                                  int64_t expert) {
+  return (const char *)first + expert * stride * (dtype == NN_BF16 ? 2 : 4);
+}
+
 static double silu(double x) { return x / (1 + exp(-x)); }
 
 /* item: REF_TILE_ROWS rows by REF_TILE_COLS of F. */
@@ -53,17 +60,21 @@ static void experts_up(void *context, int64_t item, int32_t thread) {
   (void)thread;
   int64_t across = ref_blocks(op->ffn, REF_TILE_COLS);
   int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
+  const void *gate_e = experts_weight(op->gate, op->expert_stride, op->weight_dtype, slab->expert);
+  const void *up_e = experts_weight(op->up, op->expert_stride, op->weight_dtype, slab->expert);
   ref_matrix_t x = {op->x, NN_F32, op->hidden, 1, slab->token + slab->begin};
-  ref_matrix_t gate = {op->gate[slab->expert], op->weight_dtype, 1, op->hidden, NULL};
-  ref_matrix_t up = {op->up[slab->expert], op->weight_dtype, 1, op->hidden, NULL};
+  ref_matrix_t gate = {gate_e, op->weight_dtype, 1, op->hidden, NULL};
+  ref_matrix_t up = {up_e, op->weight_dtype, 1, op->hidden, NULL};
   ref_tile_t g = {{{0}}}, u = {{{0}}};
   ref_tile_add(&g, &x, &gate, slab->rows, op->ffn, op->hidden, i, j);
   ref_tile_add(&u, &x, &up, slab->rows, op->ffn, op->hidden, i, j);
   if (op->pre) {
-    float *pre = op->pre + slab->begin * 2 * op->ffn;
+    float *pre = op->pre;
+    pre += slab->begin * 2 * op->ffn;
     ref_tile_assign(&g, pre, 2 * op->ffn, 1, slab->rows, op->ffn, i, j);
     ref_tile_assign(&u, pre + op->ffn, 2 * op->ffn, 1, slab->rows, op->ffn, i, j);
   }
+  if (!op->out) return;
   for (int64_t r = 0; r < REF_TILE_ROWS; r++)
     for (int64_t c = 0; c < REF_TILE_COLS; c++) g.sum[r][c] = silu(g.sum[r][c]) * u.sum[r][c];
   ref_tile_assign(&g, slab->act, op->ffn, 1, slab->rows, op->ffn, i, j);
@@ -76,8 +87,9 @@ static void experts_down(void *context, int64_t item, int32_t thread) {
   (void)thread;
   int64_t across = ref_blocks(op->hidden, REF_TILE_COLS);
   int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
+  const void *down_e = experts_weight(op->down, op->expert_stride, op->weight_dtype, slab->expert);
   ref_matrix_t act = {slab->act, NN_F32, op->ffn, 1, NULL};
-  ref_matrix_t down = {op->down[slab->expert], op->weight_dtype, 1, op->ffn, NULL};
+  ref_matrix_t down = {down_e, op->weight_dtype, 1, op->ffn, NULL};
   ref_tile_t y = {{{0}}};
   ref_tile_add(&y, &act, &down, slab->rows, op->hidden, op->ffn, i, j);
   ref_tile_assign(&y, slab->y + slab->begin * op->hidden, op->hidden, 1, slab->rows, op->hidden, i,
@@ -89,15 +101,17 @@ static void experts_combine(void *context, int64_t item, int32_t thread) {
   const experts_slab_t *slab = context;
   const op_experts_t *op = slab->op;
   (void)thread;
+  const float *residual = op->residual;
+  float *out = op->out;
   int64_t end = ref_min(op->n, (item + 1) * EXPERTS_TOKENS);
   for (int64_t t = item * EXPERTS_TOKENS; t < end; t++) {
     for (int64_t c = 0; c < op->hidden; c++) {
-      double sum = op->residual ? op->residual[t * op->hidden + c] : 0;
+      double sum = residual ? residual[t * op->hidden + c] : 0;
       for (int64_t s = t * op->top_k; s < (t + 1) * op->top_k; s++) {
         int64_t row = op->routing.slot_row[s];
         if (row >= 0) sum += (double)op->routing.weight[s] * slab->y[row * op->hidden + c];
       }
-      op->out[t * op->hidden + c] = (float)sum;
+      out[t * op->hidden + c] = (float)sum;
     }
   }
 }
@@ -118,10 +132,12 @@ nn_status_t ref_experts(backend_device_t *device, const op_experts_t *op,
       int64_t tall = ref_blocks(slab.rows, REF_TILE_ROWS);
       STATUS_TRY(
           pool_run(device->pool, tall * ref_blocks(op->ffn, REF_TILE_COLS), experts_up, &slab));
+      if (!op->out) continue;
       STATUS_TRY(pool_run(device->pool, tall * ref_blocks(op->hidden, REF_TILE_COLS), experts_down,
                           &slab));
     }
   }
+  if (!op->out) return NN_OK;
   return pool_run(device->pool, ref_blocks(op->n, EXPERTS_TOKENS), experts_combine, &slab);
 }
 
@@ -160,8 +176,9 @@ static void experts_bwd_down(void *context, int64_t item, int32_t thread) {
   (void)thread;
   int64_t across = ref_blocks(op->ffn, REF_TILE_COLS);
   int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
+  const void *down_e = experts_weight(op->down, op->expert_stride, op->weight_dtype, slab->expert);
   ref_matrix_t dout = {op->dout, NN_F32, op->hidden, 1, slab->token + slab->begin};
-  ref_matrix_t down = {op->down[slab->expert], op->weight_dtype, op->ffn, 1, NULL};
+  ref_matrix_t down = {down_e, op->weight_dtype, op->ffn, 1, NULL};
   ref_tile_t d = {{{0}}};
   ref_tile_add(&d, &dout, &down, slab->rows, op->ffn, op->hidden, i, j);
   int64_t end = ref_min(slab->rows, i + REF_TILE_ROWS), cols = ref_min(op->ffn - j, REF_TILE_COLS);
@@ -192,10 +209,11 @@ static void experts_bwd_weights(void *context, int64_t item, int32_t thread) {
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, which == 0 ? &dg : which == 1 ? &du : &act, which == 2 ? &dout : &x, op->ffn,
                op->hidden, slab->rows, i, j);
+  int64_t first = slab->expert * op->expert_stride;
   if (which == 2)
-    ref_tile_accumulate(&tile, op->ddown[slab->expert], 1, op->ffn, op->ffn, op->hidden, i, j);
+    ref_tile_accumulate(&tile, op->ddown + first, 1, op->ffn, op->ffn, op->hidden, i, j);
   else
-    ref_tile_accumulate(&tile, (which ? op->dup : op->dgate)[slab->expert], op->hidden, 1, op->ffn,
+    ref_tile_accumulate(&tile, (which ? op->dup : op->dgate) + first, op->hidden, 1, op->ffn,
                         op->hidden, i, j);
 }
 
@@ -209,8 +227,10 @@ static void experts_bwd_up(void *context, int64_t item, int32_t thread) {
   const float *pre = slab->pre + slab->begin * 2 * op->ffn;
   ref_matrix_t dg = {pre, NN_F32, 2 * op->ffn, 1, NULL};
   ref_matrix_t du = {pre + op->ffn, NN_F32, 2 * op->ffn, 1, NULL};
-  ref_matrix_t gate = {op->gate[slab->expert], op->weight_dtype, op->hidden, 1, NULL};
-  ref_matrix_t up = {op->up[slab->expert], op->weight_dtype, op->hidden, 1, NULL};
+  const void *gate_e = experts_weight(op->gate, op->expert_stride, op->weight_dtype, slab->expert);
+  const void *up_e = experts_weight(op->up, op->expert_stride, op->weight_dtype, slab->expert);
+  ref_matrix_t gate = {gate_e, op->weight_dtype, op->hidden, 1, NULL};
+  ref_matrix_t up = {up_e, op->weight_dtype, op->hidden, 1, NULL};
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, &dg, &gate, slab->rows, op->hidden, op->ffn, i, j);
   ref_tile_add(&tile, &du, &up, slab->rows, op->hidden, op->ffn, i, j);
@@ -233,6 +253,7 @@ static void experts_bwd_combine(void *context, int64_t item, int32_t thread) {
   const experts_bwd_slab_t *slab = context;
   const op_experts_bwd_t *op = slab->op;
   (void)thread;
+  float *dx = op->dx;
   int64_t end = ref_min(op->n, (item + 1) * EXPERTS_TOKENS);
   for (int64_t t = item * EXPERTS_TOKENS; t < end; t++) {
     for (int64_t c = 0; c < op->hidden; c++) {
@@ -241,7 +262,7 @@ static void experts_bwd_combine(void *context, int64_t item, int32_t thread) {
         int64_t row = op->routing.slot_row[s];
         if (row >= 0) sum += slab->dx[row * op->hidden + c];
       }
-      op->dx[t * op->hidden + c] = (float)sum;
+      dx[t * op->hidden + c] = (float)sum;
     }
   }
 }
@@ -261,7 +282,7 @@ static nn_status_t experts_bwd_run(backend_device_t *device, experts_bwd_slab_t 
 nn_status_t ref_experts_bwd(backend_device_t *device, const op_experts_bwd_t *op,
                             backend_scratch_t scratch) {
   char *at = scratch.data;
-  experts_bwd_slab_t slab = {.op = op, .pre = (float *)op->pre};
+  experts_bwd_slab_t slab = {.op = op, .pre = op->pre};
   slab.token = ref_take(&at, op->n, op->top_k, sizeof(int32_t));
   slab.dx = ref_take(&at, op->n * op->top_k, op->hidden, sizeof(float));
   slab.act = ref_take(&at, EXPERTS_SLAB, op->ffn, sizeof(float));

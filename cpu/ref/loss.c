@@ -23,9 +23,10 @@ static void loss_logits(void *context, int64_t item, int32_t thread) {
   const loss_chunk_t *chunk = context;
   const op_head_loss_t *op = chunk->op;
   (void)thread;
+  const float *rows = op->x;
   int64_t across = ref_blocks(op->vocab, REF_TILE_COLS);
   int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
-  ref_matrix_t x = {op->x + chunk->begin * op->hidden, NN_F32, op->hidden, 1, NULL};
+  ref_matrix_t x = {rows + chunk->begin * op->hidden, NN_F32, op->hidden, 1, NULL};
   ref_matrix_t w = {op->w, op->weight_dtype, 1, op->hidden, NULL};
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, &x, &w, chunk->rows, op->vocab, op->hidden, i, j);
@@ -65,8 +66,9 @@ static void loss_dx(void *context, int64_t item, int32_t thread) {
   ref_matrix_t w = {op->w, op->weight_dtype, op->hidden, 1, NULL};
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, &dl, &w, chunk->rows, op->hidden, op->vocab, i, j);
-  ref_tile_assign(&tile, op->dx + chunk->begin * op->hidden, op->hidden, 1, chunk->rows, op->hidden,
-                  i, j);
+  float *dx = op->dx;
+  ref_tile_assign(&tile, dx + chunk->begin * op->hidden, op->hidden, 1, chunk->rows, op->hidden, i,
+                  j);
 }
 
 static void loss_dw(void *context, int64_t item, int32_t thread) {
@@ -75,8 +77,9 @@ static void loss_dw(void *context, int64_t item, int32_t thread) {
   (void)thread;
   int64_t across = ref_blocks(op->hidden, REF_TILE_COLS);
   int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
+  const float *rows = op->x;
   ref_matrix_t dl = {chunk->logits, NN_F32, 1, op->vocab, NULL};
-  ref_matrix_t x = {op->x + chunk->begin * op->hidden, NN_F32, op->hidden, 1, NULL};
+  ref_matrix_t x = {rows + chunk->begin * op->hidden, NN_F32, op->hidden, 1, NULL};
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, &dl, &x, op->vocab, op->hidden, chunk->rows, i, j);
   ref_tile_accumulate(&tile, op->dw, op->hidden, 1, op->vocab, op->hidden, i, j);

@@ -94,16 +94,18 @@ static double gelu_slope(double x) {
 }
 
 static void matmul_store(const op_matmul_t *op, double value, int64_t i, int64_t j) {
+  const float *c = op->c;
+  float *d = op->d, *aux = op->aux;
   if (op->bias) value += ref_load(op->bias, op->b_dtype, j);
-  if (op->c) value += op->c[i * op->ldc + j];
+  if (c) value += c[i * op->ldc + j];
   int64_t at = i * op->ldd + j;
   if (op->epilogue == MATMUL_GELU) {
-    if (op->aux) op->aux[at] = (float)value;
+    if (aux) aux[at] = (float)value;
     value = gelu(value);
   } else if (op->epilogue == MATMUL_GELU_BWD) {
-    value *= gelu_slope(op->aux[at]);
+    value *= gelu_slope(aux[at]);
   }
-  op->d[at] = (float)value;
+  d[at] = (float)value;
 }
 
 static void matmul_tile(void *context, int64_t item, int32_t thread) {

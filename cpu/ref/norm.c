@@ -11,8 +11,9 @@
 enum { NORM_ROWS = 8, NORM_COLS = 64 };
 
 static void norm_row(const op_norm_t *op, int64_t row) {
-  const float *x = op->x + row * op->hidden;
-  float *y = op->y + row * op->hidden;
+  const float *x = op->x;
+  float *y = op->y;
+  x += row * op->hidden, y += row * op->hidden;
   double mean = 0, square = 0;
   if (op->kind == NN_NORM_LAYER) {
     for (int64_t c = 0; c < op->hidden; c++) mean += x[c];
@@ -45,8 +46,9 @@ static double norm_mean(const op_norm_bwd_t *op, int64_t row) {
 }
 
 static void norm_bwd_row(const op_norm_bwd_t *op, int64_t row) {
-  const float *x = op->x + row * op->hidden, *dy = op->dy + row * op->hidden;
-  float *dx = op->dx + row * op->hidden;
+  const float *x = op->x, *dy = op->dy;
+  float *dx = op->dx;
+  x += row * op->hidden, dy += row * op->hidden, dx += row * op->hidden;
   double mean = norm_mean(op, row), rstd = op->rstd[row], sum = 0, dot = 0;
   for (int64_t c = 0; c < op->hidden; c++) {
     double g = (double)dy[c] * ref_load(op->w, op->weight_dtype, c);
@@ -74,7 +76,8 @@ static void norm_bwd_columns(void *context, int64_t item, int32_t thread) {
   double dw[NORM_COLS] = {0}, db[NORM_COLS] = {0};
   int64_t begin = item * NORM_COLS, cols = ref_min(op->hidden - begin, NORM_COLS);
   for (int64_t row = 0; row < op->n; row++) {
-    const float *x = op->x + row * op->hidden + begin, *dy = op->dy + row * op->hidden + begin;
+    const float *x = op->x, *dy = op->dy;
+    x += row * op->hidden + begin, dy += row * op->hidden + begin;
     double mean = norm_mean(op, row), rstd = op->rstd[row];
     for (int64_t c = 0; c < cols; c++) {
       dw[c] += dy[c] * (x[c] - mean) * rstd;

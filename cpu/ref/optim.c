@@ -1,6 +1,7 @@
 /* The global gradient norm and AdamW (Loshchilov and Hutter, 2019). The norm is summed over a fixed
- * number of blocks, each in order, then over the blocks in order. Neither can be cancelled: an
- * update is made whole. */
+ * number of blocks, each in order, then over the blocks in order. Masters kept as a bf16 parameter
+ * and its rest are put together, updated as fp32 parameters are, and taken apart again. Neither can
+ * be cancelled: an update is made whole. */
 #include <math.h>
 
 #include "ref.h"
@@ -39,20 +40,47 @@ nn_status_t ref_grad_norm(backend_device_t *device, const op_grad_norm_t *op,
   return NN_OK;
 }
 
+/* Updates m and v of element i; returns what becomes of its p. */
+static float adamw_update(const op_adamw_t *op, double m_scale, double v_scale, int64_t i,
+                          float p) {
+  double g = op->g[i] * op->scale[1];
+  double m = op->beta1 * (double)op->m[i] + (1 - (double)op->beta1) * g;
+  double v = op->beta2 * (double)op->v[i] + (1 - (double)op->beta2) * g * g;
+  double step = m * m_scale / (sqrt(v * v_scale) + op->eps) + op->weight_decay * (double)p;
+  op->m[i] = (float)m;
+  op->v[i] = (float)v;
+  return (float)(p - op->lr * step);
+}
+
+static float adamw_join(uint16_t p, int16_t low) {
+  uint32_t bits = ((uint32_t)p << 16) + (uint32_t)low;
+  float master;
+  memcpy(&master, &bits, sizeof master);
+  return master;
+}
+
+static void adamw_split(float master, uint16_t *p, int16_t *low) {
+  uint32_t bits;
+  memcpy(&bits, &master, sizeof bits);
+  *p = (uint16_t)((bits + 0x8000) >> 16);
+  *low = (int16_t)(bits & 0xffff);
+}
+
 static void adamw_block(void *context, int64_t item, int32_t thread) {
   const op_adamw_t *op = context;
   (void)thread;
   double m_scale = 1 / (1 - pow(op->beta1, (double)op->step));
   double v_scale = 1 / (1 - pow(op->beta2, (double)op->step));
-  int64_t end = ref_min(op->count, (item + 1) * ADAMW_BLOCK);
-  for (int64_t i = item * ADAMW_BLOCK; i < end; i++) {
-    double g = op->g[i] * op->scale[1];
-    double m = op->beta1 * (double)op->m[i] + (1 - (double)op->beta1) * g;
-    double v = op->beta2 * (double)op->v[i] + (1 - (double)op->beta2) * g * g;
-    double step = m * m_scale / (sqrt(v * v_scale) + op->eps) + op->weight_decay * (double)op->p[i];
-    op->m[i] = (float)m;
-    op->v[i] = (float)v;
-    op->p[i] = (float)(op->p[i] - op->lr * step);
+  int64_t begin = item * ADAMW_BLOCK, end = ref_min(op->count, begin + ADAMW_BLOCK);
+  if (op->weight_dtype == NN_BF16) {
+    uint16_t *p = op->p;
+    for (int64_t i = begin; i < end; i++) {
+      float master = adamw_join(p[i], op->p_low[i]);
+      adamw_split(adamw_update(op, m_scale, v_scale, i, master), &p[i], &op->p_low[i]);
+    }
+  } else {
+    float *p = op->p;
+    for (int64_t i = begin; i < end; i++) p[i] = adamw_update(op, m_scale, v_scale, i, p[i]);
   }
 }
 

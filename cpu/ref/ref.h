@@ -101,6 +101,7 @@ REF_OP(attention_bwd, op_attention_bwd_t);
 REF_OP(kv_store, op_kv_store_t);
 REF_OP(route, op_route_t);
 REF_OP(route_bwd, op_route_bwd_t);
+REF_OP(router_loss, op_router_loss_t);
 REF_OP(experts, op_experts_t);
 REF_OP(experts_bwd, op_experts_bwd_t);
 REF_OP(head_loss, op_head_loss_t);

@@ -15,11 +15,12 @@ static void rope_head(float *x, const float *cosine, const float *sine, int64_t 
 static void rope_rows(void *context, int64_t item, int32_t thread) {
   const op_rope_t *op = context;
   (void)thread;
+  float *x = op->x;
   int64_t half = op->head_dim / 2, end = ref_min(op->n, (item + 1) * ROPE_ROWS);
   for (int64_t row = item * ROPE_ROWS; row < end; row++) {
     const float *cosine = op->table + op->position[row] * op->head_dim;
     for (int64_t head = 0; head < op->heads; head++)
-      rope_head(op->x + row * op->ldx + head * op->head_dim, cosine, cosine + half, half,
+      rope_head(x + row * op->ldx + head * op->head_dim, cosine, cosine + half, half,
                 op->inverse ? -1 : 1);
   }
 }

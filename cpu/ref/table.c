@@ -14,6 +14,7 @@ void ref_table(backend_t *table) {
   table->kv_store = ref_kv_store;
   table->route = ref_route;
   table->route_bwd = ref_route_bwd;
+  table->router_loss = ref_router_loss;
   table->experts = ref_experts;
   table->experts_bwd = ref_experts_bwd;
   table->head_loss = ref_head_loss;

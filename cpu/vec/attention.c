@@ -39,8 +39,9 @@ static void attention_item(const attention_t *job, int64_t index, attention_item
   item->chunk = rest / op->kv_heads % job->chunks;
 
   int64_t place = (op->sequence ? op->sequence[batch] : batch) * op->kv_batch + head * op->head_dim;
-  item->k = op->k + place;
-  item->v = op->v + place;
+  const float *k = op->k, *v = op->v;
+  item->k = k + place;
+  item->v = v + place;
   item->past = (op->kv_len ? op->kv_len[batch] : op->q_len) - op->q_len;
   item->begin = item->chunk * job->chunk;
   item->end = attention_seen(&item->tile, item->past);
@@ -197,7 +198,8 @@ static void attention_direct(const attention_t *job, const attention_item_t *ite
   float max[ATTENTION_DIRECT_ROWS], sum[ATTENTION_DIRECT_ROWS];
   memset(o, 0, (size_t)(tile->rows * dim) * sizeof *o);
   for (int64_t r = 0; r < tile->rows; r++) {
-    const float *row = op->q + attention_offset(tile, r, op->ldq);
+    const float *row = op->q;
+    row += attention_offset(tile, r, op->ldq);
     for (int64_t d = 0; d < dim; d++) q[r * dim + d] = op->scale * row[d];
     max[r] = -FLT_MAX;
     sum[r] = 0.0f;
@@ -247,7 +249,8 @@ static void attention_merge(void *context, int64_t index, int32_t thread) {
   float max = -FLT_MAX, sum = 0.0f;
   for (int64_t c = 0; c < chunks; c++)
     if (!(job->part_max[at + c * heads] <= max)) max = job->part_max[at + c * heads];
-  float *o = job->op->o + index * dim;
+  float *o = job->op->o;
+  o += index * dim;
   memset(o, 0, (size_t)dim * sizeof *o);
   for (int64_t c = 0; c < chunks; c++) {
     float factor = expf(job->part_max[at + c * heads] - max);

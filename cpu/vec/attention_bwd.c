@@ -57,7 +57,9 @@ static attention_sums_t attention_bwd_sums(const attention_bwd_t *job, int64_t b
                                            int64_t split) {
   const op_attention_bwd_t *op = job->op;
   int64_t place = batch * op->kv_batch + head * op->head_dim, size = op->q_len * op->head_dim;
-  attention_sums_t sums = {op->k + place, op->v + place, op->dk + place, op->dv + place, op->ldkv};
+  const float *k = op->k, *v = op->v;
+  float *dk = op->dk, *dv = op->dv;
+  attention_sums_t sums = {k + place, v + place, dk + place, dv + place, op->ldkv};
   if (job->splits > 1) {
     sums.dk = job->part + ((batch * op->kv_heads + head) * job->splits + split) * 2 * size;
     sums.dv = sums.dk + size;
@@ -77,6 +79,7 @@ static void attention_bwd_add(const outer_t *product) { outer_run(product, OUTER
 static void attention_bwd_rows(const op_attention_bwd_t *op, const attention_rows_t *tile,
                                int64_t vectors, const attention_bwd_tile_t *t) {
   int64_t ld = op->heads * op->head_dim, dim = op->head_dim;
+  const float *o = op->o, *dout = op->dout;
   for (int64_t r = 0; r < vectors * VEC_WIDTH; r++) {
     t->lse[r] = FLT_MAX;
     t->delta[r] = 0.0f;
@@ -84,8 +87,7 @@ static void attention_bwd_rows(const op_attention_bwd_t *op, const attention_row
     int64_t at = attention_offset(tile, r, ld);
     vf sum = vf_zero();
     for (int64_t d = 0; d < dim; d += VEC_WIDTH)
-      sum = vf_fma(vf_load_next(op->o + at + d, dim - d), vf_load_next(op->dout + at + d, dim - d),
-                   sum);
+      sum = vf_fma(vf_load_next(o + at + d, dim - d), vf_load_next(dout + at + d, dim - d), sum);
     t->lse[r] = op->lse[at / dim];
     t->delta[r] = vf_sum(sum);
   }
@@ -190,7 +192,8 @@ static void attention_bwd_reduce(void *context, int64_t item, int32_t thread) {
   int64_t pair = item / blocks, batch = pair / op->kv_heads, head = pair % op->kv_heads;
   int64_t begin = item % blocks * BWD_REDUCE_KEYS;
   int64_t end = vec_min(op->q_len, begin + BWD_REDUCE_KEYS);
-  int64_t base = batch * op->kv_batch + head * dim;
+  float *out_k = op->dk, *out_v = op->dv;
+  out_k += batch * op->kv_batch + head * dim, out_v += batch * op->kv_batch + head * dim;
   for (int64_t j = begin; j < end; j++)
     for (int64_t d = 0; d < dim; d += VEC_WIDTH) {
       vf dk = vf_zero(), dv = vf_zero();
@@ -199,8 +202,8 @@ static void attention_bwd_reduce(void *context, int64_t item, int32_t thread) {
         dk = vf_add(dk, vf_load_next(part.dk + j * part.ld + d, dim - d));
         dv = vf_add(dv, vf_load_next(part.dv + j * part.ld + d, dim - d));
       }
-      vf_store_next(op->dk + base + j * op->ldkv + d, dim - d, dk);
-      vf_store_next(op->dv + base + j * op->ldkv + d, dim - d, dv);
+      vf_store_next(out_k + j * op->ldkv + d, dim - d, dk);
+      vf_store_next(out_v + j * op->ldkv + d, dim - d, dv);
     }
 }
 

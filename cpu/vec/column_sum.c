@@ -6,6 +6,7 @@ enum { COLUMN_VECTORS = 4, COLUMN_STRIP = COLUMN_VECTORS * VEC_WIDTH };
 static void column_sum_strip(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const op_column_sum_t *op = context;
+  const float *x = op->x;
   int64_t j = item * COLUMN_STRIP, left = op->width - j;
   vmask mask[COLUMN_VECTORS];
   vf sum[COLUMN_VECTORS];
@@ -16,7 +17,7 @@ static void column_sum_strip(void *context, int64_t item, int32_t thread) {
   }
   for (int64_t i = 0; i < op->n; i++)
     for (int v = 0; v < COLUMN_VECTORS; v++)
-      sum[v] = vf_add(sum[v], vf_load_mask(op->x + i * op->ldx + j + v * VEC_WIDTH, mask[v]));
+      sum[v] = vf_add(sum[v], vf_load_mask(x + i * op->ldx + j + v * VEC_WIDTH, mask[v]));
   for (int v = 0; v < COLUMN_VECTORS; v++) {
     float *out = op->out + j + v * VEC_WIDTH;
     vf_store_mask(out, mask[v], vf_add(vf_load_mask(out, mask[v]), sum[v]));

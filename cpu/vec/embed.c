@@ -7,7 +7,8 @@ enum { EMBED_ROWS = 16, EMBED_STRIP = 64 };
 VEC_INLINE void embed_row(const op_embed_t *op, int64_t i, int32_t dtype) {
   int64_t token = op->ids[i] * op->hidden;
   int64_t place = op->wpe ? op->position[i] * op->hidden : 0;
-  float *out = op->out + i * op->hidden;
+  float *out = op->out;
+  out += i * op->hidden;
   for (int64_t j = 0; j < op->hidden; j += VEC_WIDTH) {
     int64_t left = op->hidden - j;
     vf x = vf_load_weight_next(op->wte, token + j, left, dtype);
@@ -37,7 +38,8 @@ static void embed_add(const op_embed_bwd_t *op, float *rows, const int32_t *inde
                       int64_t end) {
   for (int64_t i = 0; i < op->n; i++) {
     float *sum = rows + index[i] * op->hidden;
-    const float *dout = op->dout + i * op->hidden;
+    const float *dout = op->dout;
+    dout += i * op->hidden;
     for (int64_t j = begin; j < end; j += VEC_WIDTH)
       vf_store_next(sum + j, end - j,
                     vf_add(vf_load_next(sum + j, end - j), vf_load_next(dout + j, end - j)));

@@ -1,7 +1,8 @@
 /* The experts' SwiGLU networks as grouped products, one group per expert, over chunks of tokens.
  *
  * Forward, for row r of token t and expert e: g = gate_e x_t, u = up_e x_t, a = silu(g) u and
- * y_r = down_e a; out_t = residual_t + sum over slots, in order, of weight y. Assigns.
+ * y_r = down_e a; out_t = residual_t + sum over slots, in order, of weight y. Assigns. Without
+ * out, g and u are all.
  *
  * Backward, with d = down_e^T dout_t: dweight = <d, a>; da = weight d, dg = da u silu'(g) and
  * du = da silu(g) replace g and u in pre; dx_t = sum over slots, in order, of
@@ -116,10 +117,16 @@ static nn_status_t experts_combine(backend_device_t *device, experts_t *experts,
   return vec_run(device, vec_blocks(tokens, EXPERTS_TOKENS), work, fn, experts);
 }
 
+/* An expert's matrix, by expert 0's. */
+static const void *experts_weight(const void *first, int64_t stride, int32_t dtype, int64_t e) {
+  return (const char *)first + e * stride * (dtype == NN_BF16 ? 2 : 4);
+}
+
 /* ---- forward --------------------------------------------------------------------------------- */
 
 static gemm_group_t experts_up(const experts_t *experts, int64_t e) {
   const op_experts_t *op = experts->forward;
+  int64_t stride = op->expert_stride;
   return (gemm_group_t){.m = experts->rows[e],
                         .n = gemm_pair_columns(op->ffn),
                         .k = op->hidden,
@@ -127,8 +134,8 @@ static gemm_group_t experts_up(const experts_t *experts, int64_t e) {
                               .ld = op->hidden,
                               .gather = experts->token + experts->local[e],
                               .dtype = NN_F32},
-                        .b = {.data = op->gate[e],
-                              .second = op->up[e],
+                        .b = {.data = experts_weight(op->gate, stride, op->weight_dtype, e),
+                              .second = experts_weight(op->up, stride, op->weight_dtype, e),
                               .pair = op->ffn,
                               .ld = op->hidden,
                               .dtype = op->weight_dtype}};
@@ -140,14 +147,16 @@ static void experts_up_store(void *context, int64_t e, int64_t i, int64_t rows, 
   const experts_t *experts = context;
   const op_experts_t *op = experts->forward;
   (void)columns;
+  float *all_pre = op->pre;
   int64_t f = j / 2, left = op->ffn - f;
   for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
     vf g = vf_load(tile), u = vf_load(tile + VEC_WIDTH);
-    if (op->pre) {
-      float *pre = op->pre + (experts->row[e] + r) * 2 * op->ffn + f;
+    if (all_pre) {
+      float *pre = all_pre + (experts->row[e] + r) * 2 * op->ffn + f;
       vf_store_next(pre, left, g);
       vf_store_next(pre + op->ffn, left, u);
     }
+    if (!op->out) continue;
     vf_store_next(experts->act + (experts->local[e] + r) * op->ffn + f, left,
                   vf_mul(vf_mul(g, vf_sigmoid(g)), u));
   }
@@ -155,12 +164,13 @@ static void experts_up_store(void *context, int64_t e, int64_t i, int64_t rows, 
 
 static gemm_group_t experts_down(const experts_t *experts, int64_t e) {
   const op_experts_t *op = experts->forward;
+  const void *down = experts_weight(op->down, op->expert_stride, op->weight_dtype, e);
   return (gemm_group_t){
       .m = experts->rows[e],
       .n = op->hidden,
       .k = op->ffn,
       .a = {.data = experts->act + experts->local[e] * op->ffn, .ld = op->ffn, .dtype = NN_F32},
-      .b = {.data = op->down[e], .ld = op->ffn, .dtype = op->weight_dtype}};
+      .b = {.data = down, .ld = op->ffn, .dtype = op->weight_dtype}};
 }
 
 /* y (forward) or dx (backward) of a tile's rows. */
@@ -178,19 +188,21 @@ static void experts_combine_item(void *context, int64_t item, int32_t thread) {
   const experts_t *experts = context;
   const op_experts_t *op = experts->forward;
   (void)thread;
+  const float *residual = op->residual;
+  float *out = op->out;
   int64_t first = experts->begin + item * EXPERTS_TOKENS;
   int64_t last = vec_min(first + EXPERTS_TOKENS, experts->end);
   for (int64_t t = first; t < last; t++)
     for (int64_t c = 0; c < op->hidden; c += VEC_WIDTH) {
       int64_t left = op->hidden - c;
-      vf sum = op->residual ? vf_load_next(op->residual + t * op->hidden + c, left) : vf_zero();
+      vf sum = residual ? vf_load_next(residual + t * op->hidden + c, left) : vf_zero();
       for (int64_t s = t * op->top_k; s < (t + 1) * op->top_k; s++) {
         int64_t row = experts_local_row(experts, s);
         if (row < 0) continue;
         vf y = vf_load_next(experts->y + row * op->hidden + c, left);
         sum = vf_fma(vf_set1(op->routing.weight[s]), y, sum);
       }
-      vf_store_next(op->out + t * op->hidden + c, left, sum);
+      vf_store_next(out + t * op->hidden + c, left, sum);
     }
 }
 
@@ -207,6 +219,7 @@ nn_status_t VEC(experts)(backend_device_t *device, const op_experts_t *op,
   while (experts.end < op->n) {
     experts_begin_chunk(&experts, experts.end);
     STATUS_TRY(experts_product(device, &experts, experts_up, experts_up_store, scratch));
+    if (!op->out) continue;
     STATUS_TRY(experts_product(device, &experts, experts_down, experts_y_store, scratch));
     STATUS_TRY(experts_combine(device, &experts, experts_combine_item));
   }
@@ -216,12 +229,14 @@ nn_status_t VEC(experts)(backend_device_t *device, const op_experts_t *op,
 /* ---- backward -------------------------------------------------------------------------------- */
 
 static float *experts_pre(const experts_t *experts, int64_t e) {
-  return (float *)experts->backward->pre + experts->row[e] * 2 * experts->ffn;
+  float *pre = experts->backward->pre;
+  return pre + experts->row[e] * 2 * experts->ffn;
 }
 
 /* d = dout down: [rows, F]. */
 static gemm_group_t experts_bwd_down(const experts_t *experts, int64_t e) {
   const op_experts_bwd_t *op = experts->backward;
+  const void *down = experts_weight(op->down, op->expert_stride, op->weight_dtype, e);
   return (gemm_group_t){.m = experts->rows[e],
                         .n = op->ffn,
                         .k = op->hidden,
@@ -229,7 +244,7 @@ static gemm_group_t experts_bwd_down(const experts_t *experts, int64_t e) {
                               .ld = op->hidden,
                               .gather = experts->token + experts->local[e],
                               .dtype = NN_F32},
-                        .b = {.data = op->down[e],
+                        .b = {.data = down,
                               .ld = op->ffn,
                               .dtype = op->weight_dtype,
                               .along_k = 1}};
@@ -294,20 +309,22 @@ VEC_INLINE void experts_add_row(float *out, int64_t columns, const float *tile) 
 static void experts_bwd_ddown_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,
                                     int64_t columns, const float *tile) {
   const experts_t *experts = context;
+  float *ddown = experts->backward->ddown + e * experts->backward->expert_stride;
   for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR)
-    experts_add_row(experts->backward->ddown[e] + r * experts->ffn + j, columns, tile);
+    experts_add_row(ddown + r * experts->ffn + j, columns, tile);
 }
 
 /* dx of each row = (dg, du) (gate; up): [rows, hidden], one sum over 2F. */
 static gemm_group_t experts_bwd_dx(const experts_t *experts, int64_t e) {
   const op_experts_bwd_t *op = experts->backward;
+  int64_t stride = op->expert_stride;
   return (gemm_group_t){
       .m = experts->rows[e],
       .n = op->hidden,
       .k = 2 * op->ffn,
       .a = {.data = experts_pre(experts, e), .ld = 2 * op->ffn, .dtype = NN_F32},
-      .b = {.data = op->gate[e],
-            .second = op->up[e],
+      .b = {.data = experts_weight(op->gate, stride, op->weight_dtype, e),
+            .second = experts_weight(op->up, stride, op->weight_dtype, e),
             .split = op->ffn,
             .ld = op->hidden,
             .dtype = op->weight_dtype,
@@ -335,7 +352,7 @@ static void experts_bwd_dup_store(void *context, int64_t e, int64_t i, int64_t r
   const op_experts_bwd_t *op = experts->backward;
   for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
     int64_t f = r < op->ffn ? r : r - op->ffn;
-    float *out = r < op->ffn ? op->dgate[e] : op->dup[e];
+    float *out = (r < op->ffn ? op->dgate : op->dup) + e * op->expert_stride;
     experts_add_row(out + f * op->hidden + j, columns, tile);
   }
 }
@@ -352,6 +369,7 @@ static void experts_bwd_combine_item(void *context, int64_t item, int32_t thread
   const experts_t *experts = context;
   const op_experts_bwd_t *op = experts->backward;
   (void)thread;
+  float *dx = op->dx;
   int64_t first = experts->begin + item * EXPERTS_TOKENS;
   int64_t last = vec_min(first + EXPERTS_TOKENS, experts->end);
   for (int64_t t = first; t < last; t++) {
@@ -364,7 +382,7 @@ static void experts_bwd_combine_item(void *context, int64_t item, int32_t thread
         int64_t row = experts_local_row(experts, s);
         if (row >= 0) sum = vf_add(sum, vf_load_next(experts->y + row * op->hidden + c, left));
       }
-      vf_store_next(op->dx + t * op->hidden + c, left, sum);
+      vf_store_next(dx + t * op->hidden + c, left, sum);
     }
   }
 }

@@ -86,11 +86,12 @@ static void head_loss_item(void *context, int64_t item, int32_t thread) {
 static nn_status_t head_loss_forward(backend_device_t *device, head_chunk_t *chunk,
                                      backend_scratch_t scratch) {
   const op_head_loss_t *op = chunk->op;
+  const float *x = op->x;
   op_matmul_t logits = {.m = chunk->rows,
                         .n = op->vocab,
                         .k = op->hidden,
                         .trans_b = 1,
-                        .a = op->x + chunk->begin * op->hidden,
+                        .a = x + chunk->begin * op->hidden,
                         .lda = op->hidden,
                         .b = op->w,
                         .ldb = op->hidden,
@@ -105,6 +106,8 @@ static nn_status_t head_loss_forward(backend_device_t *device, head_chunk_t *chu
 static nn_status_t head_loss_backward(backend_device_t *device, const head_chunk_t *chunk,
                                       backend_scratch_t scratch) {
   const op_head_loss_t *op = chunk->op;
+  const float *x = op->x;
+  float *dx_rows = op->dx;
   op_matmul_t dx = {.m = chunk->rows,
                     .n = op->hidden,
                     .k = op->vocab,
@@ -113,7 +116,7 @@ static nn_status_t head_loss_backward(backend_device_t *device, const head_chunk
                     .b = op->w,
                     .ldb = op->hidden,
                     .b_dtype = op->weight_dtype,
-                    .d = op->dx + chunk->begin * op->hidden,
+                    .d = dx_rows + chunk->begin * op->hidden,
                     .ldd = op->hidden};
   op_matmul_t dw = {.m = op->vocab,
                     .n = op->hidden,
@@ -121,7 +124,7 @@ static nn_status_t head_loss_backward(backend_device_t *device, const head_chunk
                     .trans_a = 1,
                     .a = chunk->logits,
                     .lda = op->vocab,
-                    .b = op->x + chunk->begin * op->hidden,
+                    .b = x + chunk->begin * op->hidden,
                     .ldb = op->hidden,
                     .b_dtype = NN_F32,
                     .c = op->dw,

@@ -21,21 +21,23 @@ VEC_INLINE vf gelu_slope(vf v) {
 
 /* The vector at (i, j) of d, or the `left` elements that there are. */
 VEC_INLINE void matmul_finish(const op_matmul_t *op, int64_t i, int64_t j, int64_t left, vf v) {
+  const float *c = op->c;
+  float *d = op->d, *aux = op->aux;
   int64_t at = i * op->ldd + j;
   if (op->bias) v = vf_add(v, vf_load_weight_next(op->bias, j, left, op->b_dtype));
-  if (op->c) {
-    const float *c = op->c + i * op->ldc + j;
+  if (c) {
+    c += i * op->ldc + j;
     gemm_request_right(c);
     v = vf_add(v, vf_load_next(c, left));
   }
   if (op->epilogue == MATMUL_GELU) {
-    if (op->aux) vf_store_next(op->aux + at, left, v);
+    if (aux) vf_store_next(aux + at, left, v);
     v = gelu(v);
   } else if (op->epilogue == MATMUL_GELU_BWD) {
-    gemm_request_right(op->aux + at);
-    v = vf_mul(v, gelu_slope(vf_load_next(op->aux + at, left)));
+    gemm_request_right(aux + at);
+    v = vf_mul(v, gelu_slope(vf_load_next(aux + at, left)));
   }
-  vf_store_next(op->d + at, left, v);
+  vf_store_next(d + at, left, v);
 }
 
 static void matmul_store(void *context, int64_t group, int64_t i, int64_t rows, int64_t j,

@@ -26,8 +26,9 @@ VEC_INLINE float norm_reduce(const float *x, int64_t hidden, int square, float m
 
 VEC_INLINE void norm_row(const op_norm_t *op, int64_t i, int32_t dtype) {
   int64_t hidden = op->hidden;
-  const float *x = op->x + i * hidden;
-  float *y = op->y + i * hidden;
+  const float *x = op->x;
+  float *y = op->y;
+  x += i * hidden, y += i * hidden;
   float mean = op->kind == NN_NORM_LAYER ? norm_reduce(x, hidden, 0, 0.0f) / (float)hidden : 0.0f;
   float rstd = 1.0f / sqrtf(norm_reduce(x, hidden, 1, mean) / (float)hidden + op->eps);
   vf center = vf_set1(mean), scale = vf_set1(rstd);
@@ -71,8 +72,9 @@ typedef struct norm_bwd {
 VEC_INLINE void norm_bwd_row(const op_norm_bwd_t *op, int64_t i, int32_t dtype, float *dw,
                              float *db) {
   int64_t hidden = op->hidden;
-  const float *x = op->x + i * hidden, *dy = op->dy + i * hidden;
-  float *dx = op->dx + i * hidden;
+  const float *x = op->x, *dy = op->dy;
+  float *dx = op->dx;
+  x += i * hidden, dy += i * hidden, dx += i * hidden;
   int layer = op->kind == NN_NORM_LAYER;
   vf center = vf_set1(layer ? op->mean[i] : 0.0f), scale = vf_set1(op->rstd[i]);
   vf sum = vf_zero(), product = vf_zero();

@@ -1,6 +1,6 @@
 /* The optimizer: global gradient norm, summed in double over chunks that depend on the count
- * alone, and AdamW in one pass over memory (28 bytes a parameter). Neither stops half way when
- * cancelled. */
+ * alone, and AdamW in one pass over memory (28 bytes a parameter, be it fp32 or bf16 with the rest
+ * of its master). Neither stops half way when cancelled. */
 #include <math.h>
 
 #include "vec/ops.h"
@@ -90,7 +90,38 @@ typedef struct adamw {
   float decay;      /* lr * weight_decay */
 } adamw_t;
 
-VEC_INLINE void adamw_vector(const adamw_t *job, int64_t i, int64_t left) {
+/* VEC_WIDTH masters from bf16 parameters and their rests, and the way back. */
+#if VEC_AVX512
+VEC_INLINE vf adamw_join(const uint16_t *p, const int16_t *low) {
+  __m512i high = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p));
+  __m512i rest = _mm512_cvtepi16_epi32(_mm256_loadu_si256((const __m256i *)low));
+  return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(high, 16), rest));
+}
+VEC_INLINE void adamw_split(vf master, uint16_t *p, int16_t *low) {
+  __m512i bits = _mm512_castps_si512(master);
+  __m512i high = _mm512_srli_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x8000)), 16);
+  _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi32_epi16(high));
+  _mm256_storeu_si256((__m256i *)low, _mm512_cvtepi32_epi16(bits));
+}
+#else
+VEC_INLINE vf adamw_join(const uint16_t *p, const int16_t *low) {
+  __m256i high = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
+  __m256i rest = _mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i *)low));
+  return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(high, 16), rest));
+}
+VEC_INLINE void adamw_split(vf master, uint16_t *p, int16_t *low) {
+  __m256i bits = _mm256_castps_si256(master);
+  __m256i high = _mm256_srli_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x8000)), 16);
+  __m256i rest = _mm256_and_si256(bits, _mm256_set1_epi32(0xffff));
+  /* packing interleaves fours of both: high, rest, high, rest */
+  __m256i both = _mm256_permute4x64_epi64(_mm256_packus_epi32(high, rest), 0xd8);
+  _mm_storeu_si128((__m128i *)p, _mm256_castsi256_si128(both));
+  _mm_storeu_si128((__m128i *)low, _mm256_extracti128_si256(both, 1));
+}
+#endif
+
+/* Updates m and v of the elements from i on; returns what becomes of their p. */
+VEC_INLINE vf adamw_update(const adamw_t *job, int64_t i, int64_t left, vf p) {
   const op_adamw_t *op = &job->op;
   vf g = vf_mul(vf_load_next(op->g + i, left), vf_set1(job->scale));
   vf m = vf_mul(vf_load_next(op->m + i, left), vf_set1(op->beta1));
@@ -100,19 +131,40 @@ VEC_INLINE void adamw_vector(const adamw_t *job, int64_t i, int64_t left) {
   vf root = vf_fma(vf_sqrt(v), vf_set1(job->root_scale), vf_set1(op->eps));
   vf update = vf_div(vf_mul(m, vf_set1(job->step_size)), root);
   /* Not p (1 - decay) - update: beside 1, a small decay loses its last digits. */
-  vf p = vf_load_next(op->p + i, left);
-  p = vf_sub(p, vf_fma(p, vf_set1(job->decay), update));
   vf_store_next(op->m + i, left, m);
   vf_store_next(op->v + i, left, v);
-  vf_store_next(op->p + i, left, p);
+  return vf_sub(p, vf_fma(p, vf_set1(job->decay), update));
+}
+
+VEC_INLINE void adamw_fp32(const adamw_t *job, int64_t i, int64_t left) {
+  float *p = job->op.p;
+  vf_store_next(p + i, left, adamw_update(job, i, left, vf_load_next(p + i, left)));
+}
+
+VEC_INLINE void adamw_bf16(const adamw_t *job, int64_t i, int64_t left) {
+  uint16_t *p = job->op.p, part[VEC_WIDTH] = {0};
+  int16_t *low = job->op.p_low, part_low[VEC_WIDTH] = {0};
+  if (left >= VEC_WIDTH) {
+    adamw_split(adamw_update(job, i, left, adamw_join(p + i, low + i)), p + i, low + i);
+    return;
+  }
+  size_t bytes = (size_t)left * sizeof *p;
+  memcpy(part, p + i, bytes), memcpy(part_low, low + i, bytes);
+  adamw_split(adamw_update(job, i, left, adamw_join(part, part_low)), part, part_low);
+  memcpy(p + i, part, bytes), memcpy(low + i, part_low, bytes);
 }
 
 static void adamw_chunk(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const adamw_t *job = context;
   int64_t i = item * ADAMW_CHUNK, end = vec_min(job->op.count, i + ADAMW_CHUNK);
-  for (; i + VEC_WIDTH <= end; i += VEC_WIDTH) adamw_vector(job, i, VEC_WIDTH);
-  if (i < end) adamw_vector(job, i, end - i);
+  if (job->op.weight_dtype == NN_BF16) {
+    for (; i + VEC_WIDTH <= end; i += VEC_WIDTH) adamw_bf16(job, i, VEC_WIDTH);
+    if (i < end) adamw_bf16(job, i, end - i);
+  } else {
+    for (; i + VEC_WIDTH <= end; i += VEC_WIDTH) adamw_fp32(job, i, VEC_WIDTH);
+    if (i < end) adamw_fp32(job, i, end - i);
+  }
 }
 
 VEC_OP(adamw, op_adamw_t) {

@@ -19,10 +19,11 @@ static void rope_head(float *x, const float *table, int64_t half, int32_t invers
 static void rope_rows(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const op_rope_t *op = context;
+  float *x = op->x;
   int64_t end = vec_min(op->n, (item + 1) * ROPE_ROWS);
   for (int64_t i = item * ROPE_ROWS; i < end; i++)
     for (int64_t head = 0; head < op->heads; head++)
-      rope_head(op->x + i * op->ldx + head * op->head_dim,
+      rope_head(x + i * op->ldx + head * op->head_dim,
                 op->table + op->position[i] * op->head_dim, op->head_dim / 2, op->inverse);
 }
 

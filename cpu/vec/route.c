@@ -30,11 +30,11 @@ typedef struct route {
 /* Logits of tokens t .. and experts e .., written where prob will be. Those past `end` and the last
  * expert are computed from the last ones and not stored. */
 VEC_INLINE void route_dots(const op_route_t *op, int64_t t, int64_t end, int64_t e, int32_t dtype) {
-  const float *x[ROUTE_TOKENS];
+  const float *rows = op->x, *x[ROUTE_TOKENS];
   int64_t w[ROUTE_EXPERTS];
   vf sum[ROUTE_TOKENS][ROUTE_EXPERTS];
   int64_t hidden = op->hidden;
-  VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) x[i] = op->x + vec_min(t + i, end - 1) * hidden;
+  VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) x[i] = rows + vec_min(t + i, end - 1) * hidden;
   VEC_UNROLL for (int j = 0; j < ROUTE_EXPERTS; j++)
     w[j] = vec_min(e + j, op->experts - 1) * hidden;
   VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++)
@@ -205,11 +205,11 @@ static void route_bwd_block(void *context, int64_t item, int32_t thread) {
   const route_bwd_t *job = context;
   const op_route_bwd_t *op = job->op;
   int64_t begin = item * ROUTE_BLOCK, end = vec_min(op->n, begin + ROUTE_BLOCK);
-  float *dlogit = job->dlogit + begin * op->experts;
+  float *dlogit = job->dlogit + begin * op->experts, *rows = op->dx;
   for (int64_t t = begin; t < end; t++) route_dlogit(op, t, dlogit + (t - begin) * op->experts);
   outer_t dx = {.rows = end - begin, .columns = op->hidden, .terms = op->experts,
                 .a = dlogit, .step_x = op->experts, .step_t = 1, .b = op->w, .ldb = op->hidden,
-                .c = op->dx + begin * op->hidden, .ldc = op->hidden};
+                .c = rows + begin * op->hidden, .ldc = op->hidden};
   if (op->weight_dtype == NN_BF16) outer_run(&dx, OUTER_ADD, NN_BF16);
   else outer_run(&dx, OUTER_ADD, NN_F32);
 }
@@ -218,11 +218,12 @@ static void route_bwd_strip(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const route_bwd_t *job = context;
   const op_route_bwd_t *op = job->op;
+  const float *x = op->x;
   int64_t column = item * ROUTE_STRIP;
   for (int64_t t = 0; t < op->n; t += ROUTE_BLOCK) {
     outer_t dw = {.rows = op->experts, .columns = vec_min(ROUTE_STRIP, op->hidden - column),
                   .terms = vec_min(ROUTE_BLOCK, op->n - t), .a = job->dlogit + t * op->experts,
-                  .step_x = 1, .step_t = op->experts, .b = op->x + t * op->hidden + column,
+                  .step_x = 1, .step_t = op->experts, .b = x + t * op->hidden + column,
                   .ldb = op->hidden, .c = op->dw + column, .ldc = op->hidden};
     outer_run(&dw, OUTER_ADD, NN_F32);
   }

@@ -1,5 +1,5 @@
-/* The table of this instruction set: every operation but sample and fill_normal, which stay
- * plain C. */
+/* The table of this instruction set: every operation but router_loss, sample and fill_normal, which
+ * stay plain C. */
 #include "vec/gemm.h"
 #include "vec/ops.h"
 

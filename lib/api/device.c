@@ -6,9 +6,17 @@
 #include <string.h>
 
 #include "base/device.h"
+#include "base/dlpack.h"
 #include "base/mem.h"
+#include "base/plugin.h"
 
 enum { MAX_THREADS = 1024 };
+
+/* Sizes of the structs in the release that brought them. */
+enum {
+  OPTIONS_FIRST_SIZE = offsetof(nn_device_options_t, tf32),
+  INFO_FIRST_SIZE = offsetof(nn_device_info_t, model)
+};
 
 static const struct {
   const char *name;
@@ -93,6 +101,9 @@ static nn_status_t device_backend_options(const nn_device_options_t *options,
                        "nn_device_options_t: affinity is given, so threads must be, for its length");
   backend->threads = options->threads ? options->threads : device_available_cores();
   backend->affinity = options->affinity;
+  if (options->tf32 != 0 && options->tf32 != 1)
+    return status_fail(NN_ERR_ARGUMENT, "nn_device_options_t: tf32 is %d; it is 0 or 1", options->tf32);
+  backend->fast_fp32 = options->tf32;
   *named = options->cpu_paths;
   if (!*named) STATUS_TRY(device_paths_from_environment(named));
   backend->cpu_paths = NN_CPU_REFERENCE | (*named ? *named : NN_CPU_AVX2 | NN_CPU_AVX512);
@@ -114,39 +125,70 @@ static nn_status_t device_open(nn_device_t *device, backend_open_fn open,
   return status;
 }
 
+/* Opens the backend and asks it what it is. */
+static nn_status_t device_begin(nn_device_t *device, backend_open_fn open,
+                                backend_options_t *options) {
+  options->cancelled = device_cancelled;
+  options->cancel_user = device;
+  options->fail = device_backend_fail;
+  options->log = device_backend_log;
+  options->log_user = device;
+  STATUS_TRY(device_open(device, open, options));
+  backend_info_t info = {.struct_size = sizeof info};
+  device->backend->describe(device->place, &info);
+  device->host_memory = info.dlpack_device == DLPACK_CPU;
+  return NN_OK;
+}
+
+/* Which device a name means: "cpu" or "cuda:N", N below 100; "cuda" is "cuda:0". */
+static nn_status_t device_parse(const char *name, bool *cuda, int32_t *index) {
+  *cuda = false;
+  *index = 0;
+  if (!name || !strcmp(name, "cpu")) return NN_OK;
+  *cuda = true;
+  if (!strcmp(name, "cuda")) return NN_OK;
+  const char *digits = name + 5;
+  if (!strncmp(name, "cuda:", 5) && strspn(digits, "0123456789") == strlen(digits) && *digits &&
+      strlen(digits) <= 2) {
+    *index = (int32_t)strtol(digits, NULL, 10);
+    return NN_OK;
+  }
+  return status_fail(NN_ERR_NOT_FOUND, "device \"%.64s\": there are \"cpu\" and \"cuda:N\"", name);
+}
+
 nn_status_t nn_device_create(const char *name, const nn_device_options_t *options,
                              nn_device_t **device) {
   STATUS_REQUIRE(device);
-  if (name && strcmp(name, "cpu"))
-    return status_fail(NN_ERR_NOT_FOUND, "device \"%s\": this build has \"cpu\" alone", name);
+  bool cuda;
   nn_device_options_t asked;
-  STATUS_TRY(
-      status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_device_options_t"));
   backend_options_t backend = {.struct_size = sizeof backend};
   int32_t named = 0;
+  STATUS_TRY(device_parse(name, &cuda, &backend.index));
+  STATUS_TRY(
+      status_read_options(&asked, sizeof asked, OPTIONS_FIRST_SIZE, options, "nn_device_options_t"));
   STATUS_TRY(device_backend_options(&asked, &backend, &named));
+  backend_open_fn open = cpu_backend_open;
+  if (cuda) STATUS_TRY(plugin_open(CUDA_BACKEND_LIBRARY, CUDA_BACKEND_OPEN, &open));
 
   void *got = NULL;
   STATUS_TRY(mem_alloc(1, sizeof(nn_device_t), &got));
   nn_device_t *made = got;
-  made->name = "cpu";
+  if (cuda)
+    snprintf(made->name, sizeof made->name, "cuda:%d", backend.index);
+  else
+    snprintf(made->name, sizeof made->name, "cpu");
   made->log = asked.log;
   made->log_user = asked.log_user;
   made->log_level = asked.log_level ? asked.log_level : NN_LOG_WARNING;
   atomic_init(&made->references, 1);
-  backend.cancelled = device_cancelled;
-  backend.cancel_user = made;
-  backend.fail = device_backend_fail;
-  backend.log = device_backend_log;
-  backend.log_user = made;
-  nn_status_t status = device_open(made, cpu_backend_open, &backend);
+  nn_status_t status = device_begin(made, open, &backend);
   if (status != NN_OK) {
     mem_free(made);
     return status;
   }
   pthread_mutex_init(&made->lock, NULL); /* neither can fail with default attributes on Linux */
   pthread_cond_init(&made->turn, NULL);
-  device_warn_of_paths(made, named);
+  if (!cuda) device_warn_of_paths(made, named);
   *device = made;
   return NN_OK;
 }
@@ -157,12 +199,13 @@ void nn_device_destroy(nn_device_t *device) {
 
 nn_status_t nn_device_info(const nn_device_t *device, nn_device_info_t *info) {
   STATUS_REQUIRE(device);
-  STATUS_TRY(status_check_result(info, sizeof *info, "nn_device_info_t"));
+  STATUS_TRY(status_check_result(info, INFO_FIRST_SIZE, "nn_device_info_t"));
   nn_device_info_t found = {.name = device->name};
   backend_info_t backend = {.struct_size = sizeof backend};
   device->backend->describe(device->place, &backend);
   found.threads = backend.threads;
   found.cpu_paths = backend.cpu_paths;
+  found.model = backend.model;
   status_write_result(info, &found, sizeof found);
   return NN_OK;
 }

@@ -28,9 +28,10 @@ nn_status_t nn_plan_training(nn_device_t *device, const nn_model_config_t *confi
   nn_plan_t found = {0};
   STATUS_TRY(plan_model(&valid, dtype, &found));
   training_bytes_t bytes;
-  STATUS_TRY(training_count(device, &valid, found.parameters, &checked, &bytes));
+  STATUS_TRY(training_count(device, &valid, dtype, found.parameters, &checked, &bytes));
   found.gradient_bytes = (int64_t)bytes.gradients;
   found.optimizer_bytes = (int64_t)optim_bytes(found.parameters);
+  found.master_bytes = (int64_t)optim_master_bytes(found.parameters, dtype);
   found.activation_bytes = (int64_t)bytes.activations;
   found.workspace_bytes = (int64_t)bytes.workspace;
   STATUS_TRY(plan_total(&found));
@@ -93,7 +94,7 @@ nn_status_t nn_model_load(nn_device_t *device, const char *path, int32_t dtype,
   nn_status_t status = model_allocate(device, &folder.config, dtype, &made);
   if (status == NN_OK)
     status = folder_read(&folder, dtype, made->buffer->data, asked.progress, asked.progress_user,
-                         &device->cancel);
+                         &device->cancel, device);
   folder_close(&folder);
   if (status != NN_OK) {
     if (made) model_release(made);
@@ -115,7 +116,7 @@ nn_status_t nn_model_save(const nn_model_t *model, const char *folder,
   STATUS_TRY(device_poll(model->device));
   return folder_save(folder, &model->config, &model->params, model->dtype, model->buffer->data,
                      asked.shard_bytes, asked.progress, asked.progress_user,
-                     &model->device->cancel);
+                     &model->device->cancel, model->device);
 }
 
 void nn_model_destroy(nn_model_t *model) {

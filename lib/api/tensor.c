@@ -158,6 +158,8 @@ nn_status_t nn_tensor_copy_out(const nn_tensor_t *tensor, void *target, size_t b
 
 /* ---- DLPack ---- */
 
+_Static_assert(sizeof(void *) != 8 || sizeof(dlpack_managed_t) == 64, "DLManagedTensor is 64 bytes");
+
 static const struct {
   uint8_t code, bits;
   int32_t dtype;

@@ -193,8 +193,8 @@ nn_status_t nn_optim_save(const nn_optim_t *optim, const char *path) {
   const nn_model_t *model = optim->model;
   STATUS_TRY(device_poll(model->device));
   return optim_file_save(path, &model->params, optim_moment(optim, NN_MOMENT_FIRST),
-                         optim_moment(optim, NN_MOMENT_SECOND), optim->steps,
-                         &model->device->cancel);
+                         optim_moment(optim, NN_MOMENT_SECOND), optim_low(optim), optim->steps,
+                         &model->device->cancel, model->device);
 }
 
 nn_status_t nn_optim_load(nn_optim_t *optim, const char *path) {
@@ -203,6 +203,6 @@ nn_status_t nn_optim_load(nn_optim_t *optim, const char *path) {
   const nn_model_t *model = optim->model;
   STATUS_TRY(device_poll(model->device));
   return optim_file_load(path, &model->params, optim_moment(optim, NN_MOMENT_FIRST),
-                         optim_moment(optim, NN_MOMENT_SECOND), &optim->steps,
-                         &model->device->cancel);
+                         optim_moment(optim, NN_MOMENT_SECOND), optim_low(optim), &optim->steps,
+                         &model->device->cancel, model->device);
 }

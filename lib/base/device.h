@@ -3,6 +3,7 @@
 #define NN_BASE_DEVICE_H
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stdatomic.h>
 
 #include "backend.h"
@@ -12,7 +13,8 @@ struct nn_device {
   atomic_int references;
   const backend_t *backend;
   backend_device_t *place; /* the backend's own handle */
-  const char *name;
+  char name[16];
+  bool host_memory; /* its memory is the host's */
   pthread_mutex_t lock;    /* of the two below */
   pthread_cond_t turn;
   uint64_t next, serving;  /* calls that compute take turns, first come, first served */

@@ -5,7 +5,7 @@
 
 #include <stdint.h>
 
-enum { DLPACK_CPU = 1 };
+enum { DLPACK_CPU = 1, DLPACK_CUDA = 2 };
 enum { DLPACK_INT = 0, DLPACK_UINT = 1, DLPACK_FLOAT = 2, DLPACK_BFLOAT = 4, DLPACK_BOOL = 6 };
 
 typedef struct dlpack_tensor {
@@ -23,7 +23,5 @@ typedef struct dlpack_managed {
   void *context;
   void (*deleter)(struct dlpack_managed *self);
 } dlpack_managed_t;
-
-_Static_assert(sizeof(void *) != 8 || sizeof(dlpack_managed_t) == 64, "DLManagedTensor is 64 bytes");
 
 #endif

@@ -140,10 +140,25 @@ void dtype_convert(void *to, int32_t to_dtype, const void *from, int32_t from_dt
   }
 }
 
+/* A transpose that leaves every bit as it is. */
+static void transpose_same(unsigned char *to, int64_t to_stride, const unsigned char *from,
+                           int64_t from_stride, int64_t rows, int64_t cols, size_t bytes) {
+  enum { TILE = 32 };
+  for (int64_t r = 0; r < rows; r += TILE)
+    for (int64_t c = 0; c < cols; c++)
+      for (int64_t i = r; i < rows && i < r + TILE; i++)
+        memcpy(to + (size_t)(c * to_stride + i) * bytes,
+               from + (size_t)(i * from_stride + c) * bytes, bytes);
+}
+
 void dtype_transpose(void *to, int32_t to_dtype, int64_t to_stride, const void *from,
                      int32_t from_dtype, int64_t from_stride, int64_t rows, int64_t cols) {
   enum { TILE = 32 };
   size_t to_bytes = nn_dtype_bytes(to_dtype), from_bytes = nn_dtype_bytes(from_dtype);
+  if (to_dtype == from_dtype) {
+    transpose_same(to, to_stride, from, from_stride, rows, cols, to_bytes);
+    return;
+  }
   for (int64_t r = 0; r < rows; r += TILE) {
     for (int64_t c = 0; c < cols; c += TILE) {
       int64_t tile_rows = rows - r < TILE ? rows - r : TILE;

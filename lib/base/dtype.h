@@ -23,7 +23,8 @@ const char *dtype_name(int32_t dtype);
 /* to[i] = from[i] for count elements. Neither needs to be aligned; they do not overlap. */
 void dtype_convert(void *to, int32_t to_dtype, const void *from, int32_t from_dtype, int64_t count);
 
-/* to[c * to_stride + r] = from[r * from_stride + c], converted. Strides are in elements. */
+/* to[c * to_stride + r] = from[r * from_stride + c], converted. Strides are in elements. Like
+ * dtype_convert, it takes any dtype where both are the same, and then keeps every bit. */
 void dtype_transpose(void *to, int32_t to_dtype, int64_t to_stride, const void *from,
                      int32_t from_dtype, int64_t from_stride, int64_t rows, int64_t cols);
 

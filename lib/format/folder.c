@@ -326,8 +326,10 @@ void folder_close(folder_t *folder) {
 /* ---- data ------------------------------------------------------------------------------------ */
 
 nn_status_t folder_read(const folder_t *folder, int32_t dtype, void *buffer,
-                        nn_progress_fn progress, void *user, const atomic_int *cancel) {
-  transfer_t transfer = {.progress = progress, .user = user, .cancel = cancel};
+                        nn_progress_fn progress, void *user, const atomic_int *cancel,
+                        nn_device_t *device) {
+  transfer_t transfer = {.progress = progress, .user = user, .cancel = cancel,
+                         .device = device};
   for (int64_t i = 0; i < folder->table.count; i++)
     transfer.total += (int64_t)folder->sources[i].tensor->bytes;
   for (int64_t i = 0; i < folder->table.count; i++)

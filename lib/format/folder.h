@@ -41,9 +41,11 @@ typedef struct folder {
 nn_status_t folder_open(const char *path, folder_t *folder);
 
 /* Writes every parameter, converted, to its place in a buffer of table.elements of dtype (NN_F32 or
- * NN_BF16). progress (or NULL) hears of bytes of the files; cancel may be NULL. */
+ * NN_BF16). progress (or NULL) hears of bytes of the files; cancel may be NULL. device:
+ * whose memory the buffer is, or NULL: host memory; so everywhere here. */
 nn_status_t folder_read(const folder_t *folder, int32_t dtype, void *buffer,
-                        nn_progress_fn progress, void *user, const atomic_int *cancel);
+                        nn_progress_fn progress, void *user, const atomic_int *cancel,
+                        nn_device_t *device);
 
 void folder_close(folder_t *folder); /* a zeroed one is left alone */
 
@@ -54,6 +56,6 @@ void folder_close(folder_t *folder); /* a zeroed one is left alone */
 nn_status_t folder_save(const char *path, const nn_model_config_t *config,
                         const param_table_t *table, int32_t dtype, const void *buffer,
                         int64_t shard_bytes, nn_progress_fn progress, void *user,
-                        const atomic_int *cancel);
+                        const atomic_int *cancel, nn_device_t *device);
 
 #endif

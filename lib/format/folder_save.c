@@ -175,12 +175,13 @@ static nn_status_t save_files(save_t *save, const char *folder, const nn_model_c
 nn_status_t folder_save(const char *path, const nn_model_config_t *config,
                         const param_table_t *table, int32_t dtype, const void *buffer,
                         int64_t shard_bytes, nn_progress_fn progress, void *user,
-                        const atomic_int *cancel) {
+                        const atomic_int *cancel, nn_device_t *device) {
   if (shard_bytes < 0)
     return status_fail(NN_ERR_ARGUMENT, "shard_bytes is %lld; it must not be negative",
                        (long long)shard_bytes);
   save_t save = {.table = table, .dtype = dtype, .buffer = buffer};
-  save.transfer = (transfer_t){.progress = progress, .user = user, .cancel = cancel};
+  save.transfer = (transfer_t){.progress = progress, .user = user, .cancel = cancel,
+                         .device = device};
   staging_t staging;
   STATUS_TRY(staging_begin(path, &staging));
   save.place = staging.saving;

@@ -8,14 +8,18 @@
 
 #include "model/params.h"
 
-/* m and v are [table->elements]. The file appears whole or not at all. cancel may be NULL. */
+/* m and v are [table->elements], and so is low: the lower 16 bits of bf16 parameters' masters, or NULL
+ * where parameters are fp32. device: whose memory they are, or NULL: host memory. The file appears
+ * whole or not at all. cancel may be NULL. */
 nn_status_t optim_file_save(const char *path, const param_table_t *table, const float *m,
-                            const float *v, int64_t steps, const atomic_int *cancel);
+                            const float *v, const int16_t *low, int64_t steps,
+                            const atomic_int *cancel, nn_device_t *device);
 
-/* The whole file is checked, with every value in it (moments are finite, second ones not negative,
- * steps at most 2^53), before m, v and steps are written; then only
- * NN_ERR_CANCELLED can leave them half written. */
+/* The whole file is checked, with every moment in it (finite, second ones not negative, steps at
+ * most 2^53), before m, v, low and steps are written; then only NN_ERR_CANCELLED can leave them
+ * half written. */
 nn_status_t optim_file_load(const char *path, const param_table_t *table, float *m, float *v,
-                            int64_t *steps, const atomic_int *cancel);
+                            int16_t *low, int64_t *steps, const atomic_int *cancel,
+                            nn_device_t *device);
 
 #endif

@@ -1,5 +1,6 @@
 #include "format/param_io.h"
 
+#include "base/device.h"
 #include "base/dtype.h"
 #include "base/mem.h"
 
@@ -31,12 +32,13 @@ bool param_io_fits(const param_t *param, const safetensors_tensor_t *tensor) {
   return fits;
 }
 
-nn_status_t param_io_read(const param_t *param, int32_t dtype, void *buffer,
-                          const safetensors_t *file, const safetensors_tensor_t *tensor,
-                          transfer_t *transfer) {
+/* ---- reading --------------------------------------------------------------------------------- */
+
+static nn_status_t read_pieces(const param_t *param, int32_t dtype, unsigned char *to,
+                               const safetensors_t *file, const safetensors_tensor_t *tensor,
+                               transfer_t *transfer) {
   size_t element = nn_dtype_bytes(dtype), file_element = nn_dtype_bytes(tensor->dtype);
   plan_t plan = plan_make(param, file_element);
-  unsigned char *to = (unsigned char *)buffer + (size_t)param->offset * element;
   for (int64_t row = 0; row < plan.rows; row += plan.block) {
     int64_t rows = plan.rows - row < plan.block ? plan.rows - row : plan.block;
     const unsigned char *from = tensor->data + (size_t)(row * plan.cols) * file_element;
@@ -52,11 +54,28 @@ nn_status_t param_io_read(const param_t *param, int32_t dtype, void *buffer,
   return NN_OK;
 }
 
-nn_status_t param_io_write(const param_t *param, int32_t dtype, const void *buffer,
-                           file_writer_t *writer, transfer_t *transfer) {
+nn_status_t param_io_read(const param_t *param, int32_t dtype, void *buffer,
+                          const safetensors_t *file, const safetensors_tensor_t *tensor,
+                          transfer_t *transfer) {
+  nn_device_t *device = transfer->device;
+  size_t element = nn_dtype_bytes(dtype), bytes = (size_t)param->elements * element;
+  unsigned char *at = (unsigned char *)buffer + (size_t)param->offset * element;
+  if (!device || device->host_memory)
+    return read_pieces(param, dtype, at, file, tensor, transfer);
+  void *staged = NULL;
+  STATUS_TRY(mem_alloc((size_t)param->elements, element, &staged));
+  nn_status_t status = read_pieces(param, dtype, staged, file, tensor, transfer);
+  if (status == NN_OK) status = device->backend->copy_in(device->place, at, staged, bytes);
+  mem_free(staged);
+  return status;
+}
+
+/* ---- writing --------------------------------------------------------------------------------- */
+
+static nn_status_t write_pieces(const param_t *param, int32_t dtype, const unsigned char *from,
+                                file_writer_t *writer, transfer_t *transfer) {
   size_t element = nn_dtype_bytes(dtype);
   plan_t plan = plan_make(param, element);
-  const unsigned char *from = (const unsigned char *)buffer + (size_t)param->offset * element;
   void *turned = NULL;
   if (plan.transposed) STATUS_TRY(mem_alloc((size_t)(plan.block * plan.cols), element, &turned));
   nn_status_t status = NN_OK;
@@ -72,5 +91,19 @@ nn_status_t param_io_write(const param_t *param, int32_t dtype, const void *buff
     if (status == NN_OK) status = transfer_advance(transfer, (int64_t)bytes);
   }
   mem_free(turned);
+  return status;
+}
+
+nn_status_t param_io_write(const param_t *param, int32_t dtype, const void *buffer,
+                           file_writer_t *writer, transfer_t *transfer) {
+  nn_device_t *device = transfer->device;
+  size_t element = nn_dtype_bytes(dtype), bytes = (size_t)param->elements * element;
+  const unsigned char *at = (const unsigned char *)buffer + (size_t)param->offset * element;
+  if (!device || device->host_memory) return write_pieces(param, dtype, at, writer, transfer);
+  void *staged = NULL;
+  STATUS_TRY(mem_alloc((size_t)param->elements, element, &staged));
+  nn_status_t status = device->backend->copy_out(device->place, staged, at, bytes);
+  if (status == NN_OK) status = write_pieces(param, dtype, staged, writer, transfer);
+  mem_free(staged);
   return status;
 }

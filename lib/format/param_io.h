@@ -1,5 +1,6 @@
 /* One parameter between its place in a buffer and its published, row-major form in a file:
- * converted, turned where it is stored as a transpose, a piece at a time. */
+ * converted, turned where it is stored as a transpose, a piece at a time. A buffer in device memory,
+ * of transfer->device, is reached through a copy of the one parameter. */
 #ifndef NN_FORMAT_PARAM_IO_H
 #define NN_FORMAT_PARAM_IO_H
 

@@ -14,6 +14,7 @@ typedef struct transfer {
   nn_progress_fn progress; /* NULL: nobody listens */
   void *user;
   const atomic_int *cancel; /* NULL: never */
+  nn_device_t *device;      /* whose memory the buffer is; NULL: host memory */
   int64_t done, total;      /* bytes */
 } transfer_t;
 

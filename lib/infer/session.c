@@ -8,6 +8,9 @@
 
 enum { PREFILL_CHUNK = 256 };
 
+/* What is known of each row of a pass; the last two hold an entry for each sequence instead. */
+enum { ROW_ID, ROW_POSITION, ROW_SEQUENCE, ROW_ATTEND, ROW_KV_LEN, SESSION_ROW_KINDS };
+
 nn_status_t session_check(const nn_model_config_t *config, const nn_session_options_t *options,
                           nn_session_options_t *checked) {
   *checked = *options;
@@ -44,32 +47,30 @@ static int64_t session_kv_width(const nn_model_config_t *config) {
 }
 
 static void session_take_cache(arena_t *arena, const nn_model_config_t *config,
-                               const nn_session_options_t *options, session_buffers_t *buffers) {
+                               const nn_session_options_t *options, int32_t act_dtype,
+                               session_buffers_t *buffers) {
   int64_t positions = options->batch * options->max_len;
   int64_t width = config->layers * session_kv_width(config); /* less than the parameters: it fits */
-  buffers->k = arena_take(arena, positions, width, sizeof(float));
-  buffers->v = arena_take(arena, positions, width, sizeof(float));
+  buffers->k = arena_take(arena, positions, width, nn_dtype_bytes(act_dtype));
+  buffers->v = arena_take(arena, positions, width, nn_dtype_bytes(act_dtype));
 }
 
 static void session_take_activations(arena_t *arena, const nn_model_config_t *config,
-                                     const nn_session_options_t *options,
+                                     const nn_session_options_t *options, int32_t act_dtype,
                                      session_buffers_t *buffers) {
   int64_t rows = session_rows(options);
-  buffers->x[0] = arena_take(arena, rows, config->hidden, sizeof(float));
-  buffers->x[1] = arena_take(arena, rows, config->hidden, sizeof(float));
-  buffers->y = arena_take(arena, rows, config->hidden, sizeof(float));
-  block_acts_take(arena, config, rows, false, &buffers->acts);
+  size_t element = nn_dtype_bytes(act_dtype);
+  buffers->x[0] = arena_take(arena, rows, config->hidden, element);
+  buffers->x[1] = arena_take(arena, rows, config->hidden, element);
+  buffers->y = arena_take(arena, rows, config->hidden, element);
+  block_acts_take(arena, config, rows, act_dtype, false, &buffers->acts);
 }
 
 static void session_take_workspace(arena_t *arena, const nn_device_t *device,
                                    const nn_model_config_t *config, int32_t dtype,
                                    const nn_session_options_t *options, session_buffers_t *buffers) {
   int64_t rows = session_rows(options);
-  buffers->ids = arena_take(arena, 1, rows, sizeof(int32_t));
-  buffers->position = arena_take(arena, 1, rows, sizeof(int32_t));
-  buffers->sequence = arena_take(arena, 1, rows, sizeof(int32_t));
-  buffers->attend = arena_take(arena, 1, options->batch, sizeof(int32_t));
-  buffers->kv_len = arena_take(arena, 1, options->batch, sizeof(int32_t));
+  buffers->rows = arena_take(arena, SESSION_ROW_KINDS, rows, sizeof(int32_t));
   if (config->position == NN_POSITION_ROPE)
     buffers->rope = arena_take(arena, options->max_len, config->head_dim, sizeof(float));
   buffers->logits = arena_take(arena, options->batch, config->vocab_size, sizeof(float));
@@ -84,7 +85,7 @@ static void session_take_workspace(arena_t *arena, const nn_device_t *device,
     buffers->stat_bytes = arena->used - before;
   }
   backend_limits_t limits =
-      block_limits(config, rows, options->batch, options->max_len, dtype, false);
+      block_limits(device, config, rows, options->batch, options->max_len, dtype, false);
   buffers->scratch.bytes = device->backend->workspace_bytes(device->place, &limits);
   buffers->scratch.data = arena_take(arena, 1, (int64_t)buffers->scratch.bytes, 1);
 }
@@ -93,8 +94,9 @@ nn_status_t session_count(const nn_device_t *device, const nn_model_config_t *co
                           const nn_session_options_t *checked, session_bytes_t *bytes) {
   session_buffers_t buffers = {0};
   arena_t cache = {0}, activations = {0}, workspace = {0};
-  session_take_cache(&cache, config, checked, &buffers);
-  session_take_activations(&activations, config, checked, &buffers);
+  int32_t act_dtype = block_act_dtype(device, dtype);
+  session_take_cache(&cache, config, checked, act_dtype, &buffers);
+  session_take_activations(&activations, config, checked, act_dtype, &buffers);
   session_take_workspace(&workspace, device, config, dtype, checked, &buffers);
   if (cache.overflowed || activations.overflowed || workspace.overflowed)
     return status_fail(NN_ERR_ARGUMENT, "a session of %lld x %lld tokens overflows memory sizes",
@@ -110,7 +112,7 @@ static nn_status_t session_allocate_host(nn_session_t *session) {
   const nn_session_options_t *options = &session->options;
   size_t batch = (size_t)options->batch;
   void *got = NULL;
-  STATUS_TRY(mem_alloc(5 * (size_t)session->rows, sizeof(int32_t), &got));
+  STATUS_TRY(mem_alloc(SESSION_ROW_KINDS * (size_t)session->rows, sizeof(int32_t), &got));
   session->rows_host = got;
   STATUS_TRY(mem_alloc(batch * (size_t)options->max_len, sizeof(int32_t), &got));
   session->tokens = got;
@@ -136,8 +138,8 @@ static nn_status_t session_allocate_device(nn_session_t *session) {
   arena_t cache = {.base = session->cache->data};
   arena_t activations = {.base = session->activations->data};
   arena_t workspace = {.base = session->workspace->data};
-  session_take_cache(&cache, config, &session->options, buffers);
-  session_take_activations(&activations, config, &session->options, buffers);
+  session_take_cache(&cache, config, &session->options, session->act_dtype, buffers);
+  session_take_activations(&activations, config, &session->options, session->act_dtype, buffers);
   session_take_workspace(&workspace, device, config, model->dtype, &session->options, buffers);
   for (int64_t l = 0; l < config->layers; l++) session->router[l] = buffers->router;
   if (config->position == NN_POSITION_ROPE)
@@ -154,6 +156,7 @@ nn_status_t session_create(nn_model_t *model, const nn_session_options_t *checke
   model_retain(model);
   made->options = *checked;
   made->rows = session_rows(checked);
+  made->act_dtype = block_act_dtype(model->device, model->dtype);
   nn_status_t status = session_allocate_host(made);
   if (status == NN_OK) status = session_allocate_device(made);
   if (status != NN_OK) {
@@ -166,6 +169,8 @@ nn_status_t session_create(nn_model_t *model, const nn_session_options_t *checke
 
 void session_free(nn_session_t *session) {
   if (!session) return;
+  const nn_device_t *device = session->model->device;
+  if (session->graph) device->backend->graph_free(device->place, session->graph);
   mem_free(session->rows_host);
   mem_free(session->tokens);
   mem_free(session->length);
@@ -180,15 +185,12 @@ void session_free(nn_session_t *session) {
 
 /* ---- passes --------------------------------------------------------------------------------------- */
 
-/* Parts of rows_host. */
-typedef struct session_rows_host {
-  int32_t *ids, *position, *sequence, *attend, *kv_len;
-} session_rows_host_t;
-
-static session_rows_host_t session_host(const nn_session_t *session) {
-  int32_t *at = session->rows_host;
-  int64_t rows = session->rows;
-  return (session_rows_host_t){at, at + rows, at + 2 * rows, at + 3 * rows, at + 4 * rows};
+/* One kind of the host's rows, or of the device's. */
+static int32_t *session_host(const nn_session_t *session, int32_t kind) {
+  return session->rows_host + kind * session->rows;
+}
+static int32_t *session_place(const nn_session_t *session, int32_t kind) {
+  return session->buffers.rows + kind * session->rows;
 }
 
 static nn_status_t session_copy_in(nn_session_t *session, void *target, const void *source,
@@ -197,59 +199,66 @@ static nn_status_t session_copy_in(nn_session_t *session, void *target, const vo
   return device->backend->copy_in(device->place, target, source, (size_t)count * sizeof(int32_t));
 }
 
-/* Runs batch x q_len rows, described by rows_host, up to the last block's output. */
-static nn_status_t session_pass(nn_session_t *session, int64_t batch, int64_t q_len, float **out) {
-  nn_model_t *model = session->model;
-  const nn_model_config_t *config = &model->config;
-  session_buffers_t *buffers = &session->buffers;
-  session_rows_host_t host = session_host(session);
-  int64_t n = batch * q_len;
-  STATUS_TRY(session_copy_in(session, buffers->ids, host.ids, n));
-  STATUS_TRY(session_copy_in(session, buffers->position, host.position, n));
-  STATUS_TRY(session_copy_in(session, buffers->sequence, host.sequence, n));
-  STATUS_TRY(session_copy_in(session, buffers->attend, host.attend, batch));
-  STATUS_TRY(session_copy_in(session, buffers->kv_len, host.kv_len, batch));
-  int64_t sequence_stride = session->options.max_len * session_kv_width(config);
-  block_cache_t cache = {.k = buffers->k, .v = buffers->v, .sequence_stride = sequence_stride};
-  cache.layer_stride = session->options.batch * sequence_stride;
-  cache.sequence = buffers->sequence, cache.attend = buffers->attend;
-  cache.kv_len = buffers->kv_len;
-  pass_t pass = {.config = config, .backend = model->device->backend, .cache = &cache};
-  pass.place = model->device->place, pass.scratch = buffers->scratch;
-  pass.weights = &model->weights, pass.weight_dtype = model->dtype;
-  pass.batch = batch, pass.q_len = q_len;
-  pass.ids = buffers->ids, pass.position = buffers->position, pass.rope = buffers->rope;
-  pass.router = session->router;
-  pass.stat_count = buffers->stat_count, pass.stat_prob = buffers->stat_prob;
-  op_embed_t embed = {.n = n, .hidden = config->hidden, .weight_dtype = model->dtype};
-  embed.ids = pass.ids, embed.position = pass.position;
-  embed.wte = model->weights.wte, embed.wpe = model->weights.wpe, embed.out = buffers->x[0];
-  STATUS_TRY(pass.backend->embed(pass.place, &embed, pass.scratch));
-  for (int64_t l = 0; l < config->layers; l++)
-    STATUS_TRY(block_forward(&pass, l, buffers->x[l % 2], buffers->x[(l + 1) % 2], &buffers->acts,
-                             true));
-  *out = buffers->x[config->layers % 2];
+/* Describes n rows to the device. Only a long prompt, whose rows lie far apart, needs several copies. */
+static nn_status_t session_rows_in(nn_session_t *session, int64_t n) {
+  enum { FEW = 1024 };
+  if (session->rows <= FEW)
+    return session_copy_in(session, session->buffers.rows, session->rows_host,
+                           SESSION_ROW_KINDS * session->rows);
+  for (int32_t kind = 0; kind < SESSION_ROW_KINDS; kind++)
+    STATUS_TRY(session_copy_in(session, session_place(session, kind), session_host(session, kind), n));
   return NN_OK;
 }
 
-/* Logits of `count` rows of y to those of sequences first, first + 1, ... */
-static nn_status_t session_head(nn_session_t *session, const float *y, int64_t count,
-                                int64_t first) {
+/* The pass over batch x q_len rows that were described. */
+static void session_begin(nn_session_t *session, int64_t batch, int64_t q_len, block_cache_t *cache,
+                          pass_t *pass) {
   nn_model_t *model = session->model;
   const nn_model_config_t *config = &model->config;
-  op_matmul_t op = {.m = count, .n = config->vocab_size, .k = config->hidden, .trans_b = 1};
-  op.a = y, op.lda = config->hidden;
-  op.b = model->weights.head, op.ldb = config->hidden, op.b_dtype = model->dtype;
-  op.d = session->buffers.logits + first * config->vocab_size, op.ldd = config->vocab_size;
-  return model->device->backend->matmul(model->device->place, &op, session->buffers.scratch);
+  session_buffers_t *buffers = &session->buffers;
+  int64_t sequence_stride = session->options.max_len * session_kv_width(config);
+  *cache = (block_cache_t){.k = buffers->k, .v = buffers->v, .sequence_stride = sequence_stride};
+  cache->layer_stride = session->options.batch * sequence_stride;
+  cache->sequence = session_place(session, ROW_SEQUENCE);
+  cache->attend = session_place(session, ROW_ATTEND);
+  cache->kv_len = session_place(session, ROW_KV_LEN);
+  *pass = (pass_t){.config = config, .backend = model->device->backend, .cache = cache};
+  pass->place = model->device->place, pass->scratch = buffers->scratch;
+  pass->weights = &model->weights, pass->weight_dtype = model->dtype;
+  pass->act_dtype = session->act_dtype;
+  pass->batch = batch, pass->q_len = q_len;
+  pass->ids = session_place(session, ROW_ID), pass->position = session_place(session, ROW_POSITION);
+  pass->rope = buffers->rope, pass->router = session->router;
+  pass->stat_count = buffers->stat_count, pass->stat_prob = buffers->stat_prob;
 }
 
-static nn_status_t session_final_norm(nn_session_t *session, const float *x, int64_t n, float *y) {
-  nn_model_t *model = session->model;
-  pass_t pass = {.config = &model->config, .backend = model->device->backend};
-  pass.place = model->device->place, pass.scratch = session->buffers.scratch;
-  pass.weights = &model->weights, pass.weight_dtype = model->dtype;
-  return final_norm(&pass, n, x, y, NULL, NULL);
+/* From tokens to the last block's output. */
+static nn_status_t session_blocks(nn_session_t *session, const pass_t *pass, void **out) {
+  const nn_model_t *model = session->model;
+  session_buffers_t *buffers = &session->buffers;
+  op_embed_t embed = {.n = pass->batch * pass->q_len, .hidden = pass->config->hidden};
+  embed.ids = pass->ids, embed.position = pass->position;
+  embed.weight_dtype = pass->weight_dtype, embed.act_dtype = pass->act_dtype;
+  embed.wte = model->weights.wte, embed.wpe = model->weights.wpe, embed.out = buffers->x[0];
+  STATUS_TRY(pass->backend->embed(pass->place, &embed, pass->scratch));
+  for (int64_t l = 0; l < pass->config->layers; l++)
+    STATUS_TRY(block_forward(pass, l, buffers->x[l % 2], buffers->x[(l + 1) % 2], &buffers->acts));
+  *out = buffers->x[pass->config->layers % 2];
+  return NN_OK;
+}
+
+/* Final norm of `count` rows of x, and their logits to those of sequences first, first + 1, ... */
+static nn_status_t session_head(nn_session_t *session, const pass_t *pass, const void *x,
+                                int64_t count, int64_t first) {
+  const nn_model_config_t *config = pass->config;
+  session_buffers_t *buffers = &session->buffers;
+  STATUS_TRY(final_norm(pass, count, x, buffers->y, NULL, NULL));
+  op_matmul_t op = {.m = count, .n = config->vocab_size, .k = config->hidden, .trans_b = 1};
+  op.a = buffers->y, op.lda = config->hidden, op.a_dtype = pass->act_dtype;
+  op.b = pass->weights->head, op.ldb = config->hidden, op.b_dtype = pass->weight_dtype;
+  op.d = buffers->logits + first * config->vocab_size, op.ldd = config->vocab_size;
+  op.d_dtype = NN_F32;
+  return pass->backend->matmul(pass->place, &op, pass->scratch);
 }
 
 static nn_status_t session_logits_out(nn_session_t *session, int64_t sequence, float *logits) {
@@ -262,27 +271,28 @@ static nn_status_t session_logits_out(nn_session_t *session, int64_t sequence, f
 
 nn_status_t session_prefill(nn_session_t *session, int64_t sequence, const int32_t *tokens,
                             int64_t count, float *logits) {
-  session_rows_host_t host = session_host(session);
-  session_buffers_t *buffers = &session->buffers;
   int64_t hidden = session->model->config.hidden, start = session->length[sequence];
   session->fresh[sequence] = false;
-  float *x = NULL;
+  block_cache_t cache;
+  pass_t pass;
+  void *x = NULL;
   int64_t n = 0;
   for (int64_t done = 0; done < count; done += n) {
     n = count - done;
     if (n > session->options.prefill_chunk) n = session->options.prefill_chunk;
     for (int64_t i = 0; i < n; i++) {
-      host.ids[i] = tokens[done + i];
-      host.position[i] = (int32_t)(start + done + i);
-      host.sequence[i] = (int32_t)sequence;
+      session_host(session, ROW_ID)[i] = tokens[done + i];
+      session_host(session, ROW_POSITION)[i] = (int32_t)(start + done + i);
+      session_host(session, ROW_SEQUENCE)[i] = (int32_t)sequence;
     }
-    host.attend[0] = (int32_t)sequence;
-    host.kv_len[0] = (int32_t)(start + done + n);
+    session_host(session, ROW_ATTEND)[0] = (int32_t)sequence;
+    session_host(session, ROW_KV_LEN)[0] = (int32_t)(start + done + n);
     STATUS_TRY(device_poll(session->model->device));
-    STATUS_TRY(session_pass(session, 1, n, &x));
+    STATUS_TRY(session_rows_in(session, n));
+    session_begin(session, 1, n, &cache, &pass);
+    STATUS_TRY(session_blocks(session, &pass, &x));
   }
-  STATUS_TRY(session_final_norm(session, x + (n - 1) * hidden, 1, buffers->y));
-  STATUS_TRY(session_head(session, buffers->y, 1, sequence));
+  STATUS_TRY(session_head(session, &pass, block_at(x, pass.act_dtype, (n - 1) * hidden), 1, sequence));
   if (logits) STATUS_TRY(session_logits_out(session, sequence, logits));
   memcpy(session->tokens + sequence * session->options.max_len + start, tokens,
          (size_t)count * sizeof *tokens);
@@ -291,36 +301,62 @@ nn_status_t session_prefill(nn_session_t *session, int64_t sequence, const int32
   return NN_OK;
 }
 
+/* One token for each of the described rows, in whatever order of sequences. */
+static nn_status_t session_step(nn_session_t *session, int64_t rows) {
+  const int32_t *sequence = session_host(session, ROW_SEQUENCE);
+  block_cache_t cache;
+  pass_t pass;
+  void *x;
+  session_begin(session, rows, 1, &cache, &pass);
+  STATUS_TRY(session_blocks(session, &pass, &x));
+  for (int64_t row = 0, run; row < rows; row += run) { /* runs of neighbouring sequences */
+    for (run = 1; row + run < rows && sequence[row + run] == sequence[row] + run;) run++;
+    const void *from = block_at(x, pass.act_dtype, row * pass.config->hidden);
+    STATUS_TRY(session_head(session, &pass, from, run, sequence[row]));
+  }
+  return NN_OK;
+}
+
+/* The same through a graph, where the backend has them and every sequence takes part. The first step
+ * runs as it is, so that what is set up once is not set up while recording. */
+static nn_status_t session_step_graph(nn_session_t *session, int64_t rows) {
+  const nn_device_t *device = session->model->device;
+  const backend_t *backend = device->backend;
+  if (!backend->record_begin || rows != session->options.batch) return session_step(session, rows);
+  if (session->graph) return backend->graph_run(device->place, session->graph);
+  if (!session->stepped) {
+    session->stepped = true;
+    return session_step(session, rows);
+  }
+  STATUS_TRY(backend->record_begin(device->place));
+  nn_status_t status = session_step(session, rows);
+  nn_status_t ended = backend->record_end(device->place, &session->graph);
+  if (status != NN_OK) return status;
+  STATUS_TRY(ended);
+  return backend->graph_run(device->place, session->graph);
+}
+
 nn_status_t session_decode(nn_session_t *session, const int32_t *tokens, float *logits) {
-  session_rows_host_t host = session_host(session);
-  session_buffers_t *buffers = &session->buffers;
-  int64_t hidden = session->model->config.hidden, vocab = session->model->config.vocab_size;
-  int64_t batch = session->options.batch, rows = 0;
-  for (int64_t s = 0; s < batch; s++) {
+  int64_t vocab = session->model->config.vocab_size, rows = 0;
+  for (int64_t s = 0; s < session->options.batch; s++) {
     if (tokens[s] < 0) continue;
-    host.ids[rows] = tokens[s];
-    host.position[rows] = (int32_t)session->length[s];
-    host.sequence[rows] = host.attend[rows] = (int32_t)s;
-    host.kv_len[rows] = (int32_t)session->length[s] + 1;
+    session_host(session, ROW_ID)[rows] = tokens[s];
+    session_host(session, ROW_POSITION)[rows] = (int32_t)session->length[s];
+    session_host(session, ROW_SEQUENCE)[rows] = session_host(session, ROW_ATTEND)[rows] = (int32_t)s;
+    session_host(session, ROW_KV_LEN)[rows] = (int32_t)session->length[s] + 1;
     session->fresh[s] = false;
     rows++;
   }
   if (!rows) return NN_OK;
-  float *x = NULL;
-  STATUS_TRY(session_pass(session, rows, 1, &x));
-  STATUS_TRY(session_final_norm(session, x, rows, buffers->y));
-  for (int64_t row = 0, run; row < rows; row += run) { /* runs of neighbouring sequences */
-    int64_t first = host.sequence[row];
-    for (run = 1; row + run < rows && host.sequence[row + run] == first + run;) run++;
-    STATUS_TRY(session_head(session, buffers->y + row * hidden, run, first));
-  }
-  for (int64_t row = 0; logits && row < rows; row++) {
-    int64_t s = host.sequence[row];
-    STATUS_TRY(session_logits_out(session, s, logits + s * vocab));
-  }
+  STATUS_TRY(session_rows_in(session, rows));
+  STATUS_TRY(session_step_graph(session, rows));
+  const int32_t *sequence = session_host(session, ROW_SEQUENCE);
+  for (int64_t row = 0; logits && row < rows; row++)
+    STATUS_TRY(session_logits_out(session, sequence[row], logits + sequence[row] * vocab));
   for (int64_t row = 0; row < rows; row++) {
-    int64_t s = host.sequence[row];
-    session->tokens[s * session->options.max_len + session->length[s]++] = host.ids[row];
+    int64_t s = sequence[row];
+    session->tokens[s * session->options.max_len + session->length[s]++] =
+        session_host(session, ROW_ID)[row];
     session->fresh[s] = true;
   }
   return NN_OK;

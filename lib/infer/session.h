@@ -7,12 +7,11 @@
 
 /* Device buffers; R is the most rows of one pass: max(prefill_chunk, batch). */
 typedef struct session_buffers {
-  float *k, *v;              /* [layers, batch, max_len, K D] each */
-  float *x[2];               /* [R, hidden] in turn */
-  float *y;                  /* [R, hidden] */
+  void *k, *v;               /* [layers, batch, max_len, K D] each */
+  void *x[2];                /* [R, hidden] in turn */
+  void *y;                   /* [R, hidden] */
   block_acts_t acts;
-  int32_t *ids, *position, *sequence; /* [R] */
-  int32_t *attend, *kv_len;  /* [batch] */
+  int32_t *rows;             /* [5, R]: ids, position, sequence, attend, kv_len */
   float *rope;               /* [max_len, head_dim] */
   float *logits;             /* [batch, vocab] after the last token of each sequence */
   int32_t *history;          /* [max_len] for the sampler */
@@ -28,13 +27,16 @@ struct nn_session {
   nn_model_t *model;            /* retained */
   nn_session_options_t options; /* defaults filled in */
   int64_t rows;                 /* R */
+  int32_t act_dtype;
   storage_t *cache, *activations, *workspace;
   session_buffers_t buffers;
   router_stats_t *router; /* host [layers], all the one of the buffers */
-  int32_t *rows_host;     /* host [5 R]: ids, position, sequence, attend, kv_len */
+  int32_t *rows_host;     /* host [5, R]: what a pass's rows are, copied to the buffers' rows */
   int32_t *tokens;        /* host [batch, max_len]: what each sequence holds */
   int64_t *length;        /* host [batch] */
   bool *fresh;            /* host [batch]: logits belong to the sequence's last token */
+  backend_graph_t *graph; /* decoding of one token for every sequence, or NULL */
+  bool stepped;           /* that was done once without the graph */
 };
 
 typedef struct session_bytes {

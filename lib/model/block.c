@@ -14,8 +14,15 @@ static int64_t block_q_width(const nn_model_config_t *config) {
   return config->heads * config->head_dim;
 }
 
-backend_limits_t block_limits(const nn_model_config_t *config, int64_t n, int64_t batch,
-                              int64_t kv_len, int32_t weight_dtype, bool training) {
+int32_t block_act_dtype(const nn_device_t *device, int32_t weight_dtype) {
+  if (weight_dtype == NN_F32) return NN_F32;
+  backend_info_t info = {.struct_size = sizeof info};
+  device->backend->describe(device->place, &info);
+  return info.act_dtype;
+}
+
+backend_limits_t block_limits(const nn_device_t *device, const nn_model_config_t *config, int64_t n,
+                              int64_t batch, int64_t kv_len, int32_t weight_dtype, bool training) {
   return (backend_limits_t){.rows = n,
                             .batch = batch,
                             .kv_len = kv_len,
@@ -28,19 +35,20 @@ backend_limits_t block_limits(const nn_model_config_t *config, int64_t n, int64_
                             .top_k = config->top_k,
                             .vocab = config->vocab_size,
                             .weight_dtype = weight_dtype,
+                            .act_dtype = block_act_dtype(device, weight_dtype),
                             .training = training};
 }
 
-void block_acts_take(arena_t *arena, const nn_model_config_t *config, int64_t n, bool backward,
-                     block_acts_t *acts) {
-  const size_t f = sizeof(float);
+void block_acts_take(arena_t *arena, const nn_model_config_t *config, int64_t n, int32_t act_dtype,
+                     bool backward, block_acts_t *acts) {
+  const size_t f = sizeof(float), a = nn_dtype_bytes(act_dtype);
   int64_t hidden = config->hidden, nk = n * config->top_k;
   *acts = (block_acts_t){0};
-  acts->y1 = arena_take(arena, n, hidden, f);
-  acts->qkv = arena_take(arena, n, block_qkv_width(config), f);
-  acts->att = arena_take(arena, n, block_q_width(config), f);
-  acts->mid = arena_take(arena, n, hidden, f);
-  acts->y2 = arena_take(arena, n, hidden, f);
+  acts->y1 = arena_take(arena, n, hidden, a);
+  acts->qkv = arena_take(arena, n, block_qkv_width(config), a);
+  acts->att = arena_take(arena, n, block_q_width(config), a);
+  acts->mid = arena_take(arena, n, hidden, a);
+  acts->y2 = arena_take(arena, n, hidden, a);
   if (backward) {
     acts->lse = arena_take(arena, n, config->heads, f);
     acts->rstd1 = arena_take(arena, 1, n, f);
@@ -58,25 +66,25 @@ void block_acts_take(arena_t *arena, const nn_model_config_t *config, int64_t n,
     acts->routing.slot_row = arena_take(arena, 1, nk, sizeof(int32_t));
     acts->prob = arena_take(arena, n, config->experts, f);
     acts->router_lse = arena_take(arena, 1, n, f);
-    if (backward) acts->pre = arena_take(arena, nk, 2 * config->ffn, f);
+    if (backward) acts->pre = arena_take(arena, nk, 2 * config->ffn, a);
   } else {
-    acts->post = arena_take(arena, n, config->ffn, f);
-    if (backward) acts->pre = arena_take(arena, n, config->ffn, f);
+    acts->post = arena_take(arena, n, config->ffn, a);
+    if (backward) acts->pre = arena_take(arena, n, config->ffn, a);
   }
 }
 
-void block_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n,
+void block_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n, int32_t act_dtype,
                       block_grads_t *grads) {
-  const size_t f = sizeof(float);
+  const size_t f = sizeof(float), a = nn_dtype_bytes(act_dtype);
   *grads = (block_grads_t){0};
-  grads->d = arena_take(arena, n, config->hidden, f);
-  grads->dy = arena_take(arena, n, config->hidden, f);
-  grads->dqkv = arena_take(arena, n, block_qkv_width(config), f);
-  grads->datt = arena_take(arena, n, block_q_width(config), f);
+  grads->d = arena_take(arena, n, config->hidden, a);
+  grads->dy = arena_take(arena, n, config->hidden, a);
+  grads->dqkv = arena_take(arena, n, block_qkv_width(config), a);
+  grads->datt = arena_take(arena, n, block_q_width(config), a);
   if (config->experts)
     grads->dweight = arena_take(arena, n, config->top_k, f);
   else
-    grads->dpre = arena_take(arena, n, config->ffn, f);
+    grads->dpre = arena_take(arena, n, config->ffn, a);
 }
 
 void router_stats_take(arena_t *arena, const nn_model_config_t *config, int64_t layers,
@@ -91,67 +99,70 @@ void router_stats_take(arena_t *arena, const nn_model_config_t *config, int64_t 
 /* ---- linear layers ------------------------------------------------------------------------------ */
 
 /* y[n, out] = x[n, in] w^T + bias + residual. */
-static nn_status_t linear(const pass_t *pass, const float *x, int64_t in, const void *w,
-                          const void *bias, const float *residual, float *y, int64_t out) {
+static nn_status_t linear(const pass_t *pass, const void *x, int64_t in, const void *w,
+                          const void *bias, const void *residual, void *y, int64_t out) {
   op_matmul_t op = {.m = pass->batch * pass->q_len, .n = out, .k = in, .trans_b = 1};
-  op.a = x, op.lda = in;
+  op.a = x, op.lda = in, op.a_dtype = pass->act_dtype;
   op.b = w, op.ldb = in, op.b_dtype = pass->weight_dtype;
   op.bias = bias;
   op.c = residual, op.ldc = out;
-  op.d = y, op.ldd = out;
+  op.d = y, op.ldd = out, op.d_dtype = pass->act_dtype;
   return RUN(pass, matmul, op);
 }
 
 /* dw[out, in] += dy^T x; dbias[out] += sum of dy's rows. */
-static nn_status_t linear_weight_bwd(const pass_t *pass, const float *x, int64_t in, const float *dy,
+static nn_status_t linear_weight_bwd(const pass_t *pass, const void *x, int64_t in, const void *dy,
                                      int64_t out, float *dw, float *dbias) {
   int64_t n = pass->batch * pass->q_len;
   op_matmul_t op = {.m = out, .n = in, .k = n, .trans_a = 1};
-  op.a = dy, op.lda = out;
-  op.b = x, op.ldb = in, op.b_dtype = NN_F32;
+  op.a = dy, op.lda = out, op.a_dtype = pass->act_dtype;
+  op.b = x, op.ldb = in, op.b_dtype = pass->act_dtype;
   op.c = dw, op.ldc = in;
-  op.d = dw, op.ldd = in;
+  op.d = dw, op.ldd = in, op.d_dtype = NN_F32;
   STATUS_TRY(RUN(pass, matmul, op));
   if (!dbias) return NN_OK;
   op_column_sum_t sum = {.n = n, .width = out, .x = dy, .ldx = out, .out = dbias};
+  sum.act_dtype = pass->act_dtype;
   return RUN(pass, column_sum, sum);
 }
 
 /* dx[n, in] = dy[n, out] w, through GELU's derivative at gelu_pre where that is given. */
-static nn_status_t linear_input_bwd(const pass_t *pass, const float *dy, int64_t out, const void *w,
-                                    float *dx, int64_t in, float *gelu_pre) {
+static nn_status_t linear_input_bwd(const pass_t *pass, const void *dy, int64_t out, const void *w,
+                                    void *dx, int64_t in, void *gelu_pre) {
   op_matmul_t op = {.m = pass->batch * pass->q_len, .n = in, .k = out};
-  op.a = dy, op.lda = out;
+  op.a = dy, op.lda = out, op.a_dtype = pass->act_dtype;
   op.b = w, op.ldb = in, op.b_dtype = pass->weight_dtype;
-  op.d = dx, op.ldd = in;
+  op.d = dx, op.ldd = in, op.d_dtype = pass->act_dtype;
   if (gelu_pre) op.epilogue = MATMUL_GELU_BWD, op.aux = gelu_pre;
   return RUN(pass, matmul, op);
 }
 
 /* ---- norms --------------------------------------------------------------------------------------- */
 
-static nn_status_t norm_forward(const pass_t *pass, int64_t n, const float *x, const void *w,
-                                const void *b, float *y, float *mean, float *rstd) {
+static nn_status_t norm_forward(const pass_t *pass, int64_t n, const void *x, const void *w,
+                                const void *b, void *y, float *mean, float *rstd) {
   op_norm_t op = {.n = n, .hidden = pass->config->hidden, .kind = pass->config->norm};
   op.eps = pass->config->norm_eps;
-  op.x = x, op.w = w, op.b = b, op.weight_dtype = pass->weight_dtype;
+  op.x = x, op.w = w, op.b = b;
+  op.weight_dtype = pass->weight_dtype, op.act_dtype = pass->act_dtype;
   op.y = y, op.mean = mean, op.rstd = rstd;
   return RUN(pass, norm, op);
 }
 
 /* dx += the gradient through the norm. */
-static nn_status_t norm_backward(const pass_t *pass, const float *x, const float *dy, const void *w,
-                                 const float *mean, const float *rstd, float *dx, float *dw,
+static nn_status_t norm_backward(const pass_t *pass, const void *x, const void *dy, const void *w,
+                                 const float *mean, const float *rstd, void *dx, float *dw,
                                  float *db) {
   op_norm_bwd_t op = {.n = pass->batch * pass->q_len, .hidden = pass->config->hidden};
   op.kind = pass->config->norm;
-  op.x = x, op.dy = dy, op.w = w, op.weight_dtype = pass->weight_dtype;
+  op.x = x, op.dy = dy, op.w = w;
+  op.weight_dtype = pass->weight_dtype, op.act_dtype = pass->act_dtype;
   op.mean = mean, op.rstd = rstd;
   op.dx = dx, op.dw = dw, op.db = db;
   return RUN(pass, norm_bwd, op);
 }
 
-nn_status_t final_norm(const pass_t *pass, int64_t n, const float *x, float *y, float *mean,
+nn_status_t final_norm(const pass_t *pass, int64_t n, const void *x, void *y, float *mean,
                        float *rstd) {
   return norm_forward(pass, n, x, pass->weights->norm_final, pass->weights->norm_final_bias, y, mean,
                       rstd);
@@ -160,12 +171,12 @@ nn_status_t final_norm(const pass_t *pass, int64_t n, const float *x, float *y, 
 /* ---- attention ------------------------------------------------------------------------------------ */
 
 /* Rotates the query and key heads of qkv (or of its gradient, inverse). */
-static nn_status_t attention_rope(const pass_t *pass, float *qkv, int32_t inverse) {
+static nn_status_t attention_rope(const pass_t *pass, void *qkv, int32_t inverse) {
   const nn_model_config_t *config = pass->config;
   if (config->position != NN_POSITION_ROPE) return NN_OK;
   op_rope_t op = {.n = pass->batch * pass->q_len, .head_dim = config->head_dim};
   op.heads = config->heads + config->kv_heads;
-  op.x = qkv, op.ldx = block_qkv_width(config);
+  op.x = qkv, op.ldx = block_qkv_width(config), op.act_dtype = pass->act_dtype;
   op.position = pass->position, op.table = pass->rope, op.inverse = inverse;
   return RUN(pass, rope, op);
 }
@@ -178,19 +189,20 @@ static nn_status_t attention_forward(const pass_t *pass, int64_t layer, block_ac
   const nn_model_config_t *config = pass->config;
   const block_cache_t *cache = pass->cache;
   int64_t width = block_qkv_width(config), kv_width = config->kv_heads * config->head_dim;
-  float *k = acts->qkv + block_q_width(config), *v = k + kv_width;
+  void *k = block_at(acts->qkv, pass->act_dtype, block_q_width(config));
+  void *v = block_at(k, pass->act_dtype, kv_width);
   op_attention_t op = {.batch = pass->batch, .q_len = pass->q_len, .heads = config->heads};
   op.kv_heads = config->kv_heads, op.head_dim = config->head_dim;
-  op.scale = attention_scale(config);
+  op.scale = attention_scale(config), op.act_dtype = pass->act_dtype;
   op.q = acts->qkv, op.ldq = width;
   op.k = k, op.v = v, op.ldkv = width, op.kv_batch = pass->q_len * width;
   op.o = acts->att, op.lse = acts->lse;
   if (cache) {
     op_kv_store_t store = {.n = pass->batch * pass->q_len, .width = kv_width, .k = k, .v = v};
-    store.ld = width;
+    store.ld = width, store.act_dtype = pass->act_dtype;
     store.sequence = cache->sequence, store.position = pass->position;
-    store.k_cache = cache->k + layer * cache->layer_stride;
-    store.v_cache = cache->v + layer * cache->layer_stride;
+    store.k_cache = block_at(cache->k, pass->act_dtype, layer * cache->layer_stride);
+    store.v_cache = block_at(cache->v, pass->act_dtype, layer * cache->layer_stride);
     store.cache_batch = cache->sequence_stride;
     STATUS_TRY(RUN(pass, kv_store, store));
     op.k = store.k_cache, op.v = store.v_cache;
@@ -207,28 +219,31 @@ static nn_status_t attention_backward(const pass_t *pass, const block_acts_t *ac
   int64_t q_width = block_q_width(config);
   op_attention_bwd_t op = {.batch = pass->batch, .q_len = pass->q_len, .heads = config->heads};
   op.kv_heads = config->kv_heads, op.head_dim = config->head_dim;
-  op.scale = attention_scale(config);
+  op.scale = attention_scale(config), op.act_dtype = pass->act_dtype;
   op.q = acts->qkv, op.ldq = width;
-  op.k = acts->qkv + q_width, op.v = op.k + kv_width;
+  op.k = block_at(acts->qkv, pass->act_dtype, q_width);
+  op.v = block_at(op.k, pass->act_dtype, kv_width);
   op.ldkv = width, op.kv_batch = pass->q_len * width;
   op.o = acts->att, op.dout = grads->datt, op.lse = acts->lse;
-  op.dq = grads->dqkv, op.dk = grads->dqkv + q_width, op.dv = op.dk + kv_width;
+  op.dq = grads->dqkv, op.dk = block_at(grads->dqkv, pass->act_dtype, q_width);
+  op.dv = block_at(op.dk, pass->act_dtype, kv_width);
   return RUN(pass, attention_bwd, op);
 }
 
 /* ---- feed-forward ----------------------------------------------------------------------------------- */
 
-static nn_status_t experts_forward(const pass_t *pass, int64_t layer, float *out, block_acts_t *acts,
-                                   bool count) {
+static nn_status_t experts_forward(const pass_t *pass, int64_t layer, void *out,
+                                   block_acts_t *acts) {
   const nn_model_config_t *config = pass->config;
   const block_weights_t *w = &pass->weights->blocks[layer];
   op_route_t route = {.n = pass->batch * pass->q_len, .hidden = config->hidden};
   route.experts = config->experts, route.top_k = config->top_k, route.capacity = pass->capacity;
-  route.x = acts->y2, route.w = w->router, route.weight_dtype = pass->weight_dtype;
+  route.x = acts->y2, route.w = w->router;
+  route.weight_dtype = pass->weight_dtype, route.act_dtype = pass->act_dtype;
   route.out = acts->routing, route.prob = acts->prob, route.lse = acts->router_lse;
   route.share = pass->router[layer].share, route.mean_prob = pass->router[layer].mean_prob;
   route.mean_lse2 = pass->router[layer].mean_lse2;
-  if (count) {
+  if (out) {
     route.stat_count = pass->stat_count + layer * (config->experts + 1);
     route.stat_prob = pass->stat_prob + layer * config->experts;
   }
@@ -236,8 +251,9 @@ static nn_status_t experts_forward(const pass_t *pass, int64_t layer, float *out
   op_experts_t op = {.n = route.n, .hidden = config->hidden, .ffn = config->ffn};
   op.experts = config->experts, op.top_k = config->top_k;
   op.x = acts->y2, op.routing = acts->routing;
-  op.gate = (const void *const *)w->gate, op.up = (const void *const *)w->up;
-  op.down = (const void *const *)w->down, op.weight_dtype = pass->weight_dtype;
+  op.gate = w->gate, op.up = w->up, op.down = w->down;
+  op.expert_stride = pass->weights->expert_stride;
+  op.weight_dtype = pass->weight_dtype, op.act_dtype = pass->act_dtype;
   op.pre = acts->pre, op.residual = acts->mid, op.out = out;
   return RUN(pass, experts, op);
 }
@@ -250,15 +266,16 @@ static nn_status_t experts_backward(const pass_t *pass, int64_t layer, const blo
   op_experts_bwd_t op = {.n = pass->batch * pass->q_len, .hidden = config->hidden};
   op.ffn = config->ffn, op.experts = config->experts, op.top_k = config->top_k;
   op.x = acts->y2, op.routing = acts->routing;
-  op.gate = (const void *const *)w->gate, op.up = (const void *const *)w->up;
-  op.down = (const void *const *)w->down, op.weight_dtype = pass->weight_dtype;
+  op.gate = w->gate, op.up = w->up, op.down = w->down;
+  op.expert_stride = pass->weights->expert_stride;
+  op.weight_dtype = pass->weight_dtype, op.act_dtype = pass->act_dtype;
   op.pre = acts->pre, op.dout = grads->d, op.dx = grads->dy, op.dweight = grads->dweight;
-  op.dgate = (float *const *)dw->gate, op.dup = (float *const *)dw->up;
-  op.ddown = (float *const *)dw->down;
+  op.dgate = dw->gate, op.dup = dw->up, op.ddown = dw->down;
   STATUS_TRY(RUN(pass, experts_bwd, op));
   op_route_bwd_t route = {.n = op.n, .hidden = config->hidden, .experts = config->experts};
   route.top_k = config->top_k;
-  route.x = acts->y2, route.w = w->router, route.weight_dtype = pass->weight_dtype;
+  route.x = acts->y2, route.w = w->router;
+  route.weight_dtype = pass->weight_dtype, route.act_dtype = pass->act_dtype;
   route.routing = acts->routing, route.prob = acts->prob, route.lse = acts->router_lse;
   route.dweight = grads->dweight;
   route.aux_share = loss->aux_share, route.aux_scale = loss->aux_scale;
@@ -268,16 +285,17 @@ static nn_status_t experts_backward(const pass_t *pass, int64_t layer, const blo
 }
 
 /* Dense: out = proj(gelu(fc(y2))) + mid. */
-static nn_status_t dense_forward(const pass_t *pass, int64_t layer, float *out, block_acts_t *acts) {
+static nn_status_t dense_forward(const pass_t *pass, int64_t layer, void *out, block_acts_t *acts) {
   const nn_model_config_t *config = pass->config;
   const block_weights_t *w = &pass->weights->blocks[layer];
   op_matmul_t op = {.m = pass->batch * pass->q_len, .n = config->ffn, .k = config->hidden};
   op.trans_b = 1;
-  op.a = acts->y2, op.lda = config->hidden;
+  op.a = acts->y2, op.lda = config->hidden, op.a_dtype = pass->act_dtype;
   op.b = w->fc, op.ldb = config->hidden, op.b_dtype = pass->weight_dtype, op.bias = w->fc_bias;
-  op.d = acts->post, op.ldd = config->ffn;
+  op.d = acts->post, op.ldd = config->ffn, op.d_dtype = pass->act_dtype;
   op.epilogue = MATMUL_GELU, op.aux = acts->pre;
   STATUS_TRY(RUN(pass, matmul, op));
+  if (!out) return NN_OK;
   return linear(pass, acts->post, config->ffn, w->proj, w->proj_bias, acts->mid, out,
                 config->hidden);
 }
@@ -297,8 +315,8 @@ static nn_status_t dense_backward(const pass_t *pass, int64_t layer, const block
 
 /* ---- the block ---------------------------------------------------------------------------------------- */
 
-nn_status_t block_forward(const pass_t *pass, int64_t layer, const float *x, float *out,
-                          block_acts_t *acts, bool count) {
+nn_status_t block_forward(const pass_t *pass, int64_t layer, const void *x, void *out,
+                          block_acts_t *acts) {
   const nn_model_config_t *config = pass->config;
   const block_weights_t *w = &pass->weights->blocks[layer];
   int64_t n = pass->batch * pass->q_len;
@@ -311,11 +329,11 @@ nn_status_t block_forward(const pass_t *pass, int64_t layer, const float *x, flo
                     config->hidden));
   STATUS_TRY(norm_forward(pass, n, acts->mid, w->norm2, w->norm2_bias, acts->y2, acts->mean2,
                           acts->rstd2));
-  return config->experts ? experts_forward(pass, layer, out, acts, count)
+  return config->experts ? experts_forward(pass, layer, out, acts)
                          : dense_forward(pass, layer, out, acts);
 }
 
-nn_status_t block_backward(const pass_t *pass, int64_t layer, const float *x,
+nn_status_t block_backward(const pass_t *pass, int64_t layer, const void *x,
                            const block_acts_t *acts, const block_grads_t *grads,
                            const block_weights_t *dw, const router_loss_t *loss) {
   const nn_model_config_t *config = pass->config;

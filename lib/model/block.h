@@ -6,27 +6,30 @@
 #include "base/device.h"
 #include "model/weights.h"
 
-/* What a block computes on the way and its backward pass reads. */
+/* What a block computes on the way and its backward pass reads. `void`: of the pass's act_dtype. */
 typedef struct block_acts {
-  float *y1, *mean1, *rstd1; /* [n, hidden], [n]: norm before attention */
-  float *qkv;                /* [n, (A + 2K) D], q and k rotated */
-  float *att, *lse;          /* [n, A D], [n, A] */
-  float *mid;                /* [n, hidden]: residual stream after attention */
-  float *y2, *mean2, *rstd2; /* norm before the FFN */
+  void *y1;                 /* [n, hidden]: norm before attention */
+  float *mean1, *rstd1;     /* [n] */
+  void *qkv;                /* [n, (A + 2K) D], q and k rotated */
+  void *att;                /* [n, A D] */
+  float *lse;               /* [n, A] */
+  void *mid;                /* [n, hidden]: residual stream after attention */
+  void *y2;                 /* norm before the FFN */
+  float *mean2, *rstd2;
   routing_t routing;
-  float *prob, *router_lse;  /* [n, E], [n] */
-  float *pre;                /* experts: [n * k, 2F]; dense: [n, F] before GELU */
-  float *post;               /* dense: [n, F] after GELU */
+  float *prob, *router_lse; /* [n, E], [n] */
+  void *pre;                /* experts: [n * k, 2F]; dense: [n, F] before GELU */
+  void *post;               /* dense: [n, F] after GELU */
 } block_acts_t;
 
 /* What backward needs beside the activations. */
 typedef struct block_grads {
-  float *d;       /* [n, hidden]: gradient of the block's output, then of its input */
-  float *dy;      /* [n, hidden]: of a norm's output */
-  float *dqkv;    /* as qkv */
-  float *datt;    /* as att */
+  void *d;        /* [n, hidden]: gradient of the block's output, then of its input */
+  void *dy;       /* [n, hidden]: of a norm's output */
+  void *dqkv;     /* as qkv */
+  void *datt;     /* as att */
   float *dweight; /* [n, k] */
-  float *dpre;    /* dense: [n, F] */
+  void *dpre;     /* dense: [n, F] */
 } block_grads_t;
 
 /* Router statistics of one layer in one pass. Layers follow one another, to be read at once. */
@@ -37,7 +40,7 @@ typedef struct router_stats {
 
 /* Key-value cache of the sequences that a pass serves. */
 typedef struct block_cache {
-  float *k, *v;            /* of layer 0; layer l is layer_stride * l further */
+  void *k, *v;             /* of layer 0; layer l is layer_stride * l further */
   int64_t layer_stride;    /* elements */
   int64_t sequence_stride; /* elements */
   const int32_t *sequence; /* [n] sequence of each row, where its key and value go */
@@ -52,7 +55,7 @@ typedef struct pass {
   backend_device_t *place;
   backend_scratch_t scratch;
   const weights_t *weights;
-  int32_t weight_dtype;
+  int32_t weight_dtype, act_dtype;
   int64_t batch, q_len;
   const int32_t *ids, *position; /* [n] */
   const float *rope;             /* [positions, head_dim] */
@@ -69,30 +72,39 @@ typedef struct router_loss {
   float aux_scale, z_scale;
 } router_loss_t;
 
+/* The dtype of activations beside parameters of a dtype. */
+int32_t block_act_dtype(const nn_device_t *device, int32_t weight_dtype);
+
+/* Element i of activations of a dtype. */
+static inline void *block_at(const void *acts, int32_t act_dtype, int64_t i) {
+  return (char *)(uintptr_t)acts + i * (int64_t)(act_dtype == NN_F32 ? 4 : 2);
+}
+
 /* Bounds of the operations of passes over at most n tokens in `batch` sequences of kv_len keys. */
-backend_limits_t block_limits(const nn_model_config_t *config, int64_t n, int64_t batch,
-                              int64_t kv_len, int32_t weight_dtype, bool training);
+backend_limits_t block_limits(const nn_device_t *device, const nn_model_config_t *config, int64_t n,
+                              int64_t batch, int64_t kv_len, int32_t weight_dtype, bool training);
 
 /* Takes room for n tokens. backward: with what only the backward pass reads. */
-void block_acts_take(arena_t *arena, const nn_model_config_t *config, int64_t n, bool backward,
-                     block_acts_t *acts);
-void block_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n,
+void block_acts_take(arena_t *arena, const nn_model_config_t *config, int64_t n, int32_t act_dtype,
+                     bool backward, block_acts_t *acts);
+void block_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n, int32_t act_dtype,
                       block_grads_t *grads);
 /* Takes [layers, 2E + 1] floats; stats: host [layers], or NULL while counting. */
 void router_stats_take(arena_t *arena, const nn_model_config_t *config, int64_t layers,
                        router_stats_t *stats);
 
-/* x[n, hidden] -> out[n, hidden]; out is not x. count: add to the expert statistics. */
-nn_status_t block_forward(const pass_t *pass, int64_t layer, const float *x, float *out,
-                          block_acts_t *acts, bool count);
+/* x[n, hidden] -> out[n, hidden]; out is not x. out NULL: the activations are made again for backward,
+ * and nothing is added to the expert statistics. */
+nn_status_t block_forward(const pass_t *pass, int64_t layer, const void *x, void *out,
+                          block_acts_t *acts);
 
 /* Turns grads->d from the gradient of the output into that of x, and adds the parameters' gradients. */
-nn_status_t block_backward(const pass_t *pass, int64_t layer, const float *x,
+nn_status_t block_backward(const pass_t *pass, int64_t layer, const void *x,
                            const block_acts_t *acts, const block_grads_t *grads,
                            const block_weights_t *dweights, const router_loss_t *loss);
 
 /* The norm at the end: y[n, hidden]. */
-nn_status_t final_norm(const pass_t *pass, int64_t n, const float *x, float *y, float *mean,
+nn_status_t final_norm(const pass_t *pass, int64_t n, const void *x, void *y, float *mean,
                        float *rstd);
 
 #endif

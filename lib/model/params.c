@@ -182,6 +182,7 @@ nn_status_t param_table_count(const nn_model_config_t *config, param_table_t *co
       .elements = elements,
       .decayed = layout.total[1],
       .active = elements - looked_up - idle,
+      .expert_elements = layout.size[SCOPE_EXPERT][1],
   };
   return NN_OK;
 }

@@ -63,6 +63,7 @@ typedef struct param_table {
   int64_t elements; /* of the buffer */
   int64_t decayed;  /* elements [0, decayed) decay */
   int64_t active;   /* see nn_plan_t active_parameters */
+  int64_t expert_elements; /* from one expert's parameters to the next one's in a layer */
 } param_table_t;
 
 /* Builds the table of a validated configuration. NN_ERR_ARGUMENT when a size overflows. */

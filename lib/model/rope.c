@@ -10,24 +10,33 @@ double rope_base(const nn_model_config_t *config, int64_t max_len) {
   return theta * pow(config->rope_ntk_alpha, d / (d - 2));
 }
 
-nn_status_t rope_fill(nn_device_t *device, const nn_model_config_t *config, int64_t positions,
-                      float *table) {
-  int64_t half = config->head_dim / 2;
-  double base = rope_base(config, positions);
-  void *got = NULL;
-  STATUS_TRY(mem_alloc((size_t)(3 * half), sizeof(float), &got));
-  float *frequency = got, *row = frequency + half;
-  for (int64_t i = 0; i < half; i++)
-    frequency[i] = (float)pow(base, -2.0 * (double)i / (double)config->head_dim);
-  nn_status_t status = NN_OK;
-  for (int64_t p = 0; p < positions && status == NN_OK; p++) {
+/* Positions [begin, end) of the table, to rows at `row`. */
+static void rope_rows(float *row, const float *frequency, int64_t half, int64_t begin, int64_t end) {
+  for (int64_t p = begin; p < end; p++, row += 2 * half) {
     for (int64_t i = 0; i < half; i++) {
       float angle = (float)p * frequency[i];
       row[i] = (float)cos(angle);
       row[half + i] = (float)sin(angle);
     }
-    status = device->backend->copy_in(device->place, table + p * config->head_dim, row,
-                                      (size_t)config->head_dim * sizeof(float));
+  }
+}
+
+nn_status_t rope_fill(nn_device_t *device, const nn_model_config_t *config, int64_t positions,
+                      float *table) {
+  enum { ROWS = 512 }; /* copied at once */
+  int64_t width = config->head_dim, half = width / 2;
+  double base = rope_base(config, positions);
+  void *got = NULL;
+  STATUS_TRY(mem_alloc((size_t)(half + ROWS * width), sizeof(float), &got));
+  float *frequency = got, *rows = frequency + half;
+  for (int64_t i = 0; i < half; i++)
+    frequency[i] = (float)pow(base, -2.0 * (double)i / (double)width);
+  nn_status_t status = NN_OK;
+  for (int64_t p = 0; p < positions && status == NN_OK; p += ROWS) {
+    int64_t end = positions - p < ROWS ? positions : p + ROWS;
+    rope_rows(rows, frequency, half, p, end);
+    status = device->backend->copy_in(device->place, table + p * width, rows,
+                                      (size_t)((end - p) * width) * sizeof(float));
   }
   mem_free(frequency);
   return status;

@@ -9,9 +9,6 @@ enum { LOGITS_ROWS = 64 };
 nn_status_t training_check(const nn_model_config_t *config, int32_t dtype,
                            const nn_train_options_t *options, nn_train_options_t *checked) {
   STATUS_TRY(model_check_dtype(dtype));
-  if (dtype != NN_F32)
-    return status_fail(NN_ERR_UNSUPPORTED,
-                       "training with parameters that are not NN_F32 is not in this release");
   *checked = *options;
   if (!checked->batch) checked->batch = 1;
   if (!checked->seq_len) checked->seq_len = config->context;
@@ -40,23 +37,24 @@ static int64_t training_kept(const nn_model_config_t *config, const nn_train_opt
 
 /* Lays out what backward reads and writes. acts: host [kept], or NULL to count. */
 static void training_take_activations(arena_t *arena, const nn_model_config_t *config,
-                                      const nn_train_options_t *options,
+                                      const nn_train_options_t *options, int32_t act_dtype,
                                       training_buffers_t *buffers) {
   int64_t n = options->batch * options->seq_len;
-  buffers->x = arena_take(arena, (config->layers + 1) * n, config->hidden, sizeof(float));
-  buffers->y = arena_take(arena, n, config->hidden, sizeof(float));
+  size_t element = nn_dtype_bytes(act_dtype);
+  buffers->x = arena_take(arena, (config->layers + 1) * n, config->hidden, element);
+  buffers->y = arena_take(arena, n, config->hidden, element);
   buffers->mean = arena_take(arena, 1, n, sizeof(float));
   buffers->rstd = arena_take(arena, 1, n, sizeof(float));
   for (int64_t i = 0; i < training_kept(config, options); i++) {
     block_acts_t acts;
-    block_acts_take(arena, config, n, true, &acts);
+    block_acts_take(arena, config, n, act_dtype, true, &acts);
     if (buffers->acts) buffers->acts[i] = acts;
   }
-  block_grads_take(arena, config, n, &buffers->grads);
+  block_grads_take(arena, config, n, act_dtype, &buffers->grads);
 }
 
 static void training_take_workspace(arena_t *arena, const nn_device_t *device,
-                                    const nn_model_config_t *config,
+                                    const nn_model_config_t *config, int32_t dtype,
                                     const nn_train_options_t *options,
                                     training_buffers_t *buffers) {
   int64_t n = options->batch * options->seq_len;
@@ -64,13 +62,13 @@ static void training_take_workspace(arena_t *arena, const nn_device_t *device,
   buffers->position = arena_take(arena, 1, n, sizeof(int32_t));
   buffers->targets = arena_take(arena, 1, n, sizeof(int32_t));
   buffers->row_loss = arena_take(arena, 1, n, sizeof(float));
-  buffers->loss_sum = arena_take(arena, 1, 1, sizeof(double));
+  buffers->losses = arena_take(arena, 1, 3, sizeof(double));
   if (config->position == NN_POSITION_ROPE)
     buffers->rope = arena_take(arena, options->seq_len, config->head_dim, sizeof(float));
   buffers->logits_rows = n < LOGITS_ROWS ? n : LOGITS_ROWS;
   buffers->logits = arena_take(arena, buffers->logits_rows, config->vocab_size, sizeof(float));
   if (config->experts) {
-    buffers->aux_share = arena_take(arena, 1, config->experts, sizeof(float));
+    buffers->mean_share = arena_take(arena, 1, config->experts, sizeof(float));
     router_stats_take(arena, config, config->layers, buffers->router);
     size_t before = arena->used;
     buffers->stat_count =
@@ -79,18 +77,18 @@ static void training_take_workspace(arena_t *arena, const nn_device_t *device,
     buffers->stat_bytes = arena->used - before;
   }
   backend_limits_t limits =
-      block_limits(config, n, options->batch, options->seq_len, NN_F32, true);
+      block_limits(device, config, n, options->batch, options->seq_len, dtype, true);
   buffers->scratch.bytes = device->backend->workspace_bytes(device->place, &limits);
   buffers->scratch.data = arena_take(arena, 1, (int64_t)buffers->scratch.bytes, 1);
 }
 
-nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *config,
+nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *config, int32_t dtype,
                            int64_t elements, const nn_train_options_t *checked,
                            training_bytes_t *bytes) {
   training_buffers_t buffers = {0};
   arena_t activations = {0}, workspace = {0};
-  training_take_activations(&activations, config, checked, &buffers);
-  training_take_workspace(&workspace, device, config, checked, &buffers);
+  training_take_activations(&activations, config, checked, block_act_dtype(device, dtype), &buffers);
+  training_take_workspace(&workspace, device, config, dtype, checked, &buffers);
   if (activations.overflowed || workspace.overflowed)
     return status_fail(NN_ERR_ARGUMENT, "a training batch of %lld x %lld tokens overflows memory sizes",
                        (long long)checked->batch, (long long)checked->seq_len);
@@ -115,7 +113,8 @@ static nn_status_t training_allocate(nn_model_t *model, training_t *training) {
   const nn_model_config_t *config = &model->config;
   training_buffers_t *buffers = &training->buffers;
   training_bytes_t bytes = {0};
-  STATUS_TRY(training_count(device, config, model->params.elements, &training->options, &bytes));
+  STATUS_TRY(training_count(device, config, model->dtype, model->params.elements, &training->options,
+                            &bytes));
   void *got = NULL;
   STATUS_TRY(mem_alloc((size_t)training_kept(config, &training->options), sizeof(block_acts_t), &got));
   buffers->acts = got;
@@ -125,18 +124,14 @@ static nn_status_t training_allocate(nn_model_t *model, training_t *training) {
   if (config->experts) {
     STATUS_TRY(mem_alloc((size_t)config->layers, sizeof(router_stats_t), &got));
     buffers->router = got;
-    STATUS_TRY(mem_alloc((size_t)(2 * config->experts), sizeof(double), &got));
-    buffers->host_sums = got;
-    size_t width = 2 * (size_t)config->experts + 1;
-    STATUS_TRY(mem_alloc(((size_t)config->layers + 1) * width, sizeof(float), &got));
-    buffers->host_stats = got;
   }
   STATUS_TRY(storage_create(device, bytes.activations, &training->activations));
   STATUS_TRY(storage_create(device, bytes.workspace, &training->workspace));
   arena_t activations = {.base = training->activations->data};
   arena_t workspace = {.base = training->workspace->data};
-  training_take_activations(&activations, config, &training->options, buffers);
-  training_take_workspace(&workspace, device, config, &training->options, buffers);
+  training_take_activations(&activations, config, &training->options,
+                            block_act_dtype(device, model->dtype), buffers);
+  training_take_workspace(&workspace, device, config, model->dtype, &training->options, buffers);
   return training_fill(model, training);
 }
 
@@ -172,8 +167,6 @@ void training_free(training_t *training) {
   mem_free(training->buffers.acts);
   mem_free(training->buffers.router);
   mem_free(training->buffers.host_position);
-  mem_free(training->buffers.host_sums);
-  mem_free(training->buffers.host_stats);
   weights_free(&training->dweights);
   storage_release(training->gradients);
   storage_release(training->activations);

@@ -7,15 +7,16 @@
 
 /* Buffers for n = batch x seq_len tokens. */
 typedef struct training_buffers {
-  float *x;           /* [layers + 1, n, hidden]: the blocks' inputs and the last output */
-  float *y, *mean, *rstd; /* final norm */
+  void *x;            /* [layers + 1, n, hidden]: the blocks' inputs and the last output */
+  void *y;            /* [n, hidden] final norm */
+  float *mean, *rstd; /* [n] */
   block_acts_t *acts; /* host [kept]: one a layer, or one in all when blocks are recomputed */
   block_grads_t grads;
   int32_t *ids, *position, *targets; /* [n] */
   float *rope;        /* [seq_len, head_dim] */
   float *row_loss;    /* [n] */
-  double *loss_sum;   /* [1] */
-  float *aux_share;   /* [E]: shares over all layers, for NN_AUX_JOINT */
+  double *losses;     /* [3]: sum of row_loss; load-balancing loss; z-loss */
+  float *mean_share;  /* [E]: shares over all layers, for NN_AUX_JOINT */
   float *logits;      /* [logits_rows, vocab] */
   int64_t logits_rows;
   router_stats_t *router; /* host [layers] */
@@ -25,8 +26,6 @@ typedef struct training_buffers {
   backend_scratch_t scratch;
   int32_t *host_position; /* host [n]: what position holds */
   int64_t position_len;   /* the sequence length that position was filled for; 0: none */
-  float *host_stats;      /* host [layers + 1, 2E + 1]: router statistics, and a row of room */
-  double *host_sums;      /* host [2, E] */
 } training_buffers_t;
 
 struct training {
@@ -48,7 +47,7 @@ nn_status_t training_check(const nn_model_config_t *config, int32_t dtype,
                            const nn_train_options_t *options, nn_train_options_t *checked);
 
 /* Counts, allocating nothing on the device. */
-nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *config,
+nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *config, int32_t dtype,
                            int64_t elements, const nn_train_options_t *checked,
                            training_bytes_t *bytes);
 

@@ -24,9 +24,9 @@ static void **weights_place(weights_t *weights, const param_t *param) {
     case PARAM_NORM2: return &block->norm2;
     case PARAM_NORM2_BIAS: return &block->norm2_bias;
     case PARAM_ROUTER: return &block->router;
-    case PARAM_GATE: return &block->gate[param->expert];
-    case PARAM_UP: return &block->up[param->expert];
-    case PARAM_DOWN: return &block->down[param->expert];
+    case PARAM_GATE: return param->expert ? NULL : &block->gate;
+    case PARAM_UP: return param->expert ? NULL : &block->up;
+    case PARAM_DOWN: return param->expert ? NULL : &block->down;
     case PARAM_FC: return &block->fc;
     case PARAM_FC_BIAS: return &block->fc_bias;
     case PARAM_PROJ: return &block->proj;
@@ -41,24 +41,14 @@ static void **weights_place(weights_t *weights, const param_t *param) {
 nn_status_t weights_bind(const nn_model_config_t *config, const param_table_t *table, void *buffer,
                          size_t element_bytes, weights_t *weights) {
   *weights = (weights_t){0};
-  size_t layers = (size_t)config->layers, experts = (size_t)config->experts;
   void *got = NULL;
-  STATUS_TRY(mem_alloc(layers, sizeof(block_weights_t), &got));
+  STATUS_TRY(mem_alloc((size_t)config->layers, sizeof(block_weights_t), &got));
   weights->blocks = got;
-  nn_status_t status = mem_alloc(3 * layers * experts, sizeof(void *), &got);
-  if (status != NN_OK) {
-    weights_free(weights);
-    return status;
-  }
-  weights->experts = got;
-  for (size_t l = 0; l < layers; l++) {
-    weights->blocks[l].gate = weights->experts + 3 * l * experts;
-    weights->blocks[l].up = weights->blocks[l].gate + experts;
-    weights->blocks[l].down = weights->blocks[l].up + experts;
-  }
+  weights->expert_stride = table->expert_elements;
   for (int64_t i = 0; i < table->count; i++) {
-    void **place = weights_place(weights, &table->items[i]);
-    if (place) *place = (char *)buffer + (size_t)table->items[i].offset * element_bytes;
+    const param_t *param = &table->items[i];
+    void **place = weights_place(weights, param);
+    if (place) *place = (char *)buffer + (size_t)param->offset * element_bytes;
   }
   if (!weights->head) weights->head = weights->wte;
   return NN_OK;
@@ -66,6 +56,5 @@ nn_status_t weights_bind(const nn_model_config_t *config, const param_table_t *t
 
 void weights_free(weights_t *weights) {
   mem_free(weights->blocks);
-  mem_free(weights->experts);
   *weights = (weights_t){0};
 }

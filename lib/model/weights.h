@@ -12,7 +12,7 @@ typedef struct block_weights {
   void *o, *o_bias;     /* [hidden, A D] */
   void *norm2, *norm2_bias;
   void *router;              /* [E, hidden] */
-  void **gate, **up, **down; /* host [E] */
+  void *gate, *up, *down;    /* of expert 0 */
   void *fc, *fc_bias, *proj, *proj_bias;
 } block_weights_t;
 
@@ -20,7 +20,7 @@ typedef struct weights {
   void *wte, *wpe, *norm_final, *norm_final_bias;
   void *head; /* the embedding when tied */
   block_weights_t *blocks; /* [layers] */
-  void **experts;          /* what the blocks' pointer arrays point into */
+  int64_t expert_stride;   /* elements from an expert's matrix to the next expert's */
 } weights_t;
 
 /* Points into a buffer of element_bytes elements laid out by the table. */

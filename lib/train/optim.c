@@ -30,6 +30,10 @@ nn_status_t optim_check(const nn_optim_options_t *options, nn_optim_options_t *c
 
 size_t optim_bytes(int64_t elements) { return (size_t)elements * 2 * sizeof(float) + NORM_BYTES; }
 
+size_t optim_master_bytes(int64_t elements, int32_t dtype) {
+  return dtype == NN_F32 ? 0 : (size_t)elements * sizeof(int16_t);
+}
+
 nn_status_t optim_create(nn_model_t *model, const nn_optim_options_t *checked, nn_optim_t **optim) {
   void *got = NULL;
   STATUS_TRY(mem_alloc(1, sizeof(nn_optim_t), &got));
@@ -40,6 +44,9 @@ nn_status_t optim_create(nn_model_t *model, const nn_optim_options_t *checked, n
   size_t bytes = optim_bytes(model->params.elements);
   nn_status_t status = storage_create(model->device, bytes, &made->moments);
   if (status == NN_OK) status = device_zero(model->device, made->moments->data, bytes);
+  size_t low = optim_master_bytes(model->params.elements, model->dtype);
+  if (status == NN_OK && low) status = storage_create(model->device, low, &made->low);
+  if (status == NN_OK && low) status = device_zero(model->device, made->low->data, low);
   if (status != NN_OK) {
     optim_free(made);
     return status;
@@ -51,6 +58,7 @@ nn_status_t optim_create(nn_model_t *model, const nn_optim_options_t *checked, n
 void optim_free(nn_optim_t *optim) {
   if (!optim) return;
   storage_release(optim->moments);
+  storage_release(optim->low);
   model_release(optim->model);
   mem_free(optim);
 }
@@ -59,6 +67,8 @@ float *optim_moment(const nn_optim_t *optim, int32_t moment) {
   float *first = optim->moments->data;
   return moment == NN_MOMENT_FIRST ? first : first + optim->model->params.elements;
 }
+
+int16_t *optim_low(const nn_optim_t *optim) { return optim->low ? optim->low->data : NULL; }
 
 nn_status_t optim_step(nn_optim_t *optim, float lr, double *grad_norm) {
   nn_model_t *model = optim->model;
@@ -72,7 +82,9 @@ nn_status_t optim_step(nn_optim_t *optim, float lr, double *grad_norm) {
   for (int part = 0; part < 2; part++) {
     int64_t begin = part ? decayed : 0, end = part ? elements : decayed;
     op_adamw_t op = {.count = end - begin, .lr = lr, .step = optim->steps + 1, .scale = scale};
-    op.p = (float *)model->buffer->data + begin;
+    op.weight_dtype = model->dtype;
+    op.p = (char *)model->buffer->data + begin * (int64_t)nn_dtype_bytes(model->dtype);
+    if (optim->low) op.p_low = optim_low(optim) + begin;
     op.g = (const float *)training->gradients->data + begin;
     op.m = optim_moment(optim, NN_MOMENT_FIRST) + begin;
     op.v = optim_moment(optim, NN_MOMENT_SECOND) + begin;

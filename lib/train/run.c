@@ -27,6 +27,7 @@ static nn_status_t run_begin(nn_model_t *model, const int32_t *tokens, int64_t b
   *pass = (pass_t){.config = config, .backend = device->backend, .place = device->place};
   pass->scratch = buffers->scratch;
   pass->weights = &model->weights, pass->weight_dtype = model->dtype;
+  pass->act_dtype = block_act_dtype(device, model->dtype);
   pass->batch = batch, pass->q_len = seq_len;
   pass->ids = buffers->ids, pass->position = buffers->position, pass->rope = buffers->rope;
   pass->router = buffers->router;
@@ -40,8 +41,9 @@ static nn_status_t run_begin(nn_model_t *model, const int32_t *tokens, int64_t b
 }
 
 /* Input of a layer; layer `layers` is the output of the last. */
-static float *run_x(const nn_model_t *model, const pass_t *pass, int64_t layer) {
-  return model->training->buffers.x + layer * pass->batch * pass->q_len * model->config.hidden;
+static void *run_x(const nn_model_t *model, const pass_t *pass, int64_t layer) {
+  return block_at(model->training->buffers.x, pass->act_dtype,
+                  layer * pass->batch * pass->q_len * model->config.hidden);
 }
 
 /* Activations of a layer: its own, or the one set that all layers share when they are recomputed. */
@@ -58,11 +60,11 @@ static nn_status_t run_blocks(nn_model_t *model, const pass_t *pass) {
   op_embed_t embed = {.n = n, .hidden = config->hidden, .weight_dtype = pass->weight_dtype};
   embed.ids = pass->ids, embed.position = pass->position;
   embed.wte = model->weights.wte, embed.wpe = model->weights.wpe;
-  embed.out = run_x(model, pass, 0);
+  embed.act_dtype = pass->act_dtype, embed.out = run_x(model, pass, 0);
   STATUS_TRY(pass->backend->embed(pass->place, &embed, pass->scratch));
   for (int64_t l = 0; l < config->layers; l++)
     STATUS_TRY(block_forward(pass, l, run_x(model, pass, l), run_x(model, pass, l + 1),
-                             run_acts(model, l), true));
+                             run_acts(model, l)));
   return final_norm(pass, n, run_x(model, pass, config->layers), buffers->y, buffers->mean,
                     buffers->rstd);
 }
@@ -77,9 +79,10 @@ nn_status_t run_forward(nn_model_t *model, const int32_t *tokens, int64_t batch,
   for (int64_t row = 0, n = batch * seq_len; row < n; row += buffers->logits_rows) {
     op_matmul_t op = {.n = config->vocab_size, .k = config->hidden, .trans_b = 1};
     op.m = n - row < buffers->logits_rows ? n - row : buffers->logits_rows;
-    op.a = buffers->y + row * config->hidden, op.lda = config->hidden;
+    op.a = block_at(buffers->y, pass.act_dtype, row * config->hidden), op.lda = config->hidden;
+    op.a_dtype = pass.act_dtype;
     op.b = model->weights.head, op.ldb = config->hidden, op.b_dtype = model->dtype;
-    op.d = buffers->logits, op.ldd = config->vocab_size;
+    op.d = buffers->logits, op.ldd = config->vocab_size, op.d_dtype = NN_F32;
     STATUS_TRY(pass.backend->matmul(pass.place, &op, pass.scratch));
     STATUS_TRY(pass.backend->copy_out(pass.place, logits + row * config->vocab_size, buffers->logits,
                                       (size_t)(op.m * op.n) * sizeof(float)));
@@ -89,40 +92,16 @@ nn_status_t run_forward(nn_model_t *model, const int32_t *tokens, int64_t batch,
 
 /* ---- auxiliary losses ------------------------------------------------------------------------------ */
 
-/* Auxiliary and z-loss of a pass from its router statistics; joint_share [E] receives the layers' mean
- * share where the joint form needs it. */
-static nn_status_t run_router_losses(nn_model_t *model, const pass_t *pass, nn_loss_t *loss) {
+/* Auxiliary and z-loss of a pass from its router statistics, beside the cross-entropy. */
+static nn_status_t run_router_losses(nn_model_t *model, const pass_t *pass) {
   const nn_model_config_t *config = &model->config;
-  int64_t experts = config->experts, layers = config->layers, width = 2 * experts + 1;
-  if (!experts) return NN_OK;
-  double *share_sum = model->training->buffers.host_sums, *prob_sum = share_sum + experts;
-  float *stats = model->training->buffers.host_stats, *mean_share = stats + layers * width;
-  STATUS_TRY(pass->backend->copy_out(pass->place, stats, pass->router[0].share,
-                                     (size_t)(layers * width) * sizeof(float)));
-  double aux = 0, z = 0;
-  for (int64_t e = 0; e < experts; e++) share_sum[e] = prob_sum[e] = 0;
-  for (int64_t l = 0; l < layers; l++) {
-    const float *row = stats + l * width;
-    for (int64_t e = 0; e < experts; e++) {
-      double share = row[e], prob = row[experts + e];
-      share_sum[e] += share / (double)layers;
-      prob_sum[e] += prob / (double)layers;
-      aux += (double)experts * share * prob;
-    }
-    z += row[2 * experts];
-  }
-  if (config->aux_loss == NN_AUX_JOINT) {
-    aux = 0;
-    for (int64_t e = 0; e < experts; e++) {
-      aux += (double)(experts * config->top_k) * share_sum[e] * prob_sum[e];
-      mean_share[e] = (float)share_sum[e];
-    }
-    STATUS_TRY(pass->backend->copy_in(pass->place, model->training->buffers.aux_share, mean_share,
-                                      (size_t)experts * sizeof(float)));
-  }
-  loss->aux_loss = (double)config->aux_loss_coef * aux;
-  loss->z_loss = (double)config->z_loss_coef * z;
-  return NN_OK;
+  const training_buffers_t *buffers = &model->training->buffers;
+  if (!config->experts) return NN_OK;
+  op_router_loss_t op = {.layers = config->layers, .experts = config->experts};
+  op.top_k = config->top_k, op.kind = config->aux_loss;
+  op.stats = buffers->router[0].share;
+  op.loss = buffers->losses + 1, op.mean_share = buffers->mean_share;
+  return pass->backend->router_loss(pass->place, &op, pass->scratch);
 }
 
 /* How the auxiliary losses reach one layer's router. */
@@ -136,7 +115,7 @@ static router_loss_t run_router_loss(const nn_model_t *model, int64_t layer, flo
   loss.aux_share = buffers->router[layer].share;
   if (config->aux_loss == NN_AUX_JOINT) {
     loss.aux_scale *= (float)config->top_k / (float)config->layers;
-    loss.aux_share = buffers->aux_share;
+    loss.aux_share = buffers->mean_share;
   }
   return loss;
 }
@@ -152,17 +131,14 @@ static nn_status_t run_head(nn_model_t *model, const pass_t *pass, const int32_t
   STATUS_TRY(pass->backend->copy_in(pass->place, buffers->targets, targets,
                                     (size_t)n * sizeof(int32_t)));
   op_head_loss_t op = {.n = n, .hidden = model->config.hidden, .vocab = model->config.vocab_size};
-  op.x = buffers->y, op.w = model->weights.head, op.weight_dtype = model->dtype;
-  op.target = buffers->targets, op.row_loss = buffers->row_loss, op.loss_sum = buffers->loss_sum;
+  op.x = buffers->y, op.w = model->weights.head;
+  op.weight_dtype = model->dtype, op.act_dtype = pass->act_dtype;
+  op.target = buffers->targets, op.row_loss = buffers->row_loss, op.loss_sum = buffers->losses;
   if (gradients) {
     op.scale = loss->targets ? scale / (float)loss->targets : 0;
     op.dx = buffers->grads.dy, op.dw = model->training->dweights.head;
   }
-  STATUS_TRY(pass->backend->head_loss(pass->place, &op, pass->scratch));
-  double sum;
-  STATUS_TRY(pass->backend->copy_out(pass->place, &sum, buffers->loss_sum, sizeof sum));
-  loss->loss = loss->targets ? sum / (double)loss->targets : 0;
-  return NN_OK;
+  return pass->backend->head_loss(pass->place, &op, pass->scratch);
 }
 
 /* From grads.dy, the gradient of the final norm's output, back to the embedding. */
@@ -172,27 +148,45 @@ static nn_status_t run_backward(nn_model_t *model, const pass_t *pass, float sca
   weights_t *dweights = &model->training->dweights;
   int64_t n = pass->batch * pass->q_len;
   STATUS_TRY(pass->backend->zero(pass->place, buffers->grads.d,
-                                 (size_t)(n * config->hidden) * sizeof(float)));
+                                 (size_t)(n * config->hidden) * nn_dtype_bytes(pass->act_dtype)));
   op_norm_bwd_t norm = {.n = n, .hidden = config->hidden, .kind = config->norm};
   norm.x = run_x(model, pass, config->layers), norm.dy = buffers->grads.dy;
-  norm.w = model->weights.norm_final, norm.weight_dtype = pass->weight_dtype;
+  norm.w = model->weights.norm_final;
+  norm.weight_dtype = pass->weight_dtype, norm.act_dtype = pass->act_dtype;
   norm.mean = buffers->mean, norm.rstd = buffers->rstd, norm.dx = buffers->grads.d;
   norm.dw = dweights->norm_final, norm.db = dweights->norm_final_bias;
   STATUS_TRY(pass->backend->norm_bwd(pass->place, &norm, pass->scratch));
   for (int64_t l = config->layers - 1; l >= 0; l--) {
     block_acts_t *acts = run_acts(model, l);
     if (model->training->options.recompute == NN_RECOMPUTE_BLOCK)
-      STATUS_TRY(block_forward(pass, l, run_x(model, pass, l), run_x(model, pass, l + 1), acts,
-                               false));
+      STATUS_TRY(block_forward(pass, l, run_x(model, pass, l), NULL, acts));
     router_loss_t loss = run_router_loss(model, l, scale);
     STATUS_TRY(block_backward(pass, l, run_x(model, pass, l), acts, &buffers->grads,
                               &dweights->blocks[l], &loss));
   }
   op_embed_bwd_t embed = {.n = n, .hidden = config->hidden, .vocab = config->vocab_size};
   embed.context = config->context;
-  embed.ids = pass->ids, embed.position = pass->position, embed.dout = buffers->grads.d;
+  embed.ids = pass->ids, embed.position = pass->position;
+  embed.act_dtype = pass->act_dtype, embed.dout = buffers->grads.d;
   embed.dwte = dweights->wte, embed.dwpe = dweights->wpe;
   return pass->backend->embed_bwd(pass->place, &embed, pass->scratch);
+}
+
+/* The one look at the device's results. */
+static nn_status_t run_losses_out(const nn_model_t *model, const pass_t *pass, nn_loss_t *loss) {
+  const nn_model_config_t *config = &model->config;
+  double found[3] = {0};
+  size_t count = config->experts ? 3 : 1;
+  STATUS_TRY(pass->backend->copy_out(pass->place, found, model->training->buffers.losses,
+                                     count * sizeof *found));
+  loss->loss = loss->targets ? found[0] / (double)loss->targets : 0;
+  loss->aux_loss = (double)config->aux_loss_coef * found[1];
+  loss->z_loss = (double)config->z_loss_coef * found[2];
+  if (isfinite(loss->loss) && isfinite(loss->aux_loss) && isfinite(loss->z_loss)) return NN_OK;
+  return status_fail(NN_ERR_NONFINITE,
+                     "the loss is not finite: cross-entropy %g, auxiliary %g, router z %g; lower the "
+                     "learning rate or go back to an earlier checkpoint",
+                     loss->loss, loss->aux_loss, loss->z_loss);
 }
 
 nn_status_t run_loss(nn_model_t *model, const int32_t *tokens, const int32_t *targets, int64_t batch,
@@ -202,11 +196,7 @@ nn_status_t run_loss(nn_model_t *model, const int32_t *tokens, const int32_t *ta
   STATUS_TRY(run_begin(model, tokens, batch, seq_len, &pass));
   STATUS_TRY(run_blocks(model, &pass));
   STATUS_TRY(run_head(model, &pass, targets, gradients, scale, loss));
-  STATUS_TRY(run_router_losses(model, &pass, loss));
-  if (!isfinite(loss->loss) || !isfinite(loss->aux_loss) || !isfinite(loss->z_loss))
-    return status_fail(NN_ERR_NONFINITE,
-                       "the loss is not finite: cross-entropy %g, auxiliary %g, router z %g; lower the "
-                       "learning rate or go back to an earlier checkpoint",
-                       loss->loss, loss->aux_loss, loss->z_loss);
-  return gradients ? run_backward(model, &pass, scale) : NN_OK;
+  STATUS_TRY(run_router_losses(model, &pass));
+  if (gradients) STATUS_TRY(run_backward(model, &pass, scale));
+  return run_losses_out(model, &pass, loss);
 }

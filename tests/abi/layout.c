@@ -14,7 +14,7 @@
                  "type of " #object "." #member);
 #define IS(name, value) _Static_assert((name) == (value), "value of " #name);
 
-SIZE(nn_device_options_t, 48)
+SIZE(nn_device_options_t, 56)
 PIN(nn_device_options_t, size_t, struct_size, 0)
 PIN(nn_device_options_t, int32_t, threads, 8)
 PIN(nn_device_options_t, int32_t, cpu_paths, 12)
@@ -22,12 +22,15 @@ PIN(nn_device_options_t, const int32_t *, affinity, 16)
 PIN(nn_device_options_t, nn_log_fn, log, 24)
 PIN(nn_device_options_t, void *, log_user, 32)
 PIN(nn_device_options_t, int32_t, log_level, 40)
+PIN(nn_device_options_t, int32_t, unused, 44)
+PIN(nn_device_options_t, int32_t, tf32, 48)
 
-SIZE(nn_device_info_t, 24)
+SIZE(nn_device_info_t, 32)
 PIN(nn_device_info_t, size_t, struct_size, 0)
 PIN(nn_device_info_t, int32_t, threads, 8)
 PIN(nn_device_info_t, int32_t, cpu_paths, 12)
 PIN(nn_device_info_t, const char *, name, 16)
+PIN(nn_device_info_t, const char *, model, 24)
 
 SIZE(nn_memory_t, 32)
 PIN(nn_memory_t, size_t, struct_size, 0)

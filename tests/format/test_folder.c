@@ -103,7 +103,7 @@ static void dtypes_are_converted(void **state) {
         CHECK(folder_open(folder, &opened));
         assert_int_equal(opened.dtype, from[f] == NN_F32 ? NN_F32 : NN_BF16);
         unsigned char *values = fixture_memory((size_t)count * 4);
-        CHECK(folder_read(&opened, to[t], values, NULL, NULL, NULL));
+        CHECK(folder_read(&opened, to[t], values, NULL, NULL, NULL, NULL));
         folder_close(&opened);
         for (int64_t i = 0; i < count; i++) {
           float value = model->values[i];
@@ -122,11 +122,11 @@ static void bf16_models_are_saved_as_they_are(void **state) {
   size_t bytes = (size_t)gpt2.table.elements * 2;
   uint16_t *values = fixture_memory(bytes), *again = fixture_memory(bytes);
   for (int64_t i = 0; i < gpt2.table.elements; i++) values[i] = (uint16_t)(i * 7);
-  CHECK(folder_save(folder, &gpt2.config, &gpt2.table, NN_BF16, values, 0, NULL, NULL, NULL));
+  CHECK(folder_save(folder, &gpt2.config, &gpt2.table, NN_BF16, values, 0, NULL, NULL, NULL, NULL));
   folder_t opened = {0};
   CHECK(folder_open(folder, &opened));
   assert_int_equal(opened.dtype, NN_BF16);
-  CHECK(folder_read(&opened, NN_BF16, again, NULL, NULL, NULL));
+  CHECK(folder_read(&opened, NN_BF16, again, NULL, NULL, NULL, NULL));
   assert_memory_equal(values, again, bytes);
   folder_close(&opened);
   char *config = files_read(folder, "config.json", &bytes);
@@ -343,17 +343,17 @@ static void progress_counts_all_bytes_and_cancels(void **state) {
   (void)state;
   watch_t watch = {0};
   CHECK(folder_save(folder, &gpt2.config, &gpt2.table, NN_F32, gpt2.values, 0, watch_progress,
-                    &watch, NULL));
+                    &watch, NULL, NULL));
   assert_int_equal(watch.done, gpt2.table.elements * 4);
   assert_int_equal(watch.total, watch.done);
   watch = (watch_t){.stop_at = 3};
   CHECK_FAILS(NN_ERR_CANCELLED, "cancelled",
               folder_save(folder, &mixtral.config, &mixtral.table, NN_F32, mixtral.values, 0,
-                          watch_progress, &watch, NULL));
+                          watch_progress, &watch, NULL, NULL));
   assert_int_equal(watch.calls, 3);
   atomic_int cancel = 1;
   CHECK_STATUS(NN_ERR_CANCELLED, folder_save(folder, &mixtral.config, &mixtral.table, NN_F32,
-                                             mixtral.values, 0, NULL, NULL, &cancel));
+                                             mixtral.values, 0, NULL, NULL, &cancel, NULL));
   assert_true(stamped_is(&gpt2, folder));
   assert_int_equal(files_count(folder), 3);
 
@@ -361,12 +361,12 @@ static void progress_counts_all_bytes_and_cancels(void **state) {
   folder_t opened = {0};
   CHECK(folder_open(folder, &opened));
   watch = (watch_t){0};
-  CHECK(folder_read(&opened, NN_F32, values, watch_progress, &watch, NULL));
+  CHECK(folder_read(&opened, NN_F32, values, watch_progress, &watch, NULL, NULL));
   assert_int_equal(watch.done, gpt2.table.elements * 4);
   watch = (watch_t){.stop_at = 1};
   CHECK_STATUS(NN_ERR_CANCELLED,
-               folder_read(&opened, NN_F32, values, watch_progress, &watch, NULL));
-  CHECK_STATUS(NN_ERR_CANCELLED, folder_read(&opened, NN_F32, values, NULL, NULL, &cancel));
+               folder_read(&opened, NN_F32, values, watch_progress, &watch, NULL, NULL));
+  CHECK_STATUS(NN_ERR_CANCELLED, folder_read(&opened, NN_F32, values, NULL, NULL, &cancel, NULL));
   folder_close(&opened);
   free(values);
 }

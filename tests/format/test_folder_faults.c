@@ -319,7 +319,7 @@ static void readers_see_one_model_at_any_time(void **state) {
       assert_memory_equal(&opened.config, &model->config, sizeof opened.config);
       size_t bytes = (size_t)opened.table.elements * sizeof(float);
       float *values = fixture_memory(bytes);
-      CHECK(folder_read(&opened, NN_F32, values, NULL, NULL, NULL));
+      CHECK(folder_read(&opened, NN_F32, values, NULL, NULL, NULL, NULL));
       int is_old = opened.table.elements == before(change)->table.elements &&
                    memcmp(values, before(change)->values, bytes) == 0;
       int is_new = opened.table.elements == after(change)->table.elements &&

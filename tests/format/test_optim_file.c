@@ -54,8 +54,8 @@ static int teardown(void **unused) {
 }
 
 static nn_status_t save(const state_t *from, int64_t steps) {
-  return optim_file_save(files_path(folder, "optim"), &from->model.table, from->m, from->v, steps,
-                         NULL);
+  return optim_file_save(files_path(folder, "optim"), &from->model.table, from->m, from->v, NULL, steps,
+                         NULL, NULL);
 }
 
 /* Loads into fresh memory and expects exactly this state. */
@@ -63,7 +63,7 @@ static void check_loads(const state_t *expected, int64_t expected_steps) {
   size_t bytes = (size_t)expected->model.table.elements * sizeof(float);
   float *m = fixture_memory(bytes), *v = fixture_memory(bytes);
   int64_t steps = -1;
-  CHECK(optim_file_load(files_path(folder, "optim"), &expected->model.table, m, v, &steps, NULL));
+  CHECK(optim_file_load(files_path(folder, "optim"), &expected->model.table, m, v, NULL, &steps, NULL, NULL));
   assert_memory_equal(m, expected->m, bytes);
   assert_memory_equal(v, expected->v, bytes);
   assert_int_equal(steps, expected_steps);
@@ -77,7 +77,7 @@ static void check_refused(const state_t *into, nn_status_t status, const char *p
   float *m = fixture_memory(bytes), *v = fixture_memory(bytes), *zeros = fixture_memory(bytes);
   int64_t steps = -1;
   CHECK_FAILS(status, parts,
-              optim_file_load(files_path(folder, "optim"), &into->model.table, m, v, &steps, NULL));
+              optim_file_load(files_path(folder, "optim"), &into->model.table, m, v, NULL, &steps, NULL, NULL));
   assert_memory_equal(m, zeros, bytes);
   assert_memory_equal(v, zeros, bytes);
   assert_int_equal(steps, -1);
@@ -133,7 +133,7 @@ static void other_files_are_refused(void **unused) {
   config.layers = 3;
   state_t other = state_make(config);
   CHECK(save(&other, 3));
-  check_refused(&mixtral, NN_ERR_FORMAT, "tensors|moments");
+  check_refused(&mixtral, NN_ERR_FORMAT, "tensors|state");
   CHECK(save(&mixtral, 3));
   check_refused(&other, NN_ERR_FORMAT, "model.layers.2|missing");
   state_free(&other);
@@ -214,11 +214,11 @@ static void bad_paths_are_refused(void **unused) {
   assert_non_null(getcwd(before, sizeof before));
   assert_int_equal(chdir(folder), 0);
   CHECK_FAILS(NN_ERR_ARGUMENT, "path is empty",
-              optim_file_save("", table, mixtral.m, mixtral.v, 1, NULL));
+              optim_file_save("", table, mixtral.m, mixtral.v, NULL, 1, NULL, NULL));
   CHECK_FAILS(NN_ERR_ARGUMENT, "path is empty",
-              optim_file_load("", table, mixtral.m, mixtral.v, &steps, NULL));
+              optim_file_load("", table, mixtral.m, mixtral.v, NULL, &steps, NULL, NULL));
   CHECK_FAILS(NN_ERR_IO, "is a folder",
-              optim_file_save(folder, table, mixtral.m, mixtral.v, 1, NULL));
+              optim_file_save(folder, table, mixtral.m, mixtral.v, NULL, 1, NULL, NULL));
   assert_int_equal(chdir(before), 0);
   assert_int_equal(files_count(folder), 0);
 }
@@ -256,11 +256,11 @@ static void cancelling_leaves_the_earlier_file(void **unused) {
   atomic_int cancel = 1;
   CHECK(save(&mixtral, 1));
   CHECK_STATUS(NN_ERR_CANCELLED, optim_file_save(files_path(folder, "optim"), &mixtral.model.table,
-                                                 mixtral.m, mixtral.v, 2, &cancel));
+                                                 mixtral.m, mixtral.v, NULL, 2, &cancel, NULL));
   check_loads(&mixtral, 1);
   int64_t steps = -1;
   CHECK_STATUS(NN_ERR_CANCELLED, optim_file_load(files_path(folder, "optim"), &mixtral.model.table,
-                                                 mixtral.m, mixtral.v, &steps, &cancel));
+                                                 mixtral.m, mixtral.v, NULL, &steps, &cancel, NULL));
   assert_int_equal(steps, -1);
 }
 

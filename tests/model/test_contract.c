@@ -252,8 +252,6 @@ static void test_dtypes(void **state) {
     assert_null(model);
   }
   CHECK(nn_model_create(device, &config, NN_BF16, 1, &model));
-  nn_train_options_t options = STRUCT(nn_train_options_t);
-  CHECK_STATUS(NN_ERR_UNSUPPORTED, nn_model_prepare(model, &options));
   nn_model_destroy(model);
   nn_device_destroy(device);
 }

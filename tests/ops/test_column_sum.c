@@ -5,15 +5,16 @@
 
 static void check_column_sum(int64_t n, int64_t width, int64_t pad) {
   op_column_sum_t op = {.n = n, .width = width, .ldx = width + pad};
-  op.x = ops_uniform(n * op.ldx, 1, 1);
+  const float *x = ops_uniform(n * op.ldx, 1, 1);
+  op.x = x;
   float *out = ops_uniform(width, 1, 2);
   double *want = ops_doubles(width), *slack = ops_doubles(width);
   for (int64_t j = 0; j < width; j++) {
     double size = fabs(out[j]);
     want[j] = out[j];
     for (int64_t i = 0; i < n; i++) {
-      want[j] += op.x[i * op.ldx + j];
-      size += fabs(op.x[i * op.ldx + j]);
+      want[j] += x[i * op.ldx + j];
+      size += fabs(x[i * op.ldx + j]);
     }
     slack[j] = ops_sum_error(n + 1) * size;
   }

@@ -18,8 +18,8 @@ static void check_kv_store(int64_t n, int64_t width, int64_t pad) {
     position[i] = (int32_t)(i / SEQUENCES); /* no place twice */
     if (sequence[i] < 0) continue;
     int64_t at = sequence[i] * cache_batch + position[i] * width;
-    memcpy(want_k + at, op.k + i * op.ld, (size_t)width * sizeof(float));
-    memcpy(want_v + at, op.v + i * op.ld, (size_t)width * sizeof(float));
+    memcpy(want_k + at, rows + i * op.ld, (size_t)width * sizeof(float));
+    memcpy(want_v + at, rows + width + i * op.ld, (size_t)width * sizeof(float));
   }
   op.sequence = sequence, op.position = position;
   ops_trial_t trial;

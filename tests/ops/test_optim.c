@@ -17,7 +17,7 @@ static void check_norm(int64_t count, float scale) {
   g[count / 2] = scale; /* not all zero */
   long double square = 0;
   for (int64_t i = 0; i < count; i++) square += (long double)g[i] * g[i];
-  double want = (double)sqrtl(square), out[2];
+  double want = (double)sqrtl(square), *out = ops_doubles(2);
   const float limits[] = {0, (float)(want * 0.25), (float)(want * 4)};
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .training = 1});
@@ -30,7 +30,7 @@ static void check_norm(int64_t count, float scale) {
       atomic_store(&trial.cancel, 0);
       assert_true(fabs(out[0] - want) <= want * (double)(count + 4) * 0x1p-53);
       assert_true(out[1] == (limits[i] > 0 && limits[i] < out[0] ? limits[i] / out[0] : 1));
-      ops_check_bits(&trial, i, "norm and scale", out, sizeof out);
+      ops_check_bits(&trial, i, "norm and scale", out, 2 * sizeof *out);
     }
   }
   ops_free();
@@ -48,8 +48,8 @@ static void test_norm_of_what_is_not_finite(void **state) {
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .training = 1});
   while (ops_next(&trial)) {
-    float g[70] = {0};
-    double out[2];
+    float *g = ops_floats(70);
+    double *out = ops_doubles(2);
     op_grad_norm_t op = {.count = 70, .g = g, .max_norm = 1, .out = out};
     OPS_RUN(&trial, grad_norm, &op);
     assert_true(out[0] == 0 && out[1] == 1);
@@ -60,6 +60,7 @@ static void test_norm_of_what_is_not_finite(void **state) {
     OPS_RUN(&trial, grad_norm, &op);
     assert_true(isnan(out[0]));
   }
+  ops_free();
 }
 
 /* ---- AdamW ---- */
@@ -104,7 +105,8 @@ static void check_adamw(const adamw_case_t *c, int64_t count) {
   for (int64_t i = 0; i < count; i++) s.v[i] = c->step == 1 ? 0 : s.v[i] * s.v[i];
   if (c->step == 1) memset(s.m, 0, (size_t)count * sizeof *s.m);
   if (count > 10) g[7] = s.m[7] = s.v[7] = 0; /* no gradient ever: decay alone */
-  double *want[3], *slack[3], scale[2] = {1, c->scale};
+  double *want[3], *slack[3];
+  const double *scale = OPS_PUT(double, 1, c->scale);
   for (int j = 0; j < 3; j++) want[j] = ops_doubles(count), slack[j] = ops_doubles(count);
   for (int64_t i = 0; i < count; i++) {
     double w[3], o[3];
@@ -149,7 +151,8 @@ static void test_small_decay_is_exact_on_average(void **state) {
   (void)state;
   enum { COUNT = 10000 };
   float *before = ops_uniform(COUNT, 0.5f, 1), *nothing = ops_floats(COUNT);
-  double mean = 0, scale[2] = {0, 1};
+  const double *scale = OPS_PUT(double, 0, 1);
+  double mean = 0;
   for (int64_t i = 0; i < COUNT; i++) before[i] += 1.5f, mean += before[i] / COUNT;
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .training = 1});
@@ -167,13 +170,113 @@ static void test_small_decay_is_exact_on_average(void **state) {
                      .weight_decay = 0.1f,
                      .step = 1};
     OPS_RUN(&trial, adamw, &op);
+    const float *after = op.p;
     double lost = 0;
-    for (int64_t i = 0; i < COUNT; i++) lost += ((double)before[i] - op.p[i]) / COUNT;
+    for (int64_t i = 0; i < COUNT; i++) lost += ((double)before[i] - after[i]) / COUNT;
     double want = (double)op.lr * op.weight_decay * mean;
     if (fabs(lost - want) > 5 * OPS_U / sqrt(3.0 * COUNT))
       fail_msg("%s: p lost %.6g on average, not %.6g", trial.path_name, lost, want);
   }
   ops_free();
+}
+
+/* ---- masters of bf16 parameters ---- */
+
+static uint32_t bits_of(float x) {
+  uint32_t bits;
+  memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+static float float_of(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+/* p is as near to the master as either neighbour; of two that are, it is the one away from zero. */
+static int is_nearest(uint16_t p, float master) {
+  uint16_t outer = (uint16_t)(p + 1), inner = (uint16_t)(p - 1);
+  double off = fabs(ops_weight(&p, NN_BF16, 0) - master);
+  int zero = (p & 0x7fff) == 0;
+  return off < fabs(ops_weight(&outer, NN_BF16, 0) - master) &&
+         (zero || off <= fabs(ops_weight(&inner, NN_BF16, 0) - master));
+}
+
+/* Numbers half way between two of bf16, next to that, zeros, subnormals, and one that is rounded to
+ * the next power of two. */
+static const uint32_t masters[] = {0x3f808000, 0x3f818000, 0xbf808000, 0xbf818000, 0x3f807fff,
+                                   0x3f808001, 0xbf817fff, 0x00000000, 0x80000000, 0x00000001,
+                                   0x00008000, 0x80008000, 0x3f7fffff, 0xc07fffff, 0x7f7f7fff};
+enum { MASTERS = sizeof masters / sizeof *masters, STEPS = 5 };
+
+typedef struct masters_data {
+  float *p;        /* [count] what both begin with */
+  float *g[STEPS]; /* [count] each */
+} masters_data_t;
+
+static masters_data_t masters_make(int64_t count) {
+  masters_data_t d = {.p = ops_uniform(count, 1, 1)};
+  for (uint64_t s = 0; s < STEPS; s++) d.g[s] = ops_uniform(count, 1, 10 + s);
+  for (int64_t i = 0; count > MASTERS && i < MASTERS; i++) {
+    d.p[i] = float_of(masters[i]);
+    for (int s = 0; s < STEPS; s++) d.g[s][i] = 0; /* without decay, it stays what it is */
+  }
+  return d;
+}
+
+static void check_masters_step(const ops_trial_t *trial, const op_adamw_t *wide,
+                               const op_adamw_t *narrow) {
+  const float *want = wide->p;
+  const uint16_t *p = narrow->p;
+  for (int64_t i = 0; i < wide->count; i++) {
+    uint32_t got = p[i] * 65536u + (uint32_t)narrow->p_low[i];
+    if (got != bits_of(want[i]) || !is_nearest(p[i], want[i]))
+      fail_msg("%s, step %lld: %lld of %lld: %04x and %d for the master %08x", trial->path_name,
+               (long long)wide->step, (long long)i, (long long)wide->count, p[i],
+               narrow->p_low[i], bits_of(want[i]));
+  }
+  size_t bytes = (size_t)wide->count * sizeof(float);
+  assert_memory_equal(narrow->m, wide->m, bytes);
+  assert_memory_equal(narrow->v, wide->v, bytes);
+}
+
+/* The same updates of fp32 parameters and of bf16 ones with their masters' rests. */
+static void check_masters(const adamw_case_t *c, int64_t count) {
+  masters_data_t d = masters_make(count);
+  const double *scale = OPS_PUT(double, 1, c->scale);
+  ops_trial_t trial;
+  ops_begin(&trial, (backend_limits_t){.rows = 1, .weight_dtype = NN_BF16, .training = 1});
+  while (ops_next(&trial)) {
+    op_adamw_t wide = {.count = count, .p = ops_copy(d.p, count), .m = ops_floats(count),
+                       .v = ops_floats(count), .scale = scale, .lr = c->lr, .beta1 = c->beta1,
+                       .beta2 = c->beta2, .eps = c->eps, .weight_decay = c->weight_decay};
+    op_adamw_t narrow = wide;
+    uint16_t *p = ops_memory(count, sizeof *p);
+    int16_t *low = ops_memory(count, sizeof *low);
+    for (int64_t i = 0; i < count; i++) {
+      uint32_t bits = bits_of(d.p[i]), up = (bits & 0x8000) != 0;
+      p[i] = (uint16_t)((bits >> 16) + up);
+      low[i] = (int16_t)((int32_t)(bits & 0xffff) - 65536 * (int32_t)up);
+    }
+    narrow.weight_dtype = NN_BF16, narrow.p = p, narrow.p_low = low;
+    narrow.m = ops_floats(count), narrow.v = ops_floats(count);
+    for (int s = 0; s < STEPS; s++) {
+      wide.g = narrow.g = d.g[s], wide.step = narrow.step = s + 1;
+      OPS_RUN(&trial, adamw, &wide);
+      OPS_RUN(&trial, adamw, &narrow);
+      check_masters_step(&trial, &wide, &narrow);
+    }
+    ops_check_bits(&trial, 0, "p", p, (size_t)count * sizeof *p);
+    ops_check_bits(&trial, 1, "p_low", low, (size_t)count * sizeof *low);
+  }
+  ops_free();
+}
+
+static void test_masters_of_bf16_follow_fp32(void **state) {
+  (void)state;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+    for (int j = 0; j < COUNTS - 1; j++) check_masters(&cases[i], counts[j]);
 }
 
 static void test_adamw_refuses_a_norm_that_is_not_finite(void **state) {
@@ -183,10 +286,11 @@ static void test_adamw_refuses_a_norm_that_is_not_finite(void **state) {
   ops_begin(&trial, (backend_limits_t){.rows = 1, .training = 1});
   while (ops_next(&trial)) {
     const double norms[] = {NAN, INFINITY};
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < 4; i++) {
       float *p = ops_uniform(COUNT, 1, 1), *m = ops_uniform(COUNT, 1, 2),
             *v = ops_uniform(COUNT, 1, 3);
-      double scale[2] = {norms[i], 1};
+      float *low = ops_uniform(COUNT, 1, 4); /* holds more than is needed, as p does for bf16 */
+      const double *scale = OPS_PUT(double, norms[i % 2], 1);
       op_adamw_t op = {.count = COUNT,
                        .p = ops_copy(p, COUNT),
                        .g = p,
@@ -198,8 +302,11 @@ static void test_adamw_refuses_a_norm_that_is_not_finite(void **state) {
                        .beta2 = 0.95f,
                        .eps = 1e-8f,
                        .step = 1};
+      void *rest = ops_copy(low, COUNT);
+      if (i / 2) op.weight_dtype = NN_BF16, op.p_low = rest;
       OPS_RUN(&trial, adamw, &op);
       assert_memory_equal(op.p, p, COUNT * sizeof *p);
+      assert_memory_equal(rest, low, COUNT * sizeof *low);
       assert_memory_equal(op.m, m, COUNT * sizeof *m);
       assert_memory_equal(op.v, v, COUNT * sizeof *v);
     }
@@ -213,6 +320,7 @@ int main(void) {
       cmocka_unit_test(test_norm_of_what_is_not_finite),
       cmocka_unit_test(test_adamw),
       cmocka_unit_test(test_small_decay_is_exact_on_average),
+      cmocka_unit_test(test_masters_of_bf16_follow_fp32),
       cmocka_unit_test(test_adamw_refuses_a_norm_that_is_not_finite),
   };
   return cmocka_run_group_tests_name("optim", tests, NULL, NULL);

@@ -72,9 +72,8 @@ static void test_both_ways(void **state) {
 static void test_inverse_is_the_gradient(void **state) {
   (void)state;
   enum { DIM = 20 };
-  int32_t position[1] = {37};
-  op_rope_t op = {.n = 1, .heads = 1, .head_dim = DIM, .ldx = DIM, .position = position,
-                  .table = rope_table(DIM)};
+  op_rope_t op = {.n = 1, .heads = 1, .head_dim = DIM, .ldx = DIM,
+                  .position = OPS_PUT(int32_t, 37), .table = rope_table(DIM)};
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .heads = 1, .kv_heads = 1, .head_dim = DIM,
                                        .hidden = DIM});

@@ -97,7 +97,7 @@ static op_sample_t sample_make(const sample_case_t *c) {
 
 static void check_sample(const sample_case_t *c) {
   op_sample_t op = sample_make(c);
-  static int32_t drawn[DRAWS], first[DRAWS];
+  int32_t *drawn = ops_ints(DRAWS), *first = ops_ints(DRAWS);
   int begun = 0;
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .vocab = c->vocab});
@@ -109,7 +109,7 @@ static void check_sample(const sample_case_t *c) {
     }
     if (!begun) {
       check_frequencies(&op, drawn);
-      memcpy(first, drawn, sizeof first);
+      memcpy(first, drawn, DRAWS * sizeof *first);
       begun = 1;
     }
     assert_memory_equal(drawn, first, REPEATED * sizeof *drawn); /* the same choice on every path */
@@ -124,133 +124,145 @@ static void test_filters(void **state) {
 }
 
 /* One token of given logits on the open device. */
-static int32_t choose(ops_trial_t *trial, op_sample_t op) {
-  int32_t token = -1;
-  op.token = &token;
-  OPS_RUN(trial, sample, &op);
-  assert_in_range(token, 0, op.vocab - 1);
-  return token;
+static int32_t choose(ops_trial_t *trial, const op_sample_t *op) {
+  *op->token = -1;
+  OPS_RUN(trial, sample, op);
+  assert_in_range(*op->token, 0, op->vocab - 1);
+  return *op->token;
 }
 
 /* A NaN among the logits: no token. */
-static void refuse(ops_trial_t *trial, op_sample_t op) {
-  int32_t token = 7;
-  op.token = &token;
-  OPS_RUN(trial, sample, &op);
-  assert_int_equal(token, -1);
+static void refuse(ops_trial_t *trial, const op_sample_t *op) {
+  *op->token = 7;
+  OPS_RUN(trial, sample, op);
+  assert_int_equal(*op->token, -1);
 }
 
 static void test_greedy(void **state) {
   (void)state;
-  const float logits[] = {-1, 4, 2, 4, 3.5f, 4};
-  const int32_t once[] = {1}, again[] = {1, 1, 1}, all[] = {1, 3, 5};
-  const float negative[] = {-1, -1.5f};
-  const int32_t zero[] = {0};
+  const float *logits = OPS_PUT(float, -1, 4, 2, 4, 3.5f, 4);
+  const float *negative = OPS_PUT(float, -1, -1.5f);
+  const int32_t *once = OPS_PUT(int32_t, 1), *again = OPS_PUT(int32_t, 1, 1, 1);
+  const int32_t *all = OPS_PUT(int32_t, 1, 3, 5), *zero = OPS_PUT(int32_t, 0);
+  int32_t *token = ops_ints(1);
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .vocab = 6});
   while (ops_next(&trial)) {
-    op_sample_t op = {.vocab = 6, .logits = logits, .seed = 1};
-    assert_int_equal(choose(&trial, op), 1); /* the lowest id of equals */
+    op_sample_t op = {.vocab = 6, .logits = logits, .seed = 1, .token = token};
+    assert_int_equal(choose(&trial, &op), 1); /* the lowest id of equals */
     op.top_k = 1, op.top_p = 0.1f, op.min_p = 0.5f;
-    assert_int_equal(choose(&trial, op), 1);
+    assert_int_equal(choose(&trial, &op), 1);
     op.repetition_penalty = 2, op.history = once, op.history_len = 1;
-    assert_int_equal(choose(&trial, op), 3); /* penalised before the choice */
+    assert_int_equal(choose(&trial, &op), 3); /* penalised before the choice */
     op.repetition_penalty = 1.1f, op.history = all, op.history_len = 3;
-    assert_int_equal(choose(&trial, op), 1); /* 4 / 1.1 is still the largest */
+    assert_int_equal(choose(&trial, &op), 1); /* 4 / 1.1 is still the largest */
     op.repetition_penalty = 1.2f;
-    assert_int_equal(choose(&trial, op), 4);
+    assert_int_equal(choose(&trial, &op), 4);
     op.repetition_penalty = 0.9f, op.history = again;
-    assert_int_equal(choose(&trial, op), 1);
+    assert_int_equal(choose(&trial, &op), 1);
     op = (op_sample_t){.vocab = 2, .logits = negative, .repetition_penalty = 2, .history = zero,
-                       .history_len = 1};
-    assert_int_equal(choose(&trial, op), 1); /* a negative logit is multiplied */
+                       .history_len = 1, .token = token};
+    assert_int_equal(choose(&trial, &op), 1); /* a negative logit is multiplied */
   }
+  ops_free();
 }
 
 /* Once per id: a second application would move 4 / 1.5 below 2. */
 static void test_penalty_applies_once(void **state) {
   (void)state;
-  const float logits[] = {4, 2};
-  const int32_t history[] = {0, 0, 0};
+  const float *logits = OPS_PUT(float, 4, 2);
+  const int32_t *history = OPS_PUT(int32_t, 0, 0, 0);
+  int32_t *token = ops_ints(1);
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .vocab = 2});
   while (ops_next(&trial)) {
     op_sample_t op = {.vocab = 2, .logits = logits, .repetition_penalty = 1.5f, .history = history,
-                      .history_len = 3};
-    assert_int_equal(choose(&trial, op), 0);
+                      .history_len = 3, .token = token};
+    assert_int_equal(choose(&trial, &op), 0);
   }
+  ops_free();
 }
 
 /* Of eight equal logits, weights are equal to the last bit: half of the mass is exactly four of
  * them. */
 static void test_ties_keep_the_lower_ids(void **state) {
   (void)state;
-  const float logits[] = {2, 2, 2, 2, 2, 2, 2, 2};
+  const float *logits = OPS_PUT(float, 2, 2, 2, 2, 2, 2, 2, 2);
+  int32_t *token = ops_ints(1);
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .vocab = 8});
   while (ops_next(&trial)) {
     int seen_k = 0, seen_p = 0, seen_all = 0;
     for (uint64_t i = 0; i < 300; i++) {
-      op_sample_t op = {.vocab = 8, .logits = logits, .temperature = 1, .seed = 5, .counter = i};
-      seen_all |= 1 << choose(&trial, op);
+      op_sample_t op = {.vocab = 8, .logits = logits, .temperature = 1, .seed = 5, .counter = i,
+                        .token = token};
+      seen_all |= 1 << choose(&trial, &op);
       op.top_k = 3;
-      seen_k |= 1 << choose(&trial, op);
+      seen_k |= 1 << choose(&trial, &op);
       op.top_k = 0, op.top_p = 0.5f, op.min_p = 1;
-      seen_p |= 1 << choose(&trial, op);
+      seen_p |= 1 << choose(&trial, &op);
     }
     assert_int_equal(seen_all, 0xff);
     assert_int_equal(seen_k, 0x07);
     assert_int_equal(seen_p, 0x0f);
   }
+  ops_free();
 }
 
 /* The draw is a function of seed and counter, and of both. */
 static void test_seed_and_counter(void **state) {
   (void)state;
-  const float logits[8] = {0};
+  const float *logits = ops_floats(8);
+  int32_t *token = ops_ints(1);
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .vocab = 8});
   while (ops_next(&trial)) {
     int same_seed = 0, same_counter = 0;
     for (uint64_t i = 0; i < 400; i++) {
-      op_sample_t op = {.vocab = 8, .logits = logits, .temperature = 1, .seed = 1, .counter = i};
-      int32_t base = choose(&trial, op);
-      assert_int_equal(choose(&trial, op), base);
+      op_sample_t op = {.vocab = 8, .logits = logits, .temperature = 1, .seed = 1, .counter = i,
+                        .token = token};
+      int32_t base = choose(&trial, &op);
+      assert_int_equal(choose(&trial, &op), base);
       op.counter = i + 1;
-      same_seed += choose(&trial, op) == base;
+      same_seed += choose(&trial, &op) == base;
       op.counter = i, op.seed = 2;
-      same_counter += choose(&trial, op) == base;
+      same_counter += choose(&trial, &op) == base;
     }
     /* independent choices among 8 agree 50 times in 400, give or take 5 x 6.6 */
     assert_in_range(same_seed, 17, 83);
     assert_in_range(same_counter, 17, 83);
   }
+  ops_free();
 }
 
 static void test_logits_that_are_not_numbers(void **state) {
   (void)state;
-  const float mixed[] = {4, -INFINITY, 1, NAN, 0}, nothing[] = {NAN, NAN, NAN};
-  const float low[] = {-INFINITY, -INFINITY}, high[] = {0, INFINITY, 1};
-  const int32_t history[] = {0, 1, 2};
+  const float *mixed = OPS_PUT(float, 4, -INFINITY, 1, NAN, 0);
+  const float *nothing = OPS_PUT(float, NAN, NAN, NAN);
+  const float *low = OPS_PUT(float, -INFINITY, -INFINITY), *high = OPS_PUT(float, 0, INFINITY, 1);
+  const int32_t *history = OPS_PUT(int32_t, 0, 1, 2);
+  int32_t *token = ops_ints(1);
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .vocab = 5});
   while (ops_next(&trial)) {
     for (int greedy = 0; greedy < 2; greedy++) {
       for (uint64_t i = 0; i < 50; i++) {
-        op_sample_t op = {.vocab = 5, .logits = mixed, .temperature = greedy ? 0 : 1, .counter = i};
-        refuse(&trial, op);
+        op_sample_t op = {.vocab = 5, .logits = mixed, .temperature = greedy ? 0 : 1, .counter = i,
+                          .token = token};
+        refuse(&trial, &op);
         op.top_k = 4, op.top_p = 0.9f, op.min_p = 0.1f, op.repetition_penalty = 1.5f;
         op.history = history, op.history_len = 3;
-        refuse(&trial, op);
+        refuse(&trial, &op);
         op.vocab = 3, op.logits = nothing;
-        refuse(&trial, op);
+        refuse(&trial, &op);
         op.logits = high;
-        assert_int_equal(choose(&trial, op), 1);
+        assert_int_equal(choose(&trial, &op), 1);
         op.vocab = 2, op.logits = low, op.history_len = 2;
-        choose(&trial, op);
+        choose(&trial, &op);
       }
     }
   }
+  ops_free();
 }
 
 int main(void) {

@@ -8,6 +8,8 @@
 
 #include "base/random.h"
 
+enum { SKIPPED = 77 }; /* the exit code by which CTest knows */
+
 void fixture_check(nn_status_t want, nn_status_t got, const char *call, const char *file,
                    int line) {
   if (got == want) return;
@@ -30,13 +32,23 @@ const char *fixture_path_name(int32_t path) {
   return path == NN_CPU_REFERENCE ? "reference" : path == NN_CPU_AVX2 ? "avx2" : "avx512";
 }
 
-nn_device_t *fixture_device(int32_t threads, int32_t paths) {
+nn_device_t *fixture_device_named(const char *name, int32_t threads, int32_t paths) {
   nn_device_options_t options = STRUCT(nn_device_options_t);
   options.threads = threads;
   options.cpu_paths = paths;
   nn_device_t *device;
-  CHECK(nn_device_create("cpu", &options, &device));
+  nn_status_t status = nn_device_create(name, &options, &device);
+  if (status == NN_ERR_NOT_FOUND) {
+    print_message("skipped: %s\n", nn_last_error());
+    exit(SKIPPED);
+  }
+  CHECK(status);
   return device;
+}
+
+nn_device_t *fixture_device(int32_t threads, int32_t paths) {
+  const char *name = getenv("MOENN_TEST_DEVICE");
+  return fixture_device_named(name ? name : "cpu", threads, paths);
 }
 
 nn_device_t *fixture_device_of_path(int32_t threads, int32_t path) {

@@ -31,7 +31,9 @@ enum { FIXTURE_PATHS = 3 };
 extern const int32_t fixture_path[FIXTURE_PATHS];
 const char *fixture_path_name(int32_t path);
 
+/* The CPU, or what MOENN_TEST_DEVICE names; ends the program as skipped where that is not there. */
 nn_device_t *fixture_device(int32_t threads, int32_t paths);
+nn_device_t *fixture_device_named(const char *name, int32_t threads, int32_t paths);
 
 /* A device that has this path, or NULL where the processor or the build lacks it. */
 nn_device_t *fixture_device_of_path(int32_t threads, int32_t path);

@@ -22,14 +22,14 @@ void stamped_free(stamped_t *model) {
 
 nn_status_t stamped_save(const stamped_t *model, const char *folder, int64_t shard_bytes) {
   return folder_save(folder, &model->config, &model->table, NN_F32, model->values, shard_bytes,
-                     NULL, NULL, NULL);
+                     NULL, NULL, NULL, NULL);
 }
 
 int stamped_is(const stamped_t *model, const char *path) {
   folder_t folder = {0};
   CHECK(folder_open(path, &folder));
   float *values = fixture_memory((size_t)folder.table.elements * sizeof(float));
-  CHECK(folder_read(&folder, NN_F32, values, NULL, NULL, NULL));
+  CHECK(folder_read(&folder, NN_F32, values, NULL, NULL, NULL, NULL));
   int same = memcmp(&folder.config, &model->config, sizeof model->config) == 0 &&
              memcmp(values, model->values, (size_t)model->table.elements * sizeof(float)) == 0;
   free(values);

@@ -1,10 +1,12 @@
 #include "ops.h"
 
+#include <dlfcn.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/plugin.h"
 #include "base/random.h"
 #include "base/status.h"
 
@@ -17,10 +19,13 @@ typedef struct ops_path {
   int32_t bit;
 } ops_path_t;
 
-static const ops_path_t paths[] = {
+static const ops_path_t paths_of_cpu[] = {
     {"reference", NN_CPU_REFERENCE}, {"avx2", NN_CPU_AVX2}, {"avx512", NN_CPU_AVX512}};
+static const ops_path_t paths_of_gpu[] = {{"cuda", 0}};
+static const ops_path_t *paths = paths_of_cpu;
 
-enum { PATHS = sizeof paths / sizeof *paths, THREADS = 3, REPEATS = 2 };
+enum { CPU_PATHS = sizeof paths_of_cpu / sizeof *paths_of_cpu, CPU_THREADS = 3, REPEATS = 2 };
+static int32_t path_count = CPU_PATHS, most_threads = CPU_THREADS;
 
 static int32_t ops_cancelled(const void *user) {
   const atomic_int *cancel = user;
@@ -46,7 +51,60 @@ backend_options_t ops_options(int32_t threads, int32_t cpu_paths, const atomic_i
                              .log = ops_log};
 }
 
+/* ---- the GPU, and memory that the host and it share ---- */
+
+enum { SKIPPED = 77, SHARED_BYTES = 1 << 30 };
+
+static backend_open_fn open_backend = cpu_backend_open;
+static backend_device_t *gpu; /* kept open: its context is the shared memory's */
+static struct {
+  char *data;
+  size_t used;
+} shared;
+
+static void gpu_skip(const char *why) {
+  print_message("skipped: %s\n", why);
+  exit(SKIPPED);
+}
+
+/* Managed memory, by the driver's own function, which any process with a context can find. */
+static void gpu_share(void) {
+  int (*alloc)(unsigned long long *data, size_t bytes, unsigned flags) = NULL;
+  void *driver = dlopen("libcuda.so.1", RTLD_NOW);
+  void *found = driver ? dlsym(driver, "cuMemAllocManaged") : NULL;
+  if (!found) gpu_skip("libcuda.so.1 has no cuMemAllocManaged");
+  memcpy(&alloc, &found, sizeof found);
+  unsigned long long data = 0;
+  if (alloc(&data, SHARED_BYTES, 1) != 0) fail_msg("%s", "managed memory could not be had");
+  memcpy(&shared.data, &data, sizeof shared.data);
+}
+
+/* Once, before anything is asked for. */
+static void ops_choose(void) {
+  static atomic_int cancel;
+  const char *name = getenv("MOENN_TEST_DEVICE");
+  if (gpu || !name || strncmp(name, "cuda:", 5)) return;
+  backend_options_t options = ops_options(1, NN_CPU_REFERENCE, &cancel);
+  const backend_t *table;
+  options.index = atoi(name + 5);
+  if (plugin_open(CUDA_BACKEND_LIBRARY, CUDA_BACKEND_OPEN, &open_backend) != NN_OK)
+    gpu_skip(nn_last_error());
+  nn_status_t status = open_backend(&options, &table, &gpu);
+  if (status == NN_ERR_NOT_FOUND) gpu_skip(nn_last_error());
+  if (status != NN_OK) fail_msg("%s", nn_last_error());
+  gpu_share();
+  paths = paths_of_gpu;
+  path_count = 1;
+  most_threads = 1;
+}
+
+int ops_widens(void) {
+  ops_choose();
+  return !gpu;
+}
+
 void ops_begin(ops_trial_t *trial, backend_limits_t limits) {
+  ops_choose();
   memset(trial, 0, sizeof *trial);
   trial->limits = limits;
   trial->repeat = -1;
@@ -63,9 +121,10 @@ static void ops_forget(ops_trial_t *trial) {
 static int ops_open(ops_trial_t *trial) {
   backend_options_t options =
       ops_options(trial->threads, NN_CPU_REFERENCE | paths[trial->path].bit, &trial->cancel);
-  if (cpu_backend_open(&options, &trial->table, &trial->device) != NN_OK)
+  if (open_backend(&options, &trial->table, &trial->device) != NN_OK)
     fail_msg("%s", nn_last_error());
   trial->path_name = paths[trial->path].name;
+  if (gpu) return 1;
   backend_info_t info = {.struct_size = sizeof info};
   trial->table->describe(trial->device, &info);
   assert_int_equal(info.threads, trial->threads);
@@ -82,14 +141,14 @@ int ops_next(ops_trial_t *trial) {
   trial->device = NULL;
   trial->repeat = 0;
   for (;;) {
-    if (++trial->threads > THREADS) {
+    if (++trial->threads > most_threads) {
       ops_forget(trial);
       trial->threads = 1;
       trial->path++;
     }
-    if (trial->path == PATHS) return 0;
+    if (trial->path == path_count) return 0;
     if (ops_open(trial)) return 1;
-    trial->threads = THREADS; /* this path is absent: on to the next one */
+    trial->threads = most_threads; /* this path is absent: on to the next one */
   }
 }
 
@@ -103,6 +162,10 @@ static void *scratch_of(size_t bytes) {
     size_t bytes;
   } kept[SCRATCHES];
   static int oldest;
+  if (gpu) {
+    char *data = ops_memory(1, scratch_whole(bytes) + 256);
+    return data + (256 - (uintptr_t)data % 256) % 256;
+  }
   for (int i = 0; i < SCRATCHES; i++)
     if (kept[i].data && kept[i].bytes == bytes) return kept[i].data;
   int i = oldest++ % SCRATCHES;
@@ -133,6 +196,9 @@ void ops_return(const ops_trial_t *trial) {
 }
 
 nn_status_t ops_finish(const ops_trial_t *trial, nn_status_t status) {
+  char byte; /* a copy waits for what runs, and says what became of it */
+  nn_status_t after = trial->table->copy_out(trial->device, &byte, trial->scratch, 1);
+  if (status == NN_OK) status = after;
   ops_return(trial);
   return status;
 }
@@ -178,7 +244,18 @@ double ops_sum_error(int64_t n) {
 static void *blocks[MEMORY_BLOCKS];
 static int block_count;
 
+/* A piece of the shared memory, which is handed out from its beginning again after ops_free(). */
+static void *ops_shared(size_t bytes) {
+  size_t whole = (bytes + 255) / 256 * 256;
+  if (shared.used + whole > SHARED_BYTES) fail_msg("%zu bytes exceed the shared memory", bytes);
+  void *data = shared.data + shared.used;
+  shared.used += whole;
+  return memset(data, 0, bytes);
+}
+
 void *ops_memory(int64_t count, size_t size) {
+  ops_choose();
+  if (gpu) return ops_shared((count ? (size_t)count : 1) * size);
   assert_true(block_count < MEMORY_BLOCKS);
   void *data = calloc(count ? (size_t)count : 1, size);
   assert_non_null(data);
@@ -190,6 +267,7 @@ double *ops_doubles(int64_t count) { return ops_memory(count, sizeof(double)); }
 int32_t *ops_ints(int64_t count) { return ops_memory(count, sizeof(int32_t)); }
 
 void ops_free(void) {
+  shared.used = 0;
   while (block_count) free(blocks[--block_count]);
 }
 
@@ -234,10 +312,12 @@ int64_t ops_random_index(int64_t bound, uint64_t seed, uint64_t index) {
 
 void ops_garbage(float *data, int64_t count) { memset(data, 0xff, (size_t)count * sizeof *data); }
 
+void *ops_put(const void *values, size_t bytes) {
+  return memcpy(ops_memory((int64_t)bytes, 1), values, bytes);
+}
+
 float *ops_copy(const float *data, int64_t count) {
-  float *copy = ops_floats(count);
-  memcpy(copy, data, (size_t)count * sizeof *copy);
-  return copy;
+  return ops_put(data, (size_t)count * sizeof *data);
 }
 
 /* ---- finite differences ---- */

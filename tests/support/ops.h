@@ -11,7 +11,10 @@
  *     ops_check(&trial, 0, "y", y, want, slack, count);
  *   }
  *
- * The first run of a path fixes the bits that its other runs must give. */
+ * The first run of a path fixes the bits that its other runs must give.
+ *
+ * Where MOENN_TEST_DEVICE names a GPU, that is the one path, and the data below lies in memory that
+ * the host and the GPU share. */
 #ifndef NN_TEST_OPS_H
 #define NN_TEST_OPS_H
 
@@ -80,6 +83,9 @@ void ops_check(ops_trial_t *trial, int slot, const char *name, const float *got,
 /* The same bits as in the path's first run. */
 void ops_check_bits(ops_trial_t *trial, int slot, const char *name, const void *got, size_t bytes);
 
+/* Whether bf16 weights beside fp32 activations can be had: on the CPU, but not on a GPU. */
+int ops_widens(void);
+
 /* ---- data; freed together by ops_free() ------------------------------------------------------ */
 
 void *ops_memory(int64_t count, size_t size);
@@ -108,6 +114,13 @@ void ops_garbage(float *data, int64_t count);
 
 /* A copy of count floats. */
 float *ops_copy(const float *data, int64_t count);
+
+/* A copy of so many bytes, and one of values that are written out: OPS_PUT(float, 1, 2). No
+ * operation is given a test's own arrays: what is on the stack, static or constant is the host's
+ * alone. */
+void *ops_put(const void *values, size_t bytes);
+#define OPS_PUT(type, ...) \
+  ops_put((const type[]){__VA_ARGS__}, sizeof((const type[]){__VA_ARGS__}))
 
 /* ---- tolerances ------------------------------------------------------------------------------ */
 

@@ -1,0 +1,376 @@
+/* Attention of few query rows against a cache (Flash-Decoding): bf16, head dim D 64 or 128. A block
+ * takes 16 packed rows and a part of the keys that the sequence has; its warps take turns at steps
+ * of 2048 / D keys and keep sums of their own. Keys and values are read once, 16 bytes a lane, and
+ * are fragments as they come:
+ *
+ * - lane 4g + t reads numbers 8t .. 8t + 7 of 32 of key g. A sum over the head dim may run in any
+ *   order if both factors agree, so these are the four registers of two products' B, and queries
+ *   are read the same way as A;
+ * - lane 4g + t reads numbers 8g .. 8g + 7 of 64 of the values of keys 2t, 2t + 1, 2t + 8, 2t + 9,
+ *   and pairs of keys are B's registers. Column g of product j is then number 8g + j of the output.
+ *
+ * Sums of warps, then of the cluster's blocks or of all parts, are put together in their order. */
+#include "attention/tile.cuh"
+
+enum { DECODE_WARPS = 8, DECODE_THREADS = 32 * DECODE_WARPS };
+
+template <int D>
+constexpr int decode_step = 2048 / D;
+template <int D>
+constexpr int decode_pitch = D + 4; /* of a row of sums in shared memory */
+template <int D>
+constexpr int decode_bytes = (DECODE_WARPS + 1) * DECODE_ROWS * decode_pitch<D> * 4;
+
+struct decode_t {
+  op_attention_t op;
+  attention_rows_t rows;
+  attention_parts_t parts;
+  int tiles; /* of rows, of each sequence and key-value head */
+  float scale; /* log2(e) * op.scale */
+};
+
+/* What a warp has of its rows g and g + 8. */
+template <int D>
+struct decode_state_t {
+  float shift[2]; /* largest score so far, in base 2 */
+  float sum[2]; /* of weights, this lane's keys */
+  float acc[D / 8][4];
+};
+
+__device__ __forceinline__ uint4 decode_load(const bf16_t *from, bool take) {
+  return take ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
+}
+
+/* Queries first + g and first + g + 8 as A. */
+template <int D>
+__device__ __forceinline__ void decode_queries(uint32_t (&a)[D / 16][4], const bf16_t *q,
+                                               int64_t stride, const attention_rows_t &rows,
+                                               int first) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int r = first + half * 8 + g;
+    bool take = r < rows.count;
+    const bf16_t *from = q + (take ? rows_at(rows, r, stride, D) : 0) + t * 8;
+#pragma unroll
+    for (int x = 0; x < D / 32; x++) {
+      uint4 y = decode_load(from + x * 32, take);
+      a[2 * x][half] = y.x, a[2 * x][2 + half] = y.y;
+      a[2 * x + 1][half] = y.z, a[2 * x + 1][2 + half] = y.w;
+    }
+  }
+}
+
+/* One step of keys; seen: keys of the part that each row sees, from the step's first on. */
+template <int D>
+__device__ __forceinline__ void decode_take(decode_state_t<D> &state,
+                                            const uint32_t (&a)[D / 16][4], const bf16_t *k,
+                                            const bf16_t *v, int64_t ld, int keys,
+                                            const int (&seen)[2], float scale) {
+  constexpr int STEP = decode_step<D>;
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  uint4 key[STEP / 8][D / 32], value[STEP / 16][D / 64][4];
+#pragma unroll
+  for (int n = 0; n < STEP / 8; n++)
+#pragma unroll
+    for (int x = 0; x < D / 32; x++)
+      key[n][x] = decode_load(k + (n * 8 + g) * ld + x * 32 + t * 8, n * 8 + g < keys);
+#pragma unroll
+  for (int n = 0; n < STEP / 16; n++)
+#pragma unroll
+    for (int h = 0; h < D / 64; h++)
+#pragma unroll
+      for (int x = 0; x < 4; x++) {
+        int j = n * 16 + 2 * t + (x & 1) + (x >> 1) * 8;
+        value[n][h][x] = decode_load(v + j * ld + h * 64 + g * 8, j < keys);
+      }
+
+  float s[STEP / 8][4] = {};
+#pragma unroll
+  for (int n = 0; n < STEP / 8; n++)
+#pragma unroll
+    for (int x = 0; x < D / 32; x++) {
+      tile_mma(s[n], a[2 * x], key[n][x].x, key[n][x].y);
+      tile_mma(s[n], a[2 * x + 1], key[n][x].z, key[n][x].w);
+    }
+
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float top = -INFINITY;
+#pragma unroll
+    for (int n = 0; n < STEP / 8; n++)
+#pragma unroll
+      for (int x = 0; x < 2; x++) {
+        float &score = s[n][2 * half + x];
+        score = n * 8 + 2 * t + x < seen[half] ? score * scale : -INFINITY;
+        top = fmaxf(top, score);
+      }
+    float shift = fmaxf(state.shift[half], tile_row_max(top));
+    float base = shift == -INFINITY ? 0 : shift; /* without keys so far, weights are 0 */
+    float shrink = tile_exp2(state.shift[half] - base);
+    state.shift[half] = shift;
+    state.sum[half] *= shrink;
+#pragma unroll
+    for (int n = 0; n < D / 8; n++) {
+      state.acc[n][2 * half] *= shrink;
+      state.acc[n][2 * half + 1] *= shrink;
+    }
+#pragma unroll
+    for (int n = 0; n < STEP / 8; n++)
+#pragma unroll
+      for (int x = 2 * half; x < 2 * half + 2; x++) {
+        s[n][x] = tile_exp2(s[n][x] - base);
+        state.sum[half] += s[n][x];
+      }
+  }
+
+#pragma unroll
+  for (int n = 0; n < STEP / 16; n++) {
+    uint32_t p[4] = {tile_pair(s[2 * n][0], s[2 * n][1]), tile_pair(s[2 * n][2], s[2 * n][3]),
+                     tile_pair(s[2 * n + 1][0], s[2 * n + 1][1]),
+                     tile_pair(s[2 * n + 1][2], s[2 * n + 1][3])};
+#pragma unroll
+    for (int h = 0; h < D / 64; h++) {
+      const uint4(&y)[4] = value[n][h];
+      const uint32_t word[4][4] = {{y[0].x, y[1].x, y[2].x, y[3].x},
+                                   {y[0].y, y[1].y, y[2].y, y[3].y},
+                                   {y[0].z, y[1].z, y[2].z, y[3].z},
+                                   {y[0].w, y[1].w, y[2].w, y[3].w}};
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        tile_mma(state.acc[h * 8 + 2 * j], p, __byte_perm(word[j][0], word[j][1], 0x5410),
+                 __byte_perm(word[j][2], word[j][3], 0x5410));
+        tile_mma(state.acc[h * 8 + 2 * j + 1], p, __byte_perm(word[j][0], word[j][1], 0x7632),
+                 __byte_perm(word[j][2], word[j][3], 0x7632));
+      }
+    }
+  }
+}
+
+/* A warp's sums to shared memory, [16][pitch], and its weights, [16]. */
+template <int D>
+__device__ __forceinline__ void decode_put(const decode_state_t<D> &state, float *sum,
+                                           float2 *weight) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    int row = half * 8 + g;
+    float total = tile_row_sum(state.sum[half]);
+    if (t == 0) weight[row] = make_float2(state.shift[half], total);
+#pragma unroll
+    for (int h = 0; h < D / 64; h++)
+#pragma unroll
+      for (int x = 0; x < 2; x++) /* columns 2t and 2t + 1 of eight products: 8 numbers each */
+#pragma unroll
+        for (int j = 0; j < 8; j += 4) {
+          const float (*from)[4] = state.acc + h * 8 + j;
+          int y = 2 * half + x;
+          *(float4 *)(sum + row * decode_pitch<D> + h * 64 + (2 * t + x) * 8 + j) =
+              make_float4(from[0][y], from[1][y], from[2][y], from[3][y]);
+        }
+  }
+}
+
+/* ---- putting sums together ------------------------------------------------------------------- */
+
+struct decode_sum_t {
+  float2 weight; /* largest score in base 2, sum of weights */
+  float value; /* sum of weighted values, of one number of the head dim */
+};
+
+/* Of `count` sums in order; weight(i) and value(i) read the i-th. */
+template <typename Weight, typename Value>
+__device__ __forceinline__ decode_sum_t decode_join(int count, Weight weight, Value value) {
+  decode_sum_t sum = {{-INFINITY, 0}, 0};
+  for (int i = 0; i < count; i++) sum.weight.x = fmaxf(sum.weight.x, weight(i).x);
+  float base = sum.weight.x == -INFINITY ? 0 : sum.weight.x;
+  for (int i = 0; i < count; i++) {
+    float2 more = weight(i);
+    float shrink = tile_exp2(more.x - base);
+    sum.weight.y += shrink * more.y;
+    sum.value += shrink * value(i);
+  }
+  return sum;
+}
+
+__device__ __forceinline__ void decode_cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive;\n\tbarrier.cluster.wait;" ::: "memory");
+#endif
+}
+
+/* A float of another block of the cluster, which lies there where `own` does here. */
+__device__ __forceinline__ float decode_remote(const float *own, int rank) {
+  float x = 0;
+#if __CUDA_ARCH__ >= 900
+  uint32_t at;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"(tile_address(own)), "r"(rank));
+  asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(x) : "r"(at) : "memory");
+#else
+  (void)own, (void)rank;
+#endif
+  return x;
+}
+
+/* One number of the output, or of a part's sum. */
+template <int D>
+__device__ __forceinline__ void decode_write(const decode_t &a, int64_t out, int d, int part,
+                                             bool whole, decode_sum_t sum) {
+  float largest = sum.weight.x * ATTENTION_LN_2, weight = sum.weight.y;
+  if (!whole) {
+    int64_t at = (int64_t)part * a.op.batch * a.rows.q_len * a.rows.heads + out;
+    if (weight != 0) a.parts.sum[at * D + d] = sum.value;
+    if (d == 0) a.parts.weight[at] = make_float2(largest, weight);
+    return;
+  }
+  ((bf16_t *)a.op.o)[out * D + d] = __float2bfloat16_rn(weight == 0 ? 0 : sum.value / weight);
+  if (a.op.lse && d == 0) a.op.lse[out] = weight == 0 ? -INFINITY : largest + logf(weight);
+}
+
+/* Blocks: sequences and key-value heads; in each, tiles of rows; in each, parts. */
+template <int D, bool CLUSTER>
+__global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode_t a) {
+  extern __shared__ __align__(16) float shared[];
+  __shared__ float2 weight[DECODE_WARPS + 1][DECODE_ROWS];
+  constexpr int STEP = decode_step<D>, SIZE = DECODE_ROWS * decode_pitch<D>;
+  int parts = (int)a.parts.count, part = blockIdx.x % parts;
+  int tile = blockIdx.x / parts % a.tiles, first = tile * DECODE_ROWS;
+  const rows_place_t place = rows_place(a.op, a.rows, blockIdx.x / parts / a.tiles);
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+
+  uint32_t q[D / 16][4];
+  decode_queries<D>(q,
+                    (const bf16_t *)a.op.q + (int64_t)place.b * a.rows.q_len * a.op.ldq +
+                        (int64_t)place.kv_head * a.rows.group * D,
+                    a.op.ldq, a.rows, first);
+  int begin, end, sees[2];
+  int last = min(first + DECODE_ROWS, a.rows.count) - 1;
+  rows_part(rows_visible(a.rows, place.kv_len, last), parts, part, STEP, &begin, &end);
+#pragma unroll
+  for (int half = 0; half < 2; half++)
+    sees[half] = min(end, rows_visible(a.rows, place.kv_len, first + half * 8 + (lane >> 2)));
+
+  decode_state_t<D> state = {{-INFINITY, -INFINITY}, {0, 0}, {}};
+  const bf16_t *k = (const bf16_t *)a.op.k + place.kv, *v = (const bf16_t *)a.op.v + place.kv;
+  for (int key = begin + warp * STEP; key < end; key += DECODE_WARPS * STEP) {
+    int seen[2] = {sees[0] - key, sees[1] - key};
+    decode_take<D>(state, q, k + key * a.op.ldkv, v + key * a.op.ldkv, a.op.ldkv, end - key, seen,
+                   a.scale);
+  }
+  decode_put<D>(state, shared + warp * SIZE, weight[warp]);
+  __syncthreads();
+
+  float *block_sum = shared + DECODE_WARPS * SIZE;
+  float2 *block_weight = weight[DECODE_WARPS];
+  for (int at = threadIdx.x; at < DECODE_ROWS * D; at += DECODE_THREADS) {
+    int row = at / D, d = at % D, place_in = row * decode_pitch<D> + d;
+    decode_sum_t sum = decode_join(
+        DECODE_WARPS, [&](int i) { return weight[i][row]; },
+        [&](int i) { return shared[i * SIZE + place_in]; });
+    if constexpr (CLUSTER) {
+      block_sum[place_in] = sum.value;
+      if (d == 0) block_weight[row] = sum.weight;
+    } else if (first + row < a.rows.count) {
+      decode_write<D>(a, rows_out(a.rows, place.b, place.kv_head, first + row), d, part, parts == 1,
+                      sum);
+    }
+  }
+  if constexpr (!CLUSTER) return;
+
+  decode_cluster_wait();
+  for (int at = part * DECODE_THREADS + threadIdx.x; at < DECODE_ROWS * D;
+       at += parts * DECODE_THREADS) {
+    int row = at / D, d = at % D;
+    if (first + row >= a.rows.count) continue;
+    decode_sum_t sum = decode_join(
+        parts,
+        [&](int i) {
+          return make_float2(decode_remote(&block_weight[row].x, i),
+                             decode_remote(&block_weight[row].y, i));
+        },
+        [&](int i) { return decode_remote(block_sum + row * decode_pitch<D> + d, i); });
+    decode_write<D>(a, rows_out(a.rows, place.b, place.kv_head, first + row), d, part, true, sum);
+  }
+  decode_cluster_wait(); /* nobody leaves while others read its memory */
+}
+
+template <int D>
+static void decode_launch(backend_device_t *device, const decode_t *a, unsigned blocks,
+                          int cluster) {
+  constexpr int bytes = decode_bytes<D>;
+  if (!cluster) {
+    cudaFuncSetAttribute(decode_forward<D, false>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                         bytes);
+    decode_forward<D, false><<<blocks, DECODE_THREADS, bytes, device->stream>>>(*a);
+    return;
+  }
+  cudaFuncSetAttribute(decode_forward<D, true>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = (unsigned)a->parts.count;
+  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(blocks), config.blockDim = dim3(DECODE_THREADS);
+  config.dynamicSmemBytes = bytes, config.stream = device->stream;
+  config.attrs = &attribute, config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, decode_forward<D, true>, *a);
+}
+
+void attention_decode(backend_device_t *device, const op_attention_t *op,
+                      const attention_parts_t *parts, int cluster) {
+  attention_rows_t rows = attention_rows(op->q_len, op->heads, op->kv_heads);
+  int tiles = (int)cuda_blocks(rows.count, DECODE_ROWS);
+  decode_t a = {*op, rows, *parts, tiles, op->scale * ATTENTION_LOG2_E};
+  unsigned blocks = (unsigned)(op->batch * op->kv_heads * tiles * parts->count);
+  if (op->head_dim == 64)
+    decode_launch<64>(device, &a, blocks, cluster);
+  else
+    decode_launch<128>(device, &a, blocks, cluster);
+}
+
+/* ---- parts in device memory ------------------------------------------------------------------ */
+
+enum { DECODE_MERGE_THREADS = 256 };
+
+/* One row of o. The numbers of the head dim lie across `width` threads, a power of two; each group
+ * of so many threads takes every so many-th part, and the groups are added in order. */
+template <typename T>
+__global__ void __launch_bounds__(DECODE_MERGE_THREADS)
+    decode_merge_rows(const op_attention_t op, const attention_parts_t parts, int width) {
+  __shared__ float room[32], shrink[ATTENTION_PARTS], sums[DECODE_MERGE_THREADS];
+  int count = (int)parts.count, dim = (int)op.head_dim;
+  int64_t step = (int64_t)gridDim.x, row = blockIdx.x; /* rows of a part */
+
+  float2 own = make_float2(-INFINITY, 0);
+  if (threadIdx.x < count) own = parts.weight[threadIdx.x * step + row];
+  float largest = block_max(own.x, room), base = largest == -INFINITY ? 0 : largest;
+  float factor = expf(own.x - base);
+  if (threadIdx.x < count) shrink[threadIdx.x] = factor;
+  float weight = block_sum(factor * own.y, room); /* shrink is whole behind its barriers */
+
+  int d = threadIdx.x % width, group = threadIdx.x / width, groups = DECODE_MERGE_THREADS / width;
+  float sum = 0;
+  if (d < dim)
+    for (int i = group; i < count; i += groups)
+      if (shrink[i] != 0) sum += shrink[i] * parts.sum[(i * step + row) * dim + d];
+  sums[threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.x >= dim) return;
+  for (int i = 1; i < groups; i++) sum += sums[i * width + threadIdx.x];
+  ((T *)op.o)[row * dim + threadIdx.x] = from_float<T>(weight == 0 ? 0 : sum / weight);
+  if (op.lse && threadIdx.x == 0) op.lse[row] = weight == 0 ? -INFINITY : largest + logf(weight);
+}
+
+template <typename T>
+static void decode_merge_launch(backend_device_t *device, const op_attention_t *op,
+                                const attention_parts_t *parts) {
+  unsigned rows = (unsigned)(op->batch * op->q_len * op->heads);
+  int width = 32;
+  while (width < op->head_dim) width *= 2;
+  decode_merge_rows<T><<<rows, DECODE_MERGE_THREADS, 0, device->stream>>>(*op, *parts, width);
+}
+
+void attention_merge(backend_device_t *device, const op_attention_t *op,
+                     const attention_parts_t *parts) {
+  CUDA_BY_DTYPE(op->act_dtype, decode_merge_launch, device, op, parts);
+}

@@ -1,0 +1,211 @@
+/* Attention forward by tensor cores (FlashAttention-2): bf16, head dim D 64 or 128. A block takes
+ * 128 packed rows, 32 a warp, and walks over tiles of 64 or 32 keys from the first; o = sum_j
+ * exp(s_j - m) v_j / sum_j exp(s_j - m), in base 2.
+ *
+ * m is the largest score only up to a slack: it is raised, and what was summed is scaled down, when
+ * a score exceeds it by 8, a factor of 256. Any m gives the same quotient.
+ * Sums run over keys in order, 16 at a time. */
+#include "attention/tile.cuh"
+
+enum { FLASH_M = 2, FLASH_ROWS = TILE_WARPS * 16 * FLASH_M };
+
+/* Head dim 64 keeps the queries' fragments in registers; 128 has no room, reads them again, and
+ * takes fewer keys at once. */
+template <int D>
+constexpr int flash_keys = 4096 / D;
+template <int D>
+constexpr int flash_bytes = 2 * D * (FLASH_ROWS + 4 * flash_keys<D>);
+
+static constexpr float flash_slack = 8;
+
+/* What a thread keeps of its rows: m * 16 + half * 8 + g of its warp's. */
+struct flash_state_t {
+  float shift[FLASH_M][2]; /* log2(e) * scale * m */
+  float sum[FLASH_M][2];   /* this lane's columns */
+};
+
+/* Scores of keys that a row does not see become -infinity. */
+template <int N>
+__device__ __forceinline__ void flash_mask(float (&s)[FLASH_M][N][4], const attention_rows_t &rows,
+                                           int kv_len, int row, int key) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+  for (int m = 0; m < FLASH_M; m++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      int seen = rows_visible(rows, kv_len, row + m * 16 + half * 8 + g) - key - 2 * t;
+#pragma unroll
+      for (int n = 0; n < N; n++)
+#pragma unroll
+        for (int x = 0; x < 2; x++)
+          if (n * 8 + x >= seen) s[m][n][2 * half + x] = -INFINITY;
+    }
+}
+
+template <int D>
+__device__ __forceinline__ void flash_raise(flash_state_t &state, float (&acc)[FLASH_M][D / 8][4],
+                                            const float (&most)[FLASH_M][2], float scale,
+                                            bool first) {
+  bool over = first;
+#pragma unroll
+  for (int m = 0; m < FLASH_M; m++)
+#pragma unroll
+    for (int half = 0; half < 2; half++)
+      over |= most[m][half] * scale > state.shift[m][half] + flash_slack;
+  if (!__any_sync(0xffffffffu, over)) return;
+#pragma unroll
+  for (int m = 0; m < FLASH_M; m++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float top = tile_row_max(most[m][half]) * scale;
+      if (first) { /* a row that sees no key has only weights of exp2(-infinity) */
+        state.shift[m][half] = top == -INFINITY ? 0 : top;
+        continue;
+      }
+      float shift = fmaxf(state.shift[m][half], top);
+      float shrink = tile_exp2(state.shift[m][half] - shift);
+      state.shift[m][half] = shift;
+      state.sum[m][half] *= shrink;
+#pragma unroll
+      for (int n = 0; n < D / 8; n++) {
+        acc[m][n][2 * half] *= shrink;
+        acc[m][n][2 * half + 1] *= shrink;
+      }
+    }
+}
+
+/* The scores of a tile of keys become weights, and acc takes the values. */
+template <int D, int N>
+__device__ __forceinline__ void flash_take(flash_state_t &state, float (&acc)[FLASH_M][D / 8][4],
+                                           float (&s)[FLASH_M][N][4], uint32_t values, float scale,
+                                           bool first) {
+  float most[FLASH_M][2];
+#pragma unroll
+  for (int m = 0; m < FLASH_M; m++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float top = s[m][0][2 * half];
+#pragma unroll
+      for (int n = 0; n < N; n++) top = fmaxf(top, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
+      most[m][half] = top;
+    }
+  flash_raise<D>(state, acc, most, scale, first);
+#pragma unroll
+  for (int k = 0; k < N / 2; k++) {
+#pragma unroll
+    for (int m = 0; m < FLASH_M; m++)
+#pragma unroll
+      for (int n = 2 * k; n < 2 * k + 2; n++)
+#pragma unroll
+        for (int x = 0; x < 4; x++) {
+          s[m][n][x] = tile_exp2(fmaf(s[m][n][x], scale, -state.shift[m][x / 2]));
+          state.sum[m][x / 2] += s[m][n][x];
+        }
+    tile_add<D, FLASH_M, N / 2>(acc, s, k, values + k * 32 * D);
+  }
+}
+
+template <int D>
+__device__ __forceinline__ void flash_write(const op_attention_t &op, const attention_rows_t &rows,
+                                            const rows_place_t &place, flash_state_t &state,
+                                            const float (&acc)[FLASH_M][D / 8][4],
+                                            unsigned char *tile, int row) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  float scale[FLASH_M][2];
+#pragma unroll
+  for (int m = 0; m < FLASH_M; m++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float sum = tile_row_sum(state.sum[m][half]);
+      int r = row + m * 16 + half * 8 + g;
+      scale[m][half] = sum == 0 ? 0 : __fdividef(1, sum);
+      if (op.lse && t == 0 && r < rows.count)
+        op.lse[rows_out(rows, place.b, place.kv_head, r)] =
+            sum == 0 ? -INFINITY : state.shift[m][half] * ATTENTION_LN_2 + logf(sum);
+    }
+  int64_t stride = (int64_t)rows.heads * D;
+  bf16_t *o = (bf16_t *)op.o + (int64_t)place.b * rows.q_len * stride +
+              (int64_t)place.kv_head * rows.group * D;
+  tile_store_rows<D, FLASH_M>(tile, o, stride, rows, row, acc, scale);
+}
+
+/* Blocks: tiles of rows from the last, which sees the most keys, to the first; in each, sequences
+ * and key-value heads. scale: log2(e) * op.scale. */
+template <int D>
+__global__ void __launch_bounds__(TILE_THREADS, 2)
+    flash_forward(const op_attention_t op, const attention_rows_t rows, int pairs, float scale) {
+  extern __shared__ __align__(128) unsigned char shared[];
+  const rows_place_t place = rows_place(op, rows, blockIdx.x % pairs);
+  int first = (gridDim.x / pairs - 1 - blockIdx.x / pairs) * FLASH_ROWS;
+  int warp = threadIdx.x >> 5, row = first + warp * 16 * FLASH_M;
+
+  int end = rows_visible(rows, place.kv_len, min(first + FLASH_ROWS, rows.count) - 1);
+  int warp_end = 0, all_see = 0; /* keys that some row, and that every row of the warp sees */
+  if (row < rows.count) {
+    warp_end = rows_visible(rows, place.kv_len, min(row + 16 * FLASH_M, rows.count) - 1);
+    all_see = rows_visible(rows, place.kv_len, row);
+  }
+
+  const bf16_t *q = (const bf16_t *)op.q + (int64_t)place.b * rows.q_len * op.ldq +
+                    (int64_t)place.kv_head * rows.group * D;
+  const bf16_t *k = (const bf16_t *)op.k + place.kv, *v = (const bf16_t *)op.v + place.kv;
+  constexpr int KEYS = flash_keys<D>;
+  constexpr uint32_t key_bytes = KEYS * 2 * D;
+  uint32_t queries = tile_address(shared), keys = queries + FLASH_ROWS * 2 * D;
+  uint32_t own = queries + warp * 16 * FLASH_M * 2 * D;
+  tile_load_rows<D, FLASH_ROWS>(queries, q, op.ldq, rows, first);
+  tile_load<D, KEYS>(keys, k, op.ldkv, 0, end);
+  tile_load<D, KEYS>(keys + key_bytes, v, op.ldkv, 0, end);
+  tile_copy_end();
+
+  constexpr bool keep = D == 64;
+  uint32_t a[keep ? D / 16 : 1][FLASH_M][4];
+  float acc[FLASH_M][D / 8][4];
+  flash_state_t state = {};
+  tile_zero(acc);
+  uint32_t stage = keys;
+  for (int key = 0; key < end; key += KEYS) {
+    tile_copy_wait();
+    __syncthreads(); /* this tile is there, and the other stage has been read */
+    uint32_t next = stage == keys ? keys + 2 * key_bytes : keys;
+    if (key + KEYS < end) {
+      tile_load<D, KEYS>(next, k, op.ldkv, key + KEYS, end);
+      tile_load<D, KEYS>(next + key_bytes, v, op.ldkv, key + KEYS, end);
+      tile_copy_end();
+    }
+    if constexpr (keep)
+      if (key == 0) tile_load_a<D, FLASH_M>(a, own);
+    if (key < warp_end) {
+      float s[FLASH_M][KEYS / 8][4];
+      tile_zero(s);
+      if constexpr (keep)
+        tile_dot<D, FLASH_M, KEYS / 16>(s, a, stage);
+      else
+        tile_dot_shared<D, FLASH_M, KEYS / 16>(s, own, stage);
+      if (key + KEYS > all_see) flash_mask(s, rows, place.kv_len, row, key);
+      flash_take<D, KEYS / 8>(state, acc, s, stage + key_bytes, scale, key == 0);
+    }
+    stage = next;
+  }
+  tile_copy_wait(); /* without keys, the queries may still be on their way */
+  __syncthreads();
+  flash_write<D>(op, rows, place, state, acc, shared + warp * 16 * FLASH_M * 2 * D, row);
+}
+
+template <int D>
+static void flash_launch(backend_device_t *device, const op_attention_t *op) {
+  attention_rows_t rows = attention_rows(op->q_len, op->heads, op->kv_heads);
+  int pairs = (int)(op->batch * op->kv_heads);
+  unsigned blocks = (unsigned)(cuda_blocks(rows.count, FLASH_ROWS) * pairs);
+  cudaFuncSetAttribute(flash_forward<D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                       flash_bytes<D>);
+  flash_forward<D><<<blocks, TILE_THREADS, flash_bytes<D>, device->stream>>>(
+      *op, rows, pairs, op->scale * ATTENTION_LOG2_E);
+}
+
+void attention_flash(backend_device_t *device, const op_attention_t *op) {
+  if (op->head_dim == 64)
+    flash_launch<64>(device, op);
+  else
+    flash_launch<128>(device, op);
+}

@@ -1,0 +1,244 @@
+/* Tiles of bf16 in shared memory and products of 16 x 8 x 16 by tensor cores (mma.m16n8k16).
+ *
+ * A tile has rows of D numbers without padding; the 16-byte chunks of row r lie at chunk ^ (r & 7),
+ * so that the eight rows of an 8 x 8 matrix meet all banks once. In a fragment, lane = 4 g + t
+ * holds of A (rows g, g + 8; columns 2t, 2t + 1, and 8 more), of B the same of its transpose, and
+ * of a result c[0], c[1]: row g, columns 2t, 2t + 1; c[2], c[3]: row g + 8. The result of one
+ * product is thus the A of the next without a move between lanes. */
+#ifndef NN_CUDA_ATTENTION_TILE_CUH
+#define NN_CUDA_ATTENTION_TILE_CUH
+
+#include "attention/rows.cuh"
+
+enum { TILE_THREADS = 128, TILE_WARPS = 4, TILE_KEYS = 64 };
+
+/* ---- instructions ---------------------------------------------------------------------------- */
+
+__device__ __forceinline__ uint32_t tile_address(const void *shared) {
+  return (uint32_t)__cvta_generic_to_shared(shared);
+}
+
+/* 16 bytes to shared memory, or 16 zeros. */
+__device__ __forceinline__ void tile_copy(uint32_t to, const void *from, bool take) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(take ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void tile_copy_end() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+__device__ __forceinline__ void tile_copy_wait() {
+  asm volatile("cp.async.wait_group 0;" ::: "memory");
+}
+
+__device__ __forceinline__ void tile_matrices(uint32_t (&m)[4], uint32_t at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(at)
+               : "memory");
+}
+__device__ __forceinline__ void tile_matrices_transposed(uint32_t (&m)[4], uint32_t at) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+               : "r"(at)
+               : "memory");
+}
+
+__device__ __forceinline__ void tile_mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
+                                         uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+__device__ __forceinline__ float tile_exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+__device__ __forceinline__ uint32_t tile_pair(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
+/* Over the four lanes that share rows of a result. */
+__device__ __forceinline__ float tile_row_sum(float x) {
+  x += __shfl_xor_sync(0xffffffffu, x, 1);
+  return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+__device__ __forceinline__ float tile_row_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+  return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+
+/* ---- fragments ------------------------------------------------------------------------------- */
+
+/* Byte offset of this lane's row for ldmatrix, of 16 rows x 16 columns at row 0 and column 0.
+ * Columns 16 k are offset ^ (k << 5); rows 16 k are offset + k * 32 * D. By rows: matrices are rows
+ * 0-7, rows 8-15, and the same of the right half: A's order, and that of B stored [k, n], read
+ * transposed. By columns: left, right of rows 0-7, then of rows 8-15: two of B stored [n, k]. */
+template <int D>
+__device__ __forceinline__ uint32_t tile_by_rows() {
+  uint32_t lane = threadIdx.x & 31;
+  return (lane & 15) * (2 * D) + (((lane >> 4) ^ (lane & 7)) << 4);
+}
+template <int D>
+__device__ __forceinline__ uint32_t tile_by_columns() {
+  uint32_t lane = threadIdx.x & 31;
+  return ((lane >> 4) * 8 + (lane & 7)) * (2 * D) + ((((lane >> 3) & 1) ^ (lane & 7)) << 4);
+}
+
+/* A of 16 M rows x D from shared memory. */
+template <int D, int M>
+__device__ __forceinline__ void tile_load_a(uint32_t (&a)[D / 16][M][4], uint32_t tile) {
+#pragma unroll
+  for (int k = 0; k < D / 16; k++)
+#pragma unroll
+    for (int m = 0; m < M; m++)
+      tile_matrices(a[k][m], tile + (tile_by_rows<D>() ^ (k << 5)) + m * 32 * D);
+}
+
+/* s += a b^T: a 16 M rows in registers, b 16 N rows in shared memory, both of D columns. */
+template <int D, int M, int N>
+__device__ __forceinline__ void tile_dot(float (&s)[M][2 * N][4], const uint32_t (&a)[D / 16][M][4],
+                                         uint32_t b) {
+#pragma unroll
+  for (int k = 0; k < D / 16; k++)
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+      uint32_t y[4];
+      tile_matrices(y, b + (tile_by_columns<D>() ^ (k << 5)) + n * 32 * D);
+#pragma unroll
+      for (int m = 0; m < M; m++) {
+        tile_mma(s[m][2 * n], a[k][m], y[0], y[1]);
+        tile_mma(s[m][2 * n + 1], a[k][m], y[2], y[3]);
+      }
+    }
+}
+
+/* The same with a in shared memory. */
+template <int D, int M, int N>
+__device__ __forceinline__ void tile_dot_shared(float (&s)[M][2 * N][4], uint32_t a, uint32_t b) {
+#pragma unroll
+  for (int k = 0; k < D / 16; k++) {
+    uint32_t x[M][4];
+#pragma unroll
+    for (int m = 0; m < M; m++)
+      tile_matrices(x[m], a + (tile_by_rows<D>() ^ (k << 5)) + m * 32 * D);
+#pragma unroll
+    for (int n = 0; n < N; n++) {
+      uint32_t y[4];
+      tile_matrices(y, b + (tile_by_columns<D>() ^ (k << 5)) + n * 32 * D);
+#pragma unroll
+      for (int m = 0; m < M; m++) {
+        tile_mma(s[m][2 * n], x[m], y[0], y[1]);
+        tile_mma(s[m][2 * n + 1], x[m], y[2], y[3]);
+      }
+    }
+  }
+}
+
+/* acc += p b: p 16 M rows x 16 columns, results of a product, rounded to bf16; b 16 rows of D in
+ * shared memory. `first`: which 16 columns of s are p. */
+template <int D, int M, int N>
+__device__ __forceinline__ void tile_add(float (&acc)[M][D / 8][4], const float (&s)[M][2 * N][4],
+                                         int first, uint32_t b) {
+  uint32_t p[M][4];
+#pragma unroll
+  for (int m = 0; m < M; m++)
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      p[m][2 * half] = tile_pair(s[m][2 * first + half][0], s[m][2 * first + half][1]);
+      p[m][2 * half + 1] = tile_pair(s[m][2 * first + half][2], s[m][2 * first + half][3]);
+    }
+#pragma unroll
+  for (int n = 0; n < D / 16; n++) {
+    uint32_t y[4];
+    tile_matrices_transposed(y, b + (tile_by_rows<D>() ^ (n << 5)));
+#pragma unroll
+    for (int m = 0; m < M; m++) {
+      tile_mma(acc[m][2 * n], p[m], y[0], y[1]);
+      tile_mma(acc[m][2 * n + 1], p[m], y[2], y[3]);
+    }
+  }
+}
+
+template <int M, int N>
+__device__ __forceinline__ void tile_zero(float (&acc)[M][N][4]) {
+#pragma unroll
+  for (int m = 0; m < M; m++)
+#pragma unroll
+    for (int n = 0; n < N; n++)
+#pragma unroll
+      for (int x = 0; x < 4; x++) acc[m][n][x] = 0;
+}
+
+/* ---- tiles from and to device memory, by all TILE_THREADS threads ---------------------------- */
+
+template <int D>
+__device__ __forceinline__ uint32_t tile_chunk(int row, int chunk) {
+  return row * (2 * D) + ((chunk ^ (row & 7)) << 4);
+}
+
+/* Rows first .. first + ROWS of a matrix with stride ld; zeros from row `end` on. */
+template <int D, int ROWS>
+__device__ __forceinline__ void tile_load(uint32_t tile, const bf16_t *from, int64_t ld, int first,
+                                          int end) {
+  constexpr int chunks = D / 8, step = TILE_THREADS / chunks;
+  int chunk = threadIdx.x % chunks, row = threadIdx.x / chunks;
+#pragma unroll
+  for (int x = 0; x < ROWS / step; x++, row += step) {
+    bool take = first + row < end;
+    tile_copy(tile + tile_chunk<D>(row, chunk), take ? from + (first + row) * ld + chunk * 8 : from,
+              take);
+  }
+}
+
+/* Packed rows first .. first + ROWS; zeros behind the last. */
+template <int D, int ROWS>
+__device__ __forceinline__ void tile_load_rows(uint32_t tile, const bf16_t *from, int64_t stride,
+                                               const attention_rows_t &rows, int first) {
+  constexpr int chunks = D / 8, step = TILE_THREADS / chunks;
+  int chunk = threadIdx.x % chunks, row = threadIdx.x / chunks;
+#pragma unroll
+  for (int x = 0; x < ROWS / step; x++, row += step) {
+    bool take = first + row < rows.count;
+    tile_copy(tile + tile_chunk<D>(row, chunk),
+              take ? from + rows_at(rows, first + row, stride, D) + chunk * 8 : from, take);
+  }
+}
+
+/* One warp writes its 16 M packed rows from `first` on, acc times scale[m][row half], through its
+ * own rows of a tile. */
+template <int D, int M>
+__device__ __forceinline__ void tile_store_rows(unsigned char *tile, bf16_t *to, int64_t stride,
+                                                const attention_rows_t &rows, int first,
+                                                const float (&acc)[M][D / 8][4],
+                                                const float (&scale)[M][2]) {
+  constexpr int chunks = D / 8;
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  __syncwarp();
+#pragma unroll
+  for (int m = 0; m < M; m++)
+#pragma unroll
+    for (int n = 0; n < D / 8; n++)
+#pragma unroll
+      for (int half = 0; half < 2; half++) {
+        uint32_t pair = tile_pair(acc[m][n][2 * half] * scale[m][half],
+                                  acc[m][n][2 * half + 1] * scale[m][half]);
+        *(uint32_t *)(tile + tile_chunk<D>(m * 16 + half * 8 + g, n) + t * 4) = pair;
+      }
+  __syncwarp();
+#pragma unroll
+  for (int x = 0; x < M * 16 * chunks / 32; x++) {
+    int row = (x * 32 + lane) / chunks, chunk = lane % chunks;
+    if (first + row < rows.count)
+      *(uint4 *)(to + rows_at(rows, first + row, stride, D) + chunk * 8) =
+          *(const uint4 *)(tile + tile_chunk<D>(row, chunk));
+  }
+}
+
+#endif

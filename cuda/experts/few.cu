@@ -1,0 +1,259 @@
+/* The experts' forward for at most FEW_ROWS rows (decode), in two kernels bound by reading weights:
+ * few_up makes act (and pre) straight from the tokens, few_down the sum over each token's slots.
+ * Rows of one expert share the reads of its weights. A sum is a thread's share in order, then the
+ * warp's tree, then (few_down) the warps in order; slots in order. */
+#include "experts/grouped.cuh"
+
+enum {
+  FEW_THREADS = 256,
+  FEW_WARPS = FEW_THREADS / 32,
+  FEW_BLOCKS = 3,   /* at once on a multiprocessor */
+  FEW_LOADS = 4,    /* of each row of weights that a thread has in flight */
+  FEW_TOGETHER = 2, /* rows that share what is in registers; further ones find it in cache */
+  FEW_COLUMNS = 2   /* of the result that a block of few_down makes */
+};
+
+/* V elements of T in registers: sixteen bytes as they were loaded, so that they take no more room
+ * before their use, or one element as fp32. */
+template <typename T, int V>
+struct few_vec_t {
+  static_assert(V == 1 || V * sizeof(T) == 16, "sixteen bytes or one element");
+  uint32_t word[4];
+
+  /* A weight passes through once: it leaves the first-level cache to x and act. */
+  template <bool ONCE>
+  __device__ __forceinline__ void load(const T *from) {
+    if constexpr (V == 1)
+      word[0] = __float_as_uint(to_float(*from));
+    else if constexpr (ONCE)
+      asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                   : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                   : "l"(__cvta_generic_to_global(from)));
+    else
+      asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+                   : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+                   : "l"(__cvta_generic_to_global(from)));
+  }
+  __device__ __forceinline__ float at(int v) const {
+    if constexpr (V == 1 || sizeof(T) == 4)
+      return __uint_as_float(word[v]);
+    else /* the upper half of an fp32's bits */
+      return __uint_as_float(v & 1 ? word[v / 2] & 0xffff0000u : word[v / 2] << 16);
+  }
+};
+
+/* The experts that have rows, in order; found by every block for itself. */
+typedef struct few_groups {
+  int32_t count;
+  grouped_place_t at[FEW_ROWS];
+} few_groups_t;
+
+__device__ __forceinline__ void few_find(const grouped_t &grouped, few_groups_t *groups) {
+  if (threadIdx.x < 32) {
+    int32_t lane = threadIdx.x, found = 0;
+    for (int32_t first = 0; first < grouped.experts; first += 32) {
+      int32_t expert = first + lane, begin = 0, end = 0;
+      if (expert < grouped.experts) {
+        begin = grouped.offset[expert];
+        end = grouped.offset[expert + 1];
+      }
+      unsigned full = __ballot_sync(0xffffffffu, end > begin);
+      if (end > begin) groups->at[found + __popc(full & ((1u << lane) - 1))] = {expert, begin, end};
+      found += __popc(full);
+    }
+    if (lane == 0) groups->count = found;
+  }
+  __syncthreads();
+}
+
+/* sum[c][r], zero before, becomes the sum over the warp of COLUMNS rows of weights by ROWS rows of
+ * activations; the thread's share are the vectors first, first + step, ... */
+template <typename T, int V, int COLUMNS, int ROWS>
+__device__ __forceinline__ void few_dots(float (&sum)[COLUMNS][ROWS],
+                                         const T *const (&weight)[COLUMNS],
+                                         const T *const (&x)[ROWS], int32_t width, int32_t first,
+                                         int32_t step) {
+  int32_t vectors = width / V;
+  for (int32_t from = first; from < vectors; from += FEW_LOADS * step) {
+    few_vec_t<T, V> w[FEW_LOADS][COLUMNS];
+#pragma unroll
+    for (int i = 0; i < FEW_LOADS; i++)
+      if (from + i * step < vectors)
+#pragma unroll
+        for (int c = 0; c < COLUMNS; c++)
+          w[i][c].template load<true>(weight[c] + (int64_t)(from + i * step) * V);
+#pragma unroll
+    for (int i = 0; i < FEW_LOADS; i++)
+      if (from + i * step < vectors)
+#pragma unroll
+        for (int r = 0; r < ROWS; r++) {
+          few_vec_t<T, V> a;
+          a.template load<false>(x[r] + (int64_t)(from + i * step) * V);
+#pragma unroll
+          for (int v = 0; v < V; v++)
+#pragma unroll
+            for (int c = 0; c < COLUMNS; c++)
+              sum[c][r] = fmaf(w[i][c].at(v), a.at(v), sum[c][r]);
+        }
+  }
+#pragma unroll
+  for (int c = 0; c < COLUMNS; c++)
+#pragma unroll
+    for (int r = 0; r < ROWS; r++) sum[c][r] = warp_sum(sum[c][r]);
+}
+
+/* ---- up -------------------------------------------------------------------------------------- */
+
+/* A warp makes column f of ROWS rows from `row` on, of which those before the group's end exist.
+ * token: [rows]. */
+template <typename T, int V, int ROWS>
+__device__ __forceinline__ void few_up_rows(const grouped_t &grouped, const few_up_t &op,
+                                            const grouped_place_t &group, const int32_t *token,
+                                            int32_t row, int64_t f) {
+  int64_t h = grouped.hidden, at = group.expert * grouped.stride + f * h;
+  const T *weight[2] = {(const T *)op.gate + at, (const T *)op.up + at};
+  const T *x[ROWS];
+#pragma unroll
+  for (int r = 0; r < ROWS; r++)
+    x[r] = (const T *)op.x + token[min(row + r, group.end - 1)] * h;
+  int32_t lane = threadIdx.x & 31;
+  float sum[2][ROWS] = {};
+  few_dots<T, V>(sum, weight, x, (int32_t)h, lane, 32);
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) {
+    if (lane != r || row + r >= group.end) continue;
+    int64_t to = (int64_t)(row + r) * grouped.ffn + f;
+    if (op.pre) {
+      T *pre = (T *)op.pre + to + (row + r) * grouped.ffn;
+      pre[0] = from_float<T>(sum[0][r]);
+      pre[grouped.ffn] = from_float<T>(sum[1][r]);
+    }
+    if (op.act) ((T *)op.act)[to] = from_float<T>(grouped_silu(sum[0][r], sum[1][r]));
+  }
+}
+
+/* Warps share out the columns of all groups that there are. */
+template <typename T, int V>
+__global__ void __launch_bounds__(FEW_THREADS, FEW_BLOCKS)
+    few_up_kernel(const grouped_t grouped, const few_up_t op) {
+  __shared__ few_groups_t groups;
+  __shared__ int32_t token[FEW_ROWS];
+  if (threadIdx.x < grouped.rows) token[threadIdx.x] = op.row_slot[threadIdx.x] / (int32_t)op.top_k;
+  few_find(grouped, &groups);
+  int64_t items = groups.count * grouped.ffn, step = (int64_t)gridDim.x * FEW_WARPS;
+  int64_t item = (int64_t)blockIdx.x * FEW_WARPS + threadIdx.x / 32;
+  for (; item < items; item += step) {
+    int32_t which = (int32_t)(item / grouped.ffn);
+    grouped_place_t group = groups.at[which];
+    int64_t f = item - which * grouped.ffn;
+    if (group.end - group.begin == 1)
+      few_up_rows<T, V, 1>(grouped, op, group, token, group.begin, f);
+    else
+      for (int32_t row = group.begin; row < group.end; row += FEW_TOGETHER)
+        few_up_rows<T, V, FEW_TOGETHER>(grouped, op, group, token, row, f);
+  }
+}
+
+/* ---- down ------------------------------------------------------------------------------------ */
+
+typedef float few_parts_t[FEW_ROWS][FEW_COLUMNS][FEW_WARPS];
+
+template <typename T, int V, int ROWS>
+__device__ __forceinline__ void few_down_rows(const grouped_t &grouped, const few_down_t &op,
+                                              const grouped_place_t &group, int32_t row,
+                                              int64_t column, few_parts_t &part) {
+  int64_t f = grouped.ffn;
+  const T *weight[FEW_COLUMNS], *act[ROWS];
+#pragma unroll
+  for (int c = 0; c < FEW_COLUMNS; c++)
+    weight[c] = (const T *)op.down + group.expert * grouped.stride +
+                min(column + c, grouped.hidden - 1) * f;
+#pragma unroll
+  for (int r = 0; r < ROWS; r++) act[r] = (const T *)op.act + min(row + r, group.end - 1) * f;
+  float sum[FEW_COLUMNS][ROWS] = {};
+  few_dots<T, V>(sum, weight, act, (int32_t)f, threadIdx.x, FEW_THREADS);
+  if (threadIdx.x & 31) return;
+#pragma unroll
+  for (int r = 0; r < ROWS; r++)
+#pragma unroll
+    for (int c = 0; c < FEW_COLUMNS; c++)
+      if (row + r < group.end) part[row + r][c][threadIdx.x / 32] = sum[c][r];
+}
+
+/* A block makes FEW_COLUMNS columns of all tokens' results. */
+template <typename T, int V>
+__global__ void __launch_bounds__(FEW_THREADS, FEW_BLOCKS)
+    few_down_kernel(const grouped_t grouped, const few_down_t op) {
+  __shared__ few_groups_t groups;
+  __shared__ few_parts_t part;
+  few_find(grouped, &groups);
+  int64_t first = (int64_t)blockIdx.x * FEW_COLUMNS;
+  for (int32_t g = 0; g < groups.count; g++) {
+    grouped_place_t group = groups.at[g];
+    if (group.end - group.begin == 1)
+      few_down_rows<T, V, 1>(grouped, op, group, group.begin, first, part);
+    else
+      for (int32_t row = group.begin; row < group.end; row += FEW_TOGETHER)
+        few_down_rows<T, V, FEW_TOGETHER>(grouped, op, group, row, first, part);
+  }
+  __syncthreads();
+  int64_t token = threadIdx.x / FEW_COLUMNS, c = threadIdx.x % FEW_COLUMNS;
+  if (token >= op.n || first + c >= grouped.hidden) return;
+  int64_t at = token * grouped.hidden + first + c;
+  float sum = op.residual ? to_float(((const T *)op.residual)[at]) : 0;
+  for (int64_t slot = token * op.top_k; slot < (token + 1) * op.top_k; slot++) {
+    int32_t row = op.slot_row[slot];
+    if (row < 0) continue;
+    float y = 0;
+#pragma unroll
+    for (int w = 0; w < FEW_WARPS; w++) y += part[row][c][w];
+    sum = fmaf(op.weight[slot], y, sum);
+  }
+  ((T *)op.out)[at] = from_float<T>(sum);
+}
+
+/* ---- launches -------------------------------------------------------------------------------- */
+
+template <typename T, int V>
+static void few_up_launch(backend_device_t *device, const grouped_t *grouped, const few_up_t *op) {
+  int64_t groups = grouped->rows < grouped->experts ? grouped->rows : grouped->experts;
+  int64_t blocks = cuda_blocks(groups * grouped->ffn, FEW_WARPS);
+  int64_t wave = (int64_t)FEW_BLOCKS * device->multiprocessors;
+  if (blocks > wave) blocks = wave;
+  few_up_kernel<T, V><<<(unsigned)blocks, FEW_THREADS, 0, device->stream>>>(*grouped, *op);
+}
+
+template <typename T, int V>
+static void few_down_launch(backend_device_t *device, const grouped_t *grouped,
+                            const few_down_t *op) {
+  few_down_kernel<T, V><<<(unsigned)cuda_blocks(grouped->hidden, FEW_COLUMNS), FEW_THREADS, 0,
+                          device->stream>>>(*grouped, *op);
+}
+
+/* Whether rows of hidden, rows of F and addresses are whole vectors; at: the addresses or-ed. */
+static bool few_vectors(int32_t dtype, const grouped_t *grouped, uintptr_t at) {
+  int64_t width = 16 / (int64_t)cuda_dtype_bytes(dtype);
+  return at % 16 == 0 && grouped->hidden % width == 0 && grouped->ffn % width == 0 &&
+         grouped->stride % width == 0;
+}
+
+nn_status_t few_up(backend_device_t *device, int32_t dtype, const grouped_t *grouped,
+                   const few_up_t *op) {
+  uintptr_t at = (uintptr_t)op->x | (uintptr_t)op->gate | (uintptr_t)op->up;
+  bool vectors = few_vectors(dtype, grouped, at);
+  if (dtype == NN_BF16)
+    (vectors ? few_up_launch<bf16_t, 8> : few_up_launch<bf16_t, 1>)(device, grouped, op);
+  else
+    (vectors ? few_up_launch<float, 4> : few_up_launch<float, 1>)(device, grouped, op);
+  return cuda_launched(device, "experts");
+}
+
+nn_status_t few_down(backend_device_t *device, int32_t dtype, const grouped_t *grouped,
+                     const few_down_t *op) {
+  bool vectors = few_vectors(dtype, grouped, (uintptr_t)op->act | (uintptr_t)op->down);
+  if (dtype == NN_BF16)
+    (vectors ? few_down_launch<bf16_t, 8> : few_down_launch<bf16_t, 1>)(device, grouped, op);
+  else
+    (vectors ? few_down_launch<float, 4> : few_down_launch<float, 1>)(device, grouped, op);
+  return cuda_launched(device, "experts");
+}

@@ -1,0 +1,90 @@
+/* Sums over the rows of a matrix, column by column, in two stages of one fixed order. The rows are
+ * cut into parts by the matrix's sizes and the device's multiprocessors alone; a block sums a part
+ * of a tile of columns: each warp every eighth row in order, then its warps in order. The second
+ * stage adds the parts: each of sixteen groups every sixteenth part in order, then the groups in
+ * order. */
+#ifndef NN_CUDA_COLUMNS_CUH
+#define NN_CUDA_COLUMNS_CUH
+
+#include "ops/wide.cuh"
+
+enum {
+  COLUMNS_WARPS = 8,
+  COLUMNS_THREADS = 32 * COLUMNS_WARPS,
+  COLUMNS_MOST_WIDE = 8, /* columns of a thread, at most */
+  COLUMNS_BLOCKS = 4,    /* of a multiprocessor */
+  COLUMNS_LEAST = 32,    /* rows of a part */
+  COLUMNS_GROUPS = 16
+};
+
+typedef struct columns_plan {
+  int64_t tiles, parts;
+  int64_t rows; /* of a part */
+} columns_plan_t;
+
+/* Where there is more than one part, parts * tiles is at most COLUMNS_BLOCKS a multiprocessor. */
+static inline columns_plan_t columns_plan(const backend_device_t *device, int64_t n, int64_t width,
+                                          int per_thread) {
+  columns_plan_t plan;
+  plan.tiles = cuda_blocks(width, 32 * per_thread);
+  plan.parts = (int64_t)COLUMNS_BLOCKS * device->multiprocessors / plan.tiles;
+  if (plan.parts > cuda_blocks(n, COLUMNS_LEAST)) plan.parts = cuda_blocks(n, COLUMNS_LEAST);
+  if (plan.parts < 1) plan.parts = 1;
+  plan.rows = cuda_blocks(n, plan.parts);
+  plan.parts = cuda_blocks(n, plan.rows);
+  return plan;
+}
+
+/* Floats of scratch for the parts of any matrix; a single part needs none. */
+static inline int64_t columns_scratch(const backend_device_t *device) {
+  return (int64_t)COLUMNS_BLOCKS * device->multiprocessors * 32 * COLUMNS_MOST_WIDE;
+}
+
+/* The end of the first stage: sum holds a thread's W columns from (blockIdx.x * 32 + lane) * W on.
+ * The block's sums are assigned to row blockIdx.y of part or, where part is NULL, added to out;
+ * room: shared, [COLUMNS_WARPS * 32 * W]. */
+template <int W>
+__device__ __forceinline__ void columns_put(const float (&sum)[W], float *room, int64_t width,
+                                            float *part, float *out) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  __syncthreads();
+#pragma unroll
+  for (int j = 0; j < W; j++) room[(warp * W + j) * 32 + lane] = sum[j];
+  __syncthreads();
+  int64_t column = (int64_t)blockIdx.x * 32 * W + threadIdx.x;
+  if (threadIdx.x >= 32 * W || column >= width) return;
+  float total = 0;
+  for (int i = 0; i < COLUMNS_WARPS; i++)
+    total += room[(i * W + threadIdx.x % W) * 32 + threadIdx.x / W];
+  if (part)
+    part[blockIdx.y * width + column] = total;
+  else
+    out[column] += total;
+}
+
+static __global__ void __launch_bounds__(32 * COLUMNS_GROUPS)
+    columns_finish_kernel(const float *part, int64_t parts, int64_t width, float *out) {
+  __shared__ float room[COLUMNS_GROUPS][32];
+  int lane = threadIdx.x & 31, group = threadIdx.x >> 5;
+  int64_t column = (int64_t)blockIdx.x * 32 + lane;
+  float sum = 0;
+  if (column < width) {
+#pragma unroll 8
+    for (int64_t i = group; i < parts; i += COLUMNS_GROUPS) sum += part[i * width + column];
+  }
+  room[group][lane] = sum;
+  __syncthreads();
+  if (group || column >= width) return;
+  float total = 0;
+  for (int i = 0; i < COLUMNS_GROUPS; i++) total += room[i][lane];
+  out[column] += total;
+}
+
+/* The second stage: out[c] += the sum of part[0 .. parts)[c]. */
+static inline void columns_finish(backend_device_t *device, const float *part, int64_t parts,
+                                  int64_t width, float *out) {
+  unsigned grid = (unsigned)cuda_blocks(width, 32);
+  columns_finish_kernel<<<grid, 32 * COLUMNS_GROUPS, 0, device->stream>>>(part, parts, width, out);
+}
+
+#endif

@@ -1,0 +1,521 @@
+/* Routing: logits = x w^T and their softmax in fp32, the k most probable experts (ties to the lower
+ * index), renormalised, and slots sorted by expert, then by token; assigns. Where capacity bounds
+ * an expert, its first tokens stay.
+ *
+ * x [n, H], w [E, H]. A block takes ROUTE_TILE tokens at a time. bf16 products go through the
+ * tensor cores, which multiply exactly and add in fp32; warps share out rows and, the fewer rows
+ * there are, the columns. route_rows counts the experts of each block, route_place turns these
+ * counts into first rows and places the slots; up to ROUTE_TILE tokens, one block does it all in
+ * one launch. Sums over tokens are in double: tokens in a thread, threads in a warp, warps, blocks,
+ * each in one order. Only integers are added by atomics. */
+#include "ops/route.cuh"
+#include "ops/wide.cuh"
+
+enum {
+  ROUTE_TILE = 64,    /* tokens whose logits exist at once in a block */
+  ROUTE_BLOCKS = 256, /* most blocks: each reads the counts of all */
+  ROUTE_EXPERTS = 1024
+};
+
+typedef struct route_plan {
+  int64_t tokens;  /* of a block, a multiple of ROUTE_TILE */
+  int blocks;
+  int wide;        /* threads side by side over experts: the power of two from E on, at most all */
+  int vectors;     /* x and w may be read in 16 bytes */
+  int32_t *count;  /* [blocks, E] slots of each block's tokens that chose e */
+  double *prob;    /* [blocks, E] sums over each block's tokens */
+  double *lse2;    /* [blocks] */
+} route_plan_t;
+
+static route_plan_t route_layout(cuda_arena_t *arena, int64_t n, int64_t experts) {
+  route_plan_t plan = {};
+  int64_t most = cuda_blocks(n, ROUTE_TILE);
+  if (most > ROUTE_BLOCKS) most = ROUTE_BLOCKS;
+  plan.tokens = ROUTE_TILE * cuda_blocks(n, (int64_t)ROUTE_TILE * ROUTE_BLOCKS);
+  plan.blocks = plan.tokens ? (int)cuda_blocks(n, plan.tokens) : 0;
+  for (plan.wide = 1; plan.wide < experts && plan.wide < ROUTE_THREADS;) plan.wide *= 2;
+  plan.count = (int32_t *)cuda_take(arena, most * experts, sizeof(int32_t));
+  plan.prob = (double *)cuda_take(arena, most * experts, sizeof(double));
+  plan.lse2 = (double *)cuda_take(arena, most, sizeof(double));
+  return plan;
+}
+
+size_t cuda_route_scratch(const backend_device_t *device, const backend_limits_t *limits) {
+  (void)device;
+  cuda_arena_t arena = {};
+  route_layout(&arena, limits->rows, limits->experts);
+  size_t backward = limits->training ? route_bwd_scratch(limits) : 0;
+  return arena.used > backward ? arena.used : backward;
+}
+
+/* ---- logits ---------------------------------------------------------------------------------- */
+
+/* Logits of a tile and of up to NT * 8 experts in shared memory: those of token i are the sum, in
+ * order, of rows i, i + span, ... of `slices`. Four columns of padding spread rows over banks. */
+template <int NT>
+struct route_logits_t {
+  static constexpr int width = NT * 8, stride = width + 4;
+  float *part; /* [16 * ROUTE_WARPS, stride] */
+  int span, slices;
+
+  __device__ float at(int i, int e) const {
+    float sum = part[i * stride + e];
+    for (int s = 1; s < slices; s++) sum += part[(s * span + i) * stride + e];
+    return sum;
+  }
+};
+
+/* Does not displace what the first-level cache holds: w. */
+__device__ __forceinline__ uint4 route_load_once(const void *from) {
+  uint4 v;
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(from));
+  return v;
+}
+
+__device__ __forceinline__ void route_mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                          uint32_t a3, uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+/* x: the tile's first row; w: the first expert's. Products may take columns in any order as long as
+ * both sides agree: a lane's 16 bytes, columns 8 t .. 8 t + 7 of 32, serve as its fragments of two
+ * products of 16 columns. Hidden is a multiple of 8. */
+template <int NT>
+static __device__ void route_logits_mma(route_logits_t<NT> &out, const bf16_t *x, const bf16_t *w,
+                                        int64_t hidden, int rows, int experts) {
+  constexpr int UNROLL = NT <= 2 ? 4 : 2;
+  constexpr bool EARLY = NT <= 2; /* registers have room for all of w's fragments at once */
+  int warp = threadIdx.x >> 5, g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
+  int tiles = rows <= 16 ? 1 : rows <= 32 ? 2 : 4;
+  out.span = 16 * tiles, out.slices = ROUTE_WARPS / tiles;
+  int row = warp % tiles * 16 + g;
+  const bf16_t *x0 = x + min(row, rows - 1) * hidden, *x1 = x + min(row + 8, rows - 1) * hidden;
+  int64_t slice = (hidden + 32 * out.slices - 1) / (32 * out.slices) * 32;
+  int64_t begin = warp / tiles * slice, end = min(begin + slice, hidden);
+  float sum[NT][4] = {};
+  for (int64_t c = begin + 8 * t; c - 8 * t < end; c += 32 * UNROLL) {
+    uint4 a0[UNROLL] = {}, a1[UNROLL] = {}, early[UNROLL][NT] = {};
+    auto load_w = [&](int j, int64_t at) {
+      return __ldg((const uint4 *)(w + min(8 * j + g, experts - 1) * hidden + at));
+    };
+#pragma unroll
+    for (int u = 0; u < UNROLL; u++) {
+      int64_t at = c + 32 * u;
+      if (at >= end) continue;
+      a0[u] = route_load_once(x0 + at), a1[u] = route_load_once(x1 + at);
+#pragma unroll
+      for (int j = 0; EARLY && j < NT; j++) early[u][j] = load_w(j, at);
+    }
+#pragma unroll
+    for (int u = 0; u < UNROLL; u++) {
+#pragma unroll
+      for (int j = 0; j < NT; j++) {
+        uint4 b = early[u][j];
+        if (!EARLY && c + 32 * u < end) b = load_w(j, c + 32 * u);
+        route_mma(sum[j], a0[u].x, a1[u].x, a0[u].y, a1[u].y, b.x, b.y);
+        route_mma(sum[j], a0[u].z, a1[u].z, a0[u].w, a1[u].w, b.z, b.w);
+      }
+    }
+  }
+  float *to = out.part + (warp * 16 + g) * out.stride + 2 * t;
+#pragma unroll
+  for (int j = 0; j < NT; j++) {
+    *(float2 *)(to + 8 * j) = make_float2(sum[j][0], sum[j][1]);
+    *(float2 *)(to + 8 * out.stride + 8 * j) = make_float2(sum[j][2], sum[j][3]);
+  }
+}
+
+/* For any shape: a warp takes 4 tokens and 4 experts at a time, its lanes share the columns. */
+template <int NT, typename T>
+static __device__ void route_logits_plain(route_logits_t<NT> &out, const T *x, const T *w,
+                                          int64_t hidden, int rows, int experts) {
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  int across = (experts + 3) / 4, items = (rows + 3) / 4 * across;
+  out.span = ROUTE_TILE, out.slices = 1;
+  for (int item = warp; item < items; item += ROUTE_WARPS) {
+    int row = item / across * 4, expert = item % across * 4;
+    const T *x_at[4], *w_at[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      x_at[i] = x + min(row + i, rows - 1) * hidden;
+      w_at[i] = w + min(expert + i, experts - 1) * hidden;
+    }
+    float sum[4][4] = {};
+    for (int64_t c = lane; c < hidden; c += 32) {
+      float a[4], b[4];
+#pragma unroll
+      for (int i = 0; i < 4; i++) a[i] = to_float(x_at[i][c]), b[i] = to_float(w_at[i][c]);
+#pragma unroll
+      for (int i = 0; i < 16; i++) sum[i / 4][i % 4] = fmaf(a[i / 4], b[i % 4], sum[i / 4][i % 4]);
+    }
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+      float logit = warp_sum(sum[i / 4][i % 4]);
+      if (lane == i) out.part[(row + i / 4) * out.stride + expert + i % 4] = logit;
+    }
+  }
+}
+
+template <int NT>
+static __device__ void route_logits(route_logits_t<NT> &out, const float *x, const float *w,
+                                    int64_t hidden, int rows, int experts, int vectors) {
+  (void)vectors;
+  route_logits_plain(out, x, w, hidden, rows, experts);
+}
+template <int NT>
+static __device__ void route_logits(route_logits_t<NT> &out, const bf16_t *x, const bf16_t *w,
+                                    int64_t hidden, int rows, int experts, int vectors) {
+  if (vectors)
+    route_logits_mma(out, x, w, hidden, rows, experts);
+  else
+    route_logits_plain(out, x, w, hidden, rows, experts);
+}
+
+/* More experts than shared memory has columns: their logits wait in prob. */
+template <int NT, typename T>
+static __device__ void route_logits_wide(const op_route_t &op, route_logits_t<NT> &out,
+                                         int64_t first, int rows, int vectors) {
+  for (int64_t e0 = 0; e0 < op.experts; e0 += out.width) {
+    int experts = (int)min(op.experts - e0, (int64_t)out.width);
+    route_logits(out, (const T *)op.x + first * op.hidden, (const T *)op.w + e0 * op.hidden,
+                 op.hidden, rows, experts, vectors);
+    __syncthreads();
+    for (int i = threadIdx.x; i < rows * experts; i += ROUTE_THREADS)
+      op.prob[(first + i / experts) * op.experts + e0 + i % experts] =
+          out.at(i / experts, i % experts);
+    __syncthreads();
+  }
+}
+
+/* ---- the choice ------------------------------------------------------------------------------ */
+
+/* Turns a group's logits into probabilities; returns the log-sum-exp. Others than numbers make all
+ * probabilities NaN. */
+template <int LANES, int PER>
+static __device__ float route_softmax(float (&p)[PER], int q, int experts) {
+  float most = -INFINITY, sum = 0;
+#pragma unroll
+  for (int j = 0; j < PER; j++) most = fmaxf(most, q + LANES * j < experts ? p[j] : -INFINITY);
+#pragma unroll
+  for (int step = LANES / 2; step; step >>= 1)
+    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
+#pragma unroll
+  for (int j = 0; j < PER; j++) {
+    p[j] = q + LANES * j < experts ? expf(p[j] - most) : 0.0f;
+    sum += p[j];
+  }
+  sum = route_group_sum<LANES>(sum);
+#pragma unroll
+  for (int j = 0; j < PER; j++) p[j] /= sum;
+  return most + logf(sum);
+}
+
+/* The k most probable in falling order. A key grows with the probability and, among equals, falls
+ * with the index; NaN counts as 0. Once taken, a key is 0. */
+template <int LANES, int PER>
+static __device__ void route_choose(const op_route_t &op, const float (&p)[PER], int q,
+                                    int64_t token, bool live, int32_t *count) {
+  constexpr int KEEP = PER < 64 / LANES ? PER : 64 / LANES;
+  uint64_t key[PER];
+#pragma unroll
+  for (int j = 0; j < PER; j++) {
+    uint32_t e = q + LANES * j;
+    uint64_t high = p[j] > 0 ? __float_as_uint(p[j]) : 0;
+    key[j] = e < op.experts ? high << 32 | ~e : 0;
+  }
+  uint64_t mine[KEEP] = {};
+  float sum = 0;
+#pragma unroll
+  for (int i = 0; i < KEEP; i++) {
+    for (int l = 0; l < LANES && i * LANES + l < op.top_k; l++) {
+      uint64_t best = 0;
+#pragma unroll
+      for (int j = 0; j < PER; j++) best = key[j] > best ? key[j] : best;
+#pragma unroll
+      for (int step = LANES / 2; step; step >>= 1) {
+        uint64_t other = __shfl_xor_sync(0xffffffffu, best, step);
+        best = other > best ? other : best;
+      }
+#pragma unroll
+      for (int j = 0; j < PER; j++) key[j] = key[j] == best ? 0 : key[j];
+      sum += __uint_as_float((uint32_t)(best >> 32));
+      if (q == l) mine[i] = best;
+    }
+  }
+  if (isnan(p[0])) sum = NAN;
+#pragma unroll
+  for (int i = 0; i < KEEP; i++) {
+    int64_t j = i * LANES + q;
+    if (!live || j >= op.top_k) continue;
+    uint32_t e = ~(uint32_t)mine[i];
+    op.out.expert[token * op.top_k + j] = (int32_t)e;
+    op.out.weight[token * op.top_k + j] = __uint_as_float((uint32_t)(mine[i] >> 32)) / sum;
+    atomicAdd(&count[e], 1);
+  }
+}
+
+/* ---- sorting --------------------------------------------------------------------------------- */
+
+/* Shared memory of placing, in int32_t, eight per expert. */
+typedef struct route_room {
+  int32_t *chosen; /* [E] slots of all blocks */
+  int32_t *cursor; /* [E] the row that the next slot would get */
+  int32_t *limit;  /* [E] the row behind the last */
+  int32_t *added;  /* [E] slots of a chunk */
+  uint16_t *warp;  /* [ROUTE_WARPS, E] slots of a chunk in the warps before */
+} route_room_t;
+
+__device__ __forceinline__ route_room_t route_room(int32_t *from, int64_t experts) {
+  return {from, from + experts, from + 2 * experts, from + 3 * experts,
+          (uint16_t *)(from + 4 * experts)};
+}
+
+/* Fills chosen, cursor and limit for a block from the counts of all. */
+static __device__ void route_first_rows(const op_route_t &op, const route_plan_t &plan, int block,
+                                        const int32_t *count, const route_room_t &room) {
+  int experts = (int)op.experts, lane = threadIdx.x & 31;
+  for (int e = threadIdx.x; e < experts; e += ROUTE_THREADS) room.chosen[e] = room.cursor[e] = 0;
+  __syncthreads();
+  int parts = ROUTE_THREADS / plan.wide, part = threadIdx.x / plan.wide;
+  for (int e = threadIdx.x % plan.wide; e < experts; e += plan.wide) {
+    int32_t all = 0, before = 0;
+#pragma unroll 8
+    for (int b = part; b < plan.blocks; b += parts) {
+      int32_t here = count[b * experts + e];
+      all += here, before += b < block ? here : 0;
+    }
+    atomicAdd(&room.chosen[e], all);
+    atomicAdd(&room.cursor[e], before);
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    int32_t first = 0;
+    for (int e = lane; e - lane < experts; e += 32) {
+      int32_t kept = e < experts ? room.chosen[e] : 0;
+      if (op.capacity && op.capacity < kept) kept = (int32_t)op.capacity;
+      int32_t end = kept;
+#pragma unroll
+      for (int step = 1; step < 32; step <<= 1) {
+        int32_t other = __shfl_up_sync(0xffffffffu, end, step);
+        end += lane >= step ? other : 0;
+      }
+      if (e < experts) room.cursor[e] += first + end - kept, room.limit[e] = first + end;
+      first += __shfl_sync(0xffffffffu, end, 31);
+    }
+  }
+  __syncthreads();
+}
+
+/* Gives a block's slots their rows: ROUTE_THREADS at a time, in order. A slot comes behind those of
+ * its expert in earlier blocks, chunks and warps, and in lower lanes. */
+static __device__ void route_place_slots(const op_route_t &op, const route_plan_t &plan, int block,
+                                         const route_room_t &room) {
+  int experts = (int)op.experts, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  int64_t begin = block * plan.tokens, end = min(begin + plan.tokens, op.n) * op.top_k;
+  for (int64_t base = begin * op.top_k; base < end; base += ROUTE_THREADS) {
+    for (int i = threadIdx.x; i < ROUTE_WARPS * experts; i += ROUTE_THREADS) room.warp[i] = 0;
+    __syncthreads();
+    int64_t slot = base + threadIdx.x;
+    int32_t e = slot < end ? op.out.expert[slot] : -1;
+    uint32_t same = __match_any_sync(0xffffffffu, e);
+    int rank = __popc(same & ((1u << lane) - 1));
+    if (e >= 0 && rank == 0) room.warp[warp * experts + e] = (uint16_t)__popc(same);
+    __syncthreads();
+    for (int i = threadIdx.x; i < experts; i += ROUTE_THREADS) {
+      int32_t sum = 0;
+#pragma unroll
+      for (int w = 0; w < ROUTE_WARPS; w++) {
+        int32_t here = room.warp[w * experts + i];
+        room.warp[w * experts + i] = (uint16_t)sum;
+        sum += here;
+      }
+      room.added[i] = sum;
+    }
+    __syncthreads();
+    if (e >= 0) {
+      int32_t row = room.cursor[e] + room.warp[warp * experts + e] + rank;
+      bool kept = row < room.limit[e];
+      op.out.slot_row[slot] = kept ? row : -1;
+      if (kept) op.out.row_slot[row] = (int32_t)slot;
+    }
+    __syncthreads();
+    for (int i = threadIdx.x; i < experts; i += ROUTE_THREADS) room.cursor[i] += room.added[i];
+  }
+}
+
+/* ---- statistics ------------------------------------------------------------------------------ */
+
+enum { ROUTE_STATISTICS_ROOM = ROUTE_THREADS + 32 }; /* doubles */
+
+/* From the sums of the blocks, prob [blocks, E] and lse2 [blocks]; run by one block. */
+static __device__ void route_statistics(const op_route_t &op, const route_plan_t &plan,
+                                        const route_room_t &room, const double *prob,
+                                        const double *lse2, double *sums) {
+  int experts = (int)op.experts;
+  double n = (double)op.n;
+  int64_t slots = op.n * op.top_k;
+  for (int e = threadIdx.x; e < experts; e += ROUTE_THREADS) {
+    op.out.offset[e + 1] = room.limit[e];
+    op.share[e] = (float)((double)room.chosen[e] / (double)slots);
+    if (op.stat_count) op.stat_count[e] += room.chosen[e];
+  }
+  double square = 0;
+  for (int b = threadIdx.x; b < plan.blocks; b += ROUTE_THREADS) square += lse2[b];
+  square = block_sum(square, sums + ROUTE_THREADS);
+  if (threadIdx.x == 0) {
+    op.out.offset[0] = 0;
+    *op.mean_lse2 = (float)(square / n);
+    if (op.stat_count) op.stat_count[experts] += slots - room.limit[experts - 1];
+  }
+  int parts = ROUTE_THREADS / plan.wide, part = threadIdx.x / plan.wide;
+  for (int e = threadIdx.x % plan.wide; e - (int)threadIdx.x % plan.wide < experts;
+       e += plan.wide) {
+    double sum = 0;
+    if (e < experts) {
+#pragma unroll 8
+      for (int b = part; b < plan.blocks; b += parts) sum += prob[b * experts + e];
+    }
+    __syncthreads();
+    sums[threadIdx.x] = sum;
+    __syncthreads();
+    if (part || e >= experts) continue;
+    for (int i = 1; i < parts; i++) sum += sums[i * plan.wide + threadIdx.x];
+    op.mean_prob[e] = (float)(sum / n);
+    if (op.stat_prob) op.stat_prob[e] += sum;
+  }
+}
+
+/* ---- kernels --------------------------------------------------------------------------------- */
+
+/* Sums over a block's tokens: of the warps' sums, one warp after the other. */
+template <int LANES, int PER>
+static __device__ void route_add_warps(double (&prob)[PER], double lse2, int experts,
+                                       double *total) {
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+#pragma unroll
+  for (int step = LANES; step < 32; step <<= 1) {
+#pragma unroll
+    for (int j = 0; j < PER; j++) prob[j] += __shfl_xor_sync(0xffffffffu, prob[j], step);
+    lse2 += __shfl_xor_sync(0xffffffffu, lse2, step);
+  }
+  for (int w = 0; w < ROUTE_WARPS; w++) {
+    if (warp == w && lane < LANES) {
+#pragma unroll
+      for (int j = 0; j < PER; j++) {
+        int e = lane + LANES * j;
+        if (e < experts) total[e] = w ? total[e] + prob[j] : prob[j];
+      }
+      if (lane == 0) total[experts] = w ? total[experts] + lse2 : lse2;
+    }
+    __syncthreads();
+  }
+}
+
+template <typename T, int LANES, int PER>
+static __global__ void __launch_bounds__(ROUTE_THREADS, PER <= 8 ? 2 : 1)
+    route_rows(const op_route_t op, const route_plan_t plan) {
+  constexpr int MOST = LANES * PER, NT = MOST <= 16 ? 2 : 8, GROUPS = ROUTE_THREADS / LANES;
+  constexpr int PART = 16 * ROUTE_WARPS * route_logits_t<NT>::stride;
+  /* where the statistics' room begins: behind what they read of the placing's */
+  constexpr int BEHIND = NT == 2 ? 1024 : 4 * ROUTE_EXPERTS;
+  static_assert(8 * MOST <= PART && BEHIND + 2 * ROUTE_STATISTICS_ROOM <= PART &&
+                    BEHIND >= 3 * MOST,
+                "placing and statistics work where the logits were");
+  __shared__ alignas(16) float part[PART];
+  __shared__ double total[MOST + 1];
+  __shared__ int32_t count[MOST];
+  int experts = (int)op.experts, q = threadIdx.x % LANES;
+  for (int e = threadIdx.x; e < experts; e += ROUTE_THREADS) count[e] = 0;
+  route_logits_t<NT> logits = {part, ROUTE_TILE, 1};
+  double prob_sum[PER] = {}, lse2_sum = 0;
+  int64_t begin = blockIdx.x * plan.tokens, end = min(begin + plan.tokens, op.n);
+  for (int64_t first = begin; first < end; first += ROUTE_TILE) {
+    int rows = (int)min(end - first, (int64_t)ROUTE_TILE);
+    __syncthreads();
+    if (MOST <= 64) {
+      route_logits(logits, (const T *)op.x + first * op.hidden, (const T *)op.w, op.hidden, rows,
+                   experts, plan.vectors);
+      __syncthreads();
+    } else {
+      route_logits_wide<NT, T>(op, logits, first, rows, plan.vectors);
+    }
+    for (int i = threadIdx.x / LANES; i - (int)threadIdx.x / LANES < rows; i += GROUPS) {
+      bool live = i < rows;
+      int64_t token = first + i;
+      float p[PER];
+#pragma unroll
+      for (int j = 0; j < PER; j++) {
+        int e = q + LANES * j;
+        p[j] = 0;
+        if (live && e < experts) p[j] = MOST <= 64 ? logits.at(i, e) : op.prob[token * experts + e];
+      }
+      float lse = route_softmax<LANES>(p, q, experts);
+#pragma unroll
+      for (int j = 0; j < PER; j++) {
+        int e = q + LANES * j;
+        if (!live || e >= experts) continue;
+        op.prob[token * experts + e] = p[j];
+        prob_sum[j] += p[j];
+      }
+      if (live && q == 0) op.lse[token] = lse;
+      if (live) lse2_sum += (double)lse * lse;
+      route_choose<LANES>(op, p, q, token, live, count);
+    }
+  }
+  route_add_warps<LANES>(prob_sum, lse2_sum, experts, total);
+  if (plan.blocks == 1) {
+    route_room_t room = route_room((int32_t *)part, experts);
+    route_first_rows(op, plan, 0, count, room);
+    route_place_slots(op, plan, 0, room);
+    __syncthreads();
+    route_statistics(op, plan, room, total, total + experts, (double *)(part + BEHIND));
+    return;
+  }
+  for (int e = threadIdx.x; e < experts; e += ROUTE_THREADS) {
+    plan.count[blockIdx.x * experts + e] = count[e];
+    plan.prob[blockIdx.x * experts + e] = total[e];
+  }
+  if (threadIdx.x == 0) plan.lse2[blockIdx.x] = total[experts];
+}
+
+/* A block per block of route_rows, and one more for the statistics. */
+static __global__ void __launch_bounds__(ROUTE_THREADS)
+    route_place(const op_route_t op, const route_plan_t plan) {
+  __shared__ int32_t ints[8 * ROUTE_EXPERTS];
+  __shared__ double sums[ROUTE_STATISTICS_ROOM];
+  route_room_t room = route_room(ints, op.experts);
+  route_first_rows(op, plan, blockIdx.x, plan.count, room);
+  if (blockIdx.x < plan.blocks)
+    route_place_slots(op, plan, blockIdx.x, room);
+  else
+    route_statistics(op, plan, room, plan.prob, plan.lse2, sums);
+}
+
+/* ---- the operation --------------------------------------------------------------------------- */
+
+template <typename T, int LANES, int PER>
+static void route_launch_rows(cudaStream_t stream, const op_route_t *op, const route_plan_t *plan) {
+  route_rows<T, LANES, PER><<<plan->blocks, ROUTE_THREADS, 0, stream>>>(*op, *plan);
+}
+
+template <typename T>
+static void route_launch(cudaStream_t stream, const op_route_t *op, const route_plan_t *plan) {
+  ROUTE_BY_EXPERTS(op->experts, T, route_launch_rows, stream, op, plan);
+}
+
+CUDA_OP(route, op_route_t) {
+  CUDA_TRY(cuda_enter(device, "route"));
+  if (op->n == 0) return NN_OK;
+  cuda_arena_t arena = {(char *)scratch.data, 0};
+  route_plan_t plan = route_layout(&arena, op->n, op->experts);
+  plan.vectors = op->hidden % 8 == 0 && wide_aligned(op->x, op->w);
+  CUDA_BY_DTYPE(op->act_dtype, route_launch, device->stream, op, &plan);
+  if (plan.blocks > 1)
+    route_place<<<plan.blocks + 1, ROUTE_THREADS, 0, device->stream>>>(*op, plan);
+  return cuda_launched(device, "route");
+}

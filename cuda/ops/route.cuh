@@ -1,0 +1,31 @@
+/* What routing's forward and backward share: a token's experts spread over a group of lanes. */
+#ifndef NN_CUDA_ROUTE_CUH
+#define NN_CUDA_ROUTE_CUH
+
+#include "kernel.cuh"
+
+enum { ROUTE_THREADS = 256, ROUTE_WARPS = ROUTE_THREADS / 32 };
+
+/* Calls f<T, LANES, PER>: a token has LANES lanes of a warp, of which lane q holds experts
+ * q + LANES * j, j < PER. At most 1024 experts. */
+#define ROUTE_BY_EXPERTS(experts, T, f, ...) \
+  do {                                       \
+    if ((experts) <= 16)                     \
+      f<T, 4, 4>(__VA_ARGS__);               \
+    else if ((experts) <= 64)                \
+      f<T, 8, 8>(__VA_ARGS__);               \
+    else                                     \
+      f<T, 32, 32>(__VA_ARGS__);             \
+  } while (0)
+
+/* The same sum in all lanes of a group, in one order. */
+template <int LANES, typename V>
+__device__ __forceinline__ V route_group_sum(V x) {
+#pragma unroll
+  for (int step = LANES / 2; step; step >>= 1) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+
+size_t route_bwd_scratch(const backend_limits_t *limits); /* route_bwd.cu */
+
+#endif

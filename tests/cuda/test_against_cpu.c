@@ -1,0 +1,260 @@
+/* Whole models on a GPU against the same models on the CPU: logits, loss, gradients, training runs. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "fixture.h"
+
+enum { BATCH = 3, SEQ = 40, TOKENS = BATCH * SEQ };
+
+/* The same parameters on both devices; the CPU's are made, the GPU's copied. */
+typedef struct pair {
+  nn_device_t *cpu, *gpu;
+  nn_model_t *on_cpu, *on_gpu;
+  nn_model_config_t config;
+  int32_t tokens[TOKENS], targets[TOKENS];
+} pair_t;
+
+static void pair_copy(const pair_t *pair) {
+  for (int64_t i = 0; i < nn_model_parameter_count(pair->on_cpu); i++) {
+    const char *name = nn_model_parameter_name(pair->on_cpu, i);
+    nn_tensor_t *from, *to;
+    CHECK(nn_model_parameter(pair->on_cpu, name, &from));
+    CHECK(nn_model_parameter(pair->on_gpu, name, &to));
+    nn_tensor_info_t info = STRUCT(nn_tensor_info_t);
+    CHECK(nn_tensor_info(from, &info));
+    size_t bytes = (size_t)info.elements * nn_dtype_bytes(info.dtype);
+    void *values = fixture_memory(bytes);
+    CHECK(nn_tensor_copy_out(from, values, bytes));
+    CHECK(nn_tensor_copy_in(to, values, bytes));
+    free(values);
+    nn_tensor_destroy(from);
+    nn_tensor_destroy(to);
+  }
+}
+
+static pair_t pair_open(nn_model_config_t config, int32_t dtype) {
+  pair_t pair = {.config = config};
+  pair.gpu = fixture_device_named("cuda:0", 0, 0);
+  pair.cpu = fixture_device_named("cpu", 0, 0);
+  CHECK(nn_model_create(pair.cpu, &config, dtype, 5, &pair.on_cpu));
+  CHECK(nn_model_create(pair.gpu, &config, dtype, 6, &pair.on_gpu));
+  pair_copy(&pair);
+  fixture_prepare(pair.on_cpu, BATCH, SEQ, NN_RECOMPUTE_NONE);
+  fixture_prepare(pair.on_gpu, BATCH, SEQ, NN_RECOMPUTE_NONE);
+  fixture_tokens(pair.tokens, TOKENS, config.vocab_size, 1);
+  fixture_targets(pair.targets, TOKENS, config.vocab_size, 2);
+  return pair;
+}
+
+static void pair_close(pair_t *pair) {
+  nn_model_destroy(pair->on_cpu);
+  nn_model_destroy(pair->on_gpu);
+  nn_device_destroy(pair->cpu);
+  nn_device_destroy(pair->gpu);
+}
+
+/* ||got - want|| / ||want||; NaN does not pass any bound. */
+static double distance(const float *got, const float *want, int64_t count) {
+  double off = 0, size = 0;
+  for (int64_t i = 0; i < count; i++) {
+    off += ((double)got[i] - want[i]) * ((double)got[i] - want[i]);
+    size += (double)want[i] * want[i];
+  }
+  return size > 0 ? sqrt(off / size) : sqrt(off);
+}
+
+static void check_distance(const char *what, const float *got, const float *want, int64_t count,
+                           double bound) {
+  double found = distance(got, want, count);
+  if (!(found <= bound)) fail_msg("%s: the GPU is off by %.3g of the norm; %.3g is allowed", what, found, bound);
+}
+
+static void check_logits(const pair_t *pair, double bound) {
+  int64_t count = TOKENS * pair->config.vocab_size;
+  float *want = fixture_memory((size_t)count * sizeof *want);
+  float *got = fixture_memory((size_t)count * sizeof *got);
+  CHECK(nn_model_forward(pair->on_cpu, pair->tokens, BATCH, SEQ, want));
+  CHECK(nn_model_forward(pair->on_gpu, pair->tokens, BATCH, SEQ, got));
+  check_distance("logits", got, want, count, bound);
+  free(want);
+  free(got);
+}
+
+static double check_loss(const pair_t *pair, double bound) {
+  nn_loss_t want = STRUCT(nn_loss_t), got = STRUCT(nn_loss_t);
+  CHECK(nn_model_zero_grad(pair->on_cpu));
+  CHECK(nn_model_zero_grad(pair->on_gpu));
+  CHECK(nn_model_backward(pair->on_cpu, pair->tokens, pair->targets, BATCH, SEQ, 1, &want));
+  CHECK(nn_model_backward(pair->on_gpu, pair->tokens, pair->targets, BATCH, SEQ, 1, &got));
+  assert_int_equal(got.targets, want.targets);
+  double off = fabs(got.loss - want.loss) + fabs(got.aux_loss - want.aux_loss) +
+               fabs(got.z_loss - want.z_loss);
+  if (!(off <= bound * want.loss))
+    fail_msg("loss %.9g, auxiliary %.9g, z %.9g; on the CPU %.9g, %.9g, %.9g", got.loss, got.aux_loss,
+             got.z_loss, want.loss, want.aux_loss, want.z_loss);
+  return got.loss;
+}
+
+/* Every parameter's gradient by itself, so that none hides behind a larger one. A gradient far below
+ * the others' size is held to the whole's: there both are rounding. */
+static void check_gradients(const pair_t *pair, double bound) {
+  int64_t all, unused, done = 0;
+  float *want = fixture_gradients(pair->on_cpu, &all), *got = fixture_gradients(pair->on_gpu, &unused);
+  double whole = 0;
+  for (int64_t i = 0; i < all; i++) whole += (double)want[i] * want[i];
+  check_distance("all gradients", got, want, all, bound);
+  for (int64_t i = 0; i < nn_model_parameter_count(pair->on_cpu); i++) {
+    const char *name = nn_model_parameter_name(pair->on_cpu, i);
+    nn_tensor_t *tensor;
+    CHECK(nn_model_gradient(pair->on_cpu, name, &tensor));
+    nn_tensor_info_t info = STRUCT(nn_tensor_info_t);
+    CHECK(nn_tensor_info(tensor, &info));
+    double size = 0;
+    for (int64_t j = 0; j < info.elements; j++) size += (double)want[done + j] * want[done + j];
+    if (size > 1e-6 * whole)
+      check_distance(name, got + done, want + done, info.elements, 4 * bound);
+    done += info.elements;
+    nn_tensor_destroy(tensor);
+  }
+  assert_int_equal(done, all);
+  free(want);
+  free(got);
+}
+
+static nn_model_config_t preset(const char *name) {
+  nn_model_config_t config = STRUCT(nn_model_config_t);
+  CHECK(nn_config_preset(name, &config));
+  return config;
+}
+
+/* Two layers of moe-6.9b's block with fewer and narrower experts, which still take the kernels that
+ * the whole model takes. */
+static nn_model_config_t narrow_moe(void) {
+  nn_model_config_t config = preset("moe-6.9b");
+  config.layers = 2, config.ffn = 512, config.experts = 8, config.vocab_size = 512;
+  config.context = 64, config.aux_loss_coef = 0.02f, config.z_loss_coef = 0.01f;
+  return config;
+}
+
+/* fp32: both sum products of up to 1000 terms in other orders, off by about sqrt(1000) 2^-24 = 2e-6 of
+ * the norm in each of some ten layers of operations. */
+static void test_fp32(void **state) {
+  (void)state;
+  nn_model_config_t configs[] = {fixture_moe(), fixture_gpt2(), preset("tiny"), narrow_moe()};
+  for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
+    if (configs[i].context < SEQ) configs[i].context = SEQ;
+    pair_t pair = pair_open(configs[i], NN_F32);
+    check_logits(&pair, 2e-5);
+    check_loss(&pair, 1e-5);
+    check_gradients(&pair, 1e-4);
+    pair_close(&pair);
+  }
+}
+
+/* bf16: the GPU rounds each activation to 8 bits, at most 2^-8 = 0.4 % of it, 0.2 % on average, some ten times in a block, and the
+ * residual stream at every sum: random errors of sqrt(20 x 2 layers) 0.2 % = 1.2 %, and as much again
+ * backward. Where two experts are nearly tied the rounding may choose the other one, which changes a
+ * token's output by its weight: the bounds leave room for one token in a hundred. */
+static void test_bf16(void **state) {
+  (void)state;
+  nn_model_config_t configs[] = {fixture_moe(), preset("tiny"), narrow_moe()};
+  for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
+    if (configs[i].context < SEQ) configs[i].context = SEQ;
+    pair_t pair = pair_open(configs[i], NN_BF16);
+    check_logits(&pair, 0.06);
+    check_loss(&pair, 0.01);
+    check_gradients(&pair, 0.12);
+    pair_close(&pair);
+  }
+}
+
+/* Fifty AdamW steps on one batch; the loss falls to less than half, and the curves stay together. */
+static void train(const pair_t *pair, double bound) {
+  nn_optim_options_t options = STRUCT(nn_optim_options_t);
+  options.weight_decay = 0.1f, options.grad_clip = 1;
+  nn_optim_t *optim[2];
+  CHECK(nn_optim_create(pair->on_cpu, &options, &optim[0]));
+  CHECK(nn_optim_create(pair->on_gpu, &options, &optim[1]));
+  double first = 0, last = 0;
+  for (int step = 0; step < 50; step++) {
+    last = check_loss(pair, bound);
+    if (step == 0) first = last;
+    CHECK(nn_optim_step(optim[0], 1e-3f, NULL));
+    CHECK(nn_optim_step(optim[1], 1e-3f, NULL));
+  }
+  if (!(last < 0.5 * first)) fail_msg("the loss went from %g to %g in 50 steps", first, last);
+  nn_optim_destroy(optim[0]);
+  nn_optim_destroy(optim[1]);
+}
+
+/* fp32: the first step's difference of 1e-7 grows with every update, by chaos and by Adam's division
+ * of small gradients by small moments; a thousandth of the loss is far below one step's change. */
+static void test_training(void **state) {
+  (void)state;
+  nn_model_config_t config = preset("tiny");
+  pair_t pair = pair_open(config, NN_F32);
+  train(&pair, 1e-3);
+  pair_close(&pair);
+  pair = pair_open(config, NN_BF16); /* 1 % a step of rounding, as in test_bf16, and its drift */
+  train(&pair, 0.05);
+  pair_close(&pair);
+}
+
+/* Tokens one by one, through the graph from the third on, against the forward pass over all of them;
+ * in each layer the experts that were chosen are counted the same. */
+static void check_decode(int32_t dtype, double bound) {
+  enum { LENGTH = 32, SEQUENCES = 2 };
+  nn_model_config_t config = preset("tiny");
+  nn_device_t *gpu = fixture_device_named("cuda:0", 0, 0);
+  nn_model_t *model;
+  CHECK(nn_model_create(gpu, &config, dtype, 3, &model));
+  fixture_prepare(model, SEQUENCES, LENGTH, NN_RECOMPUTE_NONE);
+  int32_t tokens[SEQUENCES * LENGTH];
+  fixture_tokens(tokens, SEQUENCES * LENGTH, config.vocab_size, 4);
+  int64_t vocab = config.vocab_size;
+  float *want = fixture_memory((size_t)(SEQUENCES * LENGTH * vocab) * sizeof *want);
+  float *got = fixture_memory((size_t)(SEQUENCES * vocab) * sizeof *got);
+  CHECK(nn_model_forward(model, tokens, SEQUENCES, LENGTH, want));
+  nn_session_options_t options = STRUCT(nn_session_options_t);
+  options.batch = SEQUENCES, options.max_len = LENGTH;
+  nn_session_t *session;
+  CHECK(nn_session_create(model, &options, &session));
+  for (int i = 0; i < LENGTH; i++) {
+    int32_t next[SEQUENCES];
+    for (int s = 0; s < SEQUENCES; s++) next[s] = tokens[s * LENGTH + i];
+    CHECK(nn_session_decode(session, next, got));
+    for (int s = 0; s < SEQUENCES; s++)
+      check_distance("decode", got + s * vocab, want + (s * LENGTH + i) * vocab, vocab, bound);
+  }
+  int64_t forward[4], decoded[4];
+  nn_expert_stats_t stats = STRUCT(nn_expert_stats_t);
+  for (int64_t l = 0; l < config.layers; l++) {
+    CHECK(nn_model_expert_stats(model, l, forward, NULL, &stats));
+    CHECK(nn_session_expert_stats(session, l, decoded, NULL, &stats));
+    assert_memory_equal(forward, decoded, sizeof forward);
+  }
+  nn_session_destroy(session);
+  nn_model_destroy(model);
+  nn_device_destroy(gpu);
+  free(want);
+  free(got);
+}
+
+/* fp32: other kernels for one row than for many, other orders of sums. bf16: the same, and what differs
+ * in the last bit is then rounded to 8 bits of mantissa, about once in a few hundred values. */
+static void test_decode(void **state) {
+  (void)state;
+  check_decode(NN_F32, 1e-5);
+  check_decode(NN_BF16, 0.02);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_fp32),
+      cmocka_unit_test(test_bf16),
+      cmocka_unit_test(test_decode),
+      cmocka_unit_test(test_training),
+  };
+  return cmocka_run_group_tests_name("cuda against cpu", tests, NULL, NULL);
+}

@@ -1,0 +1,442 @@
+/* Routing and the experts on a GPU against the CPU: few tokens and many, experts without tokens and
+ * with more than their capacity. */
+#include <math.h>
+#include <string.h>
+
+#include "gpu.h"
+
+#define LENGTH(array) (sizeof(array) / sizeof *(array))
+
+/* ---- routing ---- */
+
+typedef struct route_case {
+  int64_t n, hidden, experts, top_k, capacity;
+} route_case_t;
+
+static const route_case_t route_cases[] = {
+    {1, 768, 16, 4, 0},    {5, 768, 16, 4, 0},   {300, 768, 16, 4, 0}, {4096, 768, 16, 4, 0},
+    {4096, 768, 16, 4, 900}, {1, 64, 4, 2, 0},   {5, 33, 4, 2, 1},     {300, 64, 4, 2, 100},
+    {1, 128, 64, 8, 0},    {5, 128, 64, 8, 0},   {300, 770, 64, 8, 30}, {4096, 128, 64, 8, 0},
+    {33, 8, 3, 1, 0},      {70, 16, 5, 5, 0},
+};
+
+/* Tensors of a case; what is NULL in the operation is not made. */
+typedef struct route_tensors {
+  gpu_tensor_t *x, *w;
+  gpu_tensor_t *expert, *weight, *offset, *row_slot, *slot_row;
+  gpu_tensor_t *prob, *lse, *share, *mean_prob, *mean_lse2, *stat_count, *stat_prob;
+} route_tensors_t;
+
+static routing_t route_routing(const route_tensors_t *t, int side) {
+  return (routing_t){gpu_at(t->expert, side, 0), gpu_at(t->weight, side, 0),
+                     gpu_at(t->offset, side, 0), gpu_at(t->row_slot, side, 0),
+                     gpu_at(t->slot_row, side, 0)};
+}
+
+static op_route_t route_op(const route_case_t *c, const route_tensors_t *t, int side) {
+  return (op_route_t){.n = c->n,
+                      .hidden = c->hidden,
+                      .experts = c->experts,
+                      .top_k = c->top_k,
+                      .capacity = c->capacity,
+                      .x = gpu_at(t->x, side, 0),
+                      .w = gpu_at(t->w, side, 0),
+                      .weight_dtype = gpu_dtype(side),
+                      .act_dtype = gpu_dtype(side),
+                      .out = route_routing(t, side),
+                      .prob = gpu_at(t->prob, side, 0),
+                      .lse = gpu_at(t->lse, side, 0),
+                      .share = gpu_at(t->share, side, 0),
+                      .mean_prob = gpu_at(t->mean_prob, side, 0),
+                      .mean_lse2 = gpu_at(t->mean_lse2, side, 0),
+                      .stat_count = gpu_at(t->stat_count, side, 0),
+                      .stat_prob = gpu_at(t->stat_prob, side, 0)};
+}
+
+static route_tensors_t route_make(const route_case_t *c) {
+  int64_t slots = c->n * c->top_k;
+  int64_t *counts = gpu_memory(c->experts + 1, sizeof *counts);
+  double *sums = gpu_memory(c->experts, sizeof *sums);
+  for (int64_t e = 0; e < c->experts; e++) counts[e] = 1000 * e, sums[e] = 0.5 * (double)e;
+  return (route_tensors_t){
+      .x = gpu_in(c->n * c->hidden, 1, 0, 1),
+      /* logits of order 1 */
+      .w = gpu_in(c->experts * c->hidden, 3 / sqrt((double)c->hidden), 0, 2),
+      .expert = gpu_out(GPU_I32, slots),
+      .weight = gpu_out(GPU_F32, slots),
+      .offset = gpu_out(GPU_I32, c->experts + 1),
+      .row_slot = gpu_out(GPU_I32, slots),
+      .slot_row = gpu_out(GPU_I32, slots),
+      .prob = gpu_out(GPU_F32, c->n * c->experts),
+      .lse = gpu_out(GPU_F32, c->n),
+      .share = gpu_out(GPU_F32, c->experts),
+      .mean_prob = gpu_out(GPU_F32, c->experts),
+      .mean_lse2 = gpu_out(GPU_F32, 1),
+      .stat_count = gpu_tensor(GPU_I64, GPU_UPDATE, counts, c->experts + 1),
+      .stat_prob = gpu_tensor(GPU_F64, GPU_UPDATE, sums, c->experts)};
+}
+
+/* The closest that a token's experts come to a tie where the choice or its order depends on it, in
+ * relation to the probability. */
+static double route_margin(const route_case_t *c, const route_tensors_t *t, int64_t token) {
+  double margin = 1;
+  for (int64_t j = 0; j < c->top_k; j++) {
+    int64_t chosen = (int64_t)gpu_value(t->expert, GPU_CPU, token * c->top_k + j);
+    double p = gpu_value(t->prob, GPU_CPU, token * c->experts + chosen);
+    for (int64_t e = 0; e < c->experts; e++) {
+      double other = gpu_value(t->prob, GPU_CPU, token * c->experts + e);
+      if (e != chosen) margin = fmin(margin, fabs(p - other) / p);
+    }
+  }
+  return margin;
+}
+
+/* Draws tokens anew until none comes so near to a tie that fp32 may decide it otherwise: logits of
+ * order 1, sums of `hidden` terms, are off by about 2^-24 sqrt(hidden), 2e-6. */
+static void route_avoid_ties(const route_case_t *c, route_tensors_t *t) {
+  float *x = gpu_memory(c->n * c->hidden, sizeof *x);
+  memcpy(x, gpu_at(t->x, GPU_CPU, 0), (size_t)(c->n * c->hidden) * sizeof *x);
+  for (uint64_t round = 0, close = 1; close; round++) {
+    assert_true(round < 20);
+    op_route_t op[GPU_SIDES] = {route_op(c, t, GPU_CPU)};
+    GPU_RUN_CPU(route, op);
+    close = 0;
+    for (int64_t i = 0; i < c->n; i++) {
+      if (route_margin(c, t, i) >= 2e-5) continue;
+      for (int64_t j = 0; j < c->hidden; j++) /* another token's mirror image */
+        x[i * c->hidden + j] = -x[(i + (int64_t)round + 1) % c->n * c->hidden + j] +
+                               (j == (int64_t)round % c->hidden);
+      close++;
+    }
+    if (close) gpu_change(t->x, x);
+  }
+}
+
+static void check_route_forward(const route_case_t *c, const route_tensors_t *t) {
+  op_route_t op[GPU_SIDES];
+  for (int s = 0; s < GPU_SIDES; s++) op[s] = route_op(c, t, s);
+  GPU_RUN(route, op);
+  int64_t slots = c->n * c->top_k;
+  double bound = gpu_bound_f32(c->hidden);
+  gpu_check_equal(t->expert, "expert", slots);
+  gpu_check_equal(t->offset, "offset", c->experts + 1);
+  gpu_check_equal(t->slot_row, "slot_row", slots);
+  gpu_check_equal(t->row_slot, "row_slot", (int64_t)gpu_value(t->offset, GPU_CPU, c->experts));
+  gpu_check_equal(t->stat_count, "stat_count", c->experts + 1);
+  gpu_check(t->weight, "weight", c->top_k, bound);
+  gpu_check(t->prob, "prob", c->experts, bound);
+  gpu_check(t->lse, "lse", 1, bound);
+  gpu_check(t->share, "share", c->experts, gpu_bound_f32(1));
+  gpu_check(t->mean_prob, "mean_prob", c->experts, bound + gpu_bound_f32(c->n));
+  gpu_check(t->mean_lse2, "mean_lse2", 1, 2 * bound + gpu_bound_f32(c->n));
+  gpu_check(t->stat_prob, "stat_prob", c->experts, bound + gpu_bound_f32(c->n));
+  for (int s = 0; s < GPU_SIDES; s++) op[s].stat_count = NULL, op[s].stat_prob = NULL;
+  GPU_RUN(route, op);
+  gpu_check_equal(t->slot_row, "slot_row without counts", slots);
+  gpu_check_equal(t->stat_count, "untouched stat_count", c->experts + 1);
+}
+
+/* What the backward pass reads is what the CPU's forward pass made. */
+static void route_freeze(gpu_tensor_t **tensor, gpu_kind_t kind, int64_t count) {
+  *tensor = gpu_tensor(kind, GPU_READ, gpu_at(*tensor, GPU_CPU, 0), count);
+}
+
+static void check_route_backward(const route_case_t *c, route_tensors_t *t) {
+  int64_t slots = c->n * c->top_k, h = c->hidden;
+  float *dweight = gpu_uniform(slots, 1, 0, 3);
+  for (int64_t i = 0; i < slots; i++)
+    if (gpu_value(t->slot_row, GPU_CPU, i) < 0) dweight[i] = 0;
+  route_freeze(&t->expert, GPU_I32, slots), route_freeze(&t->weight, GPU_F32, slots);
+  route_freeze(&t->prob, GPU_F32, c->n * c->experts), route_freeze(&t->lse, GPU_F32, c->n);
+  route_freeze(&t->share, GPU_F32, c->experts);
+  gpu_tensor_t *dw_slot = gpu_tensor(GPU_F32, GPU_READ, dweight, slots);
+  gpu_tensor_t *dx = gpu_sum(GPU_ACT, c->n * h, 4), *dw = gpu_sum(GPU_F32, c->experts * h, 5);
+  op_route_bwd_t op[GPU_SIDES];
+  for (int s = 0; s < GPU_SIDES; s++)
+    op[s] = (op_route_bwd_t){.n = c->n,
+                             .hidden = h,
+                             .experts = c->experts,
+                             .top_k = c->top_k,
+                             .x = gpu_at(t->x, s, 0),
+                             .w = gpu_at(t->w, s, 0),
+                             .weight_dtype = gpu_dtype(s),
+                             .act_dtype = gpu_dtype(s),
+                             .routing = route_routing(t, s),
+                             .prob = gpu_at(t->prob, s, 0),
+                             .lse = gpu_at(t->lse, s, 0),
+                             .dweight = gpu_at(dw_slot, s, 0),
+                             .aux_share = gpu_at(t->share, s, 0),
+                             .aux_scale = 0.5f * (float)c->n, /* not lost beside dweight */
+                             .z_scale = 0.01f * (float)c->n,
+                             .dx = gpu_at(dx, s, 0),
+                             .dw = gpu_at(dw, s, 0)};
+  GPU_RUN(route_bwd, op);
+  /* the logits' gradients may be stored, then dx is */
+  gpu_check(dx, "dx", h, gpu_bound(2, c->experts));
+  gpu_check(dw, "dw", h, gpu_bound(1, c->n));
+}
+
+static void check_route(const route_case_t *c, int32_t dtype) {
+  backend_limits_t limits = {.rows = c->n, .hidden = c->hidden, .experts = c->experts,
+                             .top_k = c->top_k, .training = 1};
+  gpu_begin(dtype, limits, "route n %lld, hidden %lld, %lld of %lld, capacity %lld",
+            (long long)c->n, (long long)c->hidden, (long long)c->top_k, (long long)c->experts,
+            (long long)c->capacity);
+  route_tensors_t t = route_make(c);
+  route_avoid_ties(c, &t);
+  check_route_forward(c, &t);
+  check_route_backward(c, &t);
+  gpu_end();
+}
+
+static void test_route(void **state) {
+  (void)state;
+  for (size_t i = 0; i < 2 * LENGTH(route_cases); i++)
+    check_route(&route_cases[i / 2], gpu_dtypes[i % 2]);
+}
+
+static void check_router_loss(int64_t layers, int64_t experts, int32_t kind) {
+  gpu_begin(NN_BF16, (backend_limits_t){.experts = experts, .top_k = 2, .training = 1},
+            "router_loss of %lld layers, %lld experts, kind %d", (long long)layers,
+            (long long)experts, kind);
+  int64_t count = layers * (2 * experts + 1);
+  gpu_tensor_t *stats = gpu_tensor(GPU_F32, GPU_READ, gpu_uniform(count, 0.5, 0.5, 1), count);
+  gpu_tensor_t *loss = gpu_out(GPU_F64, 2), *share = gpu_out(GPU_F32, experts);
+  op_router_loss_t op[GPU_SIDES];
+  for (int s = 0; s < GPU_SIDES; s++)
+    op[s] = (op_router_loss_t){.layers = layers,
+                               .experts = experts,
+                               .top_k = 2,
+                               .kind = kind,
+                               .stats = gpu_at(stats, s, 0),
+                               .loss = gpu_at(loss, s, 0),
+                               .mean_share = gpu_at(share, s, 0)};
+  GPU_RUN(router_loss, op);
+  gpu_check(loss, "loss", 1, gpu_bound_f32(layers * experts));
+  gpu_check(share, "mean_share", experts, gpu_bound_f32(layers));
+  gpu_end();
+}
+
+static void test_router_loss(void **state) {
+  (void)state;
+  static const int64_t layers[] = {1, 30}, experts[] = {3, 16, 64};
+  static const int32_t kinds[] = {NN_AUX_SWITCH, NN_AUX_JOINT};
+  for (int i = 0; i < 12; i++) check_router_loss(layers[i % 2], experts[i / 2 % 3], kinds[i / 6]);
+}
+
+/* ---- experts ---- */
+
+/* Who chooses what. */
+enum {
+  SPREAD, /* any expert */
+  FEW,    /* the first top_k only: the others have no tokens */
+  ONE     /* the last expert before all others */
+};
+
+typedef struct experts_case {
+  int64_t n, hidden, ffn, experts, top_k, capacity;
+  int32_t choice;
+  int64_t pad;   /* elements between one expert's matrices and the next one's */
+  int32_t heavy; /* 1: in bf16 only, to be quick */
+} experts_case_t;
+
+static const experts_case_t experts_cases[] = {
+    {1, 64, 128, 4, 2, 0, SPREAD, 0, 0},      {5, 64, 128, 4, 2, 0, SPREAD, 0, 0},
+    {70, 64, 128, 4, 2, 0, SPREAD, 0, 0},     {70, 64, 128, 4, 2, 20, ONE, 0, 0},
+    {130, 64, 128, 4, 2, 0, FEW, 64, 0},      {17, 33, 21, 5, 3, 0, SPREAD, 5, 0},
+    {300, 8, 20, 3, 1, 0, ONE, 0, 0},         {40, 770, 99, 4, 4, 9, SPREAD, 1, 0},
+    {1, 768, 1024, 16, 4, 0, SPREAD, 0, 0},   {3, 768, 1024, 16, 4, 0, SPREAD, 0, 0},
+    {32, 768, 1024, 16, 4, 0, SPREAD, 0, 1},  {130, 768, 1024, 16, 4, 0, SPREAD, 0, 1},
+    {130, 768, 1024, 16, 4, 20, ONE, 0, 1},   {300, 768, 1024, 16, 4, 0, FEW, 0, 1},
+    {1500, 768, 1024, 16, 4, 400, SPREAD, 0, 1},
+};
+
+/* The tensors of a case; weights are [E][gate, up, down] and a gap. */
+typedef struct experts_tensors {
+  gpu_tensor_t *x, *residual, *weights;
+  gpu_tensor_t *expert, *weight, *offset, *row_slot, *slot_row;
+  int64_t size, stride, rows; /* of a matrix; of an expert; of all experts */
+} experts_tensors_t;
+
+static int64_t experts_choose(const experts_case_t *c, const int32_t *first, int64_t t, int64_t j) {
+  if (c->choice == FEW) return (t + j) % c->top_k;
+  return ((c->choice == ONE ? c->experts - 1 : first[t]) + j) % c->experts;
+}
+
+static void experts_route(const experts_case_t *c, experts_tensors_t *t) {
+  int64_t slots = c->n * c->top_k;
+  int32_t *first = gpu_indices(c->n, c->experts, 21), *expert = gpu_memory(slots, sizeof *expert);
+  int32_t *offset = gpu_memory(c->experts + 1, sizeof *offset);
+  int32_t *row_slot = gpu_memory(slots, sizeof *row_slot);
+  int32_t *slot_row = gpu_memory(slots, sizeof *slot_row), row = 0;
+  for (int64_t s = 0; s < slots; s++) {
+    expert[s] = (int32_t)experts_choose(c, first, s / c->top_k, s % c->top_k);
+    slot_row[s] = -1;
+  }
+  for (int32_t e = 0; e < c->experts; e++) {
+    offset[e] = row;
+    for (int32_t s = 0; s < slots; s++)
+      if (expert[s] == e && (!c->capacity || row - offset[e] < c->capacity))
+        slot_row[s] = row, row_slot[row++] = s;
+  }
+  offset[c->experts] = row;
+  t->rows = row;
+  t->expert = gpu_ints(expert, slots), t->offset = gpu_ints(offset, c->experts + 1);
+  t->row_slot = gpu_ints(row_slot, slots), t->slot_row = gpu_ints(slot_row, slots);
+  t->weight = gpu_tensor(GPU_F32, GPU_READ, gpu_uniform(slots, 0.45, 0.55, 22), slots);
+}
+
+static routing_t experts_routing(const experts_tensors_t *t, int side) {
+  return (routing_t){gpu_at(t->expert, side, 0), gpu_at(t->weight, side, 0),
+                     gpu_at(t->offset, side, 0), gpu_at(t->row_slot, side, 0),
+                     gpu_at(t->slot_row, side, 0)};
+}
+
+static experts_tensors_t experts_make(const experts_case_t *c) {
+  experts_tensors_t t = {.size = c->ffn * c->hidden};
+  t.stride = 3 * t.size + c->pad;
+  float *weights = gpu_uniform(c->experts * t.stride, 3 / sqrt((double)c->hidden), 0, 23);
+  float down = (float)sqrt((double)c->hidden / (double)c->ffn); /* each product is of order 1 */
+  for (int64_t i = 0; i < c->experts * t.stride; i++)
+    if (i % t.stride >= 2 * t.size) weights[i] *= down;
+  t.weights = gpu_tensor(GPU_ACT, GPU_READ, weights, c->experts * t.stride);
+  t.x = gpu_in(c->n * c->hidden, 1, 0, 24);
+  t.residual = gpu_in(c->n * c->hidden, 1, 0, 25);
+  experts_route(c, &t);
+  return t;
+}
+
+static op_experts_t experts_op(const experts_case_t *c, const experts_tensors_t *t, int side,
+                               gpu_tensor_t *pre, gpu_tensor_t *residual, gpu_tensor_t *out) {
+  return (op_experts_t){.n = c->n,
+                        .hidden = c->hidden,
+                        .ffn = c->ffn,
+                        .experts = c->experts,
+                        .top_k = c->top_k,
+                        .x = gpu_at(t->x, side, 0),
+                        .routing = experts_routing(t, side),
+                        .gate = gpu_at(t->weights, side, 0),
+                        .up = gpu_at(t->weights, side, t->size),
+                        .down = gpu_at(t->weights, side, 2 * t->size),
+                        .expert_stride = t->stride,
+                        .weight_dtype = gpu_dtype(side),
+                        .act_dtype = gpu_dtype(side),
+                        .pre = gpu_at(pre, side, 0),
+                        .residual = gpu_at(residual, side, 0),
+                        .out = gpu_at(out, side, 0)};
+}
+
+static void check_experts_forward(const experts_case_t *c, const experts_tensors_t *t,
+                                  gpu_tensor_t *pre) {
+  gpu_tensor_t *out = gpu_out(GPU_ACT, c->n * c->hidden);
+  gpu_tensor_t *both = gpu_tensor(GPU_ACT, GPU_UPDATE, gpu_at(t->residual, GPU_CPU, 0),
+                                  c->n * c->hidden);
+  const struct {
+    const char *name;
+    gpu_tensor_t *pre, *residual, *out;
+  } forms[] = {{"out", NULL, NULL, out},
+               {"out with residual and pre", pre, t->residual, out},
+               {"out over the residual", NULL, both, both},
+               {"pre alone", pre, NULL, NULL}};
+  for (size_t i = 0; i < LENGTH(forms); i++) {
+    op_experts_t op[GPU_SIDES];
+    for (int s = 0; s < GPU_SIDES; s++)
+      op[s] = experts_op(c, t, s, forms[i].pre, forms[i].residual, forms[i].out);
+    GPU_RUN(experts, op);
+    /* gate and up, the activation, the row's result, out */
+    if (forms[i].out)
+      gpu_check(forms[i].out, forms[i].name, c->hidden, gpu_bound(5, c->hidden + c->ffn));
+    if (forms[i].pre)
+      gpu_check_rows(pre, "pre", 0, t->rows, 2 * c->ffn, 2 * c->ffn, gpu_bound(1, c->hidden));
+  }
+}
+
+static op_experts_bwd_t experts_bwd_op(const experts_case_t *c, const experts_tensors_t *t,
+                                       int side) {
+  return (op_experts_bwd_t){.n = c->n,
+                            .hidden = c->hidden,
+                            .ffn = c->ffn,
+                            .experts = c->experts,
+                            .top_k = c->top_k,
+                            .x = gpu_at(t->x, side, 0),
+                            .routing = experts_routing(t, side),
+                            .gate = gpu_at(t->weights, side, 0),
+                            .up = gpu_at(t->weights, side, t->size),
+                            .down = gpu_at(t->weights, side, 2 * t->size),
+                            .expert_stride = t->stride,
+                            .weight_dtype = gpu_dtype(side),
+                            .act_dtype = gpu_dtype(side)};
+}
+
+/* The gradients of every expert's three matrices, and that nothing was added between experts. */
+static void check_experts_gradients(const experts_case_t *c, const experts_tensors_t *t,
+                                    const gpu_tensor_t *d) {
+  static const char *const names[] = {"dgate", "dup", "ddown"};
+  double bound = gpu_bound(2, c->hidden + c->n); /* down^T dout, and what is made of it */
+  for (int64_t e = 0; e < c->experts; e++)
+    for (int m = 0; m < 3; m++) {
+      int64_t width = m == 2 ? c->ffn : c->hidden;
+      gpu_check_rows(d, names[m], e * t->stride + m * t->size, t->size / width, width, width,
+                     bound);
+    }
+  gpu_check_gaps(d, "gradients", 3 * t->size, t->stride);
+}
+
+static void check_experts_backward(const experts_case_t *c, const experts_tensors_t *t,
+                                   const gpu_tensor_t *forward_pre) {
+  int64_t tokens = c->n * c->hidden, slots = c->n * c->top_k;
+  gpu_tensor_t *pre = gpu_tensor(GPU_ACT, GPU_SPENT, gpu_at(forward_pre, GPU_CPU, 0),
+                                 slots * 2 * c->ffn);
+  gpu_tensor_t *dout = gpu_in(tokens, 1, 0, 26), *dx = gpu_out(GPU_ACT, tokens);
+  gpu_tensor_t *dweight = gpu_out(GPU_F32, slots);
+  gpu_tensor_t *d = gpu_sum(GPU_F32, c->experts * t->stride, 27);
+  op_experts_bwd_t op[GPU_SIDES];
+  for (int s = 0; s < GPU_SIDES; s++) {
+    op[s] = experts_bwd_op(c, t, s);
+    op[s].pre = gpu_at(pre, s, 0), op[s].dout = gpu_at(dout, s, 0);
+    op[s].dx = gpu_at(dx, s, 0), op[s].dweight = gpu_at(dweight, s, 0);
+    op[s].dgate = gpu_at(d, s, 0), op[s].dup = gpu_at(d, s, t->size);
+    op[s].ddown = gpu_at(d, s, 2 * t->size);
+  }
+  GPU_RUN(experts_bwd, op);
+  /* down^T dout, dg and du, the row's result, dx */
+  gpu_check(dx, "dx", c->hidden, gpu_bound(4, c->hidden + 2 * c->ffn));
+  gpu_check(dweight, "dweight", slots, gpu_bound(2, c->hidden + c->ffn));
+  for (int64_t i = 0; i < slots; i++)
+    if (gpu_value(t->slot_row, GPU_CPU, i) < 0)
+      assert_true(gpu_value(dweight, GPU_GPU, i) == 0);
+  check_experts_gradients(c, t, d);
+}
+
+static void check_experts(const experts_case_t *c, int32_t dtype) {
+  backend_limits_t limits = {.rows = c->n, .hidden = c->hidden, .ffn = c->ffn,
+                             .experts = c->experts, .top_k = c->top_k, .training = 1};
+  gpu_begin(dtype, limits,
+            "experts n %lld, hidden %lld, ffn %lld, %lld of %lld, capacity %lld, choice %d",
+            (long long)c->n, (long long)c->hidden, (long long)c->ffn, (long long)c->top_k,
+            (long long)c->experts, (long long)c->capacity, c->choice);
+  experts_tensors_t t = experts_make(c);
+  gpu_tensor_t *pre = gpu_out(GPU_ACT, c->n * c->top_k * 2 * c->ffn);
+  check_experts_forward(c, &t, pre);
+  check_experts_backward(c, &t, pre);
+  gpu_end();
+}
+
+static void test_experts(void **state) {
+  (void)state;
+  for (size_t i = 0; i < LENGTH(experts_cases); i++) {
+    check_experts(&experts_cases[i], NN_BF16);
+    if (!experts_cases[i].heavy) check_experts(&experts_cases[i], NN_F32);
+  }
+}
+
+int main(void) {
+  int skipped = gpu_open();
+  if (skipped) return skipped;
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_route),
+      cmocka_unit_test(test_router_loss),
+      cmocka_unit_test(test_experts),
+  };
+  return cmocka_run_group_tests_name("experts on a GPU", tests, NULL, gpu_close);
+}

@@ -1,0 +1,337 @@
+/* The head's loss, softmax, the gradient norm, AdamW, the choice of tokens and random filling on a
+ * GPU, against the CPU. */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "gpu.h"
+
+#define LENGTH(array) (sizeof(array) / sizeof *(array))
+
+/* ---- head and cross-entropy ---- */
+
+typedef struct loss_case {
+  int64_t n, hidden, vocab;
+  int32_t heavy; /* 1: in bf16 only, to be quick */
+} loss_case_t;
+
+static const loss_case_t loss_cases[] = {
+    {1, 8, 5, 0},       {3, 33, 77, 0},       {1, 768, 1000, 0},   {70, 64, 1000, 0},
+    {300, 768, 1000, 0}, {130, 770, 1001, 0}, {1, 768, 32000, 0},  {70, 768, 32000, 1},
+    {300, 768, 32000, 1}, {9000, 16, 8200, 1}, /* several chunks of rows */
+};
+
+static gpu_tensor_t *loss_targets(const loss_case_t *c) {
+  int32_t *target = gpu_indices(c->n, c->vocab, 3);
+  for (int64_t i = 2; i < c->n; i += 7) target[i] = -1;
+  return gpu_ints(target, c->n);
+}
+
+static void check_loss(const loss_case_t *c, int32_t dtype) {
+  int64_t h = c->hidden;
+  backend_limits_t limits = {.rows = c->n, .hidden = h, .vocab = c->vocab, .training = 1};
+  gpu_begin(dtype, limits, "head_loss n %lld, hidden %lld, vocab %lld", (long long)c->n,
+            (long long)h, (long long)c->vocab);
+  gpu_tensor_t *x = gpu_in(c->n * h, 1, 0, 1), *target = loss_targets(c);
+  gpu_tensor_t *w = gpu_in(c->vocab * h, 4 / sqrt((double)h), 0, 2); /* logits of order 1 */
+  gpu_tensor_t *row_loss = gpu_out(GPU_F32, c->n), *sum = gpu_out(GPU_F64, 1);
+  gpu_tensor_t *dx = gpu_out(GPU_ACT, c->n * h), *dw = gpu_sum(GPU_F32, c->vocab * h, 4);
+  for (int gradients = 0; gradients < 2; gradients++) {
+    op_head_loss_t op[GPU_SIDES];
+    for (int s = 0; s < GPU_SIDES; s++)
+      op[s] = (op_head_loss_t){.n = c->n,
+                               .hidden = h,
+                               .vocab = c->vocab,
+                               .x = gpu_at(x, s, 0),
+                               .w = gpu_at(w, s, 0),
+                               .weight_dtype = gpu_dtype(s),
+                               .act_dtype = gpu_dtype(s),
+                               .target = gpu_at(target, s, 0),
+                               .row_loss = gpu_at(row_loss, s, 0),
+                               .loss_sum = gpu_at(sum, s, 0),
+                               .scale = 0.75f,
+                               .dx = gradients ? gpu_at(dx, s, 0) : NULL,
+                               .dw = gradients ? gpu_at(dw, s, 0) : NULL};
+    GPU_RUN(head_loss, op);
+    /* logits are sums in fp32, and the loss is made of them */
+    double bound = gpu_bound_f32(h) + gpu_bound_f32(c->vocab);
+    gpu_check(row_loss, "row_loss", 1, bound);
+    gpu_check(sum, "loss_sum", 1, bound);
+    if (!gradients) continue;
+    /* the logits' gradients, then dx */
+    gpu_check(dx, "dx", h, gpu_bound(2, h + c->vocab));
+    gpu_check(dw, "dw", h, gpu_bound(1, h + c->n));
+  }
+  gpu_end();
+}
+
+static void test_head_loss(void **state) {
+  (void)state;
+  for (size_t i = 0; i < LENGTH(loss_cases); i++) {
+    check_loss(&loss_cases[i], NN_BF16);
+    if (!loss_cases[i].heavy) check_loss(&loss_cases[i], NN_F32);
+  }
+}
+
+/* ---- softmax ---- */
+
+static void check_softmax(int64_t n, int64_t width) {
+  gpu_begin(NN_BF16, (backend_limits_t){.rows = n, .vocab = width}, "softmax n %lld, width %lld",
+            (long long)n, (long long)width);
+  float *values = gpu_uniform(n * width, 8, 0, 11);
+  if (width > 1) values[1] = -INFINITY;
+  gpu_tensor_t *x = gpu_tensor(GPU_F32, GPU_READ, values, n * width);
+  gpu_tensor_t *both = gpu_tensor(GPU_F32, GPU_SPENT, values, n * width);
+  gpu_tensor_t *y = gpu_out(GPU_F32, n * width);
+  const gpu_tensor_t *from[] = {x, both}, *to[] = {y, both};
+  for (int i = 0; i < 2; i++) {
+    op_softmax_t op[GPU_SIDES];
+    for (int s = 0; s < GPU_SIDES; s++)
+      op[s] = (op_softmax_t){n, width, gpu_at(from[i], s, 0), gpu_at(to[i], s, 0)};
+    GPU_RUN(softmax, op);
+    gpu_check(to[i], i ? "y in place" : "y", width, gpu_bound_f32(width));
+  }
+  gpu_end();
+}
+
+static void test_softmax(void **state) {
+  (void)state;
+  static const int64_t rows[] = {1, 5, 300}, widths[] = {1, 7, 1000, 32000, 50257};
+  for (size_t i = 0; i < LENGTH(rows); i++)
+    for (size_t j = 0; j < LENGTH(widths); j++)
+      if (rows[i] * widths[j] < 1 << 21) check_softmax(rows[i], widths[j]);
+}
+
+/* ---- optimizer ---- */
+
+static void check_grad_norm(int64_t count, float max_norm, float first) {
+  gpu_begin(NN_BF16, (backend_limits_t){.training = 1}, "grad_norm of %lld up to %g, first %g",
+            (long long)count, max_norm, first);
+  float *values = gpu_uniform(count, 1, 0, 21);
+  values[0] = first;
+  gpu_tensor_t *g = gpu_tensor(GPU_F32, GPU_READ, values, count), *out = gpu_out(GPU_F64, 2);
+  op_grad_norm_t op[GPU_SIDES];
+  for (int s = 0; s < GPU_SIDES; s++)
+    op[s] = (op_grad_norm_t){count, gpu_at(g, s, 0), max_norm, gpu_at(out, s, 0)};
+  GPU_RUN(grad_norm, op);
+  gpu_check(out, "out", 1, gpu_bound_f32(count));
+  gpu_end();
+}
+
+static void test_grad_norm(void **state) {
+  (void)state;
+  static const int64_t counts[] = {1, 1003, 3000001};
+  for (size_t i = 0; i < LENGTH(counts); i++) {
+    check_grad_norm(counts[i], 0, 1);
+    check_grad_norm(counts[i], 0.5f, 3);
+    check_grad_norm(counts[i], 1e9f, -3);
+    check_grad_norm(counts[i], 1, INFINITY);
+  }
+}
+
+/* Parameters of the CPU, and of the GPU in fp32; of the GPU in bf16: p and what is left of it. */
+typedef struct adamw_tensors {
+  gpu_tensor_t *master, *p, *low, *g, *m, *v, *scale;
+} adamw_tensors_t;
+
+static adamw_tensors_t adamw_make(int64_t count, double norm) {
+  float *master = gpu_uniform(count, 1, 0, 31);
+  int16_t *p = gpu_memory(count, sizeof *p), *low = gpu_memory(count, sizeof *low);
+  for (int64_t i = 0; i < count; i++) {
+    uint32_t bits;
+    memcpy(&bits, &master[i], sizeof bits);
+    uint32_t high = (bits + 0x8000) >> 16;
+    p[i] = (int16_t)(uint16_t)high, low[i] = (int16_t)(int32_t)(bits - (high << 16));
+  }
+  const double scale[] = {norm, 0.5};
+  float *v = gpu_uniform(count, 0.25, 0.3, 34); /* of the order of g^2, and not near 0 */
+  return (adamw_tensors_t){.master = gpu_tensor(GPU_F32, GPU_UPDATE, master, count),
+                           .p = gpu_tensor(GPU_I16, GPU_UPDATE, p, count),
+                           .low = gpu_tensor(GPU_I16, GPU_UPDATE, low, count),
+                           .g = gpu_tensor(GPU_F32, GPU_READ, gpu_uniform(count, 1, 0, 32), count),
+                           .m = gpu_sum(GPU_F32, count, 33),
+                           .v = gpu_tensor(GPU_F32, GPU_UPDATE, v, count),
+                           .scale = gpu_tensor(GPU_F64, GPU_READ, scale, 2)};
+}
+
+/* What the GPU's parameter is now: two integers that make one number in bf16. */
+static double adamw_got(const adamw_tensors_t *t, int64_t i) {
+  if (gpu_dtype(GPU_GPU) == NN_F32) return gpu_value(t->master, GPU_GPU, i);
+  uint32_t high = (uint16_t)(int16_t)gpu_value(t->p, GPU_GPU, i);
+  uint32_t bits = (high << 16) + (uint32_t)(int32_t)gpu_value(t->low, GPU_GPU, i);
+  float master;
+  memcpy(&master, &bits, sizeof master);
+  return master;
+}
+
+/* Both round the result once, and the update's few operations round its terms, which are of the
+ * order of the learning rate. */
+static void check_masters(const adamw_tensors_t *t, int64_t first, int64_t count, double lr) {
+  const float *before = gpu_uniform(count, 1, 0, 31);
+  for (int64_t i = first; i < count; i++) {
+    double got = adamw_got(t, i), want = gpu_value(t->master, GPU_CPU, i);
+    double allowed = 0x1p-23 * fabs(want) + 16 * 0x1p-24 * (fabs(want - before[i]) + lr);
+    if (!(fabs(got - want) <= allowed))
+      fail_msg("adamw of %lld: parameter %lld is %.9g, not %.9g (allowed %.3g)", (long long)count,
+               (long long)i, got, want, allowed);
+    assert_true(want != before[i]);
+  }
+}
+
+/* The first elements are left out of the call. */
+static void check_adamw(int64_t count, int64_t first, int64_t step, double norm, int32_t dtype) {
+  gpu_begin(dtype, (backend_limits_t){.training = 1}, "adamw of %lld from %lld, step %lld, norm %g",
+            (long long)count, (long long)first, (long long)step, norm);
+  adamw_tensors_t t = adamw_make(count, norm);
+  op_adamw_t op[GPU_SIDES];
+  for (int s = 0; s < GPU_SIDES; s++) {
+    int split = gpu_dtype(s) == NN_BF16;
+    op[s] = (op_adamw_t){.count = count - first,
+                         .weight_dtype = gpu_dtype(s),
+                         .p = gpu_at(split ? t.p : t.master, s, first),
+                         .p_low = split ? gpu_at(t.low, s, first) : NULL,
+                         .g = gpu_at(t.g, s, first),
+                         .m = gpu_at(t.m, s, first),
+                         .v = gpu_at(t.v, s, first),
+                         .scale = gpu_at(t.scale, s, 0),
+                         .lr = 0.01f,
+                         .beta1 = 0.9f,
+                         .beta2 = 0.95f,
+                         .eps = 1e-8f,
+                         .weight_decay = 0.1f,
+                         .step = step};
+  }
+  GPU_RUN(adamw, op);
+  if (isfinite(norm)) {
+    check_masters(&t, first, count, op[GPU_GPU].lr);
+    gpu_check(t.m, "m", count, gpu_bound_f32(1));
+    gpu_check(t.v, "v", count, gpu_bound_f32(1));
+  }
+  const gpu_tensor_t *updated[] = {t.master, t.p, t.low, t.m, t.v};
+  for (size_t i = 0; i < LENGTH(updated); i++) {
+    if (!isfinite(norm)) /* as rows of no element, so that all is between rows */
+      gpu_check_gaps(updated[i], "what an infinite norm leaves", 0, 1);
+    else if (first)
+      assert_true(gpu_value(updated[i], GPU_GPU, 0) == gpu_value(updated[i], GPU_CPU, 0));
+  }
+  gpu_end();
+}
+
+static void test_adamw(void **state) {
+  (void)state;
+  static const int64_t counts[] = {2, 1003, 100003};
+  for (size_t i = 0; i < LENGTH(counts); i++)
+    for (int k = 0; k < 4; k++) {
+      check_adamw(counts[i], k / 2, k / 2 ? 1 : 7, 3, gpu_dtypes[k % 2]);
+      check_adamw(counts[i], 0, 3, k / 2 ? INFINITY : NAN, gpu_dtypes[k % 2]);
+    }
+}
+
+/* ---- choice of tokens ---- */
+
+typedef struct sample_case {
+  int64_t vocab;
+  float temperature, top_p, min_p, penalty;
+  int32_t top_k;
+  int64_t history;
+} sample_case_t;
+
+static const sample_case_t sample_cases[] = {
+    {1, 1, 0, 0, 0, 0, 0},              {1000, 0, 0, 0, 0, 0, 0},
+    {32000, 0, 0, 0, 1.3f, 0, 500},     {1000, 1, 0, 0, 0, 0, 0},
+    {32000, 0.7f, 0, 0, 0, 0, 0},       {1000, 1, 0, 0, 0, 1, 0},
+    {32000, 1, 0, 0, 0, 40, 0},         {32000, 1, 0.9f, 0, 0, 0, 0},
+    {32000, 0.8f, 0.95f, 0, 0, 50, 0},  {32000, 1, 0, 0.05f, 0, 0, 0},
+    {1000, 1.5f, 0.9f, 0.02f, 1.2f, 200, 100}, {50257, 1, 0.5f, 0, 0.9f, 0, 1000},
+    {1000, 2, 1, 0, 1, 1000, 10},
+};
+
+/* Logits with a few likely tokens, and some that are equal. */
+static gpu_tensor_t *sample_logits(int64_t vocab, int32_t with_nan) {
+  float *logits = gpu_uniform(vocab, 1, 0, 41);
+  for (int64_t i = 0; i < vocab; i++) logits[i] = 14 * powf(logits[i], 5);
+  for (int64_t i = 3; i + 50 < vocab; i += 97) logits[i + 50] = logits[i];
+  if (vocab > 20) logits[11] = -INFINITY;
+  if (with_nan) logits[vocab / 2] = NAN;
+  return gpu_tensor(GPU_F32, GPU_READ, logits, vocab);
+}
+
+/* Draws are the CPU's. Where it works in double and the GPU in fp32, one may fall on the other side
+ * of a border between tokens: a share of 2^-24 for each likely token, none in so few draws. */
+static void check_sample(const sample_case_t *c, int32_t with_nan) {
+  gpu_begin(NN_BF16, (backend_limits_t){.rows = 1, .vocab = c->vocab},
+            "sample %d of %lld, temperature %g, top_p %g, top_k %d", (int)(c - sample_cases),
+            (long long)c->vocab, c->temperature, c->top_p, c->top_k);
+  gpu_tensor_t *logits = sample_logits(c->vocab, with_nan), *token = gpu_out(GPU_I32, 1);
+  int64_t kept = c->history ? c->history : 1;
+  gpu_tensor_t *history = gpu_ints(gpu_indices(kept, c->vocab, 42), kept);
+  int draws = c->temperature > 0 ? 24 : 1;
+  for (int i = 0; i < draws; i++) {
+    op_sample_t op[GPU_SIDES];
+    for (int s = 0; s < GPU_SIDES; s++)
+      op[s] = (op_sample_t){.vocab = c->vocab,
+                            .logits = gpu_at(logits, s, 0),
+                            .history = c->history ? gpu_at(history, s, 0) : NULL,
+                            .history_len = c->history,
+                            .temperature = c->temperature,
+                            .top_p = c->top_p,
+                            .min_p = c->min_p,
+                            .repetition_penalty = c->penalty,
+                            .top_k = c->top_k,
+                            .seed = 77,
+                            .counter = (uint64_t)i,
+                            .token = gpu_at(token, s, 0)};
+    GPU_RUN(sample, op);
+    gpu_check_equal(token, "token", 1);
+    if (with_nan) assert_true(gpu_value(token, GPU_GPU, 0) == -1);
+  }
+  gpu_end();
+}
+
+static void test_sample(void **state) {
+  (void)state;
+  for (size_t i = 0; i < LENGTH(sample_cases); i++) check_sample(&sample_cases[i], 0);
+  check_sample(&sample_cases[1], 1);
+  check_sample(&sample_cases[8], 1);
+}
+
+/* ---- filling ---- */
+
+static void check_fill(int64_t count, uint64_t seed, uint64_t stream, int32_t dtype) {
+  int bf16 = dtype == NN_BF16;
+  gpu_begin(dtype, (backend_limits_t){0}, "fill_normal of %lld, stream %llu", (long long)count,
+            (unsigned long long)stream);
+  gpu_tensor_t *out = gpu_out(bf16 ? GPU_I16 : GPU_F32, count);
+  op_fill_normal_t op[GPU_SIDES];
+  for (int s = 0; s < GPU_SIDES; s++)
+    op[s] = (op_fill_normal_t){gpu_at(out, s, 0), dtype, count, 0.02f, seed, stream};
+  GPU_RUN(fill_normal, op);
+  if (!bf16) gpu_check(out, "out", count, gpu_bound_f32(1));
+  /* as integers, neighbours of one sign differ by 1 */
+  for (int64_t i = 0; bf16 && i < count; i++) {
+    double off = gpu_value(out, GPU_GPU, i) - gpu_value(out, GPU_CPU, i);
+    if (!(fabs(off) <= 1)) fail_msg("fill_normal: element %lld is off by %g", (long long)i, off);
+  }
+  gpu_end();
+}
+
+static void test_fill(void **state) {
+  (void)state;
+  static const int64_t counts[] = {1, 7, 1000, 300001};
+  for (size_t i = 0; i < 2 * LENGTH(counts); i++) {
+    check_fill(counts[i / 2], 5, 0, gpu_dtypes[i % 2]);
+    check_fill(counts[i / 2], UINT64_MAX - 3, UINT64_C(1) << 40, gpu_dtypes[i % 2]);
+  }
+}
+
+int main(void) {
+  int skipped = gpu_open();
+  if (skipped) return skipped;
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_head_loss), cmocka_unit_test(test_softmax),
+      cmocka_unit_test(test_grad_norm), cmocka_unit_test(test_adamw),
+      cmocka_unit_test(test_sample),    cmocka_unit_test(test_fill),
+  };
+  return cmocka_run_group_tests_name("loss, optimizer and sampling on a GPU", tests, NULL,
+                                     gpu_close);
+}

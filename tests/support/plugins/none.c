@@ -1,0 +1,3 @@
+/* A shared object that is no plugin. */
+extern int none;
+int none;
