@@ -86,7 +86,7 @@ void bench_training(nn_device_t *device, const bench_options_t *options,
   TRY(nn_config_preset("moe-6.9b", &config));
   if (gpu)
     step_scenario(device, options, peak, "moe", "train moe-6.9b bf16, batch 4, seq 4096", &config, 4, 4096,
-                  NN_BF16, NN_RECOMPUTE_BLOCK);
+                  NN_BF16, NN_RECOMPUTE_FFN);
   config.layers = 4;
   step_scenario(device, options, peak, "moe", "train 4 layers of moe-6.9b, 1024 tokens", &config, 1, 1024,
                 NN_F32, NN_RECOMPUTE_NONE);

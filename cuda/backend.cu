@@ -231,11 +231,19 @@ static void backend_fill_table(backend_t *table) {
   table->graph_free = backend_graph_free;
 }
 
+/* MOENN_CUDA_CAPABILITY, as 80, makes a newer GPU take the kernels of an older one, as MOENN_CPU does
+ * with paths: for tests. */
+static int backend_capability(int found) {
+  const char *text = getenv("MOENN_CUDA_CAPABILITY");
+  int asked = text ? atoi(text) : found;
+  return asked >= 80 && asked < found ? asked : found;
+}
+
 /* What the device is; a GPU that the kernels were not built for is refused. */
 static nn_status_t backend_probe(backend_device_t *device) {
   cudaDeviceProp found;
   CUDA_TRY(cuda_check(device, "open", cudaGetDeviceProperties(&found, device->index)));
-  device->capability = 10 * found.major + found.minor;
+  device->capability = backend_capability(10 * found.major + found.minor);
   device->multiprocessors = found.multiProcessorCount;
   device->shared_bytes = (int)found.sharedMemPerBlockOptin;
   snprintf(device->model, sizeof device->model, "%s", found.name);

@@ -400,7 +400,9 @@ typedef struct nn_plan_t {
 /** Recomputation of activations. */
 enum {
   NN_RECOMPUTE_NONE = 0, /**< Keep every activation. */
-  NN_RECOMPUTE_BLOCK = 1 /**< Keep only each block's input; run the block again in backward. */
+  NN_RECOMPUTE_BLOCK = 1, /**< Keep only each block's input; run the block again in backward. */
+  NN_RECOMPUTE_FFN = 2 /**< Keep all but what is inside the feed-forward networks; run their first
+                            products again in backward. */
 };
 
 /** Shape of training batches; see nn_model_prepare(). */

@@ -197,10 +197,14 @@ static nn_status_t matmul_product(backend_device_t *device, const op_matmul_t *o
                                       sizeof op->bias)));
   const float one = 1, zero = 0;
   size_t workspace = scratch.bytes < WORKSPACE_BYTES ? scratch.bytes : WORKSPACE_BYTES;
-  return matmul_check(
-      device, cublasLtMatmul(device->lt, plan->what, &one, op->b, plan->a, op->a, plan->b,
-                             op->c ? &one : &zero, op->c ? op->c : d, plan->c, d, plan->d,
-                             &plan->algorithm, scratch.data, workspace, device->stream));
+  cublasStatus_t status =
+      cublasLtMatmul(device->lt, plan->what, &one, op->b, plan->a, op->a, plan->b,
+                     op->c ? &one : &zero, op->c ? op->c : d, plan->c, d, plan->d, &plan->algorithm,
+                     scratch.data, workspace, device->stream);
+  if (status != CUBLAS_STATUS_NOT_SUPPORTED) return matmul_check(device, status);
+  plan->found = 0; /* seen with odd strides of bf16: the search knew no better */
+  matmul_plain(device, op, d);
+  return NN_OK;
 }
 
 CUDA_OP(matmul, op_matmul_t) {

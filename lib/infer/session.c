@@ -64,6 +64,7 @@ static void session_take_activations(arena_t *arena, const nn_model_config_t *co
   buffers->x[1] = arena_take(arena, rows, config->hidden, element);
   buffers->y = arena_take(arena, rows, config->hidden, element);
   block_acts_take(arena, config, rows, act_dtype, false, &buffers->acts);
+  block_acts_take_ffn(arena, config, rows, act_dtype, false, &buffers->acts);
 }
 
 static void session_take_workspace(arena_t *arena, const nn_device_t *device,

@@ -66,7 +66,15 @@ void block_acts_take(arena_t *arena, const nn_model_config_t *config, int64_t n,
     acts->routing.slot_row = arena_take(arena, 1, nk, sizeof(int32_t));
     acts->prob = arena_take(arena, n, config->experts, f);
     acts->router_lse = arena_take(arena, 1, n, f);
-    if (backward) acts->pre = arena_take(arena, nk, 2 * config->ffn, a);
+  }
+}
+
+void block_acts_take_ffn(arena_t *arena, const nn_model_config_t *config, int64_t n,
+                         int32_t act_dtype, bool backward, block_acts_t *acts) {
+  const size_t a = nn_dtype_bytes(act_dtype);
+  acts->pre = acts->post = NULL;
+  if (config->experts) {
+    if (backward) acts->pre = arena_take(arena, n * config->top_k, 2 * config->ffn, a);
   } else {
     acts->post = arena_take(arena, n, config->ffn, a);
     if (backward) acts->pre = arena_take(arena, n, config->ffn, a);
@@ -232,6 +240,21 @@ static nn_status_t attention_backward(const pass_t *pass, const block_acts_t *ac
 
 /* ---- feed-forward ----------------------------------------------------------------------------------- */
 
+/* The experts of tokens that are routed already; out NULL: pre alone. */
+static nn_status_t experts_run(const pass_t *pass, int64_t layer, void *out,
+                               const block_acts_t *acts) {
+  const nn_model_config_t *config = pass->config;
+  const block_weights_t *w = &pass->weights->blocks[layer];
+  op_experts_t op = {.n = pass->batch * pass->q_len, .hidden = config->hidden};
+  op.ffn = config->ffn, op.experts = config->experts, op.top_k = config->top_k;
+  op.x = acts->y2, op.routing = acts->routing;
+  op.gate = w->gate, op.up = w->up, op.down = w->down;
+  op.expert_stride = pass->weights->expert_stride;
+  op.weight_dtype = pass->weight_dtype, op.act_dtype = pass->act_dtype;
+  op.pre = acts->pre, op.residual = acts->mid, op.out = out;
+  return RUN(pass, experts, op);
+}
+
 static nn_status_t experts_forward(const pass_t *pass, int64_t layer, void *out,
                                    block_acts_t *acts) {
   const nn_model_config_t *config = pass->config;
@@ -248,14 +271,7 @@ static nn_status_t experts_forward(const pass_t *pass, int64_t layer, void *out,
     route.stat_prob = pass->stat_prob + layer * config->experts;
   }
   STATUS_TRY(RUN(pass, route, route));
-  op_experts_t op = {.n = route.n, .hidden = config->hidden, .ffn = config->ffn};
-  op.experts = config->experts, op.top_k = config->top_k;
-  op.x = acts->y2, op.routing = acts->routing;
-  op.gate = w->gate, op.up = w->up, op.down = w->down;
-  op.expert_stride = pass->weights->expert_stride;
-  op.weight_dtype = pass->weight_dtype, op.act_dtype = pass->act_dtype;
-  op.pre = acts->pre, op.residual = acts->mid, op.out = out;
-  return RUN(pass, experts, op);
+  return experts_run(pass, layer, out, acts);
 }
 
 static nn_status_t experts_backward(const pass_t *pass, int64_t layer, const block_acts_t *acts,
@@ -284,8 +300,8 @@ static nn_status_t experts_backward(const pass_t *pass, int64_t layer, const blo
   return RUN(pass, route_bwd, route);
 }
 
-/* Dense: out = proj(gelu(fc(y2))) + mid. */
-static nn_status_t dense_forward(const pass_t *pass, int64_t layer, void *out, block_acts_t *acts) {
+/* Dense: post = gelu(fc(y2)). */
+static nn_status_t dense_inside(const pass_t *pass, int64_t layer, const block_acts_t *acts) {
   const nn_model_config_t *config = pass->config;
   const block_weights_t *w = &pass->weights->blocks[layer];
   op_matmul_t op = {.m = pass->batch * pass->q_len, .n = config->ffn, .k = config->hidden};
@@ -294,10 +310,22 @@ static nn_status_t dense_forward(const pass_t *pass, int64_t layer, void *out, b
   op.b = w->fc, op.ldb = config->hidden, op.b_dtype = pass->weight_dtype, op.bias = w->fc_bias;
   op.d = acts->post, op.ldd = config->ffn, op.d_dtype = pass->act_dtype;
   op.epilogue = MATMUL_GELU, op.aux = acts->pre;
-  STATUS_TRY(RUN(pass, matmul, op));
+  return RUN(pass, matmul, op);
+}
+
+/* out = proj(post) + mid. */
+static nn_status_t dense_forward(const pass_t *pass, int64_t layer, void *out, block_acts_t *acts) {
+  const nn_model_config_t *config = pass->config;
+  const block_weights_t *w = &pass->weights->blocks[layer];
+  STATUS_TRY(dense_inside(pass, layer, acts));
   if (!out) return NN_OK;
   return linear(pass, acts->post, config->ffn, w->proj, w->proj_bias, acts->mid, out,
                 config->hidden);
+}
+
+nn_status_t block_ffn_again(const pass_t *pass, int64_t layer, block_acts_t *acts) {
+  return pass->config->experts ? experts_run(pass, layer, NULL, acts)
+                               : dense_inside(pass, layer, acts);
 }
 
 static nn_status_t dense_backward(const pass_t *pass, int64_t layer, const block_acts_t *acts,

@@ -84,9 +84,12 @@ static inline void *block_at(const void *acts, int32_t act_dtype, int64_t i) {
 backend_limits_t block_limits(const nn_device_t *device, const nn_model_config_t *config, int64_t n,
                               int64_t batch, int64_t kv_len, int32_t weight_dtype, bool training);
 
-/* Takes room for n tokens. backward: with what only the backward pass reads. */
+/* Takes room for n tokens: all but the inside of the FFN, pre and post; and that. backward: with what
+ * only the backward pass reads. */
 void block_acts_take(arena_t *arena, const nn_model_config_t *config, int64_t n, int32_t act_dtype,
                      bool backward, block_acts_t *acts);
+void block_acts_take_ffn(arena_t *arena, const nn_model_config_t *config, int64_t n,
+                         int32_t act_dtype, bool backward, block_acts_t *acts);
 void block_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n, int32_t act_dtype,
                       block_grads_t *grads);
 /* Takes [layers, 2E + 1] floats; stats: host [layers], or NULL while counting. */
@@ -97,6 +100,9 @@ void router_stats_take(arena_t *arena, const nn_model_config_t *config, int64_t 
  * and nothing is added to the expert statistics. */
 nn_status_t block_forward(const pass_t *pass, int64_t layer, const void *x, void *out,
                           block_acts_t *acts);
+
+/* Makes the inside of the FFN, pre and post, again from the other activations. */
+nn_status_t block_ffn_again(const pass_t *pass, int64_t layer, block_acts_t *acts);
 
 /* Turns grads->d from the gradient of the output into that of x, and adds the parameters' gradients. */
 nn_status_t block_backward(const pass_t *pass, int64_t layer, const void *x,

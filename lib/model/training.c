@@ -19,7 +19,7 @@ nn_status_t training_check(const nn_model_config_t *config, int32_t dtype,
     return status_fail(NN_ERR_ARGUMENT,
                        "nn_train_options_t: seq_len is %lld; it goes from 1 to the context, %lld",
                        (long long)checked->seq_len, (long long)config->context);
-  if (checked->recompute != NN_RECOMPUTE_NONE && checked->recompute != NN_RECOMPUTE_BLOCK)
+  if (checked->recompute < NN_RECOMPUTE_NONE || checked->recompute > NN_RECOMPUTE_FFN)
     return status_fail(NN_ERR_ARGUMENT, "nn_train_options_t: recompute is %d, not an NN_RECOMPUTE_ value",
                        checked->recompute);
   int64_t tokens, slots;
@@ -45,9 +45,14 @@ static void training_take_activations(arena_t *arena, const nn_model_config_t *c
   buffers->y = arena_take(arena, n, config->hidden, element);
   buffers->mean = arena_take(arena, 1, n, sizeof(float));
   buffers->rstd = arena_take(arena, 1, n, sizeof(float));
+  block_acts_t acts = {0}, inside = {0};
+  if (options->recompute == NN_RECOMPUTE_FFN)
+    block_acts_take_ffn(arena, config, n, act_dtype, true, &inside);
   for (int64_t i = 0; i < training_kept(config, options); i++) {
-    block_acts_t acts;
     block_acts_take(arena, config, n, act_dtype, true, &acts);
+    if (options->recompute != NN_RECOMPUTE_FFN)
+      block_acts_take_ffn(arena, config, n, act_dtype, true, &inside);
+    acts.pre = inside.pre, acts.post = inside.post;
     if (buffers->acts) buffers->acts[i] = acts;
   }
   block_grads_take(arena, config, n, act_dtype, &buffers->grads);

@@ -10,7 +10,8 @@ typedef struct training_buffers {
   void *x;            /* [layers + 1, n, hidden]: the blocks' inputs and the last output */
   void *y;            /* [n, hidden] final norm */
   float *mean, *rstd; /* [n] */
-  block_acts_t *acts; /* host [kept]: one a layer, or one in all when blocks are recomputed */
+  block_acts_t *acts; /* host [kept]: one a layer, or one in all when blocks are recomputed; with
+                         NN_RECOMPUTE_FFN all have the same pre and post */
   block_grads_t grads;
   int32_t *ids, *position, *targets; /* [n] */
   float *rope;        /* [seq_len, head_dim] */

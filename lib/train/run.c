@@ -160,6 +160,8 @@ static nn_status_t run_backward(nn_model_t *model, const pass_t *pass, float sca
     block_acts_t *acts = run_acts(model, l);
     if (model->training->options.recompute == NN_RECOMPUTE_BLOCK)
       STATUS_TRY(block_forward(pass, l, run_x(model, pass, l), NULL, acts));
+    if (model->training->options.recompute == NN_RECOMPUTE_FFN)
+      STATUS_TRY(block_ffn_again(pass, l, acts));
     router_loss_t loss = run_router_loss(model, l, scale);
     STATUS_TRY(block_backward(pass, l, run_x(model, pass, l), acts, &buffers->grads,
                               &dweights->blocks[l], &loss));

@@ -152,19 +152,33 @@ static void test_fp32(void **state) {
   }
 }
 
-/* bf16: the GPU rounds each activation to 8 bits, at most 2^-8 = 0.4 % of it, 0.2 % on average, some ten times in a block, and the
- * residual stream at every sum: random errors of sqrt(20 x 2 layers) 0.2 % = 1.2 %, and as much again
- * backward. Where two experts are nearly tied the rounding may choose the other one, which changes a
- * token's output by its weight: the bounds leave room for one token in a hundred. */
+/* bf16: the GPU rounds each activation to 8 bits, at most 2^-8 = 0.4 % of it, 0.2 % on average, some ten
+ * times in a block, and the residual stream at every sum: random errors of sqrt(20 x 2 layers) 0.2 % =
+ * 1.2 %, and as much again backward. With every expert chosen nothing else can differ. */
 static void test_bf16(void **state) {
+  (void)state;
+  nn_model_config_t configs[] = {fixture_moe(), preset("tiny"), narrow_moe(), fixture_gpt2()};
+  for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
+    if (configs[i].context < SEQ) configs[i].context = SEQ;
+    configs[i].top_k = configs[i].experts;
+    pair_t pair = pair_open(configs[i], NN_BF16);
+    check_logits(&pair, 0.03);
+    check_loss(&pair, 0.005);
+    check_gradients(&pair, 0.03);
+    pair_close(&pair);
+  }
+}
+
+/* Where two experts are nearly tied, bf16 may choose the other one, and a few tokens' output and their
+ * experts' gradients differ: what is bounded is the whole, with room for one token in twenty. */
+static void test_bf16_with_choice(void **state) {
   (void)state;
   nn_model_config_t configs[] = {fixture_moe(), preset("tiny"), narrow_moe()};
   for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
     if (configs[i].context < SEQ) configs[i].context = SEQ;
     pair_t pair = pair_open(configs[i], NN_BF16);
-    check_logits(&pair, 0.06);
+    check_logits(&pair, 0.1);
     check_loss(&pair, 0.01);
-    check_gradients(&pair, 0.12);
     pair_close(&pair);
   }
 }
@@ -253,6 +267,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_fp32),
       cmocka_unit_test(test_bf16),
+      cmocka_unit_test(test_bf16_with_choice),
       cmocka_unit_test(test_decode),
       cmocka_unit_test(test_training),
   };

@@ -35,7 +35,8 @@ const char *fixture_path_name(int32_t path);
 nn_device_t *fixture_device(int32_t threads, int32_t paths);
 nn_device_t *fixture_device_named(const char *name, int32_t threads, int32_t paths);
 
-/* A device that has this path, or NULL where the processor or the build lacks it. */
+/* A device that has this path, or NULL where the processor or the build lacks it. A GPU stands in for the
+ * first path. */
 nn_device_t *fixture_device_of_path(int32_t threads, int32_t path);
 
 nn_memory_t fixture_device_memory(const nn_device_t *device);

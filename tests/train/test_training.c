@@ -154,12 +154,17 @@ static void test_recomputation_keeps_less(void **state) {
   config.layers = 12;
   nn_train_options_t options = STRUCT(nn_train_options_t);
   options.batch = 8;
-  nn_plan_t all = STRUCT(nn_plan_t), least = STRUCT(nn_plan_t);
+  nn_plan_t all = STRUCT(nn_plan_t), least = STRUCT(nn_plan_t), less = STRUCT(nn_plan_t);
   CHECK(nn_plan_training(device, &config, NN_F32, &options, &all));
+  options.recompute = NN_RECOMPUTE_FFN;
+  CHECK(nn_plan_training(device, &config, NN_F32, &options, &less));
   options.recompute = NN_RECOMPUTE_BLOCK;
   CHECK(nn_plan_training(device, &config, NN_F32, &options, &least));
   /* Twelve blocks' activations against one's and twelve inputs. */
   assert_true(3 * least.activation_bytes < all.activation_bytes);
+  /* One FFN's inside instead of twelve: 8 x 24 tokens' two rows of 2 x 19 floats, each aligned. */
+  int64_t inside = (8 * 24 * 2 * 2 * 19 * 4 + 255) / 256 * 256;
+  assert_int_equal(all.activation_bytes - less.activation_bytes, 11 * inside);
   assert_int_equal(least.gradient_bytes, all.gradient_bytes);
   nn_device_destroy(device);
 }
@@ -295,10 +300,13 @@ static void test_same_bits_with_recomputation(void **state) {
       bits_config(i == 1, &config);
       if (i == 2) config.capacity_factor = 0.9f, config.aux_loss = NN_AUX_JOINT;
       trace_t kept = trace_of(device, &config, 2, 19, NN_RECOMPUTE_NONE);
-      trace_t again = trace_of(device, &config, 2, 19, NN_RECOMPUTE_BLOCK);
-      trace_same(&kept, &again);
+      trace_t block = trace_of(device, &config, 2, 19, NN_RECOMPUTE_BLOCK);
+      trace_t ffn = trace_of(device, &config, 2, 19, NN_RECOMPUTE_FFN);
+      trace_same(&kept, &block);
+      trace_same(&kept, &ffn);
       trace_free(&kept);
-      trace_free(&again);
+      trace_free(&block);
+      trace_free(&ffn);
     }
     nn_device_destroy(device);
   }
