@@ -16,7 +16,7 @@ static nn_status_t train_require(const nn_model_t *model) {
 nn_status_t nn_model_prepare(nn_model_t *model, const nn_train_options_t *options) {
   STATUS_REQUIRE(model);
   if (!options) {
-    training_free(model->training);
+    training_free(model->device, model->training);
     model->training = NULL;
     return NN_OK;
   }

@@ -170,8 +170,7 @@ nn_status_t session_create(nn_model_t *model, const nn_session_options_t *checke
 
 void session_free(nn_session_t *session) {
   if (!session) return;
-  const nn_device_t *device = session->model->device;
-  if (session->graph) device->backend->graph_free(device->place, session->graph);
+  replay_forget(session->model->device, &session->step);
   mem_free(session->rows_host);
   mem_free(session->tokens);
   mem_free(session->length);
@@ -318,23 +317,10 @@ static nn_status_t session_step(nn_session_t *session, int64_t rows) {
   return NN_OK;
 }
 
-/* The same through a graph, where the backend has them and every sequence takes part. The first step
- * runs as it is, so that what is set up once is not set up while recording. */
-static nn_status_t session_step_graph(nn_session_t *session, int64_t rows) {
-  const nn_device_t *device = session->model->device;
-  const backend_t *backend = device->backend;
-  if (!backend->record_begin || rows != session->options.batch) return session_step(session, rows);
-  if (session->graph) return backend->graph_run(device->place, session->graph);
-  if (!session->stepped) {
-    session->stepped = true;
-    return session_step(session, rows);
-  }
-  STATUS_TRY(backend->record_begin(device->place));
-  nn_status_t status = session_step(session, rows);
-  nn_status_t ended = backend->record_end(device->place, &session->graph);
-  if (status != NN_OK) return status;
-  STATUS_TRY(ended);
-  return backend->graph_run(device->place, session->graph);
+/* The same for every sequence: its arguments never change, so it can be replayed. */
+static nn_status_t session_step_all(const void *context) {
+  nn_session_t *const *session = context;
+  return session_step(*session, (*session)->options.batch);
 }
 
 nn_status_t session_decode(nn_session_t *session, const int32_t *tokens, float *logits) {
@@ -350,7 +336,10 @@ nn_status_t session_decode(nn_session_t *session, const int32_t *tokens, float *
   }
   if (!rows) return NN_OK;
   STATUS_TRY(session_rows_in(session, rows));
-  STATUS_TRY(session_step_graph(session, rows));
+  if (rows == session->options.batch)
+    STATUS_TRY(replay_run(session->model->device, &session->step, session_step_all, &session));
+  else
+    STATUS_TRY(session_step(session, rows));
   const int32_t *sequence = session_host(session, ROW_SEQUENCE);
   for (int64_t row = 0; logits && row < rows; row++)
     STATUS_TRY(session_logits_out(session, sequence[row], logits + sequence[row] * vocab));

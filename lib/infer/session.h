@@ -4,6 +4,7 @@
 
 #include "model/block.h"
 #include "model/model.h"
+#include "model/replay.h"
 
 /* Device buffers; R is the most rows of one pass: max(prefill_chunk, batch). */
 typedef struct session_buffers {
@@ -35,8 +36,7 @@ struct nn_session {
   int32_t *tokens;        /* host [batch, max_len]: what each sequence holds */
   int64_t *length;        /* host [batch] */
   bool *fresh;            /* host [batch]: logits belong to the sequence's last token */
-  backend_graph_t *graph; /* decoding of one token for every sequence, or NULL */
-  bool stepped;           /* that was done once without the graph */
+  replay_t step;          /* decoding of one token for every sequence */
 };
 
 typedef struct session_bytes {

@@ -51,7 +51,7 @@ void model_retain(nn_model_t *model) {
 
 void model_release(nn_model_t *model) {
   if (atomic_fetch_sub_explicit(&model->references, 1, memory_order_acq_rel) != 1) return;
-  training_free(model->training);
+  training_free(model->device, model->training);
   weights_free(&model->weights);
   storage_release(model->buffer);
   param_table_free(&model->params);

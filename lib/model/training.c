@@ -159,16 +159,17 @@ nn_status_t training_prepare(nn_model_t *model, const nn_train_options_t *checke
     status = weights_bind(&model->config, &model->params, made->gradients->data, sizeof(float),
                           &made->dweights);
   if (status != NN_OK) {
-    training_free(made);
+    training_free(model->device, made);
     return status;
   }
-  training_free(model->training);
+  training_free(model->device, model->training);
   model->training = made;
   return NN_OK;
 }
 
-void training_free(training_t *training) {
+void training_free(const nn_device_t *device, training_t *training) {
   if (!training) return;
+  for (int i = 0; i < 2; i++) replay_forget(device, &training->work[i].replay);
   mem_free(training->buffers.acts);
   mem_free(training->buffers.router);
   mem_free(training->buffers.host_position);

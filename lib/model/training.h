@@ -4,6 +4,7 @@
 
 #include "model/block.h"
 #include "model/model.h"
+#include "model/replay.h"
 
 /* Buffers for n = batch x seq_len tokens. */
 typedef struct training_buffers {
@@ -29,10 +30,18 @@ typedef struct training_buffers {
   int64_t position_len;   /* the sequence length that position was filled for; 0: none */
 } training_buffers_t;
 
+/* A pass that is replayed as long as batches have the same shape and number of targets. */
+typedef struct training_work {
+  replay_t replay;
+  int64_t batch, seq_len, targets; /* of the last pass */
+  float scale;
+} training_work_t;
+
 struct training {
   nn_train_options_t options; /* defaults filled in */
   storage_t *gradients;       /* [params.elements] fp32 */
   bool stale;                 /* a backward failed midway: the gradients are to be zeroed first */
+  training_work_t work[2];    /* passes without and with gradients */
   weights_t dweights;
   storage_t *activations, *workspace;
   training_buffers_t buffers;
@@ -55,6 +64,6 @@ nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *c
 /* Prepares a model, or prepares it again for another shape, the gradients kept. */
 nn_status_t training_prepare(nn_model_t *model, const nn_train_options_t *checked);
 
-void training_free(training_t *training);
+void training_free(const nn_device_t *device, training_t *training);
 
 #endif

@@ -122,20 +122,27 @@ static router_loss_t run_router_loss(const nn_model_t *model, int64_t layer, flo
 
 /* ---- loss and gradients ------------------------------------------------------------------------------ */
 
+/* Targets to the device, and how many count. */
+static nn_status_t run_targets(const nn_model_t *model, const pass_t *pass, const int32_t *targets,
+                               int64_t *count) {
+  int64_t n = pass->batch * pass->q_len;
+  *count = 0;
+  for (int64_t i = 0; i < n; i++) *count += targets[i] >= 0;
+  return pass->backend->copy_in(pass->place, model->training->buffers.targets, targets,
+                                (size_t)n * sizeof(int32_t));
+}
+
 /* Head and cross-entropy; with gradients grads.dy receives that of the final norm's output. */
-static nn_status_t run_head(nn_model_t *model, const pass_t *pass, const int32_t *targets,
-                            bool gradients, float scale, nn_loss_t *loss) {
+static nn_status_t run_head(nn_model_t *model, const pass_t *pass, bool gradients, float scale,
+                            int64_t targets) {
   training_buffers_t *buffers = &model->training->buffers;
   int64_t n = pass->batch * pass->q_len;
-  for (int64_t i = 0; i < n; i++) loss->targets += targets[i] >= 0;
-  STATUS_TRY(pass->backend->copy_in(pass->place, buffers->targets, targets,
-                                    (size_t)n * sizeof(int32_t)));
   op_head_loss_t op = {.n = n, .hidden = model->config.hidden, .vocab = model->config.vocab_size};
   op.x = buffers->y, op.w = model->weights.head;
   op.weight_dtype = model->dtype, op.act_dtype = pass->act_dtype;
   op.target = buffers->targets, op.row_loss = buffers->row_loss, op.loss_sum = buffers->losses;
   if (gradients) {
-    op.scale = loss->targets ? scale / (float)loss->targets : 0;
+    op.scale = targets ? scale / (float)targets : 0;
     op.dx = buffers->grads.dy, op.dw = model->training->dweights.head;
   }
   return pass->backend->head_loss(pass->place, &op, pass->scratch);
@@ -191,14 +198,37 @@ static nn_status_t run_losses_out(const nn_model_t *model, const pass_t *pass, n
                      loss->loss, loss->aux_loss, loss->z_loss);
 }
 
+/* A pass and what it needs beside itself. */
+typedef struct run_work {
+  nn_model_t *model;
+  const pass_t *pass;
+  bool gradients;
+  float scale;
+  int64_t targets;
+} run_work_t;
+
+/* From tokens to the losses and, if asked for, gradients, without a look at any of them. */
+static nn_status_t run_work(const void *context) {
+  const run_work_t *work = context;
+  STATUS_TRY(run_blocks(work->model, work->pass));
+  STATUS_TRY(run_head(work->model, work->pass, work->gradients, work->scale, work->targets));
+  STATUS_TRY(run_router_losses(work->model, work->pass));
+  return work->gradients ? run_backward(work->model, work->pass, work->scale) : NN_OK;
+}
+
 nn_status_t run_loss(nn_model_t *model, const int32_t *tokens, const int32_t *targets, int64_t batch,
                      int64_t seq_len, bool gradients, float scale, nn_loss_t *loss) {
   pass_t pass;
   *loss = (nn_loss_t){0};
   STATUS_TRY(run_begin(model, tokens, batch, seq_len, &pass));
-  STATUS_TRY(run_blocks(model, &pass));
-  STATUS_TRY(run_head(model, &pass, targets, gradients, scale, loss));
-  STATUS_TRY(run_router_losses(model, &pass));
-  if (gradients) STATUS_TRY(run_backward(model, &pass, scale));
+  STATUS_TRY(run_targets(model, &pass, targets, &loss->targets));
+  run_work_t work = {model, &pass, gradients, scale, loss->targets};
+  training_work_t *last = &model->training->work[gradients];
+  if (last->batch != batch || last->seq_len != seq_len || last->targets != loss->targets ||
+      last->scale != scale) {
+    replay_forget(model->device, &last->replay);
+    last->batch = batch, last->seq_len = seq_len, last->targets = loss->targets, last->scale = scale;
+  }
+  STATUS_TRY(replay_run(model->device, &last->replay, run_work, &work));
   return run_losses_out(model, &pass, loss);
 }
