@@ -1,5 +1,5 @@
-/* Trains a small mixture-of-experts language model on a text, byte by byte, on the CPU: measures
- * it, lets it write, saves it, and proves that what was saved is the same model. main() tells the
+/* Trains a small mixture-of-experts language model on a text, byte by byte, on the CPU or a GPU:
+ * measures it, lets it write, saves it, and proves that what was saved is the same model. main() tells the
  * story; everything asked of libmoenn is in moenn.h. */
 #define _GNU_SOURCE
 #include <getopt.h>
@@ -26,14 +26,15 @@ static const char usage[] =
     "  --minutes M   train for M minutes (default: 1.2)\n"
     "  --steps N     train for N steps instead: the same losses on every run, at any thread count\n"
     "  --seed S      of weights, data and sample (default: 1)\n"
+    "  --device D    cpu, or cuda:0 (default: cpu)\n"
     "  --threads T   threads that compute (default: one per core)\n"
     "  --out DIR     where the model is saved, before training and after (default: tiny-model)\n"
     "Ctrl-C saves the model and leaves with exit code 130; a second one leaves at once.\n";
 
 static struct {
-  const char *text, *out;
+  const char *text, *out, *device;
   double minutes, steps, seed, threads;
-} settings = {.out = "tiny-model", .seed = 1};
+} settings = {.out = "tiny-model", .device = "cpu", .seed = 1};
 
 static nn_train_options_t shape = {.struct_size = sizeof shape, .batch = BATCH, .seq_len = LENGTH};
 static int32_t tokens[BATCH * LENGTH], targets[BATCH * LENGTH];
@@ -69,7 +70,8 @@ static double number(const char *option, double least, double most, int whole) {
 static void read_settings(int argc, char **argv) {
   static const struct option options[] = {
       {"minutes", 1, NULL, 'm'}, {"steps", 1, NULL, 'n'}, {"seed", 1, NULL, 's'},
-      {"threads", 1, NULL, 't'}, {"out", 1, NULL, 'o'},   {"help", 0, NULL, 'h'}, {0}};
+      {"threads", 1, NULL, 't'}, {"out", 1, NULL, 'o'},   {"device", 1, NULL, 'd'},
+      {"help", 0, NULL, 'h'}, {0}};
   for (int option; (option = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
     switch (option) {
       case 'm': settings.minutes = number("--minutes", 0.01, 1e6, 0); break;
@@ -77,6 +79,7 @@ static void read_settings(int argc, char **argv) {
       case 's': settings.seed = number("--seed", 0, 0x1p53, 1); break;
       case 't': settings.threads = number("--threads", 1, 1024, 1); break;
       case 'o': settings.out = optarg; break;
+      case 'd': settings.device = optarg; break;
       case 'h': fputs(usage, stdout); exit(ferror(stdout) ? 1 : 0);
       default: fputs(usage, stderr); exit(2);
     }
@@ -214,7 +217,8 @@ int main(int argc, char **argv) {
   setvbuf(stdout, NULL, _IONBF, 0);
   read_settings(argc, argv);
   const uint64_t seed = (uint64_t)settings.seed;
-  const nn_device_options_t cpu = {.struct_size = sizeof cpu, .threads = (int32_t)settings.threads};
+  const nn_device_options_t place = {.struct_size = sizeof place,
+                                     .threads = (int32_t)settings.threads};
   nn_dataset_options_t windows = {
       .struct_size = sizeof windows, .batch = BATCH, .seq_len = LENGTH, .seed = seed};
   nn_model_config_t config = {.struct_size = sizeof config};
@@ -229,7 +233,7 @@ int main(int argc, char **argv) {
     windows.shuffle = 1;
     open_stories(&windows, 2 * seed + 1, 4 << 20, &data);
   }
-  must(nn_device_create("cpu", &cpu, &device));
+  must(nn_device_create(settings.device, &place, &device));
   must(nn_config_preset("small", &config));
   must(nn_model_create(device, &config, NN_F32, seed, &model));
   must(nn_model_prepare(model, &shape));

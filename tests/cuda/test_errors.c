@@ -1,0 +1,138 @@
+/* What goes wrong on a GPU: memory that cannot be had, cancelling, and an access that loses the device. Each
+ * is a status; the process lives on. */
+#define _POSIX_C_SOURCE 200809L
+#include <pthread.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "backend.h"
+#include "base/device.h"
+#include "fixture.h"
+
+static double now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static nn_model_t *small_model(nn_device_t *device) {
+  nn_model_config_t config = STRUCT(nn_model_config_t);
+  CHECK(nn_config_preset("small", &config));
+  return fixture_model(device, &config, 1);
+}
+
+static void test_memory(void **state) {
+  (void)state;
+  nn_device_t *device = fixture_device_named("cuda:0", 0, 0);
+  nn_tensor_t *tensor = NULL;
+  const int64_t shape[] = {1 << 20, 1 << 20, 16};
+  CHECK_STATUS(NN_ERR_MEMORY, nn_tensor_create(device, NN_F32, 3, shape, &tensor));
+  assert_null(tensor);
+  assert_non_null(strstr(nn_last_error(), "cuda:0"));
+  nn_model_config_t config = STRUCT(nn_model_config_t);
+  CHECK(nn_config_preset("moe-6.9b", &config));
+  config.layers = 3000;
+  nn_model_t *model = NULL;
+  CHECK_STATUS(NN_ERR_MEMORY, nn_model_create(device, &config, NN_BF16, 1, &model));
+  assert_null(model);
+  assert_int_equal(fixture_device_memory(device).current_bytes, 0);
+  model = small_model(device); /* nothing was lost */
+  nn_session_options_t options = STRUCT(nn_session_options_t);
+  nn_session_t *session = NULL;
+  options.batch = 1 << 20;
+  CHECK_STATUS(NN_ERR_MEMORY, nn_session_create(model, &options, &session));
+  assert_null(session);
+  options.batch = 1;
+  CHECK(nn_session_create(model, &options, &session));
+  CHECK(nn_session_prefill(session, 0, (const int32_t[]){1, 2, 3}, 3, NULL));
+  nn_session_destroy(session);
+  nn_model_destroy(model);
+  assert_int_equal(fixture_device_memory(device).current_bytes, 0);
+  nn_device_destroy(device);
+}
+
+typedef struct job {
+  nn_session_t *session;
+  int64_t made;
+  nn_status_t status;
+  double ended;
+} job_t;
+
+static void *generate(void *context) {
+  job_t *job = context;
+  nn_generate_options_t options = STRUCT(nn_generate_options_t);
+  for (job->status = NN_OK; job->status == NN_OK;) { /* again and again, until it is cancelled */
+    int64_t count;
+    nn_session_truncate(job->session, 0, 0);
+    options.max_tokens = 200;
+    job->status = nn_session_generate(job->session, 0, (const int32_t[]){5}, 1, &options, NULL, 0,
+                                      &count, NULL);
+    job->made += count;
+  }
+  job->ended = now();
+  return NULL;
+}
+
+/* Within one token, which takes a few hundred microseconds; a busy host is given a tenth of a second. */
+static void test_cancel(void **state) {
+  (void)state;
+  nn_device_t *device = fixture_device_named("cuda:0", 0, 0);
+  nn_model_t *model = small_model(device);
+  job_t job = {0};
+  CHECK(nn_session_create(model, NULL, &job.session));
+  pthread_t thread;
+  assert_int_equal(pthread_create(&thread, NULL, generate, &job), 0);
+  nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
+  double asked = now();
+  nn_device_cancel(device, 1);
+  pthread_join(thread, NULL);
+  assert_int_equal(job.status, NN_ERR_CANCELLED);
+  assert_true(job.made > 0);
+  if (job.ended - asked > 0.1) fail_msg("it took %.3f s", job.ended - asked);
+  nn_device_cancel(device, 0);
+  CHECK(nn_session_truncate(job.session, 0, 0));
+  CHECK(nn_session_prefill(job.session, 0, (const int32_t[]){1, 2, 3}, 3, NULL));
+  nn_session_destroy(job.session);
+  nn_model_destroy(model);
+  nn_device_destroy(device);
+}
+
+/* An operation on memory that is not there loses the device: from then on every call says so, handles
+ * can be destroyed, and the CPU works. It comes last, for no other device on that GPU can work either. */
+static void test_lost_device(void **state) {
+  (void)state;
+  nn_device_t *device = fixture_device_named("cuda:0", 0, 0);
+  nn_model_t *model = small_model(device);
+  nn_session_t *session;
+  CHECK(nn_session_create(model, NULL, &session));
+  CHECK(nn_session_prefill(session, 0, (const int32_t[]){1, 2, 3}, 3, NULL));
+  float *nowhere = (float *)(uintptr_t)0x10000;
+  op_softmax_t op = {.n = 4, .width = 64, .x = nowhere, .y = nowhere};
+  const backend_t *table = device->backend;
+  nn_status_t status = table->softmax(device->place, &op, (backend_scratch_t){0});
+  char byte;
+  if (status == NN_OK) status = table->copy_out(device->place, &byte, nowhere, 1);
+  assert_int_equal(status, NN_ERR_DEVICE);
+  assert_non_null(strstr(nn_last_error(), "lost"));
+  CHECK_STATUS(NN_ERR_DEVICE, nn_session_decode(session, (const int32_t[]){4}, NULL));
+  assert_non_null(strstr(nn_last_error(), "lost by an earlier failure"));
+  CHECK_STATUS(NN_ERR_DEVICE, nn_session_prefill(session, 0, (const int32_t[]){1}, 1, NULL));
+  nn_session_destroy(session);
+  nn_model_destroy(model);
+  nn_device_destroy(device);
+
+  device = fixture_device_named("cpu", 1, 0);
+  model = small_model(device);
+  nn_model_destroy(model);
+  nn_device_destroy(device);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_memory),
+      cmocka_unit_test(test_cancel),
+      cmocka_unit_test(test_lost_device),
+  };
+  return cmocka_run_group_tests_name("errors on a GPU", tests, NULL, NULL);
+}
