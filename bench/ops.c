@@ -93,22 +93,39 @@ static bench_work_t bytes(const ops_t *ops, double amount, bool writes) {
 
 /* ---- products ---- */
 
+/* A weight of a dtype: bf16 numbers are the upper halves of the fp32 ones. */
+static void *ops_take_weight(ops_t *ops, int64_t count, int32_t dtype) {
+  float *wide = ops_take(ops, count);
+  uint16_t *narrow = (uint16_t *)(void *)wide;
+  for (int64_t i = 0; dtype == NN_BF16 && i < count; i++) {
+    uint32_t bits;
+    memcpy(&bits, &wide[i], sizeof bits);
+    narrow[i] = (uint16_t)(bits >> 16); /* behind what is still to be read */
+  }
+  return wide;
+}
+
 /* Forward, data-gradient and weight-gradient forms of one linear layer [out, in]. */
-static void ops_linear(ops_t *ops, int64_t rows, int64_t out, int64_t in) {
+static void ops_linear(ops_t *ops, int64_t rows, int64_t out, int64_t in, int32_t dtype) {
   static const char *forms[] = {"NT forward", "NN data gradient", "TN weight gradient"};
+  bench_work_t work = flops(ops, 2.0 * (double)(rows * out) * (double)in);
+  if (dtype == NN_BF16 && ops->peak->bf16_flops > 0) work.ceiling = ops->peak->bf16_flops;
   for (int form = 0; form < 3; form++) {
     char name[96];
-    snprintf(name, sizeof name, "matmul fp32 %s %dx%dx%d", forms[form], (int)rows, (int)out, (int)in);
+    snprintf(name, sizeof name, "matmul %s %s %dx%dx%d", dtype == NN_BF16 ? "bf16" : "fp32", forms[form],
+             (int)rows, (int)out, (int)in);
     if (!report_wanted("ops", name)) continue;
-    float *x = ops_take(ops, rows * in), *y = ops_take(ops, rows * out), *w = ops_take(ops, out * in);
+    float *x = ops_take(ops, rows * in), *y = ops_take(ops, rows * out), *dw = ops_take(ops, out * in);
+    void *w = ops_take_weight(ops, out * in, dtype);
     op_matmul_t op = {.m = rows, .n = out, .k = in, .trans_b = 1, .a = x, .lda = in, .b = w, .ldb = in};
     op.d = y, op.ldd = out;
     if (form == 1)
       op = (op_matmul_t){.m = rows, .n = in, .k = out, .a = y, .lda = out, .b = w, .ldb = in, .d = x, .ldd = in};
     if (form == 2)
       op = (op_matmul_t){.m = out, .n = in, .k = rows, .trans_a = 1, .a = y, .lda = out, .b = x,
-                         .ldb = in, .c = w, .ldc = in, .d = w, .ldd = in};
-    RUN(ops, name, matmul, op, -1, 0, flops(ops, 2.0 * (double)(rows * out) * (double)in));
+                         .ldb = in, .c = dw, .ldc = in, .d = dw, .ldd = in};
+    op.b_dtype = form == 2 ? NN_F32 : dtype, op.rounds = dtype == NN_BF16;
+    RUN(ops, name, matmul, op, -1, 0, work);
   }
 }
 
@@ -288,11 +305,13 @@ void bench_ops(nn_device_t *device, const bench_options_t *options, const bench_
                              .vocab = 50257, .weight_dtype = NN_BF16, .training = 1};
   ops.scratch.bytes = ops.backend->workspace_bytes(ops.place, &limits);
   ops.scratch.data = bench_alloc(ops.scratch.bytes);
-  ops_linear(&ops, 256, 768, 768);
-  ops_linear(&ops, TOKENS, 768, 768);
-  ops_linear(&ops, TOKENS, 12288, 768);
-  ops_linear(&ops, TOKENS, 768, 6144);
-  ops_linear(&ops, 256, 50257, 768);
+  for (int32_t dtype = NN_F32; dtype <= NN_BF16; dtype++) {
+    ops_linear(&ops, 256, 768, 768, dtype);
+    ops_linear(&ops, TOKENS, 768, 768, dtype);
+    ops_linear(&ops, TOKENS, 12288, 768, dtype);
+    ops_linear(&ops, TOKENS, 768, 6144, dtype);
+    ops_linear(&ops, 256, 50257, 768, dtype);
+  }
   ops_skinny(&ops, 1, 12288, 768, NN_F32);
   ops_skinny(&ops, 1, 12288, 768, NN_BF16);
   ops_skinny(&ops, 8, 12288, 768, NN_BF16);

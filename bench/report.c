@@ -20,8 +20,8 @@ void report_begin(const bench_options_t *options, int argc, char **argv, const c
     snprintf(command + used, sizeof command - used, "%s%s", i ? " " : "", argv[i]);
   }
   char path_names[64];
-  snprintf(path_names, sizeof path_names, "reference%s%s", paths & NN_CPU_AVX2 ? ", avx2" : "",
-           paths & NN_CPU_AVX512 ? ", avx512" : "");
+  snprintf(path_names, sizeof path_names, "reference%s%s%s", paths & NN_CPU_AVX2 ? ", avx2" : "",
+           paths & NN_CPU_AVX512 ? ", avx512" : "", paths & NN_CPU_AVX512_BF16 ? ", avx512bf16" : "");
   printf("libmoenn %s\ncommand  %s\ncpu      %s\nthreads  %d\npaths    %s\ncompiler %s\n\n", nn_version(),
          command, cpu, threads, path_names, __VERSION__);
   json_object_set_new(report_json, "version", json_string(nn_version()));

@@ -20,16 +20,24 @@ set(objects $<TARGET_OBJECTS:moenn_core>)
 # chooses between them at run time.
 if(MOENN_VEC AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$" AND
    CMAKE_SIZEOF_VOID_P EQUAL 8)
+  # One file has an instruction that not every processor with AVX-512 has, and those without never.
+  set(bf16_sources ${PROJECT_SOURCE_DIR}/cpu/vec/gemm_bf16.c)
+  list(REMOVE_ITEM vec_sources ${bf16_sources})
   moenn_objects(moenn_avx2 ${vec_sources})
   target_compile_options(moenn_avx2 PRIVATE -mavx2 -mfma)
   target_compile_definitions(moenn_avx2 PRIVATE VEC_ISA=avx2 VEC_AVX2=1)
 
+  set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512)
   moenn_objects(moenn_avx512 ${vec_sources})
-  target_compile_options(moenn_avx512 PRIVATE
-    -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512)
-  target_compile_definitions(moenn_avx512 PRIVATE VEC_ISA=avx512 VEC_AVX512=1)
+  target_compile_options(moenn_avx512 PRIVATE ${avx512})
+  moenn_objects(moenn_avx512bf16 ${bf16_sources})
+  target_compile_options(moenn_avx512bf16 PRIVATE ${avx512} -mavx512bf16)
+  foreach(target moenn_avx512 moenn_avx512bf16)
+    target_compile_definitions(${target} PRIVATE VEC_ISA=avx512 VEC_AVX512=1)
+    list(APPEND objects $<TARGET_OBJECTS:${target}>)
+  endforeach()
 
-  list(APPEND objects $<TARGET_OBJECTS:moenn_avx2> $<TARGET_OBJECTS:moenn_avx512>)
+  list(APPEND objects $<TARGET_OBJECTS:moenn_avx2>)
 else()
   target_compile_definitions(moenn_core PRIVATE MOENN_NO_VEC)
 endif()

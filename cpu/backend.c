@@ -102,6 +102,7 @@ nn_status_t cpu_backend_open(const backend_options_t *options, const backend_t *
   backend_device_t *made = memory;
   made->threads = options->threads;
   made->cpu_paths = NN_CPU_REFERENCE | (options->cpu_paths & dispatch_paths());
+  if (!(made->cpu_paths & NN_CPU_AVX512)) made->cpu_paths &= ~NN_CPU_AVX512_BF16;
   dispatch_model(made->model);
   nn_status_t status = pool_create(options, &made->pool);
   if (status != NN_OK) {

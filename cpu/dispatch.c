@@ -18,6 +18,7 @@ int32_t dispatch_paths(void) {
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     paths |= NN_CPU_AVX512;
+  if (paths & NN_CPU_AVX512 && __builtin_cpu_supports("avx512bf16")) paths |= NN_CPU_AVX512_BF16;
 #endif
   return paths;
 }

@@ -128,7 +128,9 @@ enum {
   NN_CPU_DEFAULT = 0,   /**< Every path the processor has. */
   NN_CPU_REFERENCE = 1, /**< Plain C. Always allowed. */
   NN_CPU_AVX2 = 2,      /**< AVX2 and FMA. */
-  NN_CPU_AVX512 = 4     /**< AVX-512 F, BW, DQ and VL. */
+  NN_CPU_AVX512 = 4,    /**< AVX-512 F, BW, DQ and VL. */
+  NN_CPU_AVX512_BF16 = 8 /**< With NN_CPU_AVX512: its bf16 products, for models of bf16 parameters; what
+                              is multiplied with those is then rounded to bf16. */
 };
 
 /** Options of nn_device_create(). */
@@ -156,7 +158,7 @@ typedef struct nn_device_options_t {
  *                 such device, plugin or driver; NN_ERR_UNSUPPORTED: a plugin of another release, or
  *                 a GPU that is too old.
  *  @param options NULL for the defaults. The environment variable MOENN_CPU ("reference", "avx2",
- *                 "avx512", or several joined by commas) stands in for a zero cpu_paths.
+ *                 "avx512", "avx512bf16", or several joined by commas) stands in for a zero cpu_paths.
  *  @param device  receives the handle; nn_device_destroy() ends it.
  *  Results do not depend on the number of threads, to the last bit, and the same calls on the same
  *  kind of device give the same bits. Once a GPU fails (NN_ERR_DEVICE), all calls on its device do;
@@ -216,7 +218,8 @@ enum {
   NN_I8 = 7,   /**< Signed 8 bits. */
   NN_U8 = 8,   /**< Unsigned 8 bits. */
   NN_BOOL = 9, /**< One byte, 0 or 1. */
-  NN_DTYPE_FILE = -1 /**< Of nn_model_load() alone: the dtype that the file has. */
+  NN_DTYPE_FILE = -1 /**< Of nn_model_load() and nn_model_load_llmc() alone: the dtype that the file
+                          has. */
 };
 
 /** Most dimensions a tensor has. */
@@ -449,10 +452,11 @@ typedef struct nn_model nn_model_t;
 NN_API nn_status_t nn_model_create(nn_device_t *device, const nn_model_config_t *config,
                                    int32_t dtype, uint64_t seed, nn_model_t **model);
 
-/** Options of nn_model_save() and nn_model_load(). */
+/** Options of nn_model_save(), nn_model_load() and their llm.c counterparts. */
 typedef struct nn_file_options_t {
   size_t struct_size; /**< sizeof this struct. */
-  int64_t shard_bytes;     /**< Saving: most bytes of tensor data in a file. 0: 5 x 10^9. */
+  int64_t shard_bytes;     /**< nn_model_save(): most bytes of tensor data in a file. 0: 5 x 10^9.
+                                nn_model_save_llmc(): must be 0. Loading: not read. */
   nn_progress_fn progress; /**< Called as bytes are read or written, or NULL. */
   void *progress_user;     /**< Passed to progress. */
 } nn_file_options_t;
@@ -471,6 +475,36 @@ NN_API nn_status_t nn_model_load(nn_device_t *device, const char *folder, int32_
  *  message. */
 NN_API nn_status_t nn_model_save(const nn_model_t *model, const char *folder,
                                  const nn_file_options_t *options);
+
+/** Reads a GPT-2 model from a checkpoint file of llm.c's train_gpt2. That is 256 int32 (magic
+ *  20240326; version 3 for fp32, 5 for bf16; max_seq_len; vocab_size; num_layers; num_heads;
+ *  channels C; padded_vocab_size; zeros), then wte [padded_vocab_size, C], wpe [max_seq_len, C], of
+ *  each the tensors of all layers in turn ln1w [C], ln1b [C], qkvw [3C, C], qkvb [3C],
+ *  attprojw [C, C], attprojb [C], ln2w [C], ln2b [C], fcw [4C, C], fcb [4C], fcprojw [C, 4C],
+ *  fcprojb [C], and lnfw [C], lnfb [C]; row-major, little-endian. norm_eps becomes 1e-5; rows of
+ *  wte behind the vocabulary are not read. The file is mapped, never trusted: it must have exactly
+ *  the bytes that its header asks for, which is checked before memory is taken.
+ *  @param path  the file.
+ *  @param dtype NN_F32 or NN_BF16, to which tensors are converted, or NN_DTYPE_FILE.
+ *  @param model receives the handle; nn_model_destroy() ends it.
+ *  NN_ERR_FORMAT: no such checkpoint, or not of its header's size. NN_ERR_UNSUPPORTED: another
+ *  version, words of the header that llm.c leaves 0, or a head that is too wide. NN_ERR_NOT_FOUND,
+ *  NN_ERR_IO: the file cannot be read. Any thread. */
+NN_API nn_status_t nn_model_load_llmc(nn_device_t *device, const char *path, int32_t dtype,
+                                      const nn_file_options_t *options, nn_model_t **model);
+
+/** Writes a GPT-2 model to a checkpoint file that nn_model_load_llmc() and llm.c's train_gpt2 read.
+ *  An F32 model becomes version 3, a BF16 one version 5; the vocabulary is padded with rows of
+ *  zeros to a multiple of 128. Neither init_std nor an optimizer's state is part of it. The file is
+ *  written beside its place ("<path>.tmp"), synced and renamed: a full disk, a failure, a kill or a
+ *  cancel leaves an earlier file whole. It reads the model's parameters, so it counts as a use of
+ *  the model.
+ *  @param path the file, in a folder that is there.
+ *  NN_ERR_UNSUPPORTED names what does not fit: a family other than NN_FAMILY_GPT2, an ffn that is
+ *  not 4 x hidden, a norm_eps that is not 1e-5. NN_ERR_NOT_FOUND: there is no such folder.
+ *  NN_ERR_IO: the file cannot be written, or another save is writing it. */
+NN_API nn_status_t nn_model_save_llmc(const nn_model_t *model, const char *path,
+                                      const nn_file_options_t *options);
 
 /** Gives the handle back. Sessions, optimizers and parameter tensors keep what they need. */
 NN_API void nn_model_destroy(nn_model_t *model);

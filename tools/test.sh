@@ -12,6 +12,9 @@ need libcmocka-dev "cmocka" pkg-config --exists cmocka
 need abigail-tools "abidiff and abidw" has abidiff
 need doxygen "doxygen" has doxygen
 need python3 "python3" has python3
+need python3-venv "python3 with venv" python3 -c "import ensurepip, venv"
+need cargo "cargo and rustc" has cargo
+need golang "go" has go
 install_missing
 newer_cmake
 find_cublas
@@ -71,6 +74,15 @@ build_and_test() { # preset, options of configure and then, after --, of ctest
     "${fixed_addresses[@]}" ctest --preset "$preset" --parallel "$CMAKE_BUILD_PARALLEL_LEVEL" "$@"
 }
 
+again() { # the release build's tests on one CPU path
+  MOENN_CPU=$1 ctest --preset release --parallel "$CMAKE_BUILD_PARALLEL_LEVEL" \
+    --label-regex "^(base|ops|model|train|infer|format|text)\$"
+}
+
+binding() { # language: its own script, with the release build's library
+  SOURCE_DIR=$root BUILD_DIR=$root/build/release bash "bindings/$1/test.sh"
+}
+
 fuzz() { # seconds for each target, on a copy of its corpus
   configure fuzz -DMOENN_TESTS=ON && cmake --build --preset fuzz || return 1
   local source name work
@@ -96,11 +108,16 @@ build_docs() {
 build_clang() { configure clang -DMOENN_TESTS=OFF && cmake --build --preset clang --target moenn moenn_static; }
 
 part "gcc, release" build_and_test release -DMOENN_WERROR=ON "${cuda_options[@]}"
+part "the same on AVX2 alone" again avx2
+part "the same in plain C" again reference
 part "gcc, address and undefined-behaviour sanitizers" build_and_test asan -- --label-exclude "e2e"
 part "gcc, thread sanitizer" build_and_test tsan -- --tests-regex "^(ops|train|infer)|threads"
 part "clang, release, no warnings" build_clang
 part "clang, fuzzing for 5 s each" fuzz 5
 part "reference without warnings" build_docs
+for script in bindings/*/test.sh; do
+  part "binding: $(basename "$(dirname "$script")")" binding "$(basename "$(dirname "$script")")"
+done
 
 printf '\n==== totals\n'
 printf '%s\n' "${results[@]}"

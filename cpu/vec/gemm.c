@@ -22,6 +22,24 @@ _Static_assert(GEMM_MB % GEMM_MR == 0 && GEMM_NB % GEMM_NR == 0 && GEMM_NC % GEM
 _Static_assert(4 * (GEMM_A_FLOATS + GEMM_B_FLOATS + GEMM_SUM_FLOATS) <= GEMM_THREAD_BYTES,
                "a thread's panels and sums fit in its scratch");
 
+/* How panels are packed and multiplied: number by number, or in pairs of bf16. */
+struct gemm_form {
+  int64_t numbers; /* of k in a packed step */
+  void (*pack)(const gemm_operand_t *operand, int64_t first, int64_t count, int64_t width,
+               int64_t k0, int64_t k, float *out);
+  void (*kernel)(int64_t rows, const gemm_panels_t *panels);
+};
+
+static const gemm_form_t form_numbers = {1, VEC(gemm_pack), VEC(gemm_kernel)};
+#if VEC_AVX512
+static const gemm_form_t form_pairs = {2, VEC(gemm_pack_bf16), VEC(gemm_kernel_bf16)};
+#endif
+
+/* Packed steps of so much of k. */
+static int64_t gemm_steps(const gemm_t *gemm, int64_t k) {
+  return vec_blocks(k, gemm->form->numbers);
+}
+
 /* ---- one item -------------------------------------------------------------------------------- */
 
 /* Rows [i, i + m) x columns [j, j + n) of a group. So that no panel is nearly empty, panels of
@@ -45,35 +63,39 @@ static int64_t pack_step(const gemm_operand_t *operand, int64_t k) {
 
 static void gemm_item_pack_a(const gemm_item_t *item, int64_t k0, int64_t k) {
   const gemm_operand_t *a = &item->group->a;
+  int64_t steps = gemm_steps(item->gemm, k);
   for (int64_t p = 0, step = pack_step(a, k); p < k; p += step)
     for (int64_t q = 0; q < item->row_panels; q++) {
       int64_t row = panel_row(item, q), rows = panel_row(item, q + 1) - row;
-      VEC(gemm_pack)(a, item->i + row, rows, rows, k0 + p, vec_min(step, k - p),
-                     item->a + row * k + p * rows);
+      item->gemm->form->pack(a, item->i + row, rows, rows, k0 + p, vec_min(step, k - p),
+                             item->a + row * steps + gemm_steps(item->gemm, p) * rows);
     }
 }
 
 /* Columns [j, j + n) of the product. */
 static void gemm_item_pack_b(const gemm_item_t *item, int64_t j, int64_t n, int64_t k0, int64_t k) {
   const gemm_operand_t *b = &item->group->b;
+  int64_t steps = gemm_steps(item->gemm, k);
   for (int64_t p = 0, step = pack_step(b, k); p < k; p += step)
     for (int64_t q = 0; q < n; q += GEMM_NR)
-      VEC(gemm_pack)(b, j + q, vec_min(n - q, GEMM_NR), GEMM_NR, k0 + p, vec_min(step, k - p),
-                     item->b + q * k + p * GEMM_NR);
+      item->gemm->form->pack(b, j + q, vec_min(n - q, GEMM_NR), GEMM_NR, k0 + p,
+                             vec_min(step, k - p),
+                             item->b + q * steps + gemm_steps(item->gemm, p) * GEMM_NR);
 }
 
 /* The tiles of columns [column, column + n) of the item, from packed panels. */
 static void gemm_item_tiles(const gemm_item_t *item, int64_t column, int64_t n, int64_t k0,
                             int64_t k) {
   const gemm_t *gemm = item->gemm;
+  int64_t steps = gemm_steps(gemm, k);
   int one_block = k == item->group->k, last_block = k0 + k == item->group->k;
   for (int64_t p = 0; p < item->row_panels; p++) {
     int64_t row = panel_row(item, p), rows = panel_row(item, p + 1) - row;
     for (int64_t q = 0; q < n; q += GEMM_NR) {
       float *tile = item->sum;
       if (!one_block) tile += ((column + q) / GEMM_NR * item->row_panels + p) * GEMM_TILE_FLOATS;
-      gemm_panels_t panels = {k, item->a + row * k, item->b + q * k, k0 > 0, tile};
-      VEC(gemm_kernel)(rows, &panels);
+      gemm_panels_t panels = {steps, item->a + row * steps, item->b + q * steps, k0 > 0, tile};
+      gemm->form->kernel(rows, &panels);
       if (last_block)
         gemm->store(gemm->context, item->group - gemm->groups, item->i + row, rows,
                     item->j + column + q, vec_min(n - q, GEMM_NR), tile);
@@ -104,10 +126,22 @@ static void gemm_item_packed(gemm_item_t *item) {
 
 static void gemm_item_streamed(gemm_item_t *item) {
   const gemm_t *gemm = item->gemm;
+  const gemm_group_t *group = item->group;
+#if VEC_AVX512
+  /* rows of a, rounded, must fit where panels are packed */
+  int pairs = gemm->form == &form_pairs && group->b.dtype == NN_BF16 &&
+              group->m * VEC(gemm_stream_pairs)(group->k) <= GEMM_A_FLOATS;
+  if (pairs) VEC(gemm_stream_round)(group, item->a);
+#endif
   for (int64_t column = 0; column < item->n; column += GEMM_NR) {
     int64_t columns = vec_min(item->n - column, GEMM_NR);
-    VEC(gemm_stream)(item->group, item->j + column, columns, item->sum);
-    gemm->store(gemm->context, item->group - gemm->groups, 0, item->m, item->j + column, columns,
+#if VEC_AVX512
+    if (pairs)
+      VEC(gemm_stream_bf16)(group, item->a, item->j + column, columns, item->sum);
+    else
+#endif
+      VEC(gemm_stream)(group, item->j + column, columns, item->sum);
+    gemm->store(gemm->context, group - gemm->groups, 0, item->m, item->j + column, columns,
                 item->sum);
   }
 }
@@ -189,6 +223,10 @@ static void gemm_cut(gemm_t *gemm, int64_t m, int64_t n, int32_t threads) {
 }
 
 nn_status_t VEC(gemm_run)(backend_device_t *device, gemm_t *gemm) {
+  gemm->form = &form_numbers;
+#if VEC_AVX512
+  if (gemm->rounds && (device->cpu_paths & NN_CPU_AVX512_BF16)) gemm->form = &form_pairs;
+#endif
   int64_t m = 0, n = 0, work = 0; /* the largest packed group; all work, in cycles */
   for (int64_t g = 0; g < gemm->count; g++) {
     const gemm_group_t *group = &gemm->groups[g];

@@ -1,4 +1,4 @@
-/* Packed fp32 matrix products over a list of groups: v = a [m, k] . b [k, n] per group, handed to
+/* Packed matrix products with fp32 sums over a list of groups: v = a [m, k] . b [k, n] per group, handed to
  * the operation's own function tile by tile. Dense products are a list of one; experts are one
  * group each.
  *
@@ -51,13 +51,17 @@ typedef struct gemm_group {
 typedef void (*gemm_store_fn)(void *context, int64_t group, int64_t i, int64_t rows, int64_t j,
                               int64_t columns, const float *tile);
 
+typedef struct gemm_form gemm_form_t; /* gemm.c */
+
 typedef struct gemm {
   gemm_group_t *groups;
   int64_t count;
   gemm_store_fn store;
   void *context;
   float *scratch; /* GEMM_THREAD_BYTES for each thread */
+  int32_t rounds; /* 1: inputs may be rounded to bf16, and are where the processor multiplies that */
   int64_t block_m, block_n; /* set by gemm_run: rows and columns of an item */
+  const gemm_form_t *form;  /* set by gemm_run */
 } gemm_t;
 
 /* Columns of a product whose b is a pair of p rows each. */
@@ -91,6 +95,17 @@ void VEC(gemm_pack)(const gemm_operand_t *operand, int64_t first, int64_t count,
 
 /* tile[m, GEMM_NR] = columns j .. j + columns - 1 of a group that streams. */
 void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, float *tile);
+
+/* gemm_bf16.c: the same on pairs of bf16. Panels are [ceil(k / 2), width] pairs, and the kernel's k
+ * counts pairs. Streaming reads rows of a that gemm_stream_round has made: m x gemm_stream_pairs(k)
+ * pairs. */
+void VEC(gemm_kernel_bf16)(int64_t rows, const gemm_panels_t *panels);
+void VEC(gemm_pack_bf16)(const gemm_operand_t *operand, int64_t first, int64_t count,
+                         int64_t width, int64_t k0, int64_t k, float *out);
+int64_t VEC(gemm_stream_pairs)(int64_t k);
+void VEC(gemm_stream_round)(const gemm_group_t *group, float *x);
+void VEC(gemm_stream_bf16)(const gemm_group_t *group, const float *x, int64_t j, int64_t columns,
+                           float *tile);
 
 /* Stored row r of an operand. */
 VEC_INLINE const void *gemm_row(const gemm_operand_t *operand, int64_t r) {

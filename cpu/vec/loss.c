@@ -127,6 +127,7 @@ static nn_status_t head_loss_backward(backend_device_t *device, const head_chunk
                     .b = x + chunk->begin * op->hidden,
                     .ldb = op->hidden,
                     .b_dtype = NN_F32,
+                    .rounds = op->weight_dtype == NN_BF16,
                     .c = op->dw,
                     .ldc = op->hidden,
                     .d = op->dw,

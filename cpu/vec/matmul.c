@@ -62,6 +62,7 @@ nn_status_t VEC(matmul)(backend_device_t *device, const op_matmul_t *op,
                  .count = 1,
                  .store = matmul_store,
                  .context = &args,
-                 .scratch = scratch.data};
+                 .scratch = scratch.data,
+                 .rounds = op->b_dtype == NN_BF16 || op->rounds};
   return VEC(gemm_run)(device, &gemm);
 }

@@ -1,5 +1,6 @@
 /* Dense products by cuBLASLt, in its column-major view: d^T [n, m] = op(b)^T [n, k] op(a)^T [k, m].
- * Bias and c go into the product; GELU follows it. A product keeps its algorithm in a table of plans,
+ * Bias, c and, in bf16, GELU go into the product; in fp32 GELU follows it, for cuBLASLt's tanh is good to
+ * fewer bits. A product keeps its algorithm in a table of plans,
  * so that the search for one is made once. Few rows against a weight are streamed by rows.cu. */
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +15,7 @@ static const size_t WORKSPACE_BYTES = 32 << 20; /* what cuBLAS advises for Hoppe
 /* All that an algorithm depends on. */
 typedef struct matmul_key {
   int64_t m, n, k, lda, ldb, ldc, ldd;
-  int32_t trans_a, trans_b, a_dtype, b_dtype, d_dtype, bias, adds, alignment;
+  int32_t trans_a, trans_b, a_dtype, b_dtype, d_dtype, bias, adds, epilogue, aux, alignment;
 } matmul_key_t;
 
 typedef struct matmul_plan {
@@ -74,20 +75,30 @@ static cudaDataType_t matmul_type(int32_t dtype) {
 
 /* The largest power of two, at most 16, that divides all addresses. */
 static int32_t matmul_alignment(const op_matmul_t *op) {
-  uintptr_t all = (uintptr_t)op->a | (uintptr_t)op->b | (uintptr_t)op->c | (uintptr_t)op->d | 16;
+  uintptr_t all = (uintptr_t)op->a | (uintptr_t)op->b | (uintptr_t)op->c | (uintptr_t)op->d |
+                  (uintptr_t)op->aux | 16;
   return (int32_t)(all & (~all + 1));
 }
 
-static matmul_key_t matmul_key(const op_matmul_t *op, int32_t d_dtype) {
+static matmul_key_t matmul_key(const op_matmul_t *op, int32_t epilogue) {
   matmul_key_t key;
   memset(&key, 0, sizeof key); /* compared whole */
   key.m = op->m, key.n = op->n, key.k = op->k;
   key.lda = op->lda, key.ldb = op->ldb, key.ldd = op->ldd, key.ldc = op->c ? op->ldc : op->ldd;
   key.trans_a = op->trans_a, key.trans_b = op->trans_b;
-  key.a_dtype = op->a_dtype, key.b_dtype = op->b_dtype, key.d_dtype = d_dtype;
+  key.a_dtype = op->a_dtype, key.b_dtype = op->b_dtype, key.d_dtype = op->d_dtype;
   key.bias = op->bias != NULL, key.adds = op->c != NULL;
+  key.epilogue = epilogue, key.aux = epilogue != MATMUL_NONE && op->aux;
   key.alignment = matmul_alignment(op);
   return key;
+}
+
+static cublasLtEpilogue_t plan_epilogue(const matmul_key_t *key) {
+  if (key->epilogue == MATMUL_GELU_BWD) return CUBLASLT_EPILOGUE_DGELU;
+  if (key->epilogue == MATMUL_NONE)
+    return key->bias ? CUBLASLT_EPILOGUE_BIAS : CUBLASLT_EPILOGUE_DEFAULT;
+  if (key->aux) return key->bias ? CUBLASLT_EPILOGUE_GELU_AUX_BIAS : CUBLASLT_EPILOGUE_GELU_AUX;
+  return key->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
 }
 
 static cublasStatus_t plan_describe(const backend_device_t *device, matmul_plan_t *plan) {
@@ -108,10 +119,9 @@ static cublasStatus_t plan_describe(const backend_device_t *device, matmul_plan_
   LT_TRY(cublasLtMatmulDescCreate(&plan->what, compute, CUDA_R_32F));
   LT_SET(CUBLASLT_MATMUL_DESC_TRANSA, op_a);
   LT_SET(CUBLASLT_MATMUL_DESC_TRANSB, op_b);
-  if (key->bias) {
-    cublasLtEpilogue_t epilogue = CUBLASLT_EPILOGUE_BIAS;
-    LT_SET(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
-  }
+  cublasLtEpilogue_t epilogue = plan_epilogue(key);
+  LT_SET(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
+  if (key->aux) LT_SET(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, key->ldd);
   uint64_t m = (uint64_t)key->m, n = (uint64_t)key->n, k = (uint64_t)key->k;
   LT_TRY(cublasLtMatrixLayoutCreate(&plan->a, a, key->trans_b ? k : n, key->trans_b ? n : k, key->ldb));
   LT_TRY(cublasLtMatrixLayoutCreate(&plan->b, b, key->trans_a ? m : k, key->trans_a ? k : m, key->lda));
@@ -182,40 +192,53 @@ static nn_status_t matmul_plan(backend_device_t *device, const matmul_key_t *key
 
 /* ---- the operation --------------------------------------------------------------------------- */
 
-static nn_status_t matmul_product(backend_device_t *device, const op_matmul_t *op, void *d,
-                                  backend_scratch_t scratch) {
-  matmul_key_t key = matmul_key(op, op->d_dtype);
+/* The product with an epilogue; done is 0 where cuBLASLt has none like it. */
+static nn_status_t matmul_product(backend_device_t *device, const op_matmul_t *op, int32_t epilogue,
+                                  void *d, backend_scratch_t scratch, bool *done) {
+  matmul_key_t key = matmul_key(op, epilogue);
   matmul_plan_t *plan = NULL;
   CUDA_TRY(matmul_plan(device, &key, &plan));
-  if (!plan->found || (op->bias && op->b_dtype != op->d_dtype)) { /* a bias is of d's type there */
-    matmul_plain(device, op, d);
+  *done = false;
+  if (!plan->found || (op->bias && op->b_dtype != op->d_dtype)) /* a bias is of d's type there */
     return NN_OK;
-  }
-  if (op->bias)
-    CUDA_TRY(matmul_check(device, cublasLtMatmulDescSetAttribute(
-                                      plan->what, CUBLASLT_MATMUL_DESC_BIAS_POINTER, &op->bias,
-                                      sizeof op->bias)));
+  const struct {
+    int32_t wanted;
+    cublasLtMatmulDescAttributes_t attribute;
+    const void *pointer;
+  } pointers[] = {{key.bias, CUBLASLT_MATMUL_DESC_BIAS_POINTER, op->bias},
+                  {key.aux, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, op->aux}};
+  for (int i = 0; i < 2; i++)
+    if (pointers[i].wanted)
+      CUDA_TRY(matmul_check(device, cublasLtMatmulDescSetAttribute(
+                                        plan->what, pointers[i].attribute, &pointers[i].pointer,
+                                        sizeof pointers[i].pointer)));
   const float one = 1, zero = 0;
   size_t workspace = scratch.bytes < WORKSPACE_BYTES ? scratch.bytes : WORKSPACE_BYTES;
   cublasStatus_t status =
       cublasLtMatmul(device->lt, plan->what, &one, op->b, plan->a, op->a, plan->b,
                      op->c ? &one : &zero, op->c ? op->c : d, plan->c, d, plan->d, &plan->algorithm,
                      scratch.data, workspace, device->stream);
-  if (status != CUBLAS_STATUS_NOT_SUPPORTED) return matmul_check(device, status);
+  *done = status != CUBLAS_STATUS_NOT_SUPPORTED;
+  if (*done) return matmul_check(device, status);
   plan->found = 0; /* seen with odd strides of bf16: the search knew no better */
-  matmul_plain(device, op, d);
   return NN_OK;
 }
 
 CUDA_OP(matmul, op_matmul_t) {
   CUDA_TRY(cuda_enter(device, "matmul"));
   if (!op->m || !op->n) return NN_OK;
+  bool done = false;
+  if (op->epilogue != MATMUL_NONE && op->d_dtype == NN_BF16)
+    CUDA_TRY(matmul_product(device, op, op->epilogue, op->d, scratch, &done));
+  if (done) return cuda_launched(device, "matmul");
   /* GELU keeps the product in aux where that is wanted. */
   void *product = op->epilogue == MATMUL_GELU && op->aux ? op->aux : op->d;
-  if (matmul_rows_fit(op))
+  if (matmul_rows_fit(op)) {
     matmul_rows(device, op, product);
-  else
-    CUDA_TRY(matmul_product(device, op, product, scratch));
+  } else {
+    CUDA_TRY(matmul_product(device, op, MATMUL_NONE, product, scratch, &done));
+    if (!done) matmul_plain(device, op, product);
+  }
   if (op->epilogue != MATMUL_NONE) matmul_gelu(device, op, product);
   return cuda_launched(device, "matmul");
 }

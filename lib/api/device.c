@@ -21,7 +21,14 @@ enum {
 static const struct {
   const char *name;
   int32_t path;
-} known[] = {{"reference", NN_CPU_REFERENCE}, {"avx2", NN_CPU_AVX2}, {"avx512", NN_CPU_AVX512}};
+} known[] = {{"reference", NN_CPU_REFERENCE},
+             {"avx2", NN_CPU_AVX2},
+             {"avx512", NN_CPU_AVX512},
+             {"avx512bf16", NN_CPU_AVX512_BF16}};
+
+enum { KNOWN = sizeof known / sizeof *known };
+static const int32_t every_path =
+    NN_CPU_REFERENCE | NN_CPU_AVX2 | NN_CPU_AVX512 | NN_CPU_AVX512_BF16;
 
 /* Reads MOENN_CPU: path names joined by commas. Nothing set: 0. */
 static nn_status_t device_paths_from_environment(int32_t *paths) {
@@ -31,11 +38,11 @@ static nn_status_t device_paths_from_environment(int32_t *paths) {
   *paths = NN_CPU_REFERENCE;
   for (const char *word = text; *word;) { /* a comma at the end is a word that no path has */
     size_t length = strcspn(word, ","), i = 0;
-    while (i < 3 && (strlen(known[i].name) != length || strncmp(known[i].name, word, length))) i++;
-    if (i == 3)
-      return status_fail(NN_ERR_ARGUMENT,
-                         "MOENN_CPU is \"%s\"; it takes reference, avx2, avx512, joined by commas",
-                         text);
+    while (i < KNOWN && (strlen(known[i].name) != length || strncmp(known[i].name, word, length))) i++;
+    if (i == KNOWN)
+      return status_fail(
+          NN_ERR_ARGUMENT,
+          "MOENN_CPU is \"%s\"; it takes reference, avx2, avx512, avx512bf16, joined by commas", text);
     *paths |= known[i].path;
     word += length;
     if (*word == ',' && word[1]) word++;
@@ -56,7 +63,7 @@ static void device_warn_of_paths(nn_device_t *device, int32_t named) {
   backend_info_t info = {.struct_size = sizeof info};
   device->backend->describe(device->place, &info);
   char missing[64] = "", have[64] = "";
-  for (size_t i = 0; i < sizeof known / sizeof *known; i++) {
+  for (size_t i = 0; i < KNOWN; i++) {
     if (!((named | info.cpu_paths) & known[i].path)) continue;
     char *text = info.cpu_paths & known[i].path ? have : missing;
     size_t used = strlen(text);
@@ -90,7 +97,7 @@ static nn_status_t device_backend_options(const nn_device_options_t *options,
   if (options->threads < 0 || options->threads > MAX_THREADS)
     return status_fail(NN_ERR_ARGUMENT, "nn_device_options_t: threads is %d; it goes from 0 to %d",
                        options->threads, MAX_THREADS);
-  if (options->cpu_paths & ~(NN_CPU_REFERENCE | NN_CPU_AVX2 | NN_CPU_AVX512))
+  if (options->cpu_paths & ~every_path)
     return status_fail(NN_ERR_ARGUMENT, "nn_device_options_t: cpu_paths has unknown bits: 0x%x",
                        (unsigned)options->cpu_paths);
   if (options->log_level < NN_LOG_DEFAULT || options->log_level > NN_LOG_DEBUG)
@@ -106,7 +113,8 @@ static nn_status_t device_backend_options(const nn_device_options_t *options,
   backend->fast_fp32 = options->tf32;
   *named = options->cpu_paths;
   if (!*named) STATUS_TRY(device_paths_from_environment(named));
-  backend->cpu_paths = NN_CPU_REFERENCE | (*named ? *named : NN_CPU_AVX2 | NN_CPU_AVX512);
+  if (*named & NN_CPU_AVX512_BF16) *named |= NN_CPU_AVX512;
+  backend->cpu_paths = NN_CPU_REFERENCE | (*named ? *named : every_path);
   return NN_OK;
 }
 

@@ -3,6 +3,7 @@
 
 #include "base/mem.h"
 #include "format/folder.h"
+#include "format/llmc.h"
 #include "infer/session.h"
 #include "model/config.h"
 #include "model/plan.h"
@@ -117,6 +118,48 @@ nn_status_t nn_model_save(const nn_model_t *model, const char *folder,
   return folder_save(folder, &model->config, &model->params, model->dtype, model->buffer->data,
                      asked.shard_bytes, asked.progress, asked.progress_user,
                      &model->device->cancel, model->device);
+}
+
+nn_status_t nn_model_load_llmc(nn_device_t *device, const char *path, int32_t dtype,
+                               const nn_file_options_t *options, nn_model_t **model) {
+  STATUS_REQUIRE(device);
+  STATUS_REQUIRE(path);
+  STATUS_REQUIRE(model);
+  if (dtype != NN_DTYPE_FILE) STATUS_TRY(model_check_dtype(dtype));
+  nn_file_options_t asked;
+  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_file_options_t"));
+  STATUS_TRY(device_poll(device));
+  llmc_t file;
+  STATUS_TRY(llmc_open(path, &file));
+  if (dtype == NN_DTYPE_FILE) dtype = file.dtype;
+  nn_model_t *made = NULL;
+  nn_status_t status = model_allocate(device, &file.config, dtype, &made);
+  if (status == NN_OK)
+    status = llmc_read(&file, &made->params, dtype, made->buffer->data, asked.progress,
+                       asked.progress_user, &device->cancel, device);
+  llmc_close(&file);
+  if (status != NN_OK) {
+    if (made) model_release(made);
+    return status;
+  }
+  *model = made;
+  return NN_OK;
+}
+
+nn_status_t nn_model_save_llmc(const nn_model_t *model, const char *path,
+                               const nn_file_options_t *options) {
+  STATUS_REQUIRE(model);
+  STATUS_REQUIRE(path);
+  nn_file_options_t asked;
+  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_file_options_t"));
+  if (asked.shard_bytes)
+    return status_fail(NN_ERR_ARGUMENT,
+                       "nn_file_options_t: shard_bytes is %lld; an llm.c checkpoint is one file, "
+                       "so it must be 0",
+                       (long long)asked.shard_bytes);
+  STATUS_TRY(device_poll(model->device));
+  return llmc_save(path, &model->config, &model->params, model->dtype, model->buffer->data,
+                   asked.progress, asked.progress_user, &model->device->cancel, model->device);
 }
 
 void nn_model_destroy(nn_model_t *model) {

@@ -127,6 +127,7 @@ static nn_status_t linear_weight_bwd(const pass_t *pass, const void *x, int64_t 
   op.b = x, op.ldb = in, op.b_dtype = pass->act_dtype;
   op.c = dw, op.ldc = in;
   op.d = dw, op.ldd = in, op.d_dtype = NN_F32;
+  op.rounds = pass->weight_dtype == NN_BF16;
   STATUS_TRY(RUN(pass, matmul, op));
   if (!dbias) return NN_OK;
   op_column_sum_t sum = {.n = n, .width = out, .x = dy, .ldx = out, .out = dbias};

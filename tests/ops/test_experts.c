@@ -30,6 +30,7 @@ static const experts_case_t cases[] = {
 /* A case in fp64; x_slack is what fp32 may be off for x. */
 typedef struct experts64 {
   int64_t n, hidden, ffn, experts, top_k;
+  double rounding; /* relative, of what is made on the way before it is multiplied with weights */
   routing_t routing;
   double *x, *residual, *dout;          /* [n, hidden] */
   double *weight;                       /* [n, k] */
@@ -100,7 +101,7 @@ static void slot_up(experts64_t *e, int64_t s, double *a, double *a_slack) {
     double silu = g * sigmoid(g);
     a[i] = silu * u;
     a_slack[i] = 1.1 * fabs(u) * slack[i] + fabs(silu) * slack[f + i] +
-                 16 * OPS_U * (1 + fabs(g)) * fabs(a[i]);
+                 (16 * OPS_U * (1 + fabs(g)) + e->rounding) * fabs(a[i]);
   }
 }
 
@@ -143,8 +144,8 @@ static element64_t element64(const experts64_t *e, int64_t s, int64_t i) {
   /* slope and silu are below 1.1 (1 + |g|), and fp32 makes them to a few units in the last place of
    * that, from pre in fp32 */
   double part = 32 * OPS_U * 1.1 * (1 + fabs(l.g)) * w * fabs(l.d);
-  l.dg_slack = w * fabs(l.u * slope) * l.d_slack + part * fabs(l.u);
-  l.du_slack = w * fabs(silu) * l.d_slack + part;
+  l.dg_slack = w * fabs(l.u * slope) * l.d_slack + part * fabs(l.u) + e->rounding * fabs(l.dg);
+  l.du_slack = w * fabs(silu) * l.d_slack + part + e->rounding * fabs(l.du);
   return l;
 }
 
@@ -171,7 +172,7 @@ static void experts64_backward(experts64_t *e) {
       add64(e->dx + t * h, e->dx_slack + t * h, e->up + at, h, 1, l.du, l.du_slack, over_f);
       add64(e->dgate + at, e->dgate_slack + at, e->x + t * h, h, 1, l.dg, l.dg_slack, over_rows);
       add64(e->dup + at, e->dup_slack + at, e->x + t * h, h, 1, l.du, l.du_slack, over_rows);
-      double wa = e->weight[s] * l.a, off = 32 * OPS_U * (1 + fabs(l.g)) * fabs(wa);
+      double wa = e->weight[s] * l.a, off = (32 * OPS_U * (1 + fabs(l.g)) + e->rounding) * fabs(wa);
       add64(e->ddown + at_down, e->ddown_slack + at_down, e->dout + t * h, h, f, wa, off,
             over_rows);
       e->dweight[s] += l.d * l.a;
@@ -219,11 +220,11 @@ static float *together(const experts_case_t *c, const float *spread) {
   return data;
 }
 
-static void experts64_make(const experts_case_t *c, experts_data_t *d) {
+static void experts64_make(const experts_case_t *c, experts_data_t *d, double rounding) {
   int64_t tokens = c->n * c->hidden, slots = c->n * c->top_k, size = c->ffn * c->hidden;
   experts64_t *e = &d->exact;
   *e = (experts64_t){.n = c->n, .hidden = c->hidden, .ffn = c->ffn, .experts = c->experts,
-                     .top_k = c->top_k, .routing = make_routing(c)};
+                     .top_k = c->top_k, .rounding = rounding, .routing = make_routing(c)};
   e->x = widen(d->x, NN_F32, tokens), e->residual = widen(d->residual, NN_F32, tokens);
   e->dout = widen(d->dout, NN_F32, tokens);
   e->weight = widen(e->routing.weight, NN_F32, slots);
@@ -241,18 +242,18 @@ static void experts64_make(const experts_case_t *c, experts_data_t *d) {
   experts64_backward(e);
 }
 
-static experts_data_t experts_make(const experts_case_t *c) {
+static experts_data_t experts_make(const experts_case_t *c, double rounding) {
   int64_t tokens = c->n * c->hidden, size = c->ffn * c->hidden;
   experts_data_t d = {0};
-  d.x = ops_uniform(tokens, 1, 1), d.residual = ops_uniform(tokens, 1, 2);
-  d.dout = ops_uniform(tokens, 1, 3);
+  d.x = ops_inputs(tokens, c->dtype, 1, 1), d.residual = ops_uniform(tokens, 1, 2);
+  d.dout = ops_inputs(tokens, c->dtype, 1, 3);
   float in = (float)(3 / sqrt((double)c->hidden)), out = (float)(3 / sqrt((double)c->ffn));
   d.gate = ops_weights(c->experts * size, c->dtype, in, 0, 4);
   d.up = ops_weights(c->experts * size, c->dtype, in, 0, 5);
   d.down = ops_weights(c->experts * size, c->dtype, out, 0, 6);
   d.gates = apart(c, d.gate, c->dtype), d.ups = apart(c, d.up, c->dtype);
   d.downs = apart(c, d.down, c->dtype);
-  experts64_make(c, &d);
+  experts64_make(c, &d, rounding);
   return d;
 }
 
@@ -263,9 +264,15 @@ static backend_limits_t experts_limits(const experts_case_t *c, int32_t training
 
 /* ---- forward ---- */
 
-static void check_experts(const experts_case_t *c) {
+/* The paths that round to bf16 what they multiply with bf16 weights, and those that do not. */
+static void check_paths(void (*check)(const experts_case_t *c, double rounding), const experts_case_t *c) {
+  check(c, 0);
+  if (c->dtype == NN_BF16) check(c, 0x1p-8);
+}
+
+static void check_experts(const experts_case_t *c, double rounding) {
   if (c->dtype == NN_BF16 && !ops_widens()) return;
-  experts_data_t d = experts_make(c);
+  experts_data_t d = experts_make(c, rounding);
   experts64_t *e = &d.exact;
   int64_t tokens = c->n * c->hidden, kept = e->routing.offset[c->experts] * 2 * c->ffn;
   double *with_residual = ops_doubles(tokens);
@@ -285,6 +292,7 @@ static void check_experts(const experts_case_t *c) {
   ops_trial_t trial;
   ops_begin(&trial, experts_limits(c, 0));
   while (ops_next(&trial)) {
+    if (ops_rounding(&trial, c->dtype) != rounding) continue;
     float *out = ops_floats(tokens), *pre = ops_floats(c->n * c->top_k * 2 * c->ffn);
     ops_garbage(out, tokens), ops_garbage(pre, c->n * c->top_k * 2 * c->ffn);
     op.out = out, op.pre = pre, op.residual = d.residual;
@@ -313,7 +321,7 @@ static void check_experts(const experts_case_t *c) {
 
 static void test_forward(void **state) {
   (void)state;
-  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_experts(&cases[i]);
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_paths(check_experts, &cases[i]);
 }
 
 /* ---- backward ---- */
@@ -329,9 +337,9 @@ static float *onto(double *want, double *slack, int64_t count, int64_t n, uint64
   return before;
 }
 
-static void check_experts_bwd(const experts_case_t *c) {
+static void check_experts_bwd(const experts_case_t *c, double rounding) {
   if (c->dtype == NN_BF16 && !ops_widens()) return;
-  experts_data_t d = experts_make(c);
+  experts_data_t d = experts_make(c, rounding);
   experts64_t *e = &d.exact;
   int64_t tokens = c->n * c->hidden, slots = c->n * c->top_k, size = c->ffn * c->hidden;
   float *gate = onto(e->dgate, e->dgate_slack, c->experts * size, c->n, 31);
@@ -344,6 +352,7 @@ static void check_experts_bwd(const experts_case_t *c) {
   ops_trial_t trial;
   ops_begin(&trial, experts_limits(c, 1));
   while (ops_next(&trial)) {
+    if (ops_rounding(&trial, c->dtype) != rounding) continue;
     float *pre = ops_floats(slots * 2 * c->ffn);
     for (int64_t i = 0; i < slots * 2 * c->ffn; i++) pre[i] = (float)e->pre[i];
     op.pre = pre, op.dx = ops_floats(tokens), op.dweight = ops_floats(slots);
@@ -365,7 +374,7 @@ static void check_experts_bwd(const experts_case_t *c) {
 
 static void test_backward(void **state) {
   (void)state;
-  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_experts_bwd(&cases[i]);
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_paths(check_experts_bwd, &cases[i]);
 }
 
 static double experts64_loss(const void *context) {
@@ -379,7 +388,7 @@ static double experts64_loss(const void *context) {
 static void test_gradients_by_finite_differences(void **state) {
   (void)state;
   const experts_case_t c = {4, 3, 5, 3, 2, 2, SPREAD, NN_F32}; /* capacity 2 drops some */
-  experts64_t e = experts_make(&c).exact;
+  experts64_t e = experts_make(&c, 0).exact;
   int64_t size = c.experts * c.ffn * c.hidden;
   assert_true(e.routing.offset[c.experts] < c.n * c.top_k);
   ops_check_gradient("dx", experts64_loss, &e, e.x, e.dx, c.n * c.hidden);

@@ -26,9 +26,11 @@ void *fixture_memory(size_t bytes) {
 
 /* ---- devices ---- */
 
-const int32_t fixture_path[FIXTURE_PATHS] = {NN_CPU_REFERENCE, NN_CPU_AVX2, NN_CPU_AVX512};
+const int32_t fixture_path[FIXTURE_PATHS] = {NN_CPU_REFERENCE, NN_CPU_AVX2, NN_CPU_AVX512,
+                                             NN_CPU_AVX512 | NN_CPU_AVX512_BF16};
 
 const char *fixture_path_name(int32_t path) {
+  if (path & NN_CPU_AVX512_BF16) return "avx512bf16";
   return path == NN_CPU_REFERENCE ? "reference" : path == NN_CPU_AVX2 ? "avx2" : "avx512";
 }
 
@@ -55,7 +57,7 @@ nn_device_t *fixture_device_of_path(int32_t threads, int32_t path) {
   nn_device_t *device = fixture_device(threads, path);
   nn_device_info_t info = STRUCT(nn_device_info_t);
   CHECK(nn_device_info(device, &info));
-  if (info.cpu_paths & path) return device;
+  if ((info.cpu_paths & path) == path) return device;
   if (strcmp(info.name, "cpu") && path == NN_CPU_REFERENCE) return device; /* a GPU, once */
   print_message("no %s path here\n", fixture_path_name(path));
   nn_device_destroy(device);

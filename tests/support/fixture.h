@@ -27,7 +27,7 @@ void *fixture_memory(size_t bytes);
 /* ---- devices ---- */
 
 /* CPU path masks, the plain one first; a device takes the best path of its mask. */
-enum { FIXTURE_PATHS = 3 };
+enum { FIXTURE_PATHS = 4 };
 extern const int32_t fixture_path[FIXTURE_PATHS];
 const char *fixture_path_name(int32_t path);
 

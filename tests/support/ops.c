@@ -20,7 +20,10 @@ typedef struct ops_path {
 } ops_path_t;
 
 static const ops_path_t paths_of_cpu[] = {
-    {"reference", NN_CPU_REFERENCE}, {"avx2", NN_CPU_AVX2}, {"avx512", NN_CPU_AVX512}};
+    {"reference", NN_CPU_REFERENCE},
+    {"avx2", NN_CPU_AVX2},
+    {"avx512", NN_CPU_AVX512},
+    {"avx512bf16", NN_CPU_AVX512 | NN_CPU_AVX512_BF16}};
 static const ops_path_t paths_of_gpu[] = {{"cuda", 0}};
 static const ops_path_t *paths = paths_of_cpu;
 
@@ -128,7 +131,7 @@ static int ops_open(ops_trial_t *trial) {
   backend_info_t info = {.struct_size = sizeof info};
   trial->table->describe(trial->device, &info);
   assert_int_equal(info.threads, trial->threads);
-  if (info.cpu_paths & paths[trial->path].bit) return 1;
+  if ((info.cpu_paths & paths[trial->path].bit) == paths[trial->path].bit) return 1;
   trial->table->close(trial->device);
   trial->device = NULL;
   return 0;
@@ -209,6 +212,10 @@ void ops_expect(const ops_trial_t *trial, const char *name, nn_status_t want, nn
              nn_status_name(got), nn_status_name(want), nn_last_error());
 }
 
+double ops_rounding(const ops_trial_t *trial, int32_t weight_dtype) {
+  return weight_dtype == NN_BF16 && paths[trial->path].bit & NN_CPU_AVX512_BF16 ? 0x1p-8 : 0;
+}
+
 /* ---- comparisons ---- */
 
 void ops_check_bits(ops_trial_t *trial, int slot, const char *name, const void *got, size_t bytes) {
@@ -278,6 +285,14 @@ static float ops_uniform_at(float scale, uint64_t seed, int64_t i) {
 float *ops_uniform(int64_t count, float scale, uint64_t seed) {
   float *data = ops_floats(count);
   for (int64_t i = 0; i < count; i++) data[i] = ops_uniform_at(scale, seed, i);
+  return data;
+}
+
+float *ops_inputs(int64_t count, int32_t weight_dtype, float scale, uint64_t seed) {
+  float *data = ops_uniform(count, scale, seed);
+  if (weight_dtype != NN_BF16) return data;
+  void *narrow = ops_weights(count, NN_BF16, scale, 0, seed);
+  for (int64_t i = 0; i < count; i++) data[i] = (float)ops_weight(narrow, NN_BF16, i);
   return data;
 }
 

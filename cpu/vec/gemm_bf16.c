@@ -1,0 +1,234 @@
+/* Products with bf16 inputs by the processor's own instruction, which adds two products of bf16 pairs
+ * to an fp32 sum: fp32 inputs are rounded to bf16, to nearest, as they are packed or read. Pairs are
+ * adjacent along k; what is missing of the last one counts as 0. A sum runs over pairs in order of k, the
+ * later product of a pair first; subnormal inputs and results count as 0.
+ *
+ * Packing, the register kernel and streaming are those of gemm_pack.c, gemm_kernel.c and gemm_stream.c
+ * with a pair where those have a number. */
+#include "vec/gemm.h"
+
+/* A pair as the registers have it: 32 bits, the earlier number low. */
+enum { PAIR = 2, PAIRS = VEC_WIDTH, PAIR_NUMBERS = PAIR * VEC_WIDTH };
+
+/* Numbers i .. i + count - 1 of a row, count at most PAIR_NUMBERS and any number of them absent, as
+ * pairs. */
+VEC_INLINE __m512i pairs_load(const void *row, int64_t i, int64_t count, int32_t dtype) {
+  int64_t there = vec_min(count, PAIR_NUMBERS);
+  if (there < 0) there = 0;
+  if (dtype == NN_BF16) {
+    __mmask32 mask = (__mmask32)((UINT64_C(1) << there) - 1);
+    return _mm512_maskz_loadu_epi16(mask, (const uint16_t *)row + i);
+  }
+  const float *from = (const float *)row + i;
+  __m512 low = _mm512_maskz_loadu_ps(vf_mask(vec_min(there, VEC_WIDTH)), from);
+  vmask mask = vf_mask(there > VEC_WIDTH ? there - VEC_WIDTH : 0);
+  __m512 high = _mm512_maskz_loadu_ps(mask, from + VEC_WIDTH);
+  return (__m512i)_mm512_cvtne2ps_pbh(high, low);
+}
+
+/* `count` numbers, at most a vector, of a row as 16-bit values in the low halves of 32. */
+VEC_INLINE __m512i halves_load(const void *row, int64_t i, int64_t count, int32_t dtype) {
+  vmask mask = vf_mask(count);
+  if (dtype == NN_BF16)
+    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, (const uint16_t *)row + i));
+  __m512 wide = _mm512_maskz_loadu_ps(mask, (const float *)row + i);
+  return _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(wide));
+}
+
+/* ---- packing: out[pairs, width] -------------------------------------------------------------- */
+
+/* Requests a pair of vectors that lie `ahead` bytes behind element i of a row; they need not exist. */
+VEC_INLINE void pairs_request(const void *row, int64_t i, int64_t ahead, int32_t dtype) {
+  int64_t size = dtype == NN_BF16 ? 2 : 4;
+  const char *place = (const char *)((uintptr_t)row + (uintptr_t)(i * size + ahead));
+  _mm_prefetch(place, _MM_HINT_T0);
+  if (dtype == NN_F32) _mm_prefetch((const char *)((uintptr_t)place + 64), _MM_HINT_T0);
+}
+
+/* Rows along the product: transposed in registers, a pair as if it were a float. Stores are whole
+ * vectors, as in gemm_pack.c. */
+VEC_INLINE void pack_pair_rows(const void *const *row, int64_t rows, int64_t ahead, int64_t width,
+                               int64_t k0, int64_t k, int32_t dtype, uint32_t *out) {
+  for (int64_t p = 0; p < k; p += PAIR_NUMBERS) {
+    vf r[VEC_WIDTH];
+    VEC_UNROLL for (int i = 0; i < VEC_WIDTH; i++) {
+      r[i] = vf_zero();
+      if (i >= rows) continue;
+      pairs_request(row[i], k0 + p, ahead, dtype);
+      r[i] = _mm512_castsi512_ps(pairs_load(row[i], k0 + p, k - p, dtype));
+    }
+    vf_transpose(r);
+    int64_t steps = vec_min(PAIRS, vec_blocks(k - p, PAIR));
+    VEC_UNROLL for (int i = 0; i < VEC_WIDTH; i++)
+      if (i < steps) vf_store((float *)out + (p / PAIR + i) * width, r[i]);
+  }
+}
+
+/* Rows along k: two at a time, number beside number. */
+VEC_INLINE void pack_pair_columns(const gemm_operand_t *operand, int64_t first, int64_t count,
+                                  int64_t width, int64_t k0, int64_t k, int32_t dtype,
+                                  uint32_t *out) {
+  int64_t ahead = GEMM_PACK_STEP * operand->ld * (dtype == NN_BF16 ? 2 : 4);
+  for (int64_t p = 0; p < k; p += PAIR, out += width) {
+    const void *low = gemm_row(operand, k0 + p), *high = NULL;
+    pairs_request(low, first, ahead, dtype);
+    if (p + 1 < k) {
+      high = gemm_row(operand, k0 + p + 1);
+      pairs_request(high, first, ahead, dtype);
+    }
+    for (int64_t q = 0; q < width; q += VEC_WIDTH) {
+      int64_t there = vec_min(count - q, VEC_WIDTH), room = vec_min(width - q, VEC_WIDTH);
+      if (there < 0) there = 0;
+      __m512i pair = halves_load(low, first + q, there, dtype);
+      if (high)
+        pair = _mm512_or_si512(pair,
+                               _mm512_slli_epi32(halves_load(high, first + q, there, dtype), 16));
+      _mm512_mask_storeu_epi32(out + q, vf_mask(room), pair);
+    }
+  }
+}
+
+VEC_INLINE void pack_pairs(const gemm_operand_t *operand, int64_t first, int64_t count,
+                           int64_t width, int64_t k0, int64_t k, int32_t dtype, uint32_t *out) {
+  if (operand->along_k) {
+    pack_pair_columns(operand, first, count, width, k0, k, dtype, out);
+    return;
+  }
+  for (int64_t q = 0; q < width; q += VEC_WIDTH) {
+    const void *row[VEC_WIDTH];
+    int64_t rows = count > q ? gemm_rows(operand, first + q, count - q, row) : 0;
+    int64_t ahead = VEC_WIDTH * operand->ld * (dtype == NN_BF16 ? 2 : 4);
+    pack_pair_rows(row, rows, ahead, width, k0, k, dtype, out + q);
+  }
+}
+
+void VEC(gemm_pack_bf16)(const gemm_operand_t *operand, int64_t first, int64_t count,
+                         int64_t width, int64_t k0, int64_t k, float *out) {
+  if (operand->dtype == NN_BF16)
+    pack_pairs(operand, first, count, width, k0, k, NN_BF16, (uint32_t *)out);
+  else
+    pack_pairs(operand, first, count, width, k0, k, NN_F32, (uint32_t *)out);
+}
+
+/* ---- the register kernel --------------------------------------------------------------------- */
+
+VEC_INLINE vf pairs_fma(vf sum, __m512i a, __m512i b) {
+  return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+}
+
+VEC_INLINE void kernel(const int rows, const gemm_panels_t *panels) {
+  const int32_t *a = (const int32_t *)panels->a, *b = (const int32_t *)panels->b;
+  float *tile = panels->tile;
+  vf acc[GEMM_MR][2];
+  VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) acc[i][0] = acc[i][1] = vf_zero();
+  for (int64_t p = panels->k; p > 0; p--) {
+    __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + VEC_WIDTH);
+    VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) {
+      if (i >= rows) continue;
+      __m512i x = _mm512_set1_epi32(a[i]);
+      acc[i][0] = pairs_fma(acc[i][0], b0, x);
+      acc[i][1] = pairs_fma(acc[i][1], b1, x);
+    }
+    a += rows;
+    b += GEMM_NR;
+  }
+  VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) {
+    if (i >= rows) continue;
+    float *row = tile + i * GEMM_NR;
+    vf_store(row, panels->accumulate ? vf_add(acc[i][0], vf_load(row)) : acc[i][0]);
+    row += VEC_WIDTH;
+    vf_store(row, panels->accumulate ? vf_add(acc[i][1], vf_load(row)) : acc[i][1]);
+  }
+}
+
+typedef void (*kernel_fn)(const gemm_panels_t *panels);
+
+#define KERNEL(rows) \
+  static void kernel_##rows(const gemm_panels_t *panels) { kernel(rows, panels); }
+KERNEL(1) KERNEL(2) KERNEL(3) KERNEL(4) KERNEL(5) KERNEL(6) KERNEL(7)
+KERNEL(8) KERNEL(9) KERNEL(10) KERNEL(11) KERNEL(12) KERNEL(13) KERNEL(14)
+
+static const kernel_fn kernels[GEMM_MR] = {
+    kernel_1, kernel_2, kernel_3,  kernel_4,  kernel_5,  kernel_6,  kernel_7,
+    kernel_8, kernel_9, kernel_10, kernel_11, kernel_12, kernel_13, kernel_14,
+};
+
+void VEC(gemm_kernel_bf16)(int64_t rows, const gemm_panels_t *panels) {
+  kernels[rows - 1](panels);
+}
+
+/* ---- streaming ------------------------------------------------------------------------------- */
+
+enum { STREAM_W = 4, STREAM_X = 4 };
+
+/* Adds PAIRS products of pairs of x_rows rows of x with STREAM_W rows of w. */
+VEC_INLINE void stream_step(const int x_rows, const int32_t *x, int64_t x_stride,
+                            const void *const *w, int64_t p, int64_t left, int64_t ahead,
+                            vf acc[STREAM_X][STREAM_W]) {
+  __m512i v[STREAM_W];
+  VEC_UNROLL for (int j = 0; j < STREAM_W; j++) {
+    uintptr_t here = (uintptr_t)w[j] + (uintptr_t)(p * 2);
+    if (ahead) _mm_prefetch((const char *)(here + (uintptr_t)ahead), _MM_HINT_T0);
+    v[j] = pairs_load(w[j], p, left, NN_BF16);
+  }
+  VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
+    if (i >= x_rows) continue;
+    __m512i u = _mm512_loadu_si512(x + i * x_stride + p / PAIR);
+    VEC_UNROLL for (int j = 0; j < STREAM_W; j++) acc[i][j] = pairs_fma(acc[i][j], v[j], u);
+  }
+}
+
+VEC_INLINE void stream_dots(const int x_rows, const int32_t *x, int64_t x_stride,
+                            const void *const *w, int64_t ahead, int64_t k, float *tile) {
+  vf acc[STREAM_X][STREAM_W];
+  VEC_UNROLL for (int i = 0; i < STREAM_X; i++)
+    VEC_UNROLL for (int j = 0; j < STREAM_W; j++) acc[i][j] = vf_zero();
+  int64_t p = 0;
+  for (; p + PAIR_NUMBERS <= k; p += PAIR_NUMBERS)
+    stream_step(x_rows, x, x_stride, w, p, PAIR_NUMBERS, ahead, acc);
+  if (p < k) stream_step(x_rows, x, x_stride, w, p, k - p, ahead, acc);
+  VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
+    if (i >= x_rows) continue;
+    __m128 low = _mm_hadd_ps(vec_fold_sum(acc[i][0]), vec_fold_sum(acc[i][1]));
+    __m128 high = _mm_hadd_ps(vec_fold_sum(acc[i][2]), vec_fold_sum(acc[i][3]));
+    _mm_storeu_ps(tile + i * GEMM_NR, _mm_hadd_ps(low, high));
+  }
+}
+
+static void stream_rows(const int32_t *x, int64_t x_stride, int64_t m, const void *const *w,
+                        int64_t ld, int64_t k, float *tile) {
+  int64_t i = 0, ahead = STREAM_W * ld * 2;
+  for (; i + STREAM_X <= m; i += STREAM_X, tile += STREAM_X * GEMM_NR, ahead = 0)
+    stream_dots(STREAM_X, x + i * x_stride, x_stride, w, ahead, k, tile);
+  switch (m - i) {
+    case 1: stream_dots(1, x + i * x_stride, x_stride, w, ahead, k, tile); break;
+    case 2: stream_dots(2, x + i * x_stride, x_stride, w, ahead, k, tile); break;
+    case 3: stream_dots(3, x + i * x_stride, x_stride, w, ahead, k, tile); break;
+    default: break;
+  }
+}
+
+int64_t VEC(gemm_stream_pairs)(int64_t k) { return vec_round_up(vec_blocks(k, PAIR), PAIRS); }
+
+void VEC(gemm_stream_round)(const gemm_group_t *group, float *x) {
+  int64_t stride = VEC(gemm_stream_pairs)(group->k);
+  for (int64_t i = 0; i < group->m; i++) {
+    const float *row = gemm_row(&group->a, i);
+    for (int64_t p = 0; p < group->k; p += PAIR_NUMBERS)
+      _mm512_storeu_si512(x + i * stride + p / PAIR,
+                          pairs_load(row, p, group->k - p, group->a.dtype));
+  }
+}
+
+void VEC(gemm_stream_bf16)(const gemm_group_t *group, const float *x, int64_t j, int64_t columns,
+                           float *tile) {
+  int64_t stride = VEC(gemm_stream_pairs)(group->k);
+  for (int64_t q = 0; q < columns; q += VEC_WIDTH) {
+    const void *w[VEC_WIDTH];
+    int64_t rows = gemm_rows(&group->b, j + q, columns - q, w);
+    for (int64_t i = rows; rows && i % STREAM_W; i++) w[i] = w[rows - 1];
+    for (int64_t i = 0; i < rows; i += STREAM_W)
+      stream_rows((const int32_t *)x, stride, group->m, w + i, group->b.ld, group->k, tile + q + i);
+  }
+}
+
