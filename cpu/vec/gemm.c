@@ -9,6 +9,8 @@ enum {
   GEMM_NB = 384,            /* most columns of an item */
   GEMM_NC = 128,            /* columns whose packed panels stay in the L2 cache */
   GEMM_STREAM_COLUMNS = 64, /* columns of a streaming item */
+  GEMM_THIN_COLUMNS = 256,  /* columns of an item of few rows */
+  GEMM_THIN_MOST = 256,     /* rows that are few */
 
   GEMM_TILE_FLOATS = GEMM_MR * GEMM_NR,
   GEMM_A_FLOATS = GEMM_MB * GEMM_KC + VEC_WIDTH, /* with the slack of packing */
@@ -19,6 +21,8 @@ enum {
 _Static_assert(GEMM_MB % GEMM_MR == 0 && GEMM_NB % GEMM_NR == 0 && GEMM_NC % GEMM_NR == 0 &&
                    GEMM_STREAM_COLUMNS % GEMM_NR == 0,
                "blocks are whole panels");
+_Static_assert(GEMM_THIN_COLUMNS % GEMM_NR == 0 && GEMM_NR * GEMM_NR <= GEMM_SUM_FLOATS,
+               "items of few rows are whole tiles, and one has room");
 _Static_assert(4 * (GEMM_A_FLOATS + GEMM_B_FLOATS + GEMM_SUM_FLOATS) <= GEMM_THREAD_BYTES,
                "a thread's panels and sums fit in its scratch");
 
@@ -124,6 +128,42 @@ static void gemm_item_packed(gemm_item_t *item) {
   } while (k0 < whole);
 }
 
+/* Whether a group has too few rows for weights to be packed, but too many to stream. */
+static int gemm_thin(const gemm_t *gemm, const gemm_group_t *group) {
+#if VEC_AVX512
+  return gemm->form == &form_pairs && group->b.dtype == NN_BF16 && !group->a.along_k &&
+         !group->b.along_k && group->m > GEMM_STREAM_ROWS && group->m <= GEMM_THIN_MOST &&
+         VEC(gemm_thin_steps)(group->k) <= GEMM_A_FLOATS;
+#else
+  (void)gemm, (void)group;
+  return 0;
+#endif
+}
+
+#if VEC_AVX512
+/* As many panels of rows at a time as fit; their columns follow each other, so that weights of the item
+ * are in a cache when the next panels come. */
+static void gemm_item_thin(gemm_item_t *item) {
+  const gemm_t *gemm = item->gemm;
+  const gemm_group_t *group = item->group;
+  int64_t panel = VEC(gemm_thin_steps)(group->k), panels = GEMM_A_FLOATS / panel;
+  for (int64_t begin = 0; begin < group->m; begin += panels * GEMM_NR) {
+    int64_t end = vec_min(group->m, begin + panels * GEMM_NR);
+    for (int64_t row = begin; row < end; row += GEMM_NR)
+      VEC(gemm_pack_bf16)(&group->a, row, vec_min(end - row, GEMM_NR), GEMM_NR, 0, group->k,
+                          item->a + (row - begin) / GEMM_NR * panel);
+    for (int64_t column = 0; column < item->n; column += GEMM_NR)
+      for (int64_t row = begin; row < end; row += GEMM_NR) {
+        int64_t columns = vec_min(item->n - column, GEMM_NR);
+        VEC(gemm_thin_bf16)(group, item->a + (row - begin) / GEMM_NR * panel, item->j + column,
+                            columns, item->sum);
+        gemm->store(gemm->context, group - gemm->groups, row, vec_min(end - row, GEMM_NR),
+                    item->j + column, columns, item->sum);
+      }
+  }
+}
+#endif
+
 static void gemm_item_streamed(gemm_item_t *item) {
   const gemm_t *gemm = item->gemm;
   const gemm_group_t *group = item->group;
@@ -158,6 +198,12 @@ static const gemm_group_t *gemm_group_of(const gemm_t *gemm, int64_t item) {
   return &gemm->groups[low];
 }
 
+/* Columns of an item of the group. */
+static int64_t gemm_width(const gemm_t *gemm, const gemm_group_t *group) {
+  if (gemm_streams(group)) return GEMM_STREAM_COLUMNS;
+  return gemm_thin(gemm, group) ? GEMM_THIN_COLUMNS : gemm->block_n;
+}
+
 static void gemm_item(void *context, int64_t index, int32_t thread) {
   const gemm_t *gemm = context;
   const gemm_group_t *group = gemm_group_of(gemm, index);
@@ -166,8 +212,7 @@ static void gemm_item(void *context, int64_t index, int32_t thread) {
   item.b = item.a + GEMM_A_FLOATS;
   item.sum = item.b + GEMM_B_FLOATS;
   index -= group->first_item;
-  int streams = gemm_streams(group);
-  int64_t width = streams ? GEMM_STREAM_COLUMNS : gemm->block_n;
+  int64_t width = gemm_width(gemm, group);
   /* Row blocks of the same columns follow each other, so that b is still in a cache. */
   int64_t row_block = index % group->row_blocks;
   item.i = group->m * row_block / group->row_blocks;
@@ -177,8 +222,12 @@ static void gemm_item(void *context, int64_t index, int32_t thread) {
   item.row_panels = vec_blocks(item.m, GEMM_MR);
   item.low_rows = item.m / item.row_panels;
   item.high_panels = item.m % item.row_panels;
-  if (streams)
+  if (gemm_streams(group))
     gemm_item_streamed(&item);
+#if VEC_AVX512
+  else if (gemm_thin(gemm, group))
+    gemm_item_thin(&item);
+#endif
   else
     gemm_item_packed(&item);
 }
@@ -189,11 +238,10 @@ static int64_t gemm_count_items(gemm_t *gemm) {
   int64_t items = 0;
   for (int64_t g = 0; g < gemm->count; g++) {
     gemm_group_t *group = &gemm->groups[g];
-    int streams = gemm_streams(group);
+    int whole = gemm_streams(group) || gemm_thin(gemm, group); /* all rows in each item */
     group->first_item = items;
-    group->row_blocks = streams ? group->m > 0 : vec_blocks(group->m, gemm->block_m);
-    items += group->row_blocks *
-             vec_blocks(group->n, streams ? GEMM_STREAM_COLUMNS : gemm->block_n);
+    group->row_blocks = whole ? group->m > 0 : vec_blocks(group->m, gemm->block_m);
+    items += group->row_blocks * vec_blocks(group->n, gemm_width(gemm, group));
   }
   return items;
 }
@@ -234,6 +282,7 @@ nn_status_t VEC(gemm_run)(backend_device_t *device, gemm_t *gemm) {
       work += group->m ? group->n * group->k : 0;
     } else {
       work += vec_blocks(group->m * group->n, GEMM_NR) * group->k;
+      if (gemm_thin(gemm, group)) continue;
       m = m > group->m ? m : group->m;
       n = n > group->n ? n : group->n;
     }

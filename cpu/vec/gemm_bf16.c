@@ -232,3 +232,79 @@ void VEC(gemm_stream_bf16)(const gemm_group_t *group, const float *x, int64_t j,
   }
 }
 
+
+/* ---- a few dozen rows ------------------------------------------------------------------------- */
+
+/* With m rows a packed weight would be used m times only, which does not pay for packing it. Here the
+ * weights stay where they are: the kernel broadcasts pairs of THIN_W of their rows, and the rows of a,
+ * packed once for all columns, are the vectors' lanes. A sum is one chain over all of k. */
+enum { THIN_W = 8, THIN_ROWS = GEMM_NR };
+
+/* sums[THIN_W][THIN_ROWS] of w_rows rows of w, ld numbers apart, with a packed panel; requests what lies
+ * THIN_W rows further. */
+VEC_INLINE void thin_dots(const int w_rows, const uint16_t *w, int64_t ld, const int32_t *panel,
+                          int64_t k, float *sums) {
+  vf acc[THIN_W][2];
+  const uint16_t *row[THIN_W];
+  VEC_UNROLL for (int i = 0; i < THIN_W; i++) {
+    acc[i][0] = acc[i][1] = vf_zero();
+    row[i] = w + (i < w_rows ? i : 0) * ld;
+  }
+  int64_t ahead = THIN_W * ld, p = 0;
+  for (; p + PAIR_NUMBERS <= k; p += PAIR_NUMBERS) {
+    VEC_UNROLL for (int i = 0; i < THIN_W; i++)
+      _mm_prefetch((const char *)((uintptr_t)(row[i] + p) + 2 * (uintptr_t)ahead), _MM_HINT_T0);
+    for (int64_t q = p; q < p + PAIR_NUMBERS; q += PAIR, panel += THIN_ROWS) {
+      __m512i x0 = _mm512_loadu_si512(panel), x1 = _mm512_loadu_si512(panel + VEC_WIDTH);
+      VEC_UNROLL for (int i = 0; i < THIN_W; i++) {
+        int32_t pair;
+        memcpy(&pair, row[i] + q, sizeof pair);
+        __m512i v = _mm512_set1_epi32(pair);
+        acc[i][0] = pairs_fma(acc[i][0], x0, v);
+        acc[i][1] = pairs_fma(acc[i][1], x1, v);
+      }
+    }
+  }
+  for (; p < k; p += PAIR, panel += THIN_ROWS) {
+    __m512i x0 = _mm512_loadu_si512(panel), x1 = _mm512_loadu_si512(panel + VEC_WIDTH);
+    VEC_UNROLL for (int i = 0; i < THIN_W; i++) {
+      int32_t pair = row[i][p];
+      if (p + 1 < k) pair |= (int32_t)((uint32_t)row[i][p + 1] << 16);
+      __m512i v = _mm512_set1_epi32(pair);
+      acc[i][0] = pairs_fma(acc[i][0], x0, v);
+      acc[i][1] = pairs_fma(acc[i][1], x1, v);
+    }
+  }
+  VEC_UNROLL for (int i = 0; i < THIN_W; i++) {
+    vf_store(sums + i * THIN_ROWS, acc[i][0]);
+    vf_store(sums + i * THIN_ROWS + VEC_WIDTH, acc[i][1]);
+  }
+}
+
+/* Turns sums[GEMM_NR][THIN_ROWS] into tile[THIN_ROWS][GEMM_NR]. */
+static void thin_turn(const float *sums, float *tile) {
+  for (int64_t c = 0; c < GEMM_NR; c += VEC_WIDTH)
+    for (int64_t r = 0; r < THIN_ROWS; r += VEC_WIDTH) {
+      vf x[VEC_WIDTH];
+      for (int i = 0; i < VEC_WIDTH; i++) x[i] = vf_load(sums + (c + i) * THIN_ROWS + r);
+      vf_transpose(x);
+      for (int i = 0; i < VEC_WIDTH; i++) vf_store(tile + (r + i) * GEMM_NR + c, x[i]);
+    }
+}
+
+int64_t VEC(gemm_thin_steps)(int64_t k) { return vec_blocks(k, PAIR) * THIN_ROWS; }
+
+void VEC(gemm_thin_bf16)(const gemm_group_t *group, const float *panel, int64_t j, int64_t columns,
+                         float *tile) {
+  float sums[GEMM_NR * THIN_ROWS];
+  for (int64_t q = 0; q < GEMM_NR; q += VEC_WIDTH) {
+    const void *w[VEC_WIDTH];
+    int64_t rows = columns > q ? gemm_rows(&group->b, j + q, columns - q, w) : 0;
+    for (int64_t i = 0; i < rows; i += THIN_W)
+      thin_dots((int)vec_min(rows - i, THIN_W), w[i], group->b.ld, (const int32_t *)panel, group->k,
+                sums + (q + i) * THIN_ROWS);
+    for (int64_t i = vec_round_up(rows, THIN_W); i < VEC_WIDTH; i++)
+      memset(sums + (q + i) * THIN_ROWS, 0, THIN_ROWS * sizeof *sums);
+  }
+  thin_turn(sums, tile);
+}
