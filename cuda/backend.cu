@@ -86,8 +86,11 @@ static nn_status_t backend_copy(backend_device_t *device, const char *name, void
                                 const void *from, size_t bytes, cudaMemcpyKind kind) {
   CUDA_TRY(cuda_select(device, name));
   if (!bytes) return NN_OK;
-  CUDA_TRY(cuda_check(device, name, cudaMemcpyAsync(to, from, bytes, kind, device->stream)));
-  return cuda_check(device, name, cudaStreamSynchronize(device->stream));
+  pthread_mutex_lock(&device->recording);
+  cudaError_t error = cudaMemcpyAsync(to, from, bytes, kind, device->stream);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(device->stream);
+  pthread_mutex_unlock(&device->recording);
+  return cuda_check(device, name, error);
 }
 
 static nn_status_t backend_copy_in(backend_device_t *device, void *data, const void *host,
@@ -125,14 +128,18 @@ static size_t backend_workspace_bytes(const backend_device_t *device,
 static nn_status_t backend_record_begin(backend_device_t *device) {
   CUDA_TRY(cuda_select(device, "record"));
   device->failed = 0;
-  return cuda_check(device, "record",
-                    cudaStreamBeginCapture(device->stream, cudaStreamCaptureModeThreadLocal));
+  pthread_mutex_lock(&device->recording);
+  nn_status_t status = cuda_check(
+      device, "record", cudaStreamBeginCapture(device->stream, cudaStreamCaptureModeThreadLocal));
+  if (status != NN_OK) pthread_mutex_unlock(&device->recording);
+  return status;
 }
 
 static nn_status_t backend_record_end(backend_device_t *device, backend_graph_t **graph) {
   *graph = NULL;
   cudaGraph_t recorded = NULL;
   cudaError_t error = cudaStreamEndCapture(device->stream, &recorded);
+  pthread_mutex_unlock(&device->recording);
   if (device->failed) {
     if (recorded) cudaGraphDestroy(recorded);
     cudaGetLastError();
@@ -190,6 +197,7 @@ static void backend_close(backend_device_t *device) {
     if (device->stream) cudaStreamDestroy(device->stream);
   }
   cudaGetLastError();
+  pthread_mutex_destroy(&device->recording);
   free(device);
 }
 
@@ -289,6 +297,7 @@ extern "C" __attribute__((visibility("default"))) nn_status_t moenn_cuda_open(
   made->options = *options;
   made->options.affinity = NULL;
   made->index = options->index;
+  pthread_mutex_init(&made->recording, NULL);
   backend_fill_table(&made->table);
   nn_status_t status = backend_begin(made);
   if (status != NN_OK) {

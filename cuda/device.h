@@ -4,6 +4,7 @@
 
 #include <cublasLt.h>
 #include <cuda_runtime.h>
+#include <pthread.h>
 
 #include "backend.h"
 
@@ -18,6 +19,8 @@ struct backend_device {
   int shared_bytes;   /* most dynamic shared memory of a block */
   char model[256];
   cudaStream_t stream; /* everything runs in its order */
+  pthread_mutex_t recording; /* held from record_begin to record_end, and by copies, which other threads
+                                may ask for at any time and which no recording may hold */
   cublasLtHandle_t lt;
   matmul_plans_t *plans;
   volatile int lost;  /* 1 after an error that no later call can succeed after */
