@@ -1,0 +1,100 @@
+//! Tokenizers and datasets.
+mod common;
+use common::*;
+use moenn::*;
+
+#[test]
+fn bytes_go_both_ways() {
+    let tokenizer = Tokenizer::bytes().unwrap();
+    assert_eq!(tokenizer.vocab_size(), Tokenizer::BYTE_VOCAB);
+    let text = "naïve \u{0} text";
+    let ids = tokenizer.encode(text).unwrap();
+    assert_eq!(ids.len(), text.len());
+    assert_eq!(tokenizer.decode(&ids).unwrap(), text.as_bytes());
+    assert_eq!(tokenizer.encode([255u8, 0]).unwrap(), [255, 0]);
+    assert_eq!(tokenizer.encode("").unwrap(), []);
+    assert_eq!(tokenizer.decode(&[]).unwrap(), []);
+}
+
+#[test]
+fn specials_give_no_text() {
+    let tokenizer = Tokenizer::bytes().unwrap();
+    let ids = [Tokenizer::BYTE_BOS, 65, Tokenizer::BYTE_EOS, Tokenizer::BYTE_PAD];
+    assert_eq!(tokenizer.decode(&ids).unwrap(), b"A");
+    fails(tokenizer.decode(&[Tokenizer::BYTE_VOCAB as i32]), Status::Argument, "259");
+    fails(tokenizer.decode(&[-1]), Status::Argument, "-1");
+}
+
+fn next(dataset: &mut Dataset, size: usize) -> (Vec<i32>, Vec<i32>) {
+    let (mut tokens, mut targets) = (vec![0; size], vec![0; size]);
+    dataset.next_batch(&mut tokens, &mut targets).unwrap();
+    (tokens, targets)
+}
+
+#[test]
+fn windows_come_in_order() {
+    let ids: Vec<i32> = (0..10).collect();
+    let options = DatasetOptions { seq_len: 4, ..Default::default() };
+    let mut dataset = Dataset::from_tokens(&ids, &options).unwrap();
+    let info = dataset.info().unwrap();
+    assert_eq!((info.tokens, info.windows, info.batches, info.max_id), (10, 3, 3, 9));
+    assert_eq!(next(&mut dataset, 4), (vec![0, 1, 2, 3], vec![1, 2, 3, 4]));
+    assert_eq!(next(&mut dataset, 4), (vec![4, 5, 6, 7], vec![5, 6, 7, 8]));
+    assert_eq!(next(&mut dataset, 4).1, [9, -1, -1, -1]);
+    assert_eq!(dataset.position(), 3);
+    dataset.seek(1).unwrap();
+    assert_eq!(next(&mut dataset, 4).0, [4, 5, 6, 7]);
+}
+
+#[test]
+fn a_shuffle_resumes() {
+    let ids: Vec<i32> = (0..1000).collect();
+    let options = DatasetOptions { batch: 2, seq_len: 8, shuffle: true, seed: 3, ..Default::default() };
+    let mut first = Dataset::from_tokens(&ids, &options).unwrap();
+    (0..70).for_each(|_| drop(next(&mut first, 16)));
+    let mut second = Dataset::from_tokens(&ids, &options).unwrap();
+    second.seek(first.position()).unwrap();
+    assert_eq!(next(&mut second, 16), next(&mut first, 16));
+    let mut other = Dataset::from_tokens(&ids, &DatasetOptions { seed: 4, ..options }).unwrap();
+    other.seek(second.position() - 1).unwrap();
+    assert_ne!(next(&mut other, 16), next(&mut first, 16));
+}
+
+#[test]
+fn files_are_datasets() {
+    let folder = Folder::new();
+    let path = folder.write("text", "abcdefgh");
+    let options = DatasetOptions { seq_len: 3, begin: 1, end: 7, ..Default::default() };
+    let mut bytes = Dataset::open_text(&path, None, &options).unwrap();
+    let tokenizer = Tokenizer::bytes().unwrap();
+    let mut encoded = Dataset::open_text(&path, Some(&tokenizer), &options).unwrap();
+    drop(tokenizer);
+    assert_eq!(bytes.info().unwrap().tokens, 6);
+    let batch = next(&mut bytes, 3);
+    assert_eq!(batch.0, [98, 99, 100]);
+    assert_eq!(next(&mut encoded, 3), batch);
+
+    let mut file: Vec<u8> = [20240520i32, 1, 5].iter().flat_map(|word| word.to_le_bytes()).collect();
+    file.resize(1024, 0);
+    file.extend((10..15u16).flat_map(u16::to_le_bytes));
+    let path = folder.write("tokens.bin", &file);
+    let mut tokens =
+        Dataset::open_tokens(&path, &DatasetOptions { seq_len: 4, ..Default::default() }).unwrap();
+    assert_eq!(next(&mut tokens, 4), (vec![10, 11, 12, 13], vec![11, 12, 13, 14]));
+}
+
+#[test]
+fn bad_data_is_refused() {
+    let folder = Folder::new();
+    let options = DatasetOptions { seq_len: 4, ..Default::default() };
+    fails(Dataset::open_text(folder.path("none"), None, &options), Status::NotFound, "none");
+    let bad = folder.write("bad.bin", vec![0; 2000]);
+    fails(Dataset::open_tokens(bad, &options), Status::Format, "");
+    fails(Dataset::from_tokens(&[1, -1, 2], &options), Status::Argument, "");
+    fails(Dataset::from_tokens(&[1, 2, 3], &Default::default()), Status::Argument, "seq_len");
+    let mut dataset = Dataset::from_tokens(&[1, 2, 3, 4, 5, 6], &options).unwrap();
+    fails(dataset.next_batch(&mut [0; 4], &mut [0; 3]), Status::Argument, "room for 4 and 3");
+    fails(dataset.seek(u64::MAX), Status::Argument, "");
+    let huge = DatasetOptions { batch: usize::MAX, seq_len: usize::MAX, ..Default::default() };
+    fails(Dataset::from_tokens(&[1, 2, 3], &huge), Status::Argument, "");
+}
