@@ -1,7 +1,8 @@
-# What `cmake --install` lays down: header, libraries, pkg-config file, CMake package, licences.
+# What `cmake --install` lays down: headers, libraries, pkg-config file, CMake package, licences.
 include(CMakePackageConfigHelpers)
 
-install(FILES ${PROJECT_SOURCE_DIR}/include/moenn.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
+install(FILES ${PROJECT_SOURCE_DIR}/include/moenn.h ${PROJECT_SOURCE_DIR}/include/moenn.hpp
+  DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 install(TARGETS moenn moenn_static EXPORT moennTargets
   LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR}
   ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})

@@ -1,0 +1,3 @@
+module moenn
+
+go 1.19

@@ -1,0 +1,6 @@
+//go:build moenn_flags
+
+package moenn
+
+// #cgo LDFLAGS: -lmoenn
+import "C"

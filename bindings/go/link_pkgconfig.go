@@ -1,0 +1,6 @@
+//go:build !moenn_flags
+
+package moenn
+
+// #cgo pkg-config: moenn
+import "C"
