@@ -116,6 +116,8 @@ nn_status_t cuda_attention(backend_device_t *device, const op_attention_t *op,
   int flash = attention_flash_takes(op);
   if (op->kv_len && (!flash || count <= attention_decode_rows))
     attention_against_cache(device, op, op->kv_batch / op->ldkv, &arena);
+  else if (flash && attention_flash90_takes(device, op))
+    CUDA_TRY(attention_flash90(device, op));
   else if (flash)
     attention_flash(device, op);
   else
@@ -200,7 +202,9 @@ nn_status_t cuda_attention_bwd(backend_device_t *device, const op_attention_bwd_
                      flash, &stats, &partial);
   float factor = flash ? ATTENTION_LOG2_E : 1;
   CUDA_BY_DTYPE(op->act_dtype, attention_stat_launch, device, op, &rows, factor, stats);
-  if (flash)
+  if (flash && attention_flash90_bwd_takes(device, op))
+    CUDA_TRY(attention_flash90_bwd(device, op, stats, partial));
+  else if (flash)
     attention_flash_bwd(device, op, stats, partial);
   else
     attention_general_bwd(device, op, stats);

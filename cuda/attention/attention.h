@@ -62,12 +62,22 @@ int attention_aligned(const void *const *pointers, int count, const int64_t *str
 /* flash.cu */
 void attention_flash(backend_device_t *device, const op_attention_t *op);
 
+/* flash_sm90.cu: of what flash.cu takes, head dim 64 without a cache on compute capability 9.0. */
+int attention_flash90_takes(const backend_device_t *device, const op_attention_t *op);
+nn_status_t attention_flash90(backend_device_t *device, const op_attention_t *op);
+
 /* flash_bwd.cu; stats with factor log2(e). partial: room for the sums of key blocks whose rows are
  * shared out, as much as attention_flash_bwd_partial says for the most rows and sequences. */
 int64_t attention_flash_bwd_partial(const backend_device_t *device, int64_t rows, int64_t batch,
                                     int64_t kv_heads);
 void attention_flash_bwd(backend_device_t *device, const op_attention_bwd_t *op,
                          const float2 *stats, float *partial);
+
+/* flash_bwd_sm90.cu: of what flash_bwd.cu takes, head dim 64 on compute capability 9.0; stats and
+ * partial as there. */
+int attention_flash90_bwd_takes(const backend_device_t *device, const op_attention_bwd_t *op);
+nn_status_t attention_flash90_bwd(backend_device_t *device, const op_attention_bwd_t *op,
+                                  const float2 *stats, float *partial);
 
 /* decode.cu: a block for each DECODE_ROWS rows and part. With cluster,
  * the parts (at most DECODE_CLUSTER) are blocks of one cluster that put their sums together. */

@@ -11,8 +11,13 @@
  *
  * Sums of warps, then of the cluster's blocks or of all parts, are put together in their order. */
 #include "attention/tile.cuh"
+#include "launch.cuh"
 
-enum { DECODE_WARPS = 8, DECODE_THREADS = 32 * DECODE_WARPS };
+enum {
+  DECODE_WARPS = 8,
+  DECODE_THREADS = 32 * DECODE_WARPS,
+  DECODE_ALONE = 2 /* steps of each warp, up to which blocks do not share keys */
+};
 
 template <int D>
 constexpr int decode_step = 2048 / D;
@@ -212,19 +217,49 @@ __device__ __forceinline__ float decode_remote(const float *own, int rank) {
   return x;
 }
 
-/* One number of the output, or of a part's sum. */
+/* Of each row, the weights of the warps become one, behind them, and x of each warp's what it
+ * shrinks by. By threads side by side, a warp's weight each. */
+__device__ __forceinline__ void decode_shrink(float2 (&weight)[DECODE_WARPS + 1][DECODE_ROWS]) {
+  static_assert(DECODE_WARPS * DECODE_ROWS <= DECODE_THREADS, "a thread for each");
+  int i = threadIdx.x % DECODE_WARPS, row = threadIdx.x / DECODE_WARPS;
+  if (row >= DECODE_ROWS) return;
+  float2 own = weight[i][row];
+  float top = own.x;
+#pragma unroll
+  for (int step = 1; step < DECODE_WARPS; step *= 2)
+    top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, step));
+  float shrink = tile_exp2(own.x - (top == -INFINITY ? 0 : top)), sum = shrink * own.y;
+#pragma unroll
+  for (int step = 1; step < DECODE_WARPS; step *= 2)
+    sum += __shfl_xor_sync(0xffffffffu, sum, step);
+  weight[i][row].x = shrink;
+  if (i == 0) weight[DECODE_WARPS][row] = make_float2(top, sum);
+}
+
+/* One number of the output. */
 template <int D>
-__device__ __forceinline__ void decode_write(const decode_t &a, int64_t out, int d, int part,
-                                             bool whole, decode_sum_t sum) {
-  float largest = sum.weight.x * ATTENTION_LN_2, weight = sum.weight.y;
+__device__ __forceinline__ void decode_write(const decode_t &a, int64_t out, int d,
+                                             decode_sum_t sum) {
+  float weight = sum.weight.y;
+  ((bf16_t *)a.op.o)[out * D + d] = __float2bfloat16_rn(weight == 0 ? 0 : sum.value / weight);
+  if (a.op.lse && d == 0)
+    a.op.lse[out] = weight == 0 ? -INFINITY : sum.weight.x * ATTENTION_LN_2 + logf(weight);
+}
+
+/* Four numbers of the output, or of a part's sum: rows of both allow whole vectors. */
+template <int D>
+__device__ __forceinline__ void decode_write_four(const decode_t &a, int64_t out, int d, int part,
+                                                  bool whole, float2 weight, float4 sum) {
+  float largest = weight.x * ATTENTION_LN_2, scale = weight.y == 0 ? 0 : 1 / weight.y;
   if (!whole) {
     int64_t at = (int64_t)part * a.op.batch * a.rows.q_len * a.rows.heads + out;
-    if (weight != 0) a.parts.sum[at * D + d] = sum.value;
-    if (d == 0) a.parts.weight[at] = make_float2(largest, weight);
+    if (weight.y != 0) *(float4 *)(a.parts.sum + at * D + d) = sum;
+    if (d == 0) a.parts.weight[at] = make_float2(largest, weight.y);
     return;
   }
-  ((bf16_t *)a.op.o)[out * D + d] = __float2bfloat16_rn(weight == 0 ? 0 : sum.value / weight);
-  if (a.op.lse && d == 0) a.op.lse[out] = weight == 0 ? -INFINITY : largest + logf(weight);
+  *(uint2 *)((bf16_t *)a.op.o + out * D + d) = make_uint2(
+      tile_pair(sum.x * scale, sum.y * scale), tile_pair(sum.z * scale, sum.w * scale));
+  if (a.op.lse && d == 0) a.op.lse[out] = weight.y == 0 ? -INFINITY : largest + logf(weight.y);
 }
 
 /* Blocks: sequences and key-value heads; in each, tiles of rows; in each, parts. */
@@ -235,23 +270,34 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode
   constexpr int STEP = decode_step<D>, SIZE = DECODE_ROWS * decode_pitch<D>;
   int parts = (int)a.parts.count, part = blockIdx.x % parts;
   int tile = blockIdx.x / parts % a.tiles, first = tile * DECODE_ROWS;
+  launch_next();
+  /* Which keys there are comes from the host; they can be asked for, but the last is not stored. */
   const rows_place_t place = rows_place(a.op, a.rows, blockIdx.x / parts / a.tiles);
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+
+  int begin, end, sees[2];
+  int keys = rows_visible(a.rows, place.kv_len, min(first + DECODE_ROWS, a.rows.count) - 1);
+  /* Few keys are no work for a cluster: its first block takes them all. */
+  bool alone = parts == 1 || (CLUSTER && keys <= DECODE_ALONE * STEP * DECODE_WARPS);
+  rows_part(keys, alone ? 1 : parts, part, STEP, &begin, &end);
+  const bf16_t *k = (const bf16_t *)a.op.k + place.kv, *v = (const bf16_t *)a.op.v + place.kv;
+  for (int key = begin + (int)threadIdx.x; key < end; key += DECODE_THREADS) {
+    launch_prefetch(k + key * a.op.ldkv, D * sizeof(bf16_t));
+    launch_prefetch(v + key * a.op.ldkv, D * sizeof(bf16_t));
+  }
+  launch_wait();
+  if (alone && part) return;
 
   uint32_t q[D / 16][4];
   decode_queries<D>(q,
                     (const bf16_t *)a.op.q + (int64_t)place.b * a.rows.q_len * a.op.ldq +
                         (int64_t)place.kv_head * a.rows.group * D,
                     a.op.ldq, a.rows, first);
-  int begin, end, sees[2];
-  int last = min(first + DECODE_ROWS, a.rows.count) - 1;
-  rows_part(rows_visible(a.rows, place.kv_len, last), parts, part, STEP, &begin, &end);
 #pragma unroll
   for (int half = 0; half < 2; half++)
     sees[half] = min(end, rows_visible(a.rows, place.kv_len, first + half * 8 + (lane >> 2)));
 
   decode_state_t<D> state = {{-INFINITY, -INFINITY}, {0, 0}, {}};
-  const bf16_t *k = (const bf16_t *)a.op.k + place.kv, *v = (const bf16_t *)a.op.v + place.kv;
   for (int key = begin + warp * STEP; key < end; key += DECODE_WARPS * STEP) {
     int seen[2] = {sees[0] - key, sees[1] - key};
     decode_take<D>(state, q, k + key * a.op.ldkv, v + key * a.op.ldkv, a.op.ldkv, end - key, seen,
@@ -260,22 +306,27 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode
   decode_put<D>(state, shared + warp * SIZE, weight[warp]);
   __syncthreads();
 
+  decode_shrink(weight);
+  __syncthreads();
   float *block_sum = shared + DECODE_WARPS * SIZE;
   float2 *block_weight = weight[DECODE_WARPS];
-  for (int at = threadIdx.x; at < DECODE_ROWS * D; at += DECODE_THREADS) {
+  for (int at = threadIdx.x * 4; at < DECODE_ROWS * D; at += DECODE_THREADS * 4) {
     int row = at / D, d = at % D, place_in = row * decode_pitch<D> + d;
-    decode_sum_t sum = decode_join(
-        DECODE_WARPS, [&](int i) { return weight[i][row]; },
-        [&](int i) { return shared[i * SIZE + place_in]; });
-    if constexpr (CLUSTER) {
-      block_sum[place_in] = sum.value;
-      if (d == 0) block_weight[row] = sum.weight;
-    } else if (first + row < a.rows.count) {
-      decode_write<D>(a, rows_out(a.rows, place.b, place.kv_head, first + row), d, part, parts == 1,
-                      sum);
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < DECODE_WARPS; i++) {
+      float4 more = *(const float4 *)(shared + i * SIZE + place_in);
+      float shrink = weight[i][row].x;
+      sum.x += shrink * more.x, sum.y += shrink * more.y;
+      sum.z += shrink * more.z, sum.w += shrink * more.w;
     }
+    if (CLUSTER && !alone)
+      *(float4 *)(block_sum + place_in) = sum;
+    else if (first + row < a.rows.count)
+      decode_write_four<D>(a, rows_out(a.rows, place.b, place.kv_head, first + row), d, part, alone,
+                           block_weight[row], sum);
   }
-  if constexpr (!CLUSTER) return;
+  if (!CLUSTER || alone) return;
 
   decode_cluster_wait();
   for (int at = part * DECODE_THREADS + threadIdx.x; at < DECODE_ROWS * D;
@@ -289,7 +340,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode
                              decode_remote(&block_weight[row].y, i));
         },
         [&](int i) { return decode_remote(block_sum + row * decode_pitch<D> + d, i); });
-    decode_write<D>(a, rows_out(a.rows, place.b, place.kv_head, first + row), d, part, true, sum);
+    decode_write<D>(a, rows_out(a.rows, place.b, place.kv_head, first + row), d, sum);
   }
   decode_cluster_wait(); /* nobody leaves while others read its memory */
 }
@@ -298,22 +349,10 @@ template <int D>
 static void decode_launch(backend_device_t *device, const decode_t *a, unsigned blocks,
                           int cluster) {
   constexpr int bytes = decode_bytes<D>;
-  if (!cluster) {
-    cudaFuncSetAttribute(decode_forward<D, false>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                         bytes);
-    decode_forward<D, false><<<blocks, DECODE_THREADS, bytes, device->stream>>>(*a);
-    return;
-  }
-  cudaFuncSetAttribute(decode_forward<D, true>, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = (unsigned)a->parts.count;
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(blocks), config.blockDim = dim3(DECODE_THREADS);
-  config.dynamicSmemBytes = bytes, config.stream = device->stream;
-  config.attrs = &attribute, config.numAttrs = 1;
-  cudaLaunchKernelEx(&config, decode_forward<D, true>, *a);
+  auto kernel = cluster ? decode_forward<D, true> : decode_forward<D, false>;
+  cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  launch_chained(device, kernel, blocks, DECODE_THREADS, bytes,
+                 cluster ? (unsigned)a->parts.count : 0, *a);
 }
 
 void attention_decode(backend_device_t *device, const op_attention_t *op,
@@ -341,6 +380,8 @@ __global__ void __launch_bounds__(DECODE_MERGE_THREADS)
   int count = (int)parts.count, dim = (int)op.head_dim;
   int64_t step = (int64_t)gridDim.x, row = blockIdx.x; /* rows of a part */
 
+  launch_next();
+  launch_wait();
   float2 own = make_float2(-INFINITY, 0);
   if (threadIdx.x < count) own = parts.weight[threadIdx.x * step + row];
   float largest = block_max(own.x, room), base = largest == -INFINITY ? 0 : largest;
@@ -367,7 +408,8 @@ static void decode_merge_launch(backend_device_t *device, const op_attention_t *
   unsigned rows = (unsigned)(op->batch * op->q_len * op->heads);
   int width = 32;
   while (width < op->head_dim) width *= 2;
-  decode_merge_rows<T><<<rows, DECODE_MERGE_THREADS, 0, device->stream>>>(*op, *parts, width);
+  launch_chained(device, decode_merge_rows<T>, rows, DECODE_MERGE_THREADS, 0, 0, *op, *parts,
+                 width);
 }
 
 void attention_merge(backend_device_t *device, const op_attention_t *op,

@@ -8,6 +8,7 @@
  * Rows behind offset[experts], where capacity dropped slots, are never written, and no token reads
  * them: only slot_row leads to a row. */
 #include "experts/grouped.cuh"
+#include "launch.cuh"
 
 enum { EXPERTS_THREADS = 256, EXPERTS_WARPS = EXPERTS_THREADS / 32 };
 
@@ -122,6 +123,8 @@ __global__ void __launch_bounds__(EXPERTS_THREADS)
     experts_combine_kernel(const experts_combine_t op) {
   typedef experts_vec_t<T, V> vector_t;
   int64_t token = (int64_t)blockIdx.x * EXPERTS_WARPS + threadIdx.x / 32, vectors = op.hidden / V;
+  launch_next();
+  launch_wait();
   if (token >= op.n) return;
   const int32_t *slot_row = op.slot_row + token * op.top_k;
   const float *weight = op.weight ? op.weight + token * op.top_k : NULL;
@@ -154,9 +157,9 @@ static void experts_combine_launch(backend_device_t *device, const experts_combi
   uintptr_t at = (uintptr_t)op->y | (uintptr_t)op->residual | (uintptr_t)op->out;
   unsigned blocks = (unsigned)cuda_blocks(op->n, EXPERTS_WARPS);
   if (at % 16 == 0 && op->hidden % width == 0)
-    experts_combine_kernel<T, width><<<blocks, EXPERTS_THREADS, 0, device->stream>>>(*op);
+    launch_chained(device, experts_combine_kernel<T, width>, blocks, EXPERTS_THREADS, 0, 0, *op);
   else
-    experts_combine_kernel<T, 1><<<blocks, EXPERTS_THREADS, 0, device->stream>>>(*op);
+    launch_chained(device, experts_combine_kernel<T, 1>, blocks, EXPERTS_THREADS, 0, 0, *op);
 }
 
 static nn_status_t experts_combine_rows(backend_device_t *device, int32_t dtype,
@@ -193,6 +196,25 @@ static nn_status_t experts_few(backend_device_t *device, const op_experts_t *op,
   return few_down(device, op->act_dtype, grouped, &down);
 }
 
+/* The sum over slots of the rows' y, which lie in room->x. */
+static nn_status_t experts_sum(backend_device_t *device, const op_experts_t *op,
+                               const experts_room_t *room) {
+  experts_combine_t combine = {op->n,  op->top_k,    op->hidden, op->routing.slot_row,
+                               op->routing.weight, room->x, op->residual, op->out};
+  return experts_combine_rows(device, op->act_dtype, &combine);
+}
+
+static nn_status_t experts_thin(backend_device_t *device, const op_experts_t *op,
+                                const grouped_t *grouped, const experts_room_t *room) {
+  void *act = op->out ? room->act : NULL;
+  few_up_t up = {op->x, op->routing.row_slot, op->top_k, op->gate, op->up, op->pre, act};
+  CUDA_TRY(thin_up(device, grouped, &up));
+  if (!op->out) return NN_OK;
+  grouped_down_t down = {room->act, op->down, room->x};
+  CUDA_TRY(thin_down(device, grouped, &down));
+  return experts_sum(device, op, room);
+}
+
 nn_status_t cuda_experts(backend_device_t *device, const op_experts_t *op,
                          backend_scratch_t scratch) {
   CUDA_TRY(cuda_enter(device, "experts"));
@@ -203,6 +225,8 @@ nn_status_t cuda_experts(backend_device_t *device, const op_experts_t *op,
                        op->ffn,            op->experts,       op->expert_stride};
   experts_room_t room = experts_take(&arena, grouped.rows, op->hidden, op->ffn, dtype, 0);
   if (grouped.rows <= FEW_ROWS) return experts_few(device, op, &grouped, &room);
+  uintptr_t at = (uintptr_t)op->x | (uintptr_t)op->gate | (uintptr_t)op->up | (uintptr_t)op->down;
+  if (dtype == NN_BF16 && thin_fits(&grouped, at)) return experts_thin(device, op, &grouped, &room);
 
   int fast = dtype == NN_BF16 && sm90_fits(device, &grouped);
   experts_gather_t gather = {};
@@ -216,9 +240,7 @@ nn_status_t cuda_experts(backend_device_t *device, const op_experts_t *op,
   grouped_down_t down = {room.act, op->down, room.x};
   CUDA_TRY(fast ? sm90_down(device, &grouped, &down)
                 : portable_down(device, dtype, &grouped, &down));
-  experts_combine_t combine = {op->n,  op->top_k,    op->hidden, op->routing.slot_row,
-                               op->routing.weight, room.x, op->residual, op->out};
-  return experts_combine_rows(device, dtype, &combine);
+  return experts_sum(device, op, &room);
 }
 
 /* ---- backward -------------------------------------------------------------------------------- */

@@ -1,14 +1,18 @@
 /* The experts' forward for at most FEW_ROWS rows (decode), in two kernels bound by reading weights:
  * few_up makes act (and pre) straight from the tokens, few_down the sum over each token's slots.
  * Rows of one expert share the reads of its weights. A sum is a thread's share in order, then the
- * warp's tree, then (few_down) the warps in order; slots in order. */
-#include "experts/grouped.cuh"
+ * warp's tree, then (few_down) the warps in order; slots in order.
+ *
+ * few_up lets few_down begin once the routing is there, so that few_down's blocks, as they find
+ * room, read it while few_up's last blocks still run. */
+#include "experts/groups.cuh"
+#include "launch.cuh"
 
 enum {
   FEW_THREADS = 256,
   FEW_WARPS = FEW_THREADS / 32,
   FEW_BLOCKS = 3,   /* at once on a multiprocessor */
-  FEW_LOADS = 4,    /* of each row of weights that a thread has in flight */
+  FEW_LOADS = 3,    /* of each row of weights that a thread has in flight */
   FEW_TOGETHER = 2, /* rows that share what is in registers; further ones find it in cache */
   FEW_COLUMNS = 2   /* of the result that a block of few_down makes */
 };
@@ -30,7 +34,7 @@ struct few_vec_t {
                    : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
                    : "l"(__cvta_generic_to_global(from)));
     else
-      asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];\n"
+      asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n"
                    : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
                    : "l"(__cvta_generic_to_global(from)));
   }
@@ -41,30 +45,6 @@ struct few_vec_t {
       return __uint_as_float(v & 1 ? word[v / 2] & 0xffff0000u : word[v / 2] << 16);
   }
 };
-
-/* The experts that have rows, in order; found by every block for itself. */
-typedef struct few_groups {
-  int32_t count;
-  grouped_place_t at[FEW_ROWS];
-} few_groups_t;
-
-__device__ __forceinline__ void few_find(const grouped_t &grouped, few_groups_t *groups) {
-  if (threadIdx.x < 32) {
-    int32_t lane = threadIdx.x, found = 0;
-    for (int32_t first = 0; first < grouped.experts; first += 32) {
-      int32_t expert = first + lane, begin = 0, end = 0;
-      if (expert < grouped.experts) {
-        begin = grouped.offset[expert];
-        end = grouped.offset[expert + 1];
-      }
-      unsigned full = __ballot_sync(0xffffffffu, end > begin);
-      if (end > begin) groups->at[found + __popc(full & ((1u << lane) - 1))] = {expert, begin, end};
-      found += __popc(full);
-    }
-    if (lane == 0) groups->count = found;
-  }
-  __syncthreads();
-}
 
 /* sum[c][r], zero before, becomes the sum over the warp of COLUMNS rows of weights by ROWS rows of
  * activations; the thread's share are the vectors first, first + step, ... */
@@ -83,18 +63,21 @@ __device__ __forceinline__ void few_dots(float (&sum)[COLUMNS][ROWS],
         for (int c = 0; c < COLUMNS; c++)
           w[i][c].template load<true>(weight[c] + (int64_t)(from + i * step) * V);
 #pragma unroll
-    for (int i = 0; i < FEW_LOADS; i++)
-      if (from + i * step < vectors)
+    for (int r = 0; r < ROWS; r++) {
+      few_vec_t<T, V> a[FEW_LOADS];
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-          few_vec_t<T, V> a;
-          a.template load<false>(x[r] + (int64_t)(from + i * step) * V);
+      for (int i = 0; i < FEW_LOADS; i++)
+        if (from + i * step < vectors)
+          a[i].template load<false>(x[r] + (int64_t)(from + i * step) * V);
+#pragma unroll
+      for (int i = 0; i < FEW_LOADS; i++)
+        if (from + i * step < vectors)
 #pragma unroll
           for (int v = 0; v < V; v++)
 #pragma unroll
             for (int c = 0; c < COLUMNS; c++)
-              sum[c][r] = fmaf(w[i][c].at(v), a.at(v), sum[c][r]);
-        }
+              sum[c][r] = fmaf(w[i][c].at(v), a[i].at(v), sum[c][r]);
+    }
   }
 #pragma unroll
   for (int c = 0; c < COLUMNS; c++)
@@ -136,21 +119,23 @@ __device__ __forceinline__ void few_up_rows(const grouped_t &grouped, const few_
 template <typename T, int V>
 __global__ void __launch_bounds__(FEW_THREADS, FEW_BLOCKS)
     few_up_kernel(const grouped_t grouped, const few_up_t op) {
-  __shared__ few_groups_t groups;
+  __shared__ groups_t<FEW_ROWS> groups;
   __shared__ int32_t token[FEW_ROWS];
-  if (threadIdx.x < grouped.rows) token[threadIdx.x] = op.row_slot[threadIdx.x] / (int32_t)op.top_k;
-  few_find(grouped, &groups);
-  int64_t items = groups.count * grouped.ffn, step = (int64_t)gridDim.x * FEW_WARPS;
-  int64_t item = (int64_t)blockIdx.x * FEW_WARPS + threadIdx.x / 32;
-  for (; item < items; item += step) {
-    int32_t which = (int32_t)(item / grouped.ffn);
+  launch_wait();
+  launch_next(); /* not sooner: few_down reads the routing before it waits */
+  int32_t row = (int32_t)threadIdx.x - 32; /* the first warp finds the groups */
+  if (row >= 0 && row < grouped.rows) token[row] = op.row_slot[row] / (int32_t)op.top_k;
+  groups_find(grouped, &groups);
+  int64_t f = (int64_t)blockIdx.x * FEW_WARPS + threadIdx.x / 32;
+  for (int32_t which = 0;; f += (int64_t)gridDim.x * FEW_WARPS) {
+    for (; f >= grouped.ffn && which < groups.count; which++) f -= grouped.ffn;
+    if (which == groups.count) return;
     grouped_place_t group = groups.at[which];
-    int64_t f = item - which * grouped.ffn;
     if (group.end - group.begin == 1)
       few_up_rows<T, V, 1>(grouped, op, group, token, group.begin, f);
     else
-      for (int32_t row = group.begin; row < group.end; row += FEW_TOGETHER)
-        few_up_rows<T, V, FEW_TOGETHER>(grouped, op, group, token, row, f);
+      for (int32_t first = group.begin; first < group.end; first += FEW_TOGETHER)
+        few_up_rows<T, V, FEW_TOGETHER>(grouped, op, group, token, first, f);
   }
 }
 
@@ -184,10 +169,23 @@ __device__ __forceinline__ void few_down_rows(const grouped_t &grouped, const fe
 template <typename T, int V>
 __global__ void __launch_bounds__(FEW_THREADS, FEW_BLOCKS)
     few_down_kernel(const grouped_t grouped, const few_down_t op) {
-  __shared__ few_groups_t groups;
+  __shared__ groups_t<FEW_ROWS> groups;
   __shared__ few_parts_t part;
-  few_find(grouped, &groups);
+  __shared__ int32_t slot_row[FEW_ROWS];
+  __shared__ float slot_weight[FEW_ROWS];
   int64_t first = (int64_t)blockIdx.x * FEW_COLUMNS;
+  int32_t slot = (int32_t)threadIdx.x - 32;
+  if (slot >= 0 && slot < grouped.rows) {
+    slot_row[slot] = __ldcg(op.slot_row + slot);
+    slot_weight[slot] = __ldcg(op.weight + slot);
+  }
+  groups_find(grouped, &groups);
+  launch_wait();
+  launch_next(); /* not sooner: what comes next would take memory's time from few_up */
+  int64_t token = threadIdx.x / FEW_COLUMNS, c = threadIdx.x % FEW_COLUMNS;
+  int64_t at = token * grouped.hidden + first + c;
+  bool mine = token < op.n && first + c < grouped.hidden;
+  float sum = mine && op.residual ? to_float(((const T *)op.residual)[at]) : 0;
   for (int32_t g = 0; g < groups.count; g++) {
     grouped_place_t group = groups.at[g];
     if (group.end - group.begin == 1)
@@ -197,17 +195,14 @@ __global__ void __launch_bounds__(FEW_THREADS, FEW_BLOCKS)
         few_down_rows<T, V, FEW_TOGETHER>(grouped, op, group, row, first, part);
   }
   __syncthreads();
-  int64_t token = threadIdx.x / FEW_COLUMNS, c = threadIdx.x % FEW_COLUMNS;
-  if (token >= op.n || first + c >= grouped.hidden) return;
-  int64_t at = token * grouped.hidden + first + c;
-  float sum = op.residual ? to_float(((const T *)op.residual)[at]) : 0;
-  for (int64_t slot = token * op.top_k; slot < (token + 1) * op.top_k; slot++) {
-    int32_t row = op.slot_row[slot];
+  if (!mine) return;
+  for (int32_t i = 0; i < (int32_t)op.top_k; i++) {
+    int32_t row = slot_row[token * op.top_k + i];
     if (row < 0) continue;
     float y = 0;
 #pragma unroll
     for (int w = 0; w < FEW_WARPS; w++) y += part[row][c][w];
-    sum = fmaf(op.weight[slot], y, sum);
+    sum = fmaf(slot_weight[token * op.top_k + i], y, sum);
   }
   ((T *)op.out)[at] = from_float<T>(sum);
 }
@@ -220,14 +215,15 @@ static void few_up_launch(backend_device_t *device, const grouped_t *grouped, co
   int64_t blocks = cuda_blocks(groups * grouped->ffn, FEW_WARPS);
   int64_t wave = (int64_t)FEW_BLOCKS * device->multiprocessors;
   if (blocks > wave) blocks = wave;
-  few_up_kernel<T, V><<<(unsigned)blocks, FEW_THREADS, 0, device->stream>>>(*grouped, *op);
+  launch_chained(device, few_up_kernel<T, V>, (unsigned)blocks, FEW_THREADS, 0, 0, *grouped, *op);
 }
 
 template <typename T, int V>
 static void few_down_launch(backend_device_t *device, const grouped_t *grouped,
                             const few_down_t *op) {
-  few_down_kernel<T, V><<<(unsigned)cuda_blocks(grouped->hidden, FEW_COLUMNS), FEW_THREADS, 0,
-                          device->stream>>>(*grouped, *op);
+  launch_chained(device, few_down_kernel<T, V>,
+                 (unsigned)cuda_blocks(grouped->hidden, FEW_COLUMNS), FEW_THREADS, 0, 0, *grouped,
+                 *op);
 }
 
 /* Whether rows of hidden, rows of F and addresses are whole vectors; at: the addresses or-ed. */

@@ -100,4 +100,10 @@ typedef struct few_down_args {
 nn_status_t few_up(backend_device_t *, int32_t dtype, const grouped_t *, const few_up_t *);
 nn_status_t few_down(backend_device_t *, int32_t dtype, const grouped_t *, const few_down_t *);
 
+/* thin.cu: forward for few rows of each expert, bf16 alone; rows as above. thin_fits: so many rows of
+ * these shapes, at these addresses (or-ed), can be done so and gain from it. */
+int thin_fits(const grouped_t *, uintptr_t at);
+nn_status_t thin_up(backend_device_t *, const grouped_t *, const few_up_t *);
+nn_status_t thin_down(backend_device_t *, const grouped_t *, const grouped_down_t *);
+
 #endif

@@ -5,8 +5,9 @@
  * zeroes. Fewer rows are few.cu's. */
 int sm90_fits(const backend_device_t *device, const grouped_t *grouped) {
   return device->capability == 90 && device->shared_bytes >= SM90_SHARED &&
-         grouped->hidden >= 64 && grouped->hidden % 8 == 0 && grouped->ffn >= 64 &&
-         grouped->ffn % 8 == 0 && grouped->stride % 8 == 0 && grouped->rows > FEW_ROWS;
+         device->multiprocessors >= SM90_PAIR && grouped->hidden >= 64 &&
+         grouped->hidden % 8 == 0 && grouped->ffn >= 64 && grouped->ffn % 8 == 0 &&
+         grouped->stride % 8 == 0 && grouped->rows > FEW_ROWS;
 }
 
 typedef CUresult (*sm90_encode_t)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
@@ -38,11 +39,13 @@ nn_status_t sm90_map(backend_device_t *device, const char *operation, const sm90
     dim[i] = (cuuint64_t)tensor->dim[i];
     box[i] = (cuuint32_t)tensor->box[i];
   }
-  for (int i = 0; i < 2; i++) stride[i] = (cuuint64_t)tensor->stride[i] * sizeof(bf16_t);
-  CUresult result =
-      encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<void *>(tensor->base), dim,
-             stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  size_t size = tensor->fp32 ? sizeof(float) : sizeof(bf16_t);
+  for (int i = 0; i < 2; i++) stride[i] = (cuuint64_t)tensor->stride[i] * size;
+  CUtensorMapDataType type =
+      tensor->fp32 ? CU_TENSOR_MAP_DATA_TYPE_FLOAT32 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  CUresult result = encode(map, type, 3, const_cast<void *>(tensor->base), dim, stride, box, step,
+                           CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                           CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result == CUDA_SUCCESS) return NN_OK;
   return cuda_check(device, operation, cudaErrorInvalidValue);
 }

@@ -1,13 +1,20 @@
 /* What the products of sm_90a share: PTX wrappers, the pipeline and the persistent kernel.
  *
- * A block walks over tiles of 128 x 256 results. One thread copies operands by the bulk copy engine
- * into a ring of stages, 64 along K each, and runs ahead over the ends of tiles. Two warpgroups
- * multiply, 64 x 256 each, summing in fp32 along K in order. The second begins a stage behind the
- * first, so that the epilogue of one runs under products of the other.
+ * Two blocks of a cluster walk over pairs of tiles of 128 x n results, one above the other: each
+ * copies its own A and half of the B that both need. One thread copies operands by the bulk copy
+ * engine into a ring of stages, 64 along K each, and runs ahead over the ends of tiles. Two
+ * warpgroups multiply, summing in fp32 along K in order. What hides an epilogue:
+ * n = 256: a warpgroup has 64 x 256 of the tile. The second goes some stages behind the first, so
+ *          that one's epilogue runs under products of the other. For a long K.
+ * n = 128: the warpgroups have every other tile each, and one's whole epilogue runs under the
+ *          products of the other. For a short K with a long epilogue.
  *
  * A stage holds boxes of 64 x 64, 8 KB each, in rows of 128 bytes with the 128-byte swizzle: 2 of
- * A, then 4 of B. An operand is K-major (a row is 64 along K; boxes follow one another along M or
- * N, so that several can be copied as one) or MN-major (a row is 64 along M or N, one row a k). */
+ * A, then n / 64 of B. An operand is K-major (a row is 64 along K; boxes follow one another along M
+ * or N, so that several can be copied as one) or MN-major (a row is 64 along M or N, one row a k).
+ *
+ * Results go through shared memory in boxes of 16 rows of 128 bytes, a warp's each, by the copy
+ * engine too. */
 #ifndef NN_CUDA_SM90_CUH
 #define NN_CUDA_SM90_CUH
 
@@ -17,44 +24,69 @@
 #include "kernel.cuh"
 
 enum {
+  SM90_PAIR = 2, /* blocks of a cluster */
   SM90_M = 128,
-  SM90_N = 256,
   SM90_K = 64,
-  SM90_STAGES = 4,
   SM90_BOX_BYTES = 64 * 64 * 2,
   SM90_A_BYTES = SM90_M / 64 * SM90_BOX_BYTES,
-  SM90_STAGE_BYTES = SM90_A_BYTES + SM90_N / 64 * SM90_BOX_BYTES,
-  SM90_RING_BYTES = SM90_STAGES * SM90_STAGE_BYTES,
   SM90_CONSUMERS = 256,
-  SM90_PIECES = 8, /* of a warp's room */
-  SM90_PIECE_BYTES = 32 * 16,
-  SM90_ROOM_BYTES = SM90_CONSUMERS / 32 * SM90_PIECES * SM90_PIECE_BYTES,
-  SM90_SHARED = 1024 /* to align the ring */ + SM90_RING_BYTES + SM90_ROOM_BYTES +
-                2 * SM90_STAGES * 8 /* barriers */,
-  SM90_THREADS = 128 + SM90_CONSUMERS
+  SM90_THREADS = 128 + SM90_CONSUMERS,
+  SM90_OUT_ROWS = 16,
+  SM90_OUT_BYTES = SM90_OUT_ROWS * 128
 };
+
+/* What follows from a tile's columns, and from whether its epilogue has operands of its own, as
+ * large as two stages. A warp has two boxes for results. */
+template <int columns, bool staged>
+struct sm90_size {
+  static_assert(columns == 256 || columns == 128, "registers are counted for these");
+  static constexpr bool alternate = columns == 128;
+  static constexpr int stages = !alternate ? 4 : staged ? 4 : 6;
+  static constexpr int stage_bytes = SM90_A_BYTES + columns / 64 * SM90_BOX_BYTES;
+  static constexpr int staged_at = stages * stage_bytes;
+  static constexpr int room_at = staged_at + (staged ? 2 * stage_bytes : 0);
+  static constexpr int barriers_at = room_at + SM90_CONSUMERS / 32 * 2 * SM90_OUT_BYTES;
+  static constexpr int barriers = 2 * stages + (alternate ? 2 : 0) + (staged ? 6 : 0);
+  static constexpr int shared_bytes = barriers_at + 8 * barriers;
+  static constexpr int consumer_warps = (alternate ? 128 : SM90_CONSUMERS) / 32; /* of a stage */
+};
+
+template <typename P>
+using sm90_plan = sm90_size<P::columns, P::staged>;
+
+enum { SM90_SHARED = sm90_size<128, true>::shared_bytes }; /* the most */
+static_assert(sm90_size<128, false>::shared_bytes <= SM90_SHARED, "see sm90_fits");
+static_assert(sm90_size<256, false>::shared_bytes <= SM90_SHARED, "see sm90_fits");
 
 /* ---- host ------------------------------------------------------------------------------------ */
 
-/* A tensor of bf16 [dim[2], dim[1], dim[0]], rows of dim[0] packed, as boxes of box[]; stride: in
- * elements, of dim[1] and dim[2]. */
+/* A tensor of bf16 or fp32 [dim[2], dim[1], dim[0]], rows of dim[0] packed, as boxes of box[];
+ * stride: in elements, of dim[1] and dim[2]. */
 typedef struct sm90_tensor {
   const void *base;
   int64_t dim[3], stride[2];
   int box[3];
+  int fp32;
 } sm90_tensor_t;
 
-/* Activations [rows, parts, cols], rows rows of 64 columns of one part at a time. */
+/* Activations [rows, parts, cols], box_rows rows of 64 columns of one part at a time. */
 static inline sm90_tensor_t sm90_activations(const void *base, int64_t rows, int64_t parts,
                                              int64_t cols, int box_rows) {
-  return {base, {cols, parts, rows}, {cols, parts * cols}, {64, 1, box_rows}};
+  return {base, {cols, parts, rows}, {cols, parts * cols}, {64, 1, box_rows}, 0};
 }
 
 /* Weights [experts, rows, cols]. */
 static inline sm90_tensor_t sm90_weights(const grouped_t *grouped, const void *base, int64_t rows,
                                          int64_t cols, int box_rows) {
   int64_t stride = grouped->experts > 1 ? grouped->stride : rows * cols;
-  return {base, {cols, rows, grouped->experts}, {cols, stride}, {64, box_rows, 1}};
+  return {base, {cols, rows, grouped->experts}, {cols, stride}, {64, box_rows, 1}, 0};
+}
+
+/* Gradients [experts, rows, cols] as boxes of results. */
+static inline sm90_tensor_t sm90_gradients(const grouped_t *grouped, const void *base, int64_t rows,
+                                           int64_t cols) {
+  int64_t stride = grouped->experts > 1 ? grouped->stride : rows * cols;
+  return {base, {cols, rows, grouped->experts}, {cols, stride}, {32, SM90_OUT_ROWS, 1}, 1};
 }
 
 /* sm90.cu */
@@ -80,8 +112,23 @@ __device__ __forceinline__ void sm90_barrier_expect(uint32_t barrier, uint32_t b
                : "memory");
 }
 
-__device__ __forceinline__ void sm90_barrier_arrive(uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+/* At the same place in the block `rank` of the cluster. */
+__device__ __forceinline__ void sm90_barrier_arrive(uint32_t barrier, uint32_t rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+      "}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+
+__device__ __forceinline__ int sm90_rank() { return (int)(blockIdx.x % SM90_PAIR); }
+
+/* All threads of the cluster. */
+__device__ __forceinline__ void sm90_cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 }
 
 /* Returns once the phase of this parity is over; a new barrier is past parity 1. */
@@ -100,15 +147,16 @@ __device__ __forceinline__ void sm90_barrier_wait(uint32_t barrier, uint32_t par
   } while (!done);
 }
 
-/* Named barriers of the two consuming warpgroups. */
-enum { SM90_STAGGER = 1, SM90_TAIL = 2 };
+/* Named barriers: of the two consuming warpgroups of a team; from SM90_GROUP on, one of each alone.
+ * For products of one team. */
+enum { SM90_STAGGER = 1, SM90_GROUP = 2 };
 
-__device__ __forceinline__ void sm90_named_arrive(int name) {
-  asm volatile("barrier.cta.arrive %0, %1;" ::"r"(name), "n"((int)SM90_CONSUMERS) : "memory");
+__device__ __forceinline__ void sm90_named_arrive(int name, int threads) {
+  asm volatile("barrier.cta.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
-__device__ __forceinline__ void sm90_named_sync(int name) {
-  asm volatile("barrier.cta.sync %0, %1;" ::"r"(name), "n"((int)SM90_CONSUMERS) : "memory");
+__device__ __forceinline__ void sm90_named_sync(int name, int threads) {
+  asm volatile("barrier.cta.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
 /* Copies the box at (c0, c1, c2) to shared memory; what lies outside of the tensor becomes 0 and
@@ -122,18 +170,49 @@ __device__ __forceinline__ void sm90_copy(const CUtensorMap &map, uint32_t to, u
       : "memory");
 }
 
-/* Brings the box into L2. */
-__device__ __forceinline__ void sm90_prefetch(const CUtensorMap &map, int c0, int c1, int c2) {
-  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(&map),
-               "r"(c0), "r"(c1), "r"(c2)
-               : "memory");
+/* The same to the same place in both blocks of the cluster, whose barriers both count it. */
+__device__ __forceinline__ void sm90_copy_to_both(const CUtensorMap &map, uint32_t to,
+                                                  uint32_t barrier, int c0, int c1, int c2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+      "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "h"((uint16_t)3)
+      : "memory");
 }
 
-/* The same for bytes, a multiple of 16, in one piece at a multiple of 16. */
-__device__ __forceinline__ void sm90_prefetch_bytes(const void *from, uint32_t bytes) {
-  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(__cvta_generic_to_global(from)),
-               "r"(bytes)
-               : "memory");
+/* Makes the thread's writes to shared memory known to the copy engine and to products. */
+__device__ __forceinline__ void sm90_writes_done() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/* Stores the part of a box that is inside of the tensor. */
+__device__ __forceinline__ void sm90_store(const CUtensorMap &map, uint32_t from, int c0, int c1,
+                                           int c2) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(
+          &map),
+      "r"(from), "r"(c0), "r"(c1), "r"(c2)
+      : "memory");
+}
+
+/* Adds it to what is there. */
+__device__ __forceinline__ void sm90_store_add(const CUtensorMap &map, uint32_t from, int c0,
+                                               int c1, int c2) {
+  asm volatile(
+      "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group"
+      " [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
+      "r"(from), "r"(c0), "r"(c1), "r"(c2)
+      : "memory");
+}
+
+__device__ __forceinline__ void sm90_store_commit() {
+  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+
+/* Returns once all but the newest `left` groups of the thread's stores have read shared memory. */
+template <int left>
+__device__ __forceinline__ void sm90_store_wait() {
+  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(left) : "memory");
 }
 
 /* A wgmma descriptor of the operand at a shared address whose boxes begin at multiples of 1024.
@@ -150,10 +229,10 @@ __device__ __forceinline__ uint64_t sm90_operand(uint32_t address) {
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
 
-/* d = a b (+ d where add), 64 x 256 with 16 along K. Thread t of the warpgroup holds in d[4 j + i]
- * the row 16 (t / 32) + t % 32 / 4 + 8 (i / 2) and the column 8 j + 2 (t % 4) + i % 2. */
+/* d = a b (+ d where add), 64 x 256 or 64 x 128, with 16 along K. Thread t of the warpgroup holds
+ * in d[4 j + i] the row 16 (t / 32) + t % 32 / 4 + 8 (i / 2), column 8 j + 2 (t % 4) + i % 2. */
 template <bool a_mn_major, bool b_mn_major>
-__device__ __forceinline__ void sm90_multiply(float (&d)[128], uint64_t a, uint64_t b, int add) {
+__device__ __forceinline__ void sm90_multiply_256(float *d, uint64_t a, uint64_t b, int add) {
   asm volatile(
       "{\n"
       ".reg .pred p;\n"
@@ -174,6 +253,24 @@ __device__ __forceinline__ void sm90_multiply(float (&d)[128], uint64_t a, uint6
         SM90_TIED8(d, 32), SM90_TIED8(d, 40), SM90_TIED8(d, 48), SM90_TIED8(d, 56),
         SM90_TIED8(d, 64), SM90_TIED8(d, 72), SM90_TIED8(d, 80), SM90_TIED8(d, 88),
         SM90_TIED8(d, 96), SM90_TIED8(d, 104), SM90_TIED8(d, 112), SM90_TIED8(d, 120)
+      : "l"(a), "l"(b), "r"(add), "n"(a_mn_major ? 1 : 0), "n"(b_mn_major ? 1 : 0));
+}
+
+template <bool a_mn_major, bool b_mn_major>
+__device__ __forceinline__ void sm90_multiply_128(float *d, uint64_t a, uint64_t b, int add) {
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "setp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "%64, %65, p, 1, 1, %67, %68;\n"
+      "}"
+      : SM90_TIED8(d, 0), SM90_TIED8(d, 8), SM90_TIED8(d, 16), SM90_TIED8(d, 24),
+        SM90_TIED8(d, 32), SM90_TIED8(d, 40), SM90_TIED8(d, 48), SM90_TIED8(d, 56)
       : "l"(a), "l"(b), "r"(add), "n"(a_mn_major ? 1 : 0), "n"(b_mn_major ? 1 : 0));
 }
 
@@ -203,167 +300,236 @@ __device__ __forceinline__ uint32_t sm90_pack(float low, float high) {
   return *reinterpret_cast<uint32_t *>(&pair);
 }
 
-/* Shared memory of one warp, in pieces, to turn the layout of products into that of memory and
- * back. A piece is 8 rows of 32 columns of bf16. As a fragment a thread holds, in word i, the
- * columns 8 i + 2 (lane % 4) and the next of the row lane / 4; as a row it holds 8 columns from
- * 8 (lane % 4) on of the same row. Between putting and getting lies __syncwarp(). */
-typedef struct sm90_room {
-  uint32_t row;      /* the thread's 16 bytes of the first piece */
-  uint32_t fragment; /* the 16 bytes of the row lane % 8, columns from 8 (lane / 8) on */
-} sm90_room_t;
-
-/* Blocks of 16 bytes are swapped in pairs of rows, so that 8 rows' lie in all banks. */
-__device__ __forceinline__ sm90_room_t sm90_room(uint32_t ring, int thread) {
-  uint32_t warp = thread / 32, lane = thread % 32, row = lane / 4, block = lane % 4;
-  uint32_t first = ring + SM90_RING_BYTES + warp * (SM90_PIECES * SM90_PIECE_BYTES);
-  sm90_room_t room;
-  room.row = first + 16 * (4 * row + (block ^ (row / 2)));
-  row = lane % 8;
-  block = lane / 8;
-  room.fragment = first + 16 * (4 * row + (block ^ (row / 2)));
-  return room;
+/* Asked anew each time, so that what follows from it is not kept in registers all along. */
+__device__ __forceinline__ uint32_t sm90_lane() {
+  uint32_t lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
 }
 
-__device__ __forceinline__ void sm90_get_row(const sm90_room_t &room, int piece,
-                                             uint32_t (&w)[4]) {
-  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-               : "r"(room.row + piece * SM90_PIECE_BYTES)
-               : "memory");
+/* A warp's box of results: 16 rows of 128 bytes, 64 columns of bf16, whose blocks of 16 bytes are
+ * swizzled. A fragment is 8 rows (the first or the second half) of 32 columns (of one of two
+ * pieces); its word i of a thread has the columns 8 i + 2 (lane % 4) and the next of the row
+ * lane / 4. */
+__device__ __forceinline__ uint32_t sm90_fragment(uint32_t box, int half, int piece) {
+  uint32_t lane = sm90_lane(), row = lane % 8, block = lane / 8 + 4 * piece;
+  return box + half * 1024 + row * 128 + ((block ^ row) << 4);
 }
 
-__device__ __forceinline__ void sm90_put_fragment(const sm90_room_t &room, int piece,
-                                                  const uint32_t (&w)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                   room.fragment + piece * SM90_PIECE_BYTES),
+__device__ __forceinline__ void sm90_put_fragment(uint32_t at, const uint32_t (&w)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(at),
                "r"(w[0]), "r"(w[1]), "r"(w[2]), "r"(w[3])
                : "memory");
 }
 
-__device__ __forceinline__ void sm90_get_fragment(const sm90_room_t &room, int piece,
-                                                  uint32_t (&w)[4]) {
+__device__ __forceinline__ void sm90_get_fragment(uint32_t at, uint32_t (&w)[4]) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-               : "r"(room.fragment + piece * SM90_PIECE_BYTES)
+               : "r"(at)
                : "memory");
 }
 
-/* Sixteen bytes from global memory to the thread's row, or zeroes, asynchronously. */
-__device__ __forceinline__ void sm90_fetch_row(const sm90_room_t &room, int piece,
-                                               const bf16_t *from, bool inside) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(room.row +
-                                                                     piece * SM90_PIECE_BYTES),
-               "l"(__cvta_generic_to_global(from)), "r"(inside ? 16 : 0)
+__device__ __forceinline__ uint4 sm90_get(uint32_t at) {
+  uint4 v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "r"(at)
+               : "memory");
+  return v;
+}
+
+__device__ __forceinline__ void sm90_put(uint32_t at, uint4 v) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(at), "r"(v.x), "r"(v.y), "r"(v.z),
+               "r"(v.w)
                : "memory");
 }
 
-__device__ __forceinline__ void sm90_fetch_commit() {
-  asm volatile("cp.async.commit_group;" ::: "memory");
-}
+/* ---- the pipeline ---------------------------------------------------------------------------- */
 
-/* Returns once all but the newest `left` groups of the thread's fetches are done. */
-template <int left>
-__device__ __forceinline__ void sm90_fetch_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(left) : "memory");
-}
-
-/* Results go past the caches' favour: they are larger than L2, and the weights should stay. */
-__device__ __forceinline__ void sm90_store(bf16_t *to, const uint32_t (&w)[4]) {
-  __stcs(reinterpret_cast<uint4 *>(to), make_uint4(w[0], w[1], w[2], w[3]));
-}
-
-__device__ __forceinline__ uint32_t sm90_full(uint32_t ring, uint32_t slot) {
-  return ring + SM90_RING_BYTES + SM90_ROOM_BYTES + 8 * slot;
-}
-
-__device__ __forceinline__ uint32_t sm90_empty(uint32_t ring, uint32_t slot) {
-  return sm90_full(ring, SM90_STAGES + slot);
-}
-
-/* A product P has: args_t, tile_t, a_mn_major, b_mn_major, k_grouped (K runs over rows), and
- *   find(args, walk, t, tile)                 the t-th tile, false behind the last
- *   blocks(args, tile)                        blocks along K, at least 1
- *   load(args, tile, block, stage, barrier)   copies one stage, whole boxes
- *   early(args, tile, thread, room)           asks for what the epilogue reads
- *   finish(args, tile, thread, room, d)       the epilogue; thread: 0 .. 255
+/* A product P has: args_t, tile_t, columns (of a tile), a_mn_major, b_mn_major, k_grouped (K runs
+ * over rows), behind (256 columns, else 0: stages that the second warpgroup goes behind the first),
+ * staged (128 columns: the epilogue has operands of its own), and
+ *   find(args, walk, t, tile)                 the block's tile of the t-th pair, false behind the
+ *                                             last
+ *   blocks(args, tile)                        blocks along K, at least 1; 128 columns: as many for
+ *                                             all tiles
+ *   load(args, tile, block, stage, barrier)   copies one stage: A, and half of B to both blocks
+ *   load_staged(args, tile, part, at, barrier)  copies one of two parts
+ *   finish(args, tile, thread, state, d)      the epilogue; thread: of those that have the tile
  *   valid(tile, block)                        k_grouped: rows of the block, more than 0 */
+
+/* What a consuming thread carries from tile to tile. */
+typedef struct sm90_state {
+  uint32_t ring;
+  uint32_t step; /* stages taken */
+  uint32_t tile; /* the block's tiles so far */
+  uint32_t room; /* the warp's boxes */
+  uint32_t box;  /* which of them is next, in bytes */
+} sm90_state_t;
+
+template <typename P>
+__device__ __forceinline__ uint32_t sm90_slot(uint32_t step) {
+  return step % sm90_plan<P>::stages;
+}
+
+template <typename P>
+__device__ __forceinline__ uint32_t sm90_stage_at(uint32_t ring, uint32_t step) {
+  return ring + sm90_slot<P>(step) * sm90_plan<P>::stage_bytes;
+}
+
+template <typename P>
+__device__ __forceinline__ uint32_t sm90_full(uint32_t ring, uint32_t step) {
+  return ring + sm90_plan<P>::barriers_at + 8 * sm90_slot<P>(step);
+}
+
+template <typename P>
+__device__ __forceinline__ uint32_t sm90_empty(uint32_t ring, uint32_t step) {
+  return sm90_full<P>(ring, step) + 8 * sm90_plan<P>::stages;
+}
+
+/* 128 columns: the other warpgroup has taken all stages of the tile before. Else a warpgroup that
+ * has none of these might find a phase of a stage over that is not yet its own. */
+template <typename P>
+__device__ __forceinline__ uint32_t sm90_turn(uint32_t ring, uint32_t tile) {
+  return ring + sm90_plan<P>::barriers_at + 8 * (2 * sm90_plan<P>::stages + tile % 2);
+}
+
+/* Each warpgroup has one of its own of each part, for the same reason. */
+template <typename P>
+__device__ __forceinline__ uint32_t sm90_staged_full(uint32_t ring, uint32_t tile, int part) {
+  return ring + sm90_plan<P>::barriers_at +
+         8 * (2 * sm90_plan<P>::stages + 2 + 2 * part + tile % 2);
+}
+
+template <typename P>
+__device__ __forceinline__ uint32_t sm90_staged_empty(uint32_t ring, int part) {
+  return ring + sm90_plan<P>::barriers_at + 8 * (2 * sm90_plan<P>::stages + 6 + part);
+}
+
+template <typename P>
+__device__ __forceinline__ uint32_t sm90_staged_at(uint32_t ring, int part) {
+  return ring + sm90_plan<P>::staged_at + part * sm90_plan<P>::stage_bytes;
+}
+
+/* The warp has done with the stage; both blocks fill it again. */
+template <typename P>
+__device__ __forceinline__ void sm90_release(uint32_t ring, uint32_t step) {
+  uint32_t lane = threadIdx.x % 32;
+  if (lane < SM90_PAIR) sm90_barrier_arrive(sm90_empty<P>(ring, step), lane);
+}
+
+/* The walk over pairs of tiles. */
+__device__ __forceinline__ int sm90_first() { return (int)blockIdx.x / SM90_PAIR; }
+__device__ __forceinline__ int sm90_stride() { return (int)gridDim.x / SM90_PAIR; }
 
 template <typename P>
 __device__ __forceinline__ void sm90_produce(const typename P::args_t &args, uint32_t ring) {
   sm90_walk_t walk = {0, 0};
   typename P::tile_t tile;
   uint32_t step = 0;
-  for (int t = (int)blockIdx.x; P::find(args, &walk, t, &tile); t += (int)gridDim.x) {
+  for (int t = sm90_first(); P::find(args, &walk, t, &tile); t += sm90_stride()) {
     int blocks = P::blocks(args, tile);
     for (int block = 0; block < blocks; block++, step++) {
-      uint32_t slot = step % SM90_STAGES, parity = step / SM90_STAGES & 1;
-      sm90_barrier_wait(sm90_empty(ring, slot), parity ^ 1);
-      sm90_barrier_expect(sm90_full(ring, slot), SM90_STAGE_BYTES);
-      P::load(args, tile, block, ring + slot * SM90_STAGE_BYTES, sm90_full(ring, slot));
+      sm90_barrier_wait(sm90_empty<P>(ring, step), (step / sm90_plan<P>::stages & 1) ^ 1);
+      sm90_barrier_expect(sm90_full<P>(ring, step), sm90_plan<P>::stage_bytes);
+      P::load(args, tile, block, sm90_stage_at<P>(ring, step), sm90_full<P>(ring, step));
     }
   }
 }
 
-/* Zeroes the rows from valid on of all boxes of an MN-major stage: they are another expert's, or
- * nobody's and may hold NaN. Both warpgroups take part. */
-__device__ __forceinline__ void sm90_cut(uint32_t stage, int valid, int thread) {
-  for (int box = 0; box < SM90_STAGE_BYTES / SM90_BOX_BYTES; box++)
-    for (int at = valid * 128 + thread * 16; at < SM90_BOX_BYTES; at += SM90_CONSUMERS * 16)
-      asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(stage + box * SM90_BOX_BYTES +
-                                                                   at),
-                   "r"(0)
-                   : "memory");
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-  sm90_named_sync(SM90_TAIL);
+template <typename P>
+__device__ __forceinline__ void sm90_produce_staged(const typename P::args_t &args, uint32_t ring) {
+  sm90_walk_t walk = {0, 0};
+  typename P::tile_t tile;
+  uint32_t count = 0;
+  for (int t = sm90_first(); P::find(args, &walk, t, &tile); t += sm90_stride(), count++)
+    for (int part = 0; part < 2; part++) {
+      uint32_t full = sm90_staged_full<P>(ring, count, part);
+      sm90_barrier_wait(sm90_staged_empty<P>(ring, part), (count & 1) ^ 1);
+      sm90_barrier_expect(full, sm90_plan<P>::stage_bytes);
+      P::load_staged(args, tile, part, sm90_staged_at<P>(ring, part), full);
+    }
+}
+
+/* Zeroes the rows from valid on of the boxes of an MN-major stage that the warpgroup reads: they
+ * are another expert's, or nobody's and may hold NaN. Both warpgroups zero B, so that neither waits
+ * for the other. */
+template <typename P>
+__device__ __forceinline__ void sm90_cut(uint32_t stage, int valid, int group, int thread) {
+  for (int box = 0; box < 1 + P::columns / 64; box++) {
+    uint32_t at = stage;
+    at += box ? SM90_A_BYTES + (box - 1) * SM90_BOX_BYTES : group * SM90_BOX_BYTES;
+    for (int i = valid * 128 + thread % 128 * 16; i < SM90_BOX_BYTES; i += 128 * 16)
+      sm90_put(at + i, make_uint4(0, 0, 0, 0));
+  }
+  sm90_writes_done();
+  sm90_named_sync(SM90_GROUP + group, 128);
 }
 
 /* The products of one stage, issued. */
 template <typename P>
-__device__ __forceinline__ void sm90_stage(float (&d)[128], uint32_t stage, int group, int add) {
-  const uint32_t k_major_step = 32, mn_major_step = 16 * 128; /* bytes of 16 along K */
-  uint32_t a = stage + group * SM90_BOX_BYTES, b = stage + SM90_A_BYTES;
+__device__ __forceinline__ void sm90_products(float (&d)[128], uint32_t stage, int group, int add) {
+  /* 16 along K, and a box, in a descriptor's units of 16 bytes */
+  const uint32_t a_step = (P::a_mn_major ? 16 * 128 : 32) >> 4, box = SM90_BOX_BYTES >> 4;
+  const uint32_t b_step = (P::b_mn_major ? 16 * 128 : 32) >> 4;
+  uint64_t a = sm90_operand<P::a_mn_major>(stage), b = sm90_operand<P::b_mn_major>(stage);
+  b += SM90_A_BYTES >> 4;
+  if (!sm90_plan<P>::alternate) a += group * box;
 #pragma unroll
-  for (int k = 0; k < SM90_K / 16; k++)
-    sm90_multiply<P::a_mn_major, P::b_mn_major>(
-        d, sm90_operand<P::a_mn_major>(a + k * (P::a_mn_major ? mn_major_step : k_major_step)),
-        sm90_operand<P::b_mn_major>(b + k * (P::b_mn_major ? mn_major_step : k_major_step)),
-        k || add);
+  for (int k = 0; k < SM90_K / 16; k++) {
+    if (!sm90_plan<P>::alternate) {
+      sm90_multiply_256<P::a_mn_major, P::b_mn_major>(d, a + k * a_step, b + k * b_step, k || add);
+    } else {
+      sm90_multiply_128<P::a_mn_major, P::b_mn_major>(d, a + k * a_step, b + k * b_step, k || add);
+      sm90_multiply_128<P::a_mn_major, P::b_mn_major>(d + 64, a + box + k * a_step, b + k * b_step,
+                                                      k || add);
+    }
+  }
 }
 
 template <typename P>
 __device__ __forceinline__ void sm90_consume(const typename P::args_t &args, uint32_t ring) {
+  typedef sm90_plan<P> plan;
+  static_assert(!(plan::alternate && (P::behind || P::k_grouped)), "of 256 columns alone");
   int thread = (int)threadIdx.x - 128, group = thread / 128;
-  bool signals = thread % 32 == 0;
-  sm90_room_t room = sm90_room(ring, thread);
+  sm90_state_t state = {
+      ring, 0, 0, ring + plan::room_at + thread / 32 * (2 * SM90_OUT_BYTES), 0};
   float d[128];
   sm90_walk_t walk = {0, 0};
   typename P::tile_t tile;
-  uint32_t step = 0;
-  for (int t = (int)blockIdx.x; P::find(args, &walk, t, &tile); t += (int)gridDim.x) {
+  int t = sm90_first();
+  for (; P::find(args, &walk, t, &tile); t += sm90_stride(), state.tile++) {
     int blocks = P::blocks(args, tile);
-    int behind = t == (int)blockIdx.x ? min(1, blocks - 1) : -1;
-    if (behind >= 0 && group == 1) sm90_named_sync(SM90_STAGGER);
-    P::early(args, tile, thread, room);
-    for (int block = 0; block < blocks; block++, step++) {
-      uint32_t slot = step % SM90_STAGES, stage = ring + slot * SM90_STAGE_BYTES;
-      sm90_barrier_wait(sm90_full(ring, slot), step / SM90_STAGES & 1);
-      /* before what waits for the other group */
-      if (block == behind && group == 0) sm90_named_arrive(SM90_STAGGER);
+    if (plan::alternate && (state.tile & 1) != (uint32_t)group) { /* the other's */
+      state.step += blocks;
+      continue;
+    }
+    if (plan::alternate && state.tile)
+      sm90_barrier_wait(sm90_turn<P>(ring, state.tile), (state.tile - 1) / 2 & 1);
+    int behind = state.tile == 0 && P::behind ? min(P::behind, blocks - 1) : -1;
+    if (behind >= 0 && group == 1) sm90_named_sync(SM90_STAGGER, SM90_CONSUMERS);
+    for (int block = 0; block < blocks; block++, state.step++) {
+      uint32_t stage = sm90_stage_at<P>(ring, state.step);
+      sm90_barrier_wait(sm90_full<P>(ring, state.step), state.step / plan::stages & 1);
+      if (block == behind && group == 0) sm90_named_arrive(SM90_STAGGER, SM90_CONSUMERS);
       if (P::k_grouped && P::valid(tile, block) < SM90_K)
-        sm90_cut(stage, P::valid(tile, block), thread);
+        sm90_cut<P>(stage, P::valid(tile, block), group, thread);
       sm90_hold(d);
       sm90_multiply_begin();
-      sm90_stage<P>(d, stage, group, block);
+      sm90_products<P>(d, stage, group, block);
       sm90_multiply_commit();
       sm90_hold(d);
       sm90_multiply_wait<1>();
-      if (block && signals) sm90_barrier_arrive(sm90_empty(ring, (step - 1) % SM90_STAGES));
+      if (block) sm90_release<P>(ring, state.step - 1);
     }
+    if (plan::alternate && thread % 32 == 0)
+      sm90_barrier_arrive(sm90_turn<P>(ring, state.tile + 1), sm90_rank());
     sm90_multiply_wait<0>();
     sm90_hold(d);
-    if (signals) sm90_barrier_arrive(sm90_empty(ring, (step - 1) % SM90_STAGES));
-    P::finish(args, tile, thread, room, d);
+    sm90_release<P>(ring, state.step - 1);
+    P::finish(args, tile, plan::alternate ? thread % 128 : thread, state, d);
   }
+  sm90_store_wait<0>();
 }
 
 #endif
@@ -372,37 +538,65 @@ template <typename P>
 __global__ void __launch_bounds__(SM90_THREADS, 1)
     sm90_run(const __grid_constant__ typename P::args_t args) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  extern __shared__ uint8_t sm90_shared[];
-  uint32_t ring = ((uint32_t)__cvta_generic_to_shared(sm90_shared) + 1023) & ~1023u;
+  typedef sm90_plan<P> plan;
+  extern __shared__ __align__(1024) uint8_t sm90_shared[];
+  uint32_t ring = (uint32_t)__cvta_generic_to_shared(sm90_shared);
   if (threadIdx.x == 0) {
-    for (uint32_t slot = 0; slot < SM90_STAGES; slot++) {
-      sm90_barrier_init(sm90_full(ring, slot), 1);
-      sm90_barrier_init(sm90_empty(ring, slot), SM90_CONSUMERS / 32);
+    for (uint32_t slot = 0; slot < plan::stages; slot++) {
+      sm90_barrier_init(sm90_full<P>(ring, slot), 1);
+      sm90_barrier_init(sm90_empty<P>(ring, slot), SM90_PAIR * plan::consumer_warps);
+    }
+    for (int i = 0; i < 2; i++) {
+      if (plan::alternate) sm90_barrier_init(sm90_turn<P>(ring, i), plan::consumer_warps);
+      if (!P::staged) continue;
+      sm90_barrier_init(sm90_staged_full<P>(ring, 0, i), 1);
+      sm90_barrier_init(sm90_staged_full<P>(ring, 1, i), 1);
+      sm90_barrier_init(sm90_staged_empty<P>(ring, i), plan::consumer_warps);
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+    sm90_writes_done();
   }
   __syncthreads();
-  /* 168 registers a thread at the start; 128 * 40 + 256 * 232 fit into the 65536 too. */
+  sm90_cluster_sync();
+  /* Neither block leaves while the other may copy to it or arrive at its barriers. 168 registers a
+   * thread at the start; 128 * 40 + 256 * 232 fit into the 65536 too. */
   if (threadIdx.x < 128) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
     if (threadIdx.x == 0) sm90_produce<P>(args, ring);
+    if constexpr (P::staged)
+      if (threadIdx.x == 32) sm90_produce_staged<P>(args, ring);
+    sm90_cluster_sync();
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     sm90_consume<P>(args, ring);
+    sm90_cluster_sync();
   }
 #endif
 }
 
-/* The grid depends on shapes alone: tiles is the most that the rows can make. */
+/* The grid depends on shapes alone: pairs is the most that the rows can make. */
 template <typename P>
 static nn_status_t sm90_launch(backend_device_t *device, const char *operation,
-                               const typename P::args_t &args, int64_t tiles) {
+                               const typename P::args_t &args, int64_t pairs) {
+  const int bytes = sm90_plan<P>::shared_bytes;
   CUDA_TRY(cuda_check(device, operation,
                       cudaFuncSetAttribute(sm90_run<P>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           SM90_SHARED)));
-  unsigned grid = (unsigned)(tiles < device->multiprocessors ? tiles : device->multiprocessors);
-  sm90_run<P><<<grid, SM90_THREADS, SM90_SHARED, device->stream>>>(args);
+                                           bytes)));
+  int64_t room = device->multiprocessors / SM90_PAIR;
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = SM90_PAIR;
+  cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3((unsigned)(SM90_PAIR * (pairs < room ? pairs : room)));
+  config.blockDim = dim3(SM90_THREADS);
+  config.dynamicSmemBytes = bytes;
+  config.stream = device->stream;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  void *parameter[] = {const_cast<typename P::args_t *>(&args)};
+  CUDA_TRY(cuda_check(device, operation,
+                      cudaLaunchKernelExC(&config, (const void *)sm90_run<P>, parameter)));
   return cuda_launched(device, operation);
 }
 

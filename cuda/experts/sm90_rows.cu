@@ -3,8 +3,8 @@
  * multiplied too and not stored. Sums run along K in order. */
 #include "sm90.cuh"
 
-/* Tiles of rows that share the weights of a wave in L2. */
-enum { ROWS_BAND = 16 };
+/* Pairs of tiles, one above the other, that share the weights of a wave in L2. */
+enum { ROWS_BAND = 8, ROWS_PAIR = SM90_PAIR * SM90_M };
 
 typedef struct rows_shape {
   const int32_t *offset;
@@ -15,18 +15,25 @@ typedef struct rows_shape {
 
 typedef struct rows_tile {
   int expert;
-  int row, end; /* the tile's first row; behind the expert's last */
+  int row, end; /* the tile's first row, maybe at the end; behind the expert's last */
   int across;
 } rows_tile_t;
 
+/* Where results go: [rows, parts, cols], and the same as a tensor of a warp's boxes. */
+typedef struct rows_matrix {
+  CUtensorMap map;
+  bf16_t *base; /* NULL: nowhere */
+  int parts, cols;
+} rows_matrix_t;
+
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/* An expert's tiles in bands of rows; within a band rows rise first. */
+/* An expert's pairs in bands of rows; within a band rows rise first. */
 __device__ __forceinline__ bool rows_find(const rows_shape_t &shape, sm90_walk_t *walk, int t,
                                           rows_tile_t *tile) {
   for (; walk->expert < shape.experts; walk->expert++) {
     int begin = __ldg(shape.offset + walk->expert), end = __ldg(shape.offset + walk->expert + 1);
-    int down = (end - begin + SM90_M - 1) / SM90_M, at = t - walk->first;
+    int down = (end - begin + ROWS_PAIR - 1) / ROWS_PAIR, at = t - walk->first;
     if (at >= down * shape.across) {
       walk->first += down * shape.across;
       continue;
@@ -34,28 +41,12 @@ __device__ __forceinline__ bool rows_find(const rows_shape_t &shape, sm90_walk_t
     int band = at / (ROWS_BAND * shape.across) * ROWS_BAND, height = min(ROWS_BAND, down - band);
     at -= band * shape.across;
     tile->expert = walk->expert;
-    tile->row = begin + (band + at % height) * SM90_M;
+    tile->row = begin + (band + at % height) * ROWS_PAIR + sm90_rank() * SM90_M;
     tile->end = end;
     tile->across = at / height;
     return true;
   }
   return false;
-}
-
-/* A thread's columns of one of its two rows (the second is the eighth after the first): 8 of every
- * 32, so that the offset of the i-th is 32 i. Those below left are inside of the matrix and the
- * expert. */
-typedef struct rows_span {
-  int64_t row;
-  int64_t col;
-  int left;
-} rows_span_t;
-
-__device__ __forceinline__ rows_span_t rows_span(const rows_tile_t &tile, int thread, int half,
-                                                 int first, int cols) {
-  int col = first + 8 * (thread % 4);
-  int64_t row = tile.row + thread / 32 * 16 + thread % 32 / 4 + 8 * half;
-  return {row, col, row < tile.end ? cols - col : 0};
 }
 
 /* 1 / (1 + e^-g), by approximations within a few units in the last place of fp32. */
@@ -66,44 +57,84 @@ __device__ __forceinline__ float rows_sigmoid(float g) {
   return s;
 }
 
-/* Two columns of one of the thread's two rows: of the block of 8 columns j. */
-__device__ __forceinline__ const float *rows_pair(const float (&d)[128], int j, int half) {
-  return d + 4 * j + 2 * half;
+/* The warp's first row of the tile's rows from `top` on. */
+__device__ __forceinline__ int rows_first(const rows_tile_t &tile, int thread, int top) {
+  return tile.row + top + thread / 32 * SM90_OUT_ROWS;
 }
 
-/* Stores `count` pieces to where the span's columns from offset on lie. */
-template <int count>
-__device__ __forceinline__ void rows_store(const sm90_room_t &room, int piece, bf16_t *to,
-                                           const rows_span_t &span, int offset) {
-#pragma unroll
-  for (int i = 0; i < count; i++) {
-    uint32_t w[4];
-    sm90_get_row(room, piece + i, w);
-    if (offset + 32 * i < span.left) sm90_store(to + offset + 32 * i, w);
-  }
-}
-
-/* A whole tile, 256 columns from first on, to the matrix of `cols` columns. */
-__device__ __forceinline__ void rows_store_tile(const rows_tile_t &tile, int thread,
-                                                const sm90_room_t &room, const float (&d)[128],
-                                                bf16_t *to, int first, int cols) {
-#pragma unroll
-  for (int half = 0; half < 2; half++) {
-    rows_span_t span = rows_span(tile, thread, half, first, cols);
-    __syncwarp();
-#pragma unroll
-    for (int piece = 0; piece < SM90_PIECES; piece++) {
-      uint32_t w[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const float *pair = rows_pair(d, 4 * piece + i, half);
-        w[i] = sm90_pack(pair[0], pair[1]);
-      }
-      sm90_put_fragment(room, piece, w);
+/* Issues the store of a box after rows_written; columns from col on of a part. Rows of the next
+ * expert are left as they are: where a box has some, threads store the others one by one. */
+__device__ __forceinline__ void rows_send(const rows_matrix_t &to, const rows_tile_t &tile,
+                                          int thread, int top, uint32_t box, int part, int col) {
+  int row = rows_first(tile, thread, top), left = tile.end - row, lane = (int)sm90_lane();
+  if (left >= SM90_OUT_ROWS) {
+    if (lane == 0) sm90_store(to.map, box, col, part, row);
+  } else {
+#pragma unroll 1
+    for (int r = lane / 8; r < left; r += 4) {
+      int block = lane % 8;
+      uint4 v = sm90_get(box + r * 128 + ((block ^ (r % 8)) << 4));
+      if (col + 8 * block < to.cols)
+        *reinterpret_cast<uint4 *>(to.base + ((int64_t)(row + r) * to.parts + part) * to.cols +
+                                   col + 8 * block) = v;
     }
-    __syncwarp();
-    rows_store<SM90_PIECES>(room, 0, to + span.row * cols + span.col, span, 0);
   }
+}
+
+/* What the warp has written to boxes may be sent. */
+__device__ __forceinline__ void rows_written() {
+  sm90_writes_done();
+  __syncwarp();
+}
+
+/* What was sent since the last time is a group. */
+__device__ __forceinline__ void rows_sent(int thread) {
+  if (thread % 32 == 0) sm90_store_commit();
+}
+
+/* Returns once all but the newest `left` groups have been read from boxes. */
+template <int left>
+__device__ __forceinline__ void rows_wait(int thread) {
+  if (thread % 32 == 0) sm90_store_wait<left>();
+  __syncwarp();
+}
+
+/* The next of the warp's boxes, which the newest group does not have. */
+__device__ __forceinline__ uint32_t rows_box(sm90_state_t &state, int thread) {
+  uint32_t box = state.room + state.box;
+  state.box ^= SM90_OUT_BYTES;
+  rows_wait<1>(thread);
+  return box;
+}
+
+/* Sums of 64 columns as results. */
+__device__ __forceinline__ void rows_put(const rows_matrix_t &to, const rows_tile_t &tile,
+                                         int thread, int top, sm90_state_t &state, const float *d,
+                                         int part, int col) {
+  uint32_t box = rows_box(state, thread);
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int half = i / 2, piece = i % 2;
+    uint32_t w[4];
+#pragma unroll
+    for (int k = 0; k < 4; k++) {
+      const float *pair = d + 4 * (4 * piece + k) + 2 * half;
+      w[k] = sm90_pack(pair[0], pair[1]);
+    }
+    sm90_put_fragment(sm90_fragment(box, half, piece), w);
+  }
+  rows_written();
+  rows_send(to, tile, thread, top, box, part, col);
+  rows_sent(thread);
+}
+
+/* A whole tile of 256 columns. */
+__device__ __forceinline__ void rows_put_tile(const rows_matrix_t &to, const rows_tile_t &tile,
+                                              int thread, sm90_state_t &state,
+                                              const float (&d)[128]) {
+#pragma unroll
+  for (int box = 0; box < 4; box++)
+    rows_put(to, tile, thread, 0, state, d + 32 * box, 0, tile.across * 256 + 64 * box);
 }
 
 #endif
@@ -112,6 +143,8 @@ __device__ __forceinline__ void rows_store_tile(const rows_tile_t &tile, int thr
 struct rows_base {
   typedef rows_tile_t tile_t;
   static constexpr bool a_mn_major = false, k_grouped = false;
+  static constexpr int columns = 256, behind = 1;
+  static constexpr bool staged = false;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   template <typename A>
@@ -124,85 +157,62 @@ struct rows_base {
     return args.shape.blocks;
   }
   static __device__ __forceinline__ int valid(const rows_tile_t &, int) { return SM90_K; }
-  template <typename A>
-  static __device__ __forceinline__ void early(const A &, const rows_tile_t &, int,
-                                               const sm90_room_t &) {}
 #endif
 };
 
-/* Copies 256 columns from n on of 64 rows from k on of an expert's matrix. */
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-__device__ __forceinline__ void rows_load_mn_major(const CUtensorMap &map, uint32_t to,
-                                                   uint32_t barrier, int n, int k, int expert) {
-#pragma unroll
-  for (int box = 0; box < SM90_N / 64; box++)
-    sm90_copy(map, to + box * SM90_BOX_BYTES, barrier, n + 64 * box, k, expert);
-}
-#endif
-
 /* ---- up -------------------------------------------------------------------------------------- */
 
-/* A tile's 256 columns are 128 of gate and the same 128 of up, so that a thread has both sums. */
+/* A tile's 128 columns are 64 of gate and the same 64 of up, so that a thread has both sums. */
 struct rows_up : rows_base {
   struct args_t {
     CUtensorMap x, gate, up;
     rows_shape_t shape;
-    bf16_t *pre, *act;
+    rows_matrix_t pre, act;
   };
+  static constexpr int columns = 128, width = columns / 2, behind = 0;
   static constexpr bool b_mn_major = false;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   static __device__ __forceinline__ void load(const args_t &args, const rows_tile_t &tile,
                                               int block, uint32_t stage, uint32_t barrier) {
-    int k = block * SM90_K, f = tile.across * (SM90_N / 2);
-    uint32_t b = stage + SM90_A_BYTES;
+    int k = block * SM90_K, half = sm90_rank();
     sm90_copy(args.x, stage, barrier, k, 0, tile.row);
-    sm90_copy(args.gate, b, barrier, k, f, tile.expert);
-    sm90_copy(args.up, b + SM90_N / 128 * SM90_BOX_BYTES, barrier, k, f, tile.expert);
+    sm90_copy_to_both(half ? args.up : args.gate, stage + SM90_A_BYTES + half * SM90_BOX_BYTES,
+                      barrier, k, tile.across * width, tile.expert);
   }
 
-  /* One row of the thread. */
-  static __device__ __forceinline__ void finish_row(const args_t &args, const rows_tile_t &tile,
-                                                    int thread, const sm90_room_t &room,
-                                                    const float (&d)[128], int half) {
-    int64_t ffn = args.shape.ffn;
-    rows_span_t span = rows_span(tile, thread, half, tile.across * (SM90_N / 2), args.shape.ffn);
-    uint32_t act[4][4];
-    __syncwarp();
+  static __device__ __forceinline__ void put_act(const args_t &args, const rows_tile_t &tile,
+                                                 int thread, int top, sm90_state_t &state,
+                                                 const float *gate, const float *up, int col) {
+    uint32_t w[4][4];
 #pragma unroll
-    for (int piece = 0; piece < 4; piece++) {
-      uint32_t gate[4], up[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) {
-        const float *g = rows_pair(d, 4 * piece + i, half);
-        const float *u = rows_pair(d, 16 + 4 * piece + i, half);
-        gate[i] = sm90_pack(g[0], g[1]);
-        up[i] = sm90_pack(u[0], u[1]);
-        act[piece][i] =
-            sm90_pack(g[0] * rows_sigmoid(g[0]) * u[0], g[1] * rows_sigmoid(g[1]) * u[1]);
-      }
-      sm90_put_fragment(room, piece, gate);
-      sm90_put_fragment(room, 4 + piece, up);
+    for (int i = 0; i < 16; i++) {
+      const int at = 4 * (i % 8) + 2 * (i / 8);
+      const float *g = gate + at, *u = up + at;
+      w[i / 8 * 2 + i % 8 / 4][i % 4] =
+          sm90_pack(g[0] * rows_sigmoid(g[0]) * u[0], g[1] * rows_sigmoid(g[1]) * u[1]);
     }
-    __syncwarp();
-    if (args.pre) {
-      bf16_t *pre = args.pre + span.row * 2 * ffn + span.col;
-      rows_store<4>(room, 0, pre, span, 0);
-      rows_store<4>(room, 4, pre + ffn, span, 0);
-      __syncwarp();
-    }
-    if (!args.act) return;
+    uint32_t box = rows_box(state, thread);
 #pragma unroll
-    for (int piece = 0; piece < 4; piece++) sm90_put_fragment(room, piece, act[piece]);
-    __syncwarp();
-    rows_store<4>(room, 0, args.act + span.row * ffn + span.col, span, 0);
+    for (int i = 0; i < 4; i++) sm90_put_fragment(sm90_fragment(box, i / 2, i % 2), w[i]);
+    rows_written();
+    rows_send(args.act, tile, thread, top, box, 0, col);
+    rows_sent(thread);
   }
 
   static __device__ __forceinline__ void finish(const args_t &args, const rows_tile_t &tile,
-                                                int thread, const sm90_room_t &room,
+                                                int thread, sm90_state_t &state,
                                                 const float (&d)[128]) {
-    finish_row(args, tile, thread, room, d, 0);
-    finish_row(args, tile, thread, room, d, 1);
+#pragma unroll
+    for (int top = 0; top < SM90_M; top += 64) {
+      const float *gate = d + top, *up = gate + 32;
+      int col = tile.across * width;
+      if (args.pre.base) {
+        rows_put(args.pre, tile, thread, top, state, gate, 0, col);
+        rows_put(args.pre, tile, thread, top, state, up, 1, col);
+      }
+      if (args.act.base) put_act(args, tile, thread, top, state, gate, up, col);
+    }
   }
 #endif
 };
@@ -213,87 +223,70 @@ struct rows_down : rows_base {
   struct args_t {
     CUtensorMap act, down;
     rows_shape_t shape;
-    bf16_t *y;
+    rows_matrix_t y;
   };
   static constexpr bool b_mn_major = false;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   static __device__ __forceinline__ void load(const args_t &args, const rows_tile_t &tile,
                                               int block, uint32_t stage, uint32_t barrier) {
-    int k = block * SM90_K;
+    int k = block * SM90_K, half = sm90_rank();
     sm90_copy(args.act, stage, barrier, k, 0, tile.row);
-    sm90_copy(args.down, stage + SM90_A_BYTES, barrier, k, tile.across * SM90_N, tile.expert);
+    sm90_copy_to_both(args.down, stage + SM90_A_BYTES + half * (columns / 128) * SM90_BOX_BYTES,
+                      barrier, k, tile.across * columns + half * (columns / 2), tile.expert);
   }
 
   static __device__ __forceinline__ void finish(const args_t &args, const rows_tile_t &tile,
-                                                int thread, const sm90_room_t &room,
+                                                int thread, sm90_state_t &state,
                                                 const float (&d)[128]) {
-    rows_store_tile(tile, thread, room, d, args.y, tile.across * SM90_N, args.shape.hidden);
+    rows_put_tile(args.y, tile, thread, state, d);
   }
 #endif
 };
 
+/* Copies the block's half of the columns from n on, of 64 rows from k on of an expert's matrix. */
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+template <int columns>
+__device__ __forceinline__ void rows_load_mn_major(const CUtensorMap &map, uint32_t to,
+                                                   uint32_t barrier, int n, int k, int expert) {
+  const int boxes = columns / 64 / SM90_PAIR;
+  int first = sm90_rank() * boxes;
+#pragma unroll
+  for (int box = first; box < first + boxes; box++)
+    sm90_copy_to_both(map, to + box * SM90_BOX_BYTES, barrier, n + 64 * box, k, expert);
+}
+#endif
+
 /* ---- dact ------------------------------------------------------------------------------------ */
 
-/* The epilogue goes by units of one of a thread's two rows and 64 columns: g in two pieces of the
- * room and u in two more. Two units are in the room at a time, and the next is fetched under the
- * work on one. */
-enum { DACT_UNITS = 8, DACT_ROW_UNITS = DACT_UNITS / 2, DACT_COLS = 64, DACT_PIECES = 2 };
-
+/* pre comes by boxes of 64 columns of g and the same of u, over which the epilogue writes its
+ * results and stores them from there. */
 struct rows_dact : rows_base {
   struct args_t {
     CUtensorMap dy, down;
-    CUtensorMap pre; /* only to bring it into L2 */
+    CUtensorMap pre_in; /* in boxes of a whole tile's rows */
     rows_shape_t shape;
     const float *weight;
-    bf16_t *pre_at, *act;
+    rows_matrix_t pre, act;
     float *dot;
   };
-  static constexpr bool b_mn_major = true;
+  static constexpr int columns = 128, behind = 0;
+  static constexpr bool b_mn_major = true, staged = true;
+  static_assert(columns == GROUPED_SLICE, "a tile has one slice of dot");
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   static __device__ __forceinline__ void load(const args_t &args, const rows_tile_t &tile,
                                               int block, uint32_t stage, uint32_t barrier) {
-    int n = tile.across * SM90_N;
-    sm90_copy(args.dy, stage, barrier, block * SM90_K, 0, tile.row);
-    rows_load_mn_major(args.down, stage + SM90_A_BYTES, barrier, n, block * SM90_K, tile.expert);
-    if (block == 0)
-      for (int box = 0; box < 2 * SM90_N / 64; box++)
-        sm90_prefetch(args.pre, n + box / 2 * 64, box % 2, tile.row);
+    int n = tile.across * columns, k = block * SM90_K;
+    sm90_copy(args.dy, stage, barrier, k, 0, tile.row);
+    rows_load_mn_major<columns>(args.down, stage + SM90_A_BYTES, barrier, n, k, tile.expert);
   }
 
-  static __device__ __forceinline__ rows_span_t row_span(const args_t &args,
-                                                         const rows_tile_t &tile, int thread,
-                                                         int half) {
-    return rows_span(tile, thread, half, tile.across * SM90_N, args.shape.ffn);
-  }
-
-  /* By unit of a row: the offset of its columns; its first piece. */
-  static constexpr __device__ int unit_offset(int unit) {
-    return unit % DACT_ROW_UNITS * DACT_COLS;
-  }
-  static constexpr __device__ int unit_piece(int unit) { return unit % 2 * 2 * DACT_PIECES; }
-
-  /* What is not inside becomes 0, and then so do its results. */
-  static __device__ __forceinline__ void fetch(const args_t &args, const rows_span_t &span,
-                                               const sm90_room_t &room, int unit) {
-    const bf16_t *g = args.pre_at + span.row * 2 * args.shape.ffn + span.col;
-    const bf16_t *u = g + args.shape.ffn;
-#pragma unroll
-    for (int i = 0; i < DACT_PIECES; i++) {
-      int offset = unit_offset(unit) + 32 * i, piece = unit_piece(unit) + i;
-      sm90_fetch_row(room, piece, g + offset, offset < span.left);
-      sm90_fetch_row(room, piece + DACT_PIECES, u + offset, offset < span.left);
-    }
-    sm90_fetch_commit();
-  }
-
-  static __device__ __forceinline__ void early(const args_t &args, const rows_tile_t &tile,
-                                               int thread, const sm90_room_t &room) {
-    __syncwarp();
-    rows_span_t span = row_span(args, tile, thread, 0);
-    fetch(args, span, room, 0);
-    fetch(args, span, room, 1);
+  static __device__ __forceinline__ void load_staged(const args_t &args, const rows_tile_t &tile,
+                                                     int part, uint32_t at, uint32_t barrier) {
+    int n = tile.across * columns + 64 * part;
+    sm90_copy(args.pre_in, at, barrier, n, 0, tile.row);
+    sm90_copy(args.pre_in, at + 2 * SM90_BOX_BYTES, barrier, n, 1, tile.row);
   }
 
   static __device__ __forceinline__ float2 unpack(uint32_t pair) {
@@ -315,77 +308,73 @@ struct rows_dact : rows_base {
     return sm90_pack(weight * a0, weight * a1);
   }
 
-  /* A unit that has been fetched; adds the thread's part of the row's dot. */
-  static __device__ __forceinline__ void finish_unit(const args_t &args, const rows_span_t &span,
-                                                     const sm90_room_t &room, int unit,
-                                                     const float (&d)[128], float weight,
-                                                     float *dot) {
-    const int g = unit_piece(unit), u = g + DACT_PIECES, offset = unit_offset(unit);
-    const int half = unit / DACT_ROW_UNITS;
-    int64_t ffn = args.shape.ffn;
-    bf16_t *pre = args.pre_at + span.row * 2 * ffn + span.col;
-    uint32_t act[DACT_PIECES][4];
+  /* The warp's boxes of 64 columns; d: of their sums. */
+  static __device__ __forceinline__ void derive_boxes(uint32_t gate_box, uint32_t up_box,
+                                                      uint32_t act_box, const float *d,
+                                                      const float *weight, float *dot) {
+    uint32_t gate[4][4], up[4][4], act[4][4];
 #pragma unroll
-    for (int piece = 0; piece < DACT_PIECES; piece++) {
-      uint32_t gate[4], up[4];
-      sm90_get_fragment(room, g + piece, gate);
-      sm90_get_fragment(room, u + piece, up);
-#pragma unroll
-      for (int i = 0; i < 4; i++)
-        act[piece][i] = derive(weight, rows_pair(d, offset / 8 + 4 * piece + i, half), &gate[i],
-                               &up[i], dot);
-      __syncwarp();
-      sm90_put_fragment(room, g + piece, gate);
-      sm90_put_fragment(room, u + piece, up);
+    for (int i = 0; i < 4; i++) {
+      uint32_t at = sm90_fragment(0, i / 2, i % 2);
+      sm90_get_fragment(gate_box + at, gate[i]);
+      sm90_get_fragment(up_box + at, up[i]);
     }
-    __syncwarp();
-    rows_store<DACT_PIECES>(room, g, pre, span, offset);
-    rows_store<DACT_PIECES>(room, u, pre + ffn, span, offset);
-    __syncwarp();
 #pragma unroll
-    for (int piece = 0; piece < DACT_PIECES; piece++)
-      sm90_put_fragment(room, g + piece, act[piece]);
-    __syncwarp();
-    rows_store<DACT_PIECES>(room, g, args.act + span.row * ffn + span.col, span, offset);
-  }
-
-  static __device__ __forceinline__ void store_dot(const args_t &args, const rows_span_t &span,
-                                                   int offset, int thread, float dot) {
-    int slices = (args.shape.ffn + GROUPED_SLICE - 1) / GROUPED_SLICE;
-    dot += __shfl_xor_sync(0xffffffffu, dot, 1);
-    dot += __shfl_xor_sync(0xffffffffu, dot, 2);
-    if (thread % 4 == 0 && offset < span.left)
-      args.dot[span.row * slices + (span.col + offset) / GROUPED_SLICE] = dot;
+    for (int i = 0; i < 16; i++) {
+      const int half = i / 8, j = i % 8;
+      act[i / 4][j % 4] = derive(weight[half], d + 4 * j + 2 * half, &gate[i / 4][j % 4],
+                                 &up[i / 4][j % 4], &dot[half]);
+    }
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      uint32_t at = sm90_fragment(0, i / 2, i % 2);
+      sm90_put_fragment(gate_box + at, gate[i]);
+      sm90_put_fragment(up_box + at, up[i]);
+      sm90_put_fragment(act_box + at, act[i]);
+    }
   }
 
   static __device__ __forceinline__ void finish(const args_t &args, const rows_tile_t &tile,
-                                                int thread, const sm90_room_t &room,
+                                                int thread, sm90_state_t &state,
                                                 const float (&d)[128]) {
-    float weight[2], dot = 0;
+    int n = tile.across * columns, row = rows_first(tile, thread, 0) + thread % 32 / 4;
+    float weight[4], dot[4] = {0, 0, 0, 0}; /* of the thread's rows */
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-      rows_span_t span = row_span(args, tile, thread, half);
-      weight[half] = span.row < tile.end ? __ldg(args.weight + span.row) : 0;
+    for (int i = 0; i < 4; i++) {
+      int at = row + 64 * (i / 2) + 8 * (i % 2);
+      weight[i] = at < tile.end ? __ldg(args.weight + at) : 0;
     }
+    uint32_t warp_at = thread / 32 * SM90_OUT_BYTES;
 #pragma unroll
-    for (int unit = 0; unit < DACT_UNITS; unit++) {
-      const int half = unit / DACT_ROW_UNITS, next = unit + 2;
-      const bool ends_slice = (unit_offset(unit) + DACT_COLS) % GROUPED_SLICE == 0;
-      rows_span_t span = row_span(args, tile, thread, half);
-      if (unit + 1 < DACT_UNITS)
-        sm90_fetch_wait<1>();
-      else
-        sm90_fetch_wait<0>();
-      __syncwarp();
-      finish_unit(args, span, room, unit, d, weight[half], &dot);
-      if (ends_slice) {
-        store_dot(args, span, unit_offset(unit) + DACT_COLS - GROUPED_SLICE, thread, dot);
-        dot = 0;
-      }
-      if (next >= DACT_UNITS) continue;
-      __syncwarp();
-      fetch(args, row_span(args, tile, thread, next / DACT_ROW_UNITS), room, next);
+    for (int i = 0; i < 4; i++) {
+      const int part = i / 2, m = i % 2;
+      if (m == 0)
+        sm90_barrier_wait(sm90_staged_full<rows_dact>(state.ring, state.tile, part),
+                          state.tile / 2 & 1);
+      uint32_t gate = sm90_staged_at<rows_dact>(state.ring, part) + m * SM90_BOX_BYTES + warp_at;
+      uint32_t up = gate + 2 * SM90_BOX_BYTES, act = rows_box(state, thread);
+      /* the first part's groups are the last but one and before */
+      if (i == 3 && thread % 32 == 0)
+        sm90_barrier_arrive(sm90_staged_empty<rows_dact>(state.ring, 0), sm90_rank());
+      derive_boxes(gate, up, act, d + 64 * m + 32 * part, weight + 2 * m, dot + 2 * m);
+      rows_written();
+      rows_send(args.pre, tile, thread, 64 * m, gate, 0, n + 64 * part);
+      rows_send(args.pre, tile, thread, 64 * m, up, 1, n + 64 * part);
+      rows_send(args.act, tile, thread, 64 * m, act, 0, n + 64 * part);
+      rows_sent(thread);
     }
+    int slices = (args.shape.ffn + GROUPED_SLICE - 1) / GROUPED_SLICE;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      int at = row + 64 * (i / 2) + 8 * (i % 2);
+      dot[i] += __shfl_xor_sync(0xffffffffu, dot[i], 1);
+      dot[i] += __shfl_xor_sync(0xffffffffu, dot[i], 2);
+      if (thread % 4 == 0 && at < tile.end)
+        args.dot[(int64_t)at * slices + tile.across] = dot[i];
+    }
+    rows_wait<0>(thread);
+    if (thread % 32 == 0)
+      sm90_barrier_arrive(sm90_staged_empty<rows_dact>(state.ring, 1), sm90_rank());
   }
 #endif
 };
@@ -397,7 +386,7 @@ struct rows_dx : rows_base {
   struct args_t {
     CUtensorMap dpre, gate, up;
     rows_shape_t shape;
-    bf16_t *dx;
+    rows_matrix_t dx;
   };
   static constexpr bool b_mn_major = true;
 
@@ -407,14 +396,14 @@ struct rows_dx : rows_base {
     int blocks = args.shape.blocks / 2, part = block >= blocks;
     int k = (block - part * blocks) * SM90_K;
     sm90_copy(args.dpre, stage, barrier, k, part, tile.row);
-    rows_load_mn_major(part ? args.up : args.gate, stage + SM90_A_BYTES, barrier,
-                       tile.across * SM90_N, k, tile.expert);
+    rows_load_mn_major<columns>(part ? args.up : args.gate, stage + SM90_A_BYTES, barrier,
+                                tile.across * columns, k, tile.expert);
   }
 
   static __device__ __forceinline__ void finish(const args_t &args, const rows_tile_t &tile,
-                                                int thread, const sm90_room_t &room,
+                                                int thread, sm90_state_t &state,
                                                 const float (&d)[128]) {
-    rows_store_tile(tile, thread, room, d, args.dx, tile.across * SM90_N, args.shape.hidden);
+    rows_put_tile(args.dx, tile, thread, state, d);
   }
 #endif
 };
@@ -426,8 +415,8 @@ static rows_shape_t rows_make_shape(const grouped_t *grouped, int64_t across, in
           (int)grouped->ffn, (int)across,           (int)blocks};
 }
 
-static int64_t rows_tiles(const grouped_t *grouped, int64_t across) {
-  return (grouped->rows / SM90_M + grouped->experts) * across;
+static int64_t rows_pairs(const grouped_t *grouped, int64_t across) {
+  return (grouped->rows / ROWS_PAIR + grouped->experts) * across;
 }
 
 static nn_status_t rows_map(backend_device_t *device, const sm90_tensor_t &tensor,
@@ -435,55 +424,67 @@ static nn_status_t rows_map(backend_device_t *device, const sm90_tensor_t &tenso
   return sm90_map(device, "experts", &tensor, map);
 }
 
+static nn_status_t rows_result(backend_device_t *device, const grouped_t *grouped, void *base,
+                               int64_t parts, int64_t cols, rows_matrix_t *matrix) {
+  matrix->base = (bf16_t *)base;
+  matrix->parts = (int)parts;
+  matrix->cols = (int)cols;
+  if (!base) return NN_OK;
+  return rows_map(device, sm90_activations(base, grouped->rows, parts, cols, SM90_OUT_ROWS),
+                  &matrix->map);
+}
+
 nn_status_t sm90_up(backend_device_t *device, const grouped_t *grouped, const grouped_up_t *up) {
   if (!grouped->rows) return NN_OK;
-  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(f, SM90_N / 2);
+  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(f, rows_up::width);
   rows_up::args_t args;
   args.shape = rows_make_shape(grouped, across, cuda_blocks(h, SM90_K));
-  args.pre = (bf16_t *)up->pre;
-  args.act = (bf16_t *)up->act;
   CUDA_TRY(rows_map(device, sm90_activations(up->x, grouped->rows, 1, h, SM90_M), &args.x));
-  CUDA_TRY(rows_map(device, sm90_weights(grouped, up->gate, f, h, SM90_N / 2), &args.gate));
-  CUDA_TRY(rows_map(device, sm90_weights(grouped, up->up, f, h, SM90_N / 2), &args.up));
-  return sm90_launch<rows_up>(device, "experts", args, rows_tiles(grouped, across));
+  CUDA_TRY(rows_map(device, sm90_weights(grouped, up->gate, f, h, rows_up::width), &args.gate));
+  CUDA_TRY(rows_map(device, sm90_weights(grouped, up->up, f, h, rows_up::width), &args.up));
+  CUDA_TRY(rows_result(device, grouped, up->pre, 2, f, &args.pre));
+  CUDA_TRY(rows_result(device, grouped, up->act, 1, f, &args.act));
+  return sm90_launch<rows_up>(device, "experts", args, rows_pairs(grouped, across));
 }
 
 nn_status_t sm90_down(backend_device_t *device, const grouped_t *grouped,
                       const grouped_down_t *down) {
   if (!grouped->rows) return NN_OK;
-  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(h, SM90_N);
+  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(h, rows_down::columns);
+  int half = rows_down::columns / SM90_PAIR;
   rows_down::args_t args;
   args.shape = rows_make_shape(grouped, across, cuda_blocks(f, SM90_K));
-  args.y = (bf16_t *)down->y;
   CUDA_TRY(rows_map(device, sm90_activations(down->act, grouped->rows, 1, f, SM90_M), &args.act));
-  CUDA_TRY(rows_map(device, sm90_weights(grouped, down->down, h, f, SM90_N), &args.down));
-  return sm90_launch<rows_down>(device, "experts", args, rows_tiles(grouped, across));
+  CUDA_TRY(rows_map(device, sm90_weights(grouped, down->down, h, f, half), &args.down));
+  CUDA_TRY(rows_result(device, grouped, down->y, 1, h, &args.y));
+  return sm90_launch<rows_down>(device, "experts", args, rows_pairs(grouped, across));
 }
 
 nn_status_t sm90_dact(backend_device_t *device, const grouped_t *grouped,
                       const grouped_dact_t *dact) {
   if (!grouped->rows) return NN_OK;
-  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(f, SM90_N);
+  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(f, rows_dact::columns);
   rows_dact::args_t args;
   args.shape = rows_make_shape(grouped, across, cuda_blocks(h, SM90_K));
   args.weight = dact->weight;
-  args.pre_at = (bf16_t *)dact->pre;
-  args.act = (bf16_t *)dact->act;
   args.dot = dact->dot;
   CUDA_TRY(rows_map(device, sm90_activations(dact->dy, grouped->rows, 1, h, SM90_M), &args.dy));
   CUDA_TRY(rows_map(device, sm90_weights(grouped, dact->down, h, f, SM90_K), &args.down));
-  CUDA_TRY(rows_map(device, sm90_activations(dact->pre, grouped->rows, 2, f, SM90_M), &args.pre));
-  return sm90_launch<rows_dact>(device, "experts", args, rows_tiles(grouped, across));
+  CUDA_TRY(rows_map(device, sm90_activations(dact->pre, grouped->rows, 2, f, SM90_M),
+                    &args.pre_in));
+  CUDA_TRY(rows_result(device, grouped, dact->pre, 2, f, &args.pre));
+  CUDA_TRY(rows_result(device, grouped, dact->act, 1, f, &args.act));
+  return sm90_launch<rows_dact>(device, "experts", args, rows_pairs(grouped, across));
 }
 
 nn_status_t sm90_dx(backend_device_t *device, const grouped_t *grouped, const grouped_dx_t *dx) {
   if (!grouped->rows) return NN_OK;
-  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(h, SM90_N);
+  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(h, rows_dx::columns);
   rows_dx::args_t args;
   args.shape = rows_make_shape(grouped, across, 2 * cuda_blocks(f, SM90_K));
-  args.dx = (bf16_t *)dx->dx;
   CUDA_TRY(rows_map(device, sm90_activations(dx->dpre, grouped->rows, 2, f, SM90_M), &args.dpre));
   CUDA_TRY(rows_map(device, sm90_weights(grouped, dx->gate, f, h, SM90_K), &args.gate));
   CUDA_TRY(rows_map(device, sm90_weights(grouped, dx->up, f, h, SM90_K), &args.up));
-  return sm90_launch<rows_dx>(device, "experts", args, rows_tiles(grouped, across));
+  CUDA_TRY(rows_result(device, grouped, dx->dx, 1, h, &args.dx));
+  return sm90_launch<rows_dx>(device, "experts", args, rows_pairs(grouped, across));
 }

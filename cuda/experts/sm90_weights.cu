@@ -1,10 +1,7 @@
 /* The product of sm_90a whose results are gradients of weights: dw of grouped.h; accumulates. K
- * goes over an expert's rows in order; the sum is added to the gradient once, in fp32, so that
- * nothing depends on the order of tiles. An expert without rows has no tiles. */
+ * goes over an expert's rows in order; the sum is added to the gradient once, in fp32, by the copy
+ * engine, so that nothing depends on the order of tiles. An expert without rows has no tiles. */
 #include "sm90.cuh"
-
-/* Blocks along K before a tile's end during which the old gradient is brought into L2. */
-enum { WEIGHTS_PREFETCH = 16 };
 
 enum { WEIGHTS_GATE, WEIGHTS_UP, WEIGHTS_DOWN };
 
@@ -21,18 +18,19 @@ struct weights_dw {
     CUtensorMap dpre, x, dy, act;
     const int32_t *offset;
     int experts, hidden, ffn;
-    int64_t stride;
-    float *gradient[3]; /* by WEIGHTS_ */
+    CUtensorMap gradient[3]; /* by WEIGHTS_ */
   };
   typedef weights_tile_t tile_t;
-  static constexpr bool a_mn_major = true, b_mn_major = true, k_grouped = true;
+  static constexpr int columns = 256, behind = 2;
+  static constexpr bool a_mn_major = true, b_mn_major = true, k_grouped = true, staged = false;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   /* The shorter side goes first, so that the other operand's columns come from memory once. */
   static __device__ __forceinline__ bool find(const args_t &args, sm90_walk_t *walk, int t,
                                               weights_tile_t *tile) {
-    int f_tall = (args.ffn + SM90_M - 1) / SM90_M, h_wide = (args.hidden + SM90_N - 1) / SM90_N;
-    int h_tall = (args.hidden + SM90_M - 1) / SM90_M, f_wide = (args.ffn + SM90_N - 1) / SM90_N;
+    const int tall = SM90_PAIR * SM90_M;
+    int f_tall = (args.ffn + tall - 1) / tall, h_wide = (args.hidden + columns - 1) / columns;
+    int h_tall = (args.hidden + tall - 1) / tall, f_wide = (args.ffn + columns - 1) / columns;
     int gate = f_tall * h_wide, all = 2 * gate + h_tall * f_wide;
     for (; walk->expert < args.experts; walk->expert++) {
       tile->begin = __ldg(args.offset + walk->expert);
@@ -47,8 +45,8 @@ struct weights_dw {
       tile->matrix = min(at / gate, (int)WEIGHTS_DOWN);
       at -= tile->matrix * gate;
       bool down = tile->matrix == WEIGHTS_DOWN;
-      tile->m = (down ? at % h_tall : at / h_wide) * SM90_M;
-      tile->n = (down ? at / h_tall : at % h_wide) * SM90_N;
+      tile->m = (down ? at % h_tall : at / h_wide) * tall + sm90_rank() * SM90_M;
+      tile->n = (down ? at / h_tall : at % h_wide) * columns;
       return true;
     }
     return false;
@@ -62,22 +60,6 @@ struct weights_dw {
     return tile.end - tile.begin - block * SM90_K;
   }
 
-  static __device__ __forceinline__ int rows(const args_t &args, const weights_tile_t &tile) {
-    return tile.matrix == WEIGHTS_DOWN ? args.hidden : args.ffn;
-  }
-
-  static __device__ __forceinline__ int cols(const args_t &args, const weights_tile_t &tile) {
-    return tile.matrix == WEIGHTS_DOWN ? args.ffn : args.hidden;
-  }
-
-  static __device__ __forceinline__ float *gradient(const args_t &args,
-                                                    const weights_tile_t &tile) {
-    float *first = tile.matrix == WEIGHTS_GATE ? args.gradient[WEIGHTS_GATE]
-                   : tile.matrix == WEIGHTS_UP ? args.gradient[WEIGHTS_UP]
-                                               : args.gradient[WEIGHTS_DOWN];
-    return first + tile.expert * args.stride;
-  }
-
   static __device__ __forceinline__ void load(const args_t &args, const weights_tile_t &tile,
                                               int block, uint32_t stage, uint32_t barrier) {
     bool down = tile.matrix == WEIGHTS_DOWN;
@@ -86,62 +68,49 @@ struct weights_dw {
 #pragma unroll
     for (int box = 0; box < SM90_M / 64; box++)
       sm90_copy(a, stage + box * SM90_BOX_BYTES, barrier, tile.m + 64 * box, part, row);
+    const int boxes = columns / 64 / SM90_PAIR;
+    int first = sm90_rank() * boxes;
 #pragma unroll
-    for (int box = 0; box < SM90_N / 64; box++)
-      sm90_copy(b, stage + SM90_A_BYTES + box * SM90_BOX_BYTES, barrier, tile.n + 64 * box, 0, row);
-    prefetch(args, tile, block);
+    for (int box = first; box < first + boxes; box++)
+      sm90_copy_to_both(b, stage + SM90_A_BYTES + box * SM90_BOX_BYTES, barrier, tile.n + 64 * box,
+                        0, row);
   }
-
-  /* A share of the old gradient's rows, over the last blocks. */
-  static __device__ __forceinline__ void prefetch(const args_t &args, const weights_tile_t &tile,
-                                                  int block) {
-    int count = blocks(args, tile), over = min(count, (int)WEIGHTS_PREFETCH);
-    int share = (SM90_M + over - 1) / over, at = (block - (count - over)) * share;
-    if (at < 0) return;
-    int tall = min(min(at + share, (int)SM90_M), rows(args, tile) - tile.m);
-    int wide = cols(args, tile), bytes = min((int)SM90_N, wide - tile.n) * (int)sizeof(float);
-    const float *from = gradient(args, tile) + (int64_t)tile.m * wide + tile.n;
-    for (; at < tall; at++) sm90_prefetch_bytes(from + (int64_t)at * wide, bytes);
-  }
-
-  static __device__ __forceinline__ void early(const args_t &, const weights_tile_t &, int,
-                                               const sm90_room_t &) {}
 
   /* Of two blocks of 8 columns an even thread takes 4 columns of the first, its odd neighbour those
    * of the second. */
-  static __device__ __forceinline__ float4 four(const float *first, const float *second, bool odd) {
+  static __device__ __forceinline__ uint4 four(const float *first, const float *second, bool odd) {
     float x = __shfl_xor_sync(0xffffffffu, odd ? first[0] : second[0], 1);
     float y = __shfl_xor_sync(0xffffffffu, odd ? first[1] : second[1], 1);
-    return odd ? make_float4(x, y, second[0], second[1]) : make_float4(first[0], first[1], x, y);
+    float4 v = make_float4(x, y, second[0], second[1]);
+    if (!odd) v = make_float4(first[0], first[1], x, y);
+    return *reinterpret_cast<uint4 *>(&v);
   }
 
+  /* By boxes of 32 columns. */
   static __device__ __forceinline__ void finish(const args_t &args, const weights_tile_t &tile,
-                                                int thread, const sm90_room_t &,
+                                                int thread, sm90_state_t &state,
                                                 const float (&d)[128]) {
-    const int batch = 8; /* loads under way at once */
-    int wide = cols(args, tile), quad = thread % 4;
-    int col = tile.n + 8 * (quad & 1) + 2 * (quad & 2);
+    const CUtensorMap &to = args.gradient[tile.matrix];
+    uint32_t lane = thread % 32, odd = lane & 1, block = 2 * odd + (lane & 2) / 2;
+    int row = tile.m + thread / 32 * SM90_OUT_ROWS;
 #pragma unroll
-    for (int part = 0; part < 4; part++) {
-      int half = part / 2, j = part % 2 * 2 * batch;
-      int row = tile.m + thread / 32 * 16 + thread % 32 / 4 + 8 * half;
-      bool inside = row < rows(args, tile);
-      float *to = gradient(args, tile) + (int64_t)row * wide + col + 8 * j;
-      float4 old[batch];
+    for (int j = 0; j < columns / 8; j += 4) {
+      uint32_t box = state.room + state.box;
+      state.box ^= SM90_OUT_BYTES;
+      if (lane == 0) sm90_store_wait<1>();
+      __syncwarp();
 #pragma unroll
-      for (int i = 0; i < batch; i++)
-        if (inside && col + 8 * j + 16 * i < wide)
-          old[i] = __ldcs(reinterpret_cast<const float4 *>(to + 16 * i));
-#pragma unroll
-      for (int i = 0; i < batch; i++) {
-        const float *at = d + 4 * (j + 2 * i) + 2 * half;
-        float4 sum = four(at, at + 4, quad & 1);
-        if (!inside || col + 8 * j + 16 * i >= wide) continue;
-        sum.x += old[i].x;
-        sum.y += old[i].y;
-        sum.z += old[i].z;
-        sum.w += old[i].w;
-        __stcs(reinterpret_cast<float4 *>(to + 16 * i), sum);
+      for (int i = 0; i < 4; i++) {
+        const int half = i / 2, pair = i % 2;
+        const float *at = d + 4 * (j + 2 * pair) + 2 * half;
+        uint32_t to_row = box + half * 1024 + lane / 4 * 128;
+        sm90_put(to_row + (((block + 4 * pair) ^ (lane / 4)) << 4), four(at, at + 4, odd));
+      }
+      sm90_writes_done();
+      __syncwarp();
+      if (lane == 0) {
+        sm90_store_add(to, box, tile.n + 8 * j, row, tile.expert);
+        sm90_store_commit();
       }
     }
   }
@@ -154,6 +123,12 @@ static nn_status_t weights_map(backend_device_t *device, const grouped_t *groupe
   return sm90_map(device, "experts", &tensor, map);
 }
 
+static nn_status_t weights_gradient(backend_device_t *device, const grouped_t *grouped, float *base,
+                                    int64_t rows, int64_t cols, CUtensorMap *map) {
+  sm90_tensor_t tensor = sm90_gradients(grouped, base, rows, cols);
+  return sm90_map(device, "experts", &tensor, map);
+}
+
 nn_status_t sm90_dw(backend_device_t *device, const grouped_t *grouped, const grouped_dw_t *dw) {
   if (!grouped->rows) return NN_OK;
   int64_t h = grouped->hidden, f = grouped->ffn;
@@ -162,15 +137,16 @@ nn_status_t sm90_dw(backend_device_t *device, const grouped_t *grouped, const gr
   args.experts = (int)grouped->experts;
   args.hidden = (int)h;
   args.ffn = (int)f;
-  args.stride = grouped->stride;
-  args.gradient[WEIGHTS_GATE] = dw->dgate;
-  args.gradient[WEIGHTS_UP] = dw->dup;
-  args.gradient[WEIGHTS_DOWN] = dw->ddown;
   CUDA_TRY(weights_map(device, grouped, dw->dpre, 2, f, &args.dpre));
   CUDA_TRY(weights_map(device, grouped, dw->x, 1, h, &args.x));
   CUDA_TRY(weights_map(device, grouped, dw->dy, 1, h, &args.dy));
   CUDA_TRY(weights_map(device, grouped, dw->act, 1, f, &args.act));
-  int64_t tiles = 2 * cuda_blocks(f, SM90_M) * cuda_blocks(h, SM90_N) +
-                  cuda_blocks(h, SM90_M) * cuda_blocks(f, SM90_N);
-  return sm90_launch<weights_dw>(device, "experts", args, tiles * grouped->experts);
+  CUtensorMap *gradient = args.gradient;
+  CUDA_TRY(weights_gradient(device, grouped, dw->dgate, f, h, &gradient[WEIGHTS_GATE]));
+  CUDA_TRY(weights_gradient(device, grouped, dw->dup, f, h, &gradient[WEIGHTS_UP]));
+  CUDA_TRY(weights_gradient(device, grouped, dw->ddown, h, f, &gradient[WEIGHTS_DOWN]));
+  const int tall = SM90_PAIR * SM90_M, wide = weights_dw::columns;
+  int64_t pairs = 2 * cuda_blocks(f, tall) * cuda_blocks(h, wide) +
+                  cuda_blocks(h, tall) * cuda_blocks(f, wide);
+  return sm90_launch<weights_dw>(device, "experts", args, pairs * grouped->experts);
 }

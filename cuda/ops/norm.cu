@@ -8,6 +8,7 @@
  * lanes also keep the sums of dw and db over the warp's rows. Other rows belong to a block, which
  * reads them once per pass. Order of the sums over rows: a warp's rows, a block's warps, then as
  * columns.cuh says. */
+#include "launch.cuh"
 #include "ops/columns.cuh"
 
 enum {
@@ -31,12 +32,11 @@ static __device__ __forceinline__ void norm_statistics(const op_norm_t &op, int6
 /* x = x rstd w + b for W columns from c on; x comes with the mean taken off. */
 template <typename T, int W>
 static __device__ __forceinline__ void norm_scale(const op_norm_t &op, int64_t c, float rstd,
-                                                  float (&x)[W]) {
-  float w[W], b[W] = {0};
-  wide_load<W>((const T *)op.w + c, w);
+                                                  const T (&w)[W], float (&x)[W]) {
+  float b[W] = {0};
   if (op.b) wide_load<W>((const T *)op.b + c, b);
 #pragma unroll
-  for (int j = 0; j < W; j++) x[j] = x[j] * rstd * w[j] + b[j];
+  for (int j = 0; j < W; j++) x[j] = x[j] * rstd * to_float(w[j]) + b[j];
 }
 
 /* A row to a warp, at most PER elements to a lane. */
@@ -44,14 +44,22 @@ template <typename T, int PER>
 static __global__ void __launch_bounds__(NORM_THREADS, (PER <= 24 ? 4 : 1))
     norm_warp_kernel(const op_norm_t op) {
   constexpr int W = vec_t<T>::width, CHUNKS = PER / W;
+  constexpr bool EARLY = PER * sizeof(T) <= 48; /* registers have room for w beside x */
   int lane = threadIdx.x & 31, hidden = (int)op.hidden;
   int64_t row = (int64_t)blockIdx.x * NORM_WARPS + (threadIdx.x >> 5);
+  launch_next();
+  if (row == 0 && lane == 0) launch_prefetch(op.w, hidden * (int64_t)sizeof(T));
+  launch_wait();
   if (row >= op.n) return;
   const T *from = (const T *)op.x + row * hidden;
   float x[CHUNKS][W] = {}, mean = 0, square = 0;
+  T w[CHUNKS][W] = {};
 #pragma unroll
   for (int i = 0; i < CHUNKS; i++)
     if ((i * 32 + lane) * W < hidden) wide_load<W>(from + (i * 32 + lane) * W, x[i]);
+#pragma unroll
+  for (int i = 0; EARLY && i < CHUNKS; i++)
+    if ((i * 32 + lane) * W < hidden) wide_read<W>((const T *)op.w + (i * 32 + lane) * W, w[i]);
   if (op.kind == NN_NORM_LAYER) {
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++)
@@ -68,8 +76,12 @@ static __global__ void __launch_bounds__(NORM_THREADS, (PER <= 24 ? 4 : 1))
   float rstd = __frsqrt_rn(warp_sum(square) / (float)hidden + op.eps);
   /* All of w is read before the first store, which it could not pass. */
 #pragma unroll
-  for (int i = 0; i < CHUNKS; i++)
-    if ((i * 32 + lane) * W < hidden) norm_scale<T, W>(op, (i * 32 + lane) * W, rstd, x[i]);
+  for (int i = 0; i < CHUNKS; i++) {
+    int c = (i * 32 + lane) * W;
+    if (c >= hidden) continue;
+    if (!EARLY) wide_read<W>((const T *)op.w + c, w[i]);
+    norm_scale<T, W>(op, c, rstd, w[i], x[i]);
+  }
   T *to = (T *)op.y + row * hidden;
 #pragma unroll
   for (int i = 0; i < CHUNKS; i++)
@@ -84,6 +96,8 @@ static __global__ void __launch_bounds__(NORM_THREADS) norm_block_kernel(const o
   int64_t row = blockIdx.x, begin = threadIdx.x * W;
   const T *from = (const T *)op.x + row * op.hidden;
   float x[W], mean = 0, square = 0;
+  launch_next();
+  launch_wait();
   if (op.kind == NN_NORM_LAYER) {
     for (int64_t c = begin; c < op.hidden; c += NORM_THREADS * W) {
       wide_load<W>(from + c, x);
@@ -99,10 +113,12 @@ static __global__ void __launch_bounds__(NORM_THREADS) norm_block_kernel(const o
   }
   float rstd = __frsqrt_rn(block_sum(square, room) / (float)op.hidden + op.eps);
   for (int64_t c = begin; c < op.hidden; c += NORM_THREADS * W) {
+    T w[W];
+    wide_read<W>((const T *)op.w + c, w);
     wide_load<W>(from + c, x);
 #pragma unroll
     for (int j = 0; j < W; j++) x[j] -= mean;
-    norm_scale<T, W>(op, c, rstd, x);
+    norm_scale<T, W>(op, c, rstd, w, x);
     wide_store<W>((T *)op.y + row * op.hidden + c, x);
   }
   if (threadIdx.x == 0) norm_statistics(op, row, mean, rstd);
@@ -114,13 +130,13 @@ static void norm_launch(backend_device_t *device, const op_norm_t *op) {
   bool wide = op->hidden % W == 0 && wide_aligned(op->x, op->w, op->b, op->y);
   unsigned rows = (unsigned)op->n, grid = (unsigned)cuda_blocks(op->n, NORM_WARPS);
   if (wide && op->hidden <= 768)
-    norm_warp_kernel<T, 24><<<grid, NORM_THREADS, 0, device->stream>>>(*op);
+    launch_chained(device, norm_warp_kernel<T, 24>, grid, NORM_THREADS, 0, 0, *op);
   else if (wide && op->hidden <= NORM_MOST)
-    norm_warp_kernel<T, NORM_MOST / 32><<<grid, NORM_THREADS, 0, device->stream>>>(*op);
+    launch_chained(device, norm_warp_kernel<T, NORM_MOST / 32>, grid, NORM_THREADS, 0, 0, *op);
   else if (wide)
-    norm_block_kernel<T, W><<<rows, NORM_THREADS, 0, device->stream>>>(*op);
+    launch_chained(device, norm_block_kernel<T, W>, rows, NORM_THREADS, 0, 0, *op);
   else
-    norm_block_kernel<T, 1><<<rows, NORM_THREADS, 0, device->stream>>>(*op);
+    launch_chained(device, norm_block_kernel<T, 1>, rows, NORM_THREADS, 0, 0, *op);
 }
 
 CUDA_OP(norm, op_norm_t) {

@@ -1,4 +1,5 @@
 /* Rotary positions, in place, and the storing of key and value rows into a cache. */
+#include "launch.cuh"
 #include "ops/wide.cuh"
 
 enum { ROPE_THREADS = 256 };
@@ -14,35 +15,42 @@ static dim3 rope_block(int64_t items) {
 
 /* Rotates W pairs: low and high are columns i and i + head_dim / 2 of a head. */
 template <typename T, int W>
-static __device__ __forceinline__ void rope_turn(T *low, T *high, const float *cosine,
-                                                 const float *sine, float sign) {
-  float a[W], b[W], c[W], s[W];
+static __device__ __forceinline__ void rope_turn(T *low, T *high, const float (&cosine)[W],
+                                                 const float (&sine)[W], float sign) {
+  float a[W], b[W];
   wide_load<W>(low, a);
   wide_load<W>(high, b);
-  wide_load<W>(cosine, c);
-  wide_load<W>(sine, s);
 #pragma unroll
   for (int j = 0; j < W; j++) {
-    float x = a[j], y = b[j], turn = sign * s[j];
-    a[j] = x * c[j] - y * turn;
-    b[j] = y * c[j] + x * turn;
+    float x = a[j], y = b[j], turn = sign * sine[j];
+    a[j] = x * cosine[j] - y * turn;
+    b[j] = y * cosine[j] + x * turn;
   }
   wide_store<W>(low, a);
   wide_store<W>(high, b);
 }
 
+/* Positions and their table come from the host: those of a thread's first item are read ahead. */
 template <typename T, int W>
 static __global__ void __launch_bounds__(ROPE_THREADS) rope_kernel(const op_rope_t op) {
   int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
-  if (row >= op.n) return;
   int half = (int)op.head_dim / 2, across = half / W, items = (int)op.heads * across;
-  const float *cosine = op.table + op.position[row] * op.head_dim;
+  launch_next();
+  const float *at = op.table + op.position[min(row, op.n - 1)] * op.head_dim;
+  float cosine[W], sine[W], sign = op.inverse ? -1.0f : 1.0f;
+  int item = threadIdx.x, i = item % across * W;
+  wide_load<W>(at + i, cosine);
+  wide_load<W>(at + half + i, sine);
+  launch_wait();
+  if (row >= op.n) return;
   T *x = (T *)op.x + row * op.ldx;
-  float sign = op.inverse ? -1.0f : 1.0f;
-  for (int item = threadIdx.x; item < items; item += blockDim.x) {
-    int head = item / across, i = item % across * W;
-    T *low = x + head * op.head_dim + i;
-    rope_turn<T, W>(low, low + half, cosine + i, cosine + half + i, sign);
+  while (item < items) {
+    T *low = x + item / across * op.head_dim + i;
+    rope_turn<T, W>(low, low + half, cosine, sine, sign);
+    item += blockDim.x, i = item % across * W;
+    if (item >= items) break;
+    wide_load<W>(at + i, cosine);
+    wide_load<W>(at + half + i, sine);
   }
 }
 
@@ -50,7 +58,7 @@ template <typename T, int W>
 static void rope_run(backend_device_t *device, const op_rope_t *op) {
   dim3 block = rope_block(op->heads * (op->head_dim / 2 / W));
   unsigned grid = (unsigned)cuda_blocks(op->n, block.y);
-  rope_kernel<T, W><<<grid, block, 0, device->stream>>>(*op);
+  launch_chained(device, rope_kernel<T, W>, grid, block, 0, 0, *op);
 }
 
 template <typename T>
@@ -72,15 +80,19 @@ CUDA_OP(rope, op_rope_t) {
 
 /* ---- cache ----------------------------------------------------------------------------------- */
 
-/* Sizes and strides in units of type U; blockIdx.y is 0 for keys and 1 for values. */
+/* Sizes and strides in units of type U; blockIdx.y is 0 for keys and 1 for values. Sequences and
+ * positions come from the host. */
 template <typename U>
 static __global__ void __launch_bounds__(ROPE_THREADS)
     kv_store_kernel(const op_kv_store_t op, int64_t width, int64_t ld, int64_t cache_batch) {
-  int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
-  if (row >= op.n || op.sequence[row] < 0) return;
+  int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, at = min(row, op.n - 1);
+  launch_next();
+  int64_t sequence = op.sequence[at], position = op.position[at];
+  launch_wait();
+  if (row >= op.n || sequence < 0) return;
   const U *from = (const U *)(blockIdx.y ? op.v : op.k) + row * ld;
   U *to = (U *)(blockIdx.y ? op.v_cache : op.k_cache);
-  to += op.sequence[row] * cache_batch + op.position[row] * width;
+  to += sequence * cache_batch + position * width;
   for (int64_t i = threadIdx.x; i < width; i += blockDim.x) to[i] = from[i];
 }
 
@@ -88,8 +100,8 @@ template <typename U>
 static void kv_store_run(backend_device_t *device, const op_kv_store_t *op, int64_t per_unit) {
   int64_t width = op->width / per_unit;
   dim3 block = rope_block(width), grid((unsigned)cuda_blocks(op->n, block.y), 2);
-  kv_store_kernel<U><<<grid, block, 0, device->stream>>>(*op, width, op->ld / per_unit,
-                                                         op->cache_batch / per_unit);
+  launch_chained(device, kv_store_kernel<U>, grid, block, 0, 0, *op, width, op->ld / per_unit,
+                 op->cache_batch / per_unit);
 }
 
 template <typename T>

@@ -6,13 +6,13 @@
  * tensor cores, which multiply exactly and add in fp32; warps share out rows and, the fewer rows
  * there are, the columns. route_rows counts the experts of each block, route_place turns these
  * counts into first rows and places the slots; up to ROUTE_TILE tokens, one block does it all in
- * one launch. Sums over tokens are in double: tokens in a thread, threads in a warp, warps, blocks,
- * each in one order. Only integers are added by atomics. */
-#include "ops/route.cuh"
+ * one launch, and route_few.cu where experts are few too. Sums over tokens are in double: tokens in
+ * a thread, threads in a warp, warps, blocks, each in one order. Only integers are added by
+ * atomics. */
+#include "ops/route_logits.cuh"
 #include "ops/wide.cuh"
 
 enum {
-  ROUTE_TILE = 64,    /* tokens whose logits exist at once in a block */
   ROUTE_BLOCKS = 256, /* most blocks: each reads the counts of all */
   ROUTE_EXPERTS = 1024
 };
@@ -50,132 +50,6 @@ size_t cuda_route_scratch(const backend_device_t *device, const backend_limits_t
 
 /* ---- logits ---------------------------------------------------------------------------------- */
 
-/* Logits of a tile and of up to NT * 8 experts in shared memory: those of token i are the sum, in
- * order, of rows i, i + span, ... of `slices`. Four columns of padding spread rows over banks. */
-template <int NT>
-struct route_logits_t {
-  static constexpr int width = NT * 8, stride = width + 4;
-  float *part; /* [16 * ROUTE_WARPS, stride] */
-  int span, slices;
-
-  __device__ float at(int i, int e) const {
-    float sum = part[i * stride + e];
-    for (int s = 1; s < slices; s++) sum += part[(s * span + i) * stride + e];
-    return sum;
-  }
-};
-
-/* Does not displace what the first-level cache holds: w. */
-__device__ __forceinline__ uint4 route_load_once(const void *from) {
-  uint4 v;
-  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-               : "l"(from));
-  return v;
-}
-
-__device__ __forceinline__ void route_mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                          uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
-/* x: the tile's first row; w: the first expert's. Products may take columns in any order as long as
- * both sides agree: a lane's 16 bytes, columns 8 t .. 8 t + 7 of 32, serve as its fragments of two
- * products of 16 columns. Hidden is a multiple of 8. */
-template <int NT>
-static __device__ void route_logits_mma(route_logits_t<NT> &out, const bf16_t *x, const bf16_t *w,
-                                        int64_t hidden, int rows, int experts) {
-  constexpr int UNROLL = NT <= 2 ? 4 : 2;
-  constexpr bool EARLY = NT <= 2; /* registers have room for all of w's fragments at once */
-  int warp = threadIdx.x >> 5, g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
-  int tiles = rows <= 16 ? 1 : rows <= 32 ? 2 : 4;
-  out.span = 16 * tiles, out.slices = ROUTE_WARPS / tiles;
-  int row = warp % tiles * 16 + g;
-  const bf16_t *x0 = x + min(row, rows - 1) * hidden, *x1 = x + min(row + 8, rows - 1) * hidden;
-  int64_t slice = (hidden + 32 * out.slices - 1) / (32 * out.slices) * 32;
-  int64_t begin = warp / tiles * slice, end = min(begin + slice, hidden);
-  float sum[NT][4] = {};
-  for (int64_t c = begin + 8 * t; c - 8 * t < end; c += 32 * UNROLL) {
-    uint4 a0[UNROLL] = {}, a1[UNROLL] = {}, early[UNROLL][NT] = {};
-    auto load_w = [&](int j, int64_t at) {
-      return __ldg((const uint4 *)(w + min(8 * j + g, experts - 1) * hidden + at));
-    };
-#pragma unroll
-    for (int u = 0; u < UNROLL; u++) {
-      int64_t at = c + 32 * u;
-      if (at >= end) continue;
-      a0[u] = route_load_once(x0 + at), a1[u] = route_load_once(x1 + at);
-#pragma unroll
-      for (int j = 0; EARLY && j < NT; j++) early[u][j] = load_w(j, at);
-    }
-#pragma unroll
-    for (int u = 0; u < UNROLL; u++) {
-#pragma unroll
-      for (int j = 0; j < NT; j++) {
-        uint4 b = early[u][j];
-        if (!EARLY && c + 32 * u < end) b = load_w(j, c + 32 * u);
-        route_mma(sum[j], a0[u].x, a1[u].x, a0[u].y, a1[u].y, b.x, b.y);
-        route_mma(sum[j], a0[u].z, a1[u].z, a0[u].w, a1[u].w, b.z, b.w);
-      }
-    }
-  }
-  float *to = out.part + (warp * 16 + g) * out.stride + 2 * t;
-#pragma unroll
-  for (int j = 0; j < NT; j++) {
-    *(float2 *)(to + 8 * j) = make_float2(sum[j][0], sum[j][1]);
-    *(float2 *)(to + 8 * out.stride + 8 * j) = make_float2(sum[j][2], sum[j][3]);
-  }
-}
-
-/* For any shape: a warp takes 4 tokens and 4 experts at a time, its lanes share the columns. */
-template <int NT, typename T>
-static __device__ void route_logits_plain(route_logits_t<NT> &out, const T *x, const T *w,
-                                          int64_t hidden, int rows, int experts) {
-  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  int across = (experts + 3) / 4, items = (rows + 3) / 4 * across;
-  out.span = ROUTE_TILE, out.slices = 1;
-  for (int item = warp; item < items; item += ROUTE_WARPS) {
-    int row = item / across * 4, expert = item % across * 4;
-    const T *x_at[4], *w_at[4];
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      x_at[i] = x + min(row + i, rows - 1) * hidden;
-      w_at[i] = w + min(expert + i, experts - 1) * hidden;
-    }
-    float sum[4][4] = {};
-    for (int64_t c = lane; c < hidden; c += 32) {
-      float a[4], b[4];
-#pragma unroll
-      for (int i = 0; i < 4; i++) a[i] = to_float(x_at[i][c]), b[i] = to_float(w_at[i][c]);
-#pragma unroll
-      for (int i = 0; i < 16; i++) sum[i / 4][i % 4] = fmaf(a[i / 4], b[i % 4], sum[i / 4][i % 4]);
-    }
-#pragma unroll
-    for (int i = 0; i < 16; i++) {
-      float logit = warp_sum(sum[i / 4][i % 4]);
-      if (lane == i) out.part[(row + i / 4) * out.stride + expert + i % 4] = logit;
-    }
-  }
-}
-
-template <int NT>
-static __device__ void route_logits(route_logits_t<NT> &out, const float *x, const float *w,
-                                    int64_t hidden, int rows, int experts, int vectors) {
-  (void)vectors;
-  route_logits_plain(out, x, w, hidden, rows, experts);
-}
-template <int NT>
-static __device__ void route_logits(route_logits_t<NT> &out, const bf16_t *x, const bf16_t *w,
-                                    int64_t hidden, int rows, int experts, int vectors) {
-  if (vectors)
-    route_logits_mma(out, x, w, hidden, rows, experts);
-  else
-    route_logits_plain(out, x, w, hidden, rows, experts);
-}
-
 /* More experts than shared memory has columns: their logits wait in prob. */
 template <int NT, typename T>
 static __device__ void route_logits_wide(const op_route_t &op, route_logits_t<NT> &out,
@@ -193,27 +67,6 @@ static __device__ void route_logits_wide(const op_route_t &op, route_logits_t<NT
 }
 
 /* ---- the choice ------------------------------------------------------------------------------ */
-
-/* Turns a group's logits into probabilities; returns the log-sum-exp. Others than numbers make all
- * probabilities NaN. */
-template <int LANES, int PER>
-static __device__ float route_softmax(float (&p)[PER], int q, int experts) {
-  float most = -INFINITY, sum = 0;
-#pragma unroll
-  for (int j = 0; j < PER; j++) most = fmaxf(most, q + LANES * j < experts ? p[j] : -INFINITY);
-#pragma unroll
-  for (int step = LANES / 2; step; step >>= 1)
-    most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
-#pragma unroll
-  for (int j = 0; j < PER; j++) {
-    p[j] = q + LANES * j < experts ? expf(p[j] - most) : 0.0f;
-    sum += p[j];
-  }
-  sum = route_group_sum<LANES>(sum);
-#pragma unroll
-  for (int j = 0; j < PER; j++) p[j] /= sum;
-  return most + logf(sum);
-}
 
 /* The k most probable in falling order. A key grows with the probability and, among equals, falls
  * with the index; NaN counts as 0. Once taken, a key is 0. */
@@ -514,6 +367,10 @@ CUDA_OP(route, op_route_t) {
   cuda_arena_t arena = {(char *)scratch.data, 0};
   route_plan_t plan = route_layout(&arena, op->n, op->experts);
   plan.vectors = op->hidden % 8 == 0 && wide_aligned(op->x, op->w);
+  if (op->n <= ROUTE_TILE && op->experts <= ROUTE_FEW) {
+    route_few(device, op, plan.vectors);
+    return cuda_launched(device, "route");
+  }
   CUDA_BY_DTYPE(op->act_dtype, route_launch, device->stream, op, &plan);
   if (plan.blocks > 1)
     route_place<<<plan.blocks + 1, ROUTE_THREADS, 0, device->stream>>>(*op, plan);

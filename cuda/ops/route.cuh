@@ -26,6 +26,11 @@ __device__ __forceinline__ V route_group_sum(V x) {
   return x;
 }
 
+/* route_few.cu: up to ROUTE_TILE tokens and ROUTE_FEW experts. vectors: x and w may be read in 16
+ * bytes. */
+enum { ROUTE_FEW = 64 };
+void route_few(backend_device_t *device, const op_route_t *op, int vectors);
+
 size_t route_bwd_scratch(const backend_limits_t *limits); /* route_bwd.cu */
 
 #endif

@@ -1,9 +1,14 @@
-/* y[i, j] = <a_i, b_j> + bias_j + c[i, j] for a few rows i: a warp an output column j reads the weight's
- * row j once, 16 bytes a lane, and keeps a sum for each i. Lanes' sums are added in one fixed order. */
-#include "../kernel.cuh"
+/* y[i, j] = <a_i, b_j> + bias_j + c[i, j] for a few rows i: a warp an output column j reads the
+ * weight's row j once, 16 bytes a lane, and keeps a sum for each i. Lanes' sums are added in one
+ * fixed order. */
+#include "../launch.cuh"
 #include "matmul.h"
 
-enum { ROWS = 8, WARPS = 4 };
+enum {
+  ROWS = 8,
+  WARPS = 4,
+  LOADS = 4 /* of the weight's row that a lane has in flight */
+};
 
 int matmul_rows_fit(const op_matmul_t *op) {
   int64_t width = op->a_dtype == NN_BF16 ? 8 : 4;
@@ -12,43 +17,63 @@ int matmul_rows_fit(const op_matmul_t *op) {
          (((uintptr_t)op->a | (uintptr_t)op->b) & 15) == 0;
 }
 
+/* Vectors of a lane from column l on; zero behind the row's end. */
+template <typename T>
+__device__ __forceinline__ void rows_load(vec_t<T> (&to)[LOADS], const T *row, int64_t l,
+                                          int64_t k) {
+  constexpr int W = vec_t<T>::width;
+#pragma unroll
+  for (int u = 0; u < LOADS; u++) {
+    *(uint4 *)&to[u] = make_uint4(0, 0, 0, 0);
+    if (l + u * 32 * W < k) to[u] = vec_load(row + l + u * 32 * W);
+  }
+}
+
 template <typename T, typename D, int M>
-__global__ void __launch_bounds__(32 * WARPS) rows_kernel(op_matmul_t op, D *d) {
+__global__ void __launch_bounds__(32 * WARPS) rows_kernel(const op_matmul_t op, D *d) {
+  constexpr int W = vec_t<T>::width;
   int64_t j = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
   int lane = threadIdx.x % 32;
-  if (j >= op.n) return;
   const T *a = (const T *)op.a, *b = (const T *)op.b + j * op.ldb;
-  constexpr int W = vec_t<T>::width;
+  launch_next();
+  if (lane == 0 && j < op.n) launch_prefetch(b, op.k * (int64_t)sizeof(T));
+  launch_wait();
+  if (j >= op.n) return;
+  float add = 0; /* to row `lane`, which this lane writes */
+  if (lane < M && lane < op.m) {
+    if (op.bias) add = to_float(((const T *)op.bias)[j]);
+    if (op.c) add += to_float(((const D *)op.c)[lane * op.ldc + j]);
+  }
   float sum[M] = {};
-#pragma unroll 4
-  for (int64_t l = lane * W; l < op.k; l += 32 * W) {
-    vec_t<T> w = vec_load(b + l);
+  for (int64_t l = lane * W; l - lane * W < op.k; l += 32 * W * LOADS) {
+    vec_t<T> w[LOADS];
+    rows_load(w, b, l, op.k);
 #pragma unroll
     for (int i = 0; i < M; i++) {
       if (i >= op.m) break;
-      vec_t<T> x = vec_load(a + i * op.lda + l);
+      vec_t<T> x[LOADS];
+      rows_load(x, a + i * op.lda, l, op.k);
 #pragma unroll
-      for (int e = 0; e < W; e++) sum[i] += to_float(x.at[e]) * to_float(w.at[e]);
+      for (int u = 0; u < LOADS; u++)
+#pragma unroll
+        for (int e = 0; e < W; e++)
+          sum[i] = fmaf(to_float(x[u].at[e]), to_float(w[u].at[e]), sum[i]);
     }
   }
+  float v = 0;
 #pragma unroll
   for (int i = 0; i < M; i++) {
     if (i >= op.m) break;
-    float v = warp_sum(sum[i]);
-    if (lane) continue;
-    if (op.bias) v += to_float(((const T *)op.bias)[j]);
-    if (op.c) v += to_float(((const D *)op.c)[i * op.ldc + j]);
-    d[i * op.ldd + j] = from_float<D>(v);
+    float whole = warp_sum(sum[i]);
+    if (lane == i) v = whole;
   }
+  if (lane < M && lane < op.m) d[lane * op.ldd + j] = from_float<D>(v + add);
 }
 
 template <typename T, typename D>
 static void rows_run(backend_device_t *device, const op_matmul_t *op, void *d) {
-  unsigned blocks = (unsigned)cuda_blocks(op->n, WARPS);
-  if (op->m == 1)
-    rows_kernel<T, D, 1><<<blocks, 32 * WARPS, 0, device->stream>>>(*op, (D *)d);
-  else
-    rows_kernel<T, D, ROWS><<<blocks, 32 * WARPS, 0, device->stream>>>(*op, (D *)d);
+  launch_chained(device, op->m == 1 ? rows_kernel<T, D, 1> : rows_kernel<T, D, ROWS>,
+                 (unsigned)cuda_blocks(op->n, WARPS), 32 * WARPS, 0, 0, *op, (D *)d);
 }
 
 void matmul_rows(backend_device_t *device, const op_matmul_t *op, void *d) {

@@ -4,7 +4,8 @@
  *
  * Ids fall into runs of SAMPLE_RUN. A block sorts its run and sums its weights from the largest
  * down; then the last token that top-k and top-p keep is a key, found by halving the range of keys:
- * how many are above one, and what they weigh, is a search in each run and a sum over runs. The
+ * how many are above one, and what they weigh, is a search in each run and a sum over runs. Where
+ * top-k keeps few, the first of each run are sorted together instead, and all is read off. The
  * draw walks the runs, and then one run by id, until the weights pass u times their sum.
  *
  * Weights are in double, as on the CPU, but added in another order, always the same one: the token
@@ -13,9 +14,15 @@
 #include <float.h>
 
 #include "base/random.h"
+#include "launch.cuh"
 #include "ops/wide.cuh"
 
-enum { SAMPLE_RUN = 1024, SAMPLE_SORT_THREADS = SAMPLE_RUN / 2, SAMPLE_THREADS = SAMPLE_RUN };
+enum {
+  SAMPLE_RUN = 1024,
+  SAMPLE_SORT_THREADS = SAMPLE_RUN / 2,
+  SAMPLE_THREADS = SAMPLE_RUN,
+  SAMPLE_FEW = 2 * SAMPLE_THREADS /* keys that sample_choose sorts */
+};
 
 /* Draws have a stream of their own; the name in ASCII. */
 static const uint64_t sample_stream = 0x73616d706c65;
@@ -25,6 +32,7 @@ static const uint64_t sample_nan = UINT64_MAX; /* above all keys: a NaN is among
 typedef struct sample {
   op_sample_t op;
   int runs, sorted, penalised;
+  int few; /* first keys of each run that hold all which top-k keeps; 0: too many */
   double uniform;
   uint64_t *key;   /* [runs, SAMPLE_RUN], by falling key where sorted, else by id; 0 behind V */
   double *weight;  /* [runs, SAMPLE_RUN] of the run up to here; after min-p where not sorted */
@@ -119,6 +127,8 @@ template <int W>
 static __global__ void __launch_bounds__(SAMPLE_THREADS)
     sample_greedy(const float *logits, int64_t vocab, int32_t *token) {
   __shared__ uint64_t room[32];
+  launch_next();
+  launch_wait();
   float most = -INFINITY;
   uint32_t id = 0;
   bool nan = false, any = false;
@@ -148,6 +158,8 @@ __device__ __forceinline__ uint64_t sample_best(const sample_t &s, uint64_t *roo
 
 static __global__ void __launch_bounds__(SAMPLE_THREADS) sample_greedy_runs(const sample_t s) {
   __shared__ uint64_t room[32];
+  launch_next();
+  launch_wait();
   uint64_t best = sample_best(s, room);
   if (threadIdx.x == 0) *s.op.token = sample_token(best);
 }
@@ -155,8 +167,9 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS) sample_greedy_runs(cons
 /* ---- runs ------------------------------------------------------------------------------------ */
 
 /* Keys fall afterwards: a bitonic network, a pair per thread. */
+template <int SIZE>
 static __device__ void sample_sort(uint64_t *key) {
-  for (int size = 2; size <= SAMPLE_RUN; size <<= 1) {
+  for (int size = 2; size <= SIZE; size <<= 1) {
     for (int step = size / 2; step; step >>= 1) {
       int i = 2 * threadIdx.x - (threadIdx.x & (step - 1));
       uint64_t a = key[i], b = key[i + step];
@@ -175,6 +188,8 @@ static __global__ void __launch_bounds__(SAMPLE_SORT_THREADS) sample_runs(const 
   int64_t first = (int64_t)blockIdx.x * SAMPLE_RUN;
   int length = (int)min(s.op.vocab - first, (int64_t)SAMPLE_RUN);
   bool nan = false;
+  launch_next();
+  launch_wait();
   for (int i = threadIdx.x; i < length; i += SAMPLE_SORT_THREADS) {
     float x = s.op.logits[first + i];
     nan |= isnan(x);
@@ -196,7 +211,7 @@ static __global__ void __launch_bounds__(SAMPLE_SORT_THREADS) sample_runs(const 
   best = sample_block_max(nan ? sample_nan : best, room);
   if (threadIdx.x == 0) s.best[blockIdx.x] = best;
   __syncthreads();
-  if (s.sorted) sample_sort(key);
+  if (s.sorted) sample_sort<SAMPLE_RUN>(key);
   for (int i = threadIdx.x; i < SAMPLE_RUN; i += SAMPLE_SORT_THREADS) s.key[first + i] = key[i];
 }
 
@@ -208,6 +223,8 @@ __device__ __forceinline__ double sample_weight(const sample_t &s, uint64_t key,
 static __global__ void __launch_bounds__(SAMPLE_SORT_THREADS) sample_weights(const sample_t s) {
   __shared__ uint64_t room[32];
   __shared__ double sums[32];
+  launch_next();
+  launch_wait();
   uint64_t best = sample_best(s, room);
   if (best == sample_nan) return;
   double largest = sample_logit(best), weight[2];
@@ -228,11 +245,12 @@ typedef struct sample_above {
   double count, weight;
 } sample_above_t;
 
-/* How many of a sorted run come first with keys from `last` on and weights from min_p on. */
+/* How many of a sorted run, at most `high`, come first with keys from `last` on and weights from
+ * min_p on. */
 static __device__ int sample_kept(const sample_t &s, int run, uint64_t last, double min_p,
-                                  double largest) {
+                                  double largest, int high) {
   const uint64_t *key = s.key + (int64_t)run * SAMPLE_RUN;
-  int low = 0, high = SAMPLE_RUN;
+  int low = 0;
   while (low < high) {
     int middle = (low + high) / 2;
     uint64_t here = key[middle];
@@ -254,7 +272,7 @@ __device__ __forceinline__ double sample_run_weight(const sample_t &s, int run, 
 static __device__ sample_above_t sample_from(const sample_t &s, uint64_t last, double *room) {
   sample_above_t above = {0, 0};
   for (int r = threadIdx.x; r < s.runs; r += SAMPLE_THREADS) {
-    int kept = sample_kept(s, r, last, 0, 0);
+    int kept = sample_kept(s, r, last, 0, 0, SAMPLE_RUN);
     above.count += kept;
     above.weight += sample_run_weight(s, r, kept);
   }
@@ -294,6 +312,27 @@ static __device__ uint64_t sample_last(const sample_t &s, uint64_t best, double 
   return last;
 }
 
+/* The same where s.few; key: shared, [SAMPLE_FEW]; room: shared, [32]. */
+static __device__ uint64_t sample_last_few(const sample_t &s, double largest, uint64_t *key,
+                                           double *room) {
+  __shared__ double total;
+  __shared__ int place;
+  int all = s.runs * s.few, k = s.op.top_k;
+  for (int i = threadIdx.x; i < SAMPLE_FEW; i += SAMPLE_THREADS)
+    key[i] = i < all ? s.key[(int64_t)(i / s.few) * SAMPLE_RUN + i % s.few] : 0;
+  if (threadIdx.x == 0) place = k - 1;
+  __syncthreads();
+  sample_sort<SAMPLE_FEW>(key);
+  if (!(s.op.top_p > 0 && s.op.top_p < 1)) return key[k - 1];
+  double own = (int)threadIdx.x < k ? sample_weight(s, key[threadIdx.x], largest) : 0;
+  double sum = sample_block_scan(own, room);
+  if ((int)threadIdx.x == k - 1) total = sum;
+  __syncthreads();
+  if ((int)threadIdx.x < k && sum >= s.op.top_p * total) atomicMin(&place, (int)threadIdx.x);
+  __syncthreads();
+  return key[place];
+}
+
 /* The first run with which the weights pass u times their sum; where rounding lets them fall short,
  * the last that has weight. By one warp; base: the weight before the run. */
 static __device__ int sample_find_run(const sample_t &s, double *base, double *goal) {
@@ -328,18 +367,24 @@ static __device__ int sample_find_run(const sample_t &s, double *base, double *g
 
 /* One block. A thread has an id of the run that the draw falls into. */
 static __global__ void __launch_bounds__(SAMPLE_THREADS, 1) sample_choose(const sample_t s) {
-  __shared__ uint64_t keys[32];
+  __shared__ uint64_t keys[32], few[SAMPLE_FEW];
   __shared__ double sums[32], weight[SAMPLE_RUN], base, goal;
   __shared__ int run, first, final;
+  launch_next();
+  launch_wait();
   uint64_t best = sample_best(s, keys), last = 0;
   if (best == sample_nan) {
     if (threadIdx.x == 0) *s.op.token = -1;
     return;
   }
   double largest = sample_logit(best);
-  if (s.sorted) last = sample_last(s, best, sums);
+  if (s.few)
+    last = sample_last_few(s, largest, few, sums);
+  else if (s.sorted)
+    last = sample_last(s, best, sums);
   for (int r = threadIdx.x; r < s.runs; r += SAMPLE_THREADS) {
-    int kept = s.sorted ? sample_kept(s, r, last, s.op.min_p, largest) : SAMPLE_RUN;
+    int kept = s.few ? s.few : SAMPLE_RUN;
+    if (s.sorted) kept = sample_kept(s, r, last, s.op.min_p, largest, kept);
     s.run_sum[r] = sample_run_weight(s, r, kept);
   }
   weight[threadIdx.x] = 0;
@@ -368,11 +413,10 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS, 1) sample_choose(const 
 
 /* ---- the operation --------------------------------------------------------------------------- */
 
-static void sample_launch_greedy(cudaStream_t stream, const op_sample_t *op) {
-  if (op->vocab % 4 == 0 && wide_aligned(op->logits))
-    sample_greedy<4><<<1, SAMPLE_THREADS, 0, stream>>>(op->logits, op->vocab, op->token);
-  else
-    sample_greedy<1><<<1, SAMPLE_THREADS, 0, stream>>>(op->logits, op->vocab, op->token);
+static void sample_launch_greedy(backend_device_t *device, const op_sample_t *op) {
+  bool wide = op->vocab % 4 == 0 && wide_aligned(op->logits);
+  launch_chained(device, wide ? sample_greedy<4> : sample_greedy<1>, 1, SAMPLE_THREADS, 0, 0,
+                 op->logits, op->vocab, op->token);
 }
 
 CUDA_OP(sample, op_sample_t) {
@@ -385,17 +429,19 @@ CUDA_OP(sample, op_sample_t) {
   s.penalised = op->history_len > 0 && op->repetition_penalty != 0 && op->repetition_penalty != 1;
   bool by_k = op->top_k > 0 && op->top_k < op->vocab, by_p = op->top_p > 0 && op->top_p < 1;
   s.sorted = !greedy && (by_k || by_p);
+  if (s.sorted && by_k && op->top_k <= SAMPLE_FEW / s.runs) s.few = op->top_k;
+  if (s.few > SAMPLE_RUN) s.few = 0;
   s.uniform = random_uniform(op->seed, sample_stream, op->counter);
   if (greedy && !s.penalised) {
-    sample_launch_greedy(device->stream, op);
+    sample_launch_greedy(device, op);
     return cuda_launched(device, "sample");
   }
-  sample_runs<<<s.runs, SAMPLE_SORT_THREADS, 0, device->stream>>>(s);
+  launch_chained(device, sample_runs, s.runs, SAMPLE_SORT_THREADS, 0, 0, s);
   if (greedy) {
-    sample_greedy_runs<<<1, SAMPLE_THREADS, 0, device->stream>>>(s);
+    launch_chained(device, sample_greedy_runs, 1, SAMPLE_THREADS, 0, 0, s);
   } else {
-    sample_weights<<<s.runs, SAMPLE_SORT_THREADS, 0, device->stream>>>(s);
-    sample_choose<<<1, SAMPLE_THREADS, 0, device->stream>>>(s);
+    launch_chained(device, sample_weights, s.runs, SAMPLE_SORT_THREADS, 0, 0, s);
+    launch_chained(device, sample_choose, 1, SAMPLE_THREADS, 0, 0, s);
   }
   return cuda_launched(device, "sample");
 }

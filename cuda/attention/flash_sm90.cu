@@ -1,0 +1,348 @@
+/* Attention forward on sm_90a (FlashAttention-3): bf16, head dim 64; o = sum_j exp(s_j - m) v_j /
+ * sum_j exp(s_j - m), in base 2; m as flash.cu has it.
+ *
+ * A block walks over tiles of up to 192 packed rows, 64 a warpgroup, and over 128 keys at a time
+ * from the first. One thread copies ahead, over the ends of tiles. A warpgroup asks for the scores
+ * of the next keys, then for the values of these, and makes weights of the scores under that
+ * product; the three take turns in asking, so that one's products run under another's weights. */
+#include "attention/hopper.cuh"
+
+enum {
+  FLASH90_GROUPS = 3,
+  FLASH90_KEYS = 64,
+  FLASH90_STAGES = 6, /* of keys, and of values */
+  FLASH90_Q_BYTES = HOPPER_ROWS * HOPPER_ROW_BYTES,
+  FLASH90_KEY_BYTES = FLASH90_KEYS * HOPPER_ROW_BYTES,
+  FLASH90_KEY_AT = 2 * FLASH90_Q_BYTES,
+  FLASH90_VALUE_AT = FLASH90_KEY_AT + FLASH90_STAGES * FLASH90_KEY_BYTES,
+  FLASH90_BARRIERS_AT = FLASH90_VALUE_AT + FLASH90_STAGES * FLASH90_KEY_BYTES,
+  FLASH90_BARRIERS = 4 + 4 * FLASH90_STAGES,
+  FLASH90_SHARED = HOPPER_ALIGN + FLASH90_BARRIERS_AT + 8 * FLASH90_BARRIERS,
+  FLASH90_CONSUMER_WARPS = FLASH90_GROUPS * HOPPER_GROUP / 32,
+  FLASH90_THREADS = (1 + FLASH90_GROUPS) * HOPPER_GROUP
+};
+
+static constexpr float flash90_slack = 8;
+
+typedef struct flash90_args {
+  CUtensorMap q, k, v;
+  op_attention_t op;
+  attention_rows_t rows;
+  hopper_tiles_t tiles;
+  float scale; /* log2(e) * op.scale */
+} flash90_args_t;
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+enum { FLASH90_OWN = 1 }; /* named barriers of each warpgroup's own threads */
+
+/* Barriers of slot i: full and empty, of queries, keys and values. */
+__device__ __forceinline__ uint32_t flash90_q_full(uint32_t base, uint32_t i) {
+  return base + FLASH90_BARRIERS_AT + 8 * i;
+}
+__device__ __forceinline__ uint32_t flash90_q_empty(uint32_t base, uint32_t i) {
+  return base + FLASH90_BARRIERS_AT + 8 * (2 + i);
+}
+__device__ __forceinline__ uint32_t flash90_k_full(uint32_t base, uint32_t i) {
+  return base + FLASH90_BARRIERS_AT + 8 * (4 + i);
+}
+__device__ __forceinline__ uint32_t flash90_k_empty(uint32_t base, uint32_t i) {
+  return flash90_k_full(base, FLASH90_STAGES + i);
+}
+__device__ __forceinline__ uint32_t flash90_v_full(uint32_t base, uint32_t i) {
+  return flash90_k_full(base, 2 * FLASH90_STAGES + i);
+}
+__device__ __forceinline__ uint32_t flash90_v_empty(uint32_t base, uint32_t i) {
+  return flash90_k_full(base, 3 * FLASH90_STAGES + i);
+}
+
+/* Steps of keys that some row of a tile sees. */
+__device__ __forceinline__ int flash90_steps(const flash90_args_t &a, const hopper_tile_t &tile) {
+  int keys = min(tile.position + a.tiles.positions, a.rows.q_len);
+  return (keys + FLASH90_KEYS - 1) / FLASH90_KEYS;
+}
+
+__device__ __forceinline__ void flash90_produce(const flash90_args_t &a, uint32_t base) {
+  hopper_tile_t tile;
+  uint32_t slot = 0, parity = 0;
+  for (int round = 0; hopper_tile(a.tiles, round, &tile); round++) {
+    int b = tile.pair / a.rows.kv_heads, kv_head = tile.pair % a.rows.kv_heads;
+    uint32_t room = round & 1, full = flash90_q_full(base, room);
+    hopper_wait(flash90_q_empty(base, room), ~(round >> 1) & 1);
+    hopper_expect(full, a.tiles.positions * a.rows.group * HOPPER_ROW_BYTES);
+    hopper_copy(a.q, base + room * FLASH90_Q_BYTES, full, kv_head * a.rows.group, tile.position, b);
+    int steps = flash90_steps(a, tile);
+    for (int step = 0; step < steps; step++) {
+      uint32_t offset = slot * FLASH90_KEY_BYTES;
+      hopper_wait(flash90_k_empty(base, slot), parity ^ 1);
+      hopper_expect(flash90_k_full(base, slot), FLASH90_KEY_BYTES);
+      hopper_copy(a.k, base + FLASH90_KEY_AT + offset, flash90_k_full(base, slot), kv_head,
+                  step * FLASH90_KEYS, b);
+      hopper_wait(flash90_v_empty(base, slot), parity ^ 1);
+      hopper_expect(flash90_v_full(base, slot), FLASH90_KEY_BYTES);
+      hopper_copy(a.v, base + FLASH90_VALUE_AT + offset, flash90_v_full(base, slot), kv_head,
+                  step * FLASH90_KEYS, b);
+      if (++slot == FLASH90_STAGES) slot = 0, parity ^= 1;
+    }
+  }
+}
+
+/* What a thread keeps of its two rows, the second the eighth after the first. */
+typedef struct flash90_state {
+  float shift[2];  /* log2(e) * scale * m */
+  float sum[2];    /* this lane's columns */
+  float shrink[2]; /* where raised: what the sums of values are still to be scaled by */
+  bool raised;     /* in the last step, for some row of the warp */
+} flash90_state_t;
+
+/* Scores of keys from the seen-th of these on become -infinity. */
+__device__ __forceinline__ void flash90_mask(float (&s)[32], int seen0, int seen1) {
+  int t = threadIdx.x & 3;
+#pragma unroll
+  for (int n = 0; n < 8; n++)
+#pragma unroll
+    for (int x = 0; x < 2; x++) {
+      if (n * 8 + x >= seen0 - 2 * t) s[4 * n + x] = -INFINITY;
+      if (n * 8 + x >= seen1 - 2 * t) s[4 * n + 2 + x] = -INFINITY;
+    }
+}
+
+/* Scores become weights. Each row sees the first key: its m is a number from the first step on. */
+__device__ __forceinline__ void flash90_weigh(flash90_state_t &state, float (&s)[32], float scale) {
+  float most[2];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float even = s[2 * half], odd = s[2 * half + 1];
+#pragma unroll
+    for (int n = 1; n < 8; n++) {
+      even = fmaxf(even, s[4 * n + 2 * half]);
+      odd = fmaxf(odd, s[4 * n + 2 * half + 1]);
+    }
+    most[half] = fmaxf(even, odd) * scale;
+  }
+  bool over = most[0] > state.shift[0] + flash90_slack || most[1] > state.shift[1] + flash90_slack;
+  state.raised = __any_sync(0xffffffffu, over);
+  if (state.raised) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+      float shift = fmaxf(state.shift[half], tile_row_max(most[half]));
+      state.shrink[half] = tile_exp2(state.shift[half] - shift);
+      state.shift[half] = shift;
+      state.sum[half] *= state.shrink[half];
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 32; i++) {
+    s[i] = tile_exp2(fmaf(s[i], scale, -state.shift[i / 2 % 2]));
+    state.sum[i / 2 % 2] += s[i];
+  }
+}
+
+__device__ __forceinline__ void flash90_shrink(const flash90_state_t &state, float (&o)[32]) {
+  if (!state.raised) return;
+#pragma unroll
+  for (int i = 0; i < 32; i++) o[i] *= state.shrink[i / 2 % 2];
+}
+
+/* o and lse of a warp's 16 rows from row on. */
+__device__ __forceinline__ void flash90_write(const flash90_args_t &a, const hopper_tile_t &tile,
+                                              const flash90_state_t &state, const float (&o)[32],
+                                              unsigned char *own, int row, int end) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  int b = tile.pair / a.rows.kv_heads, kv_head = tile.pair % a.rows.kv_heads;
+  float scale[2];
+#pragma unroll
+  for (int half = 0; half < 2; half++) {
+    float sum = tile_row_sum(state.sum[half]);
+    int r = row + half * 8 + g;
+    scale[half] = __fdividef(1, sum);
+    if (a.op.lse && t == 0 && r < end)
+      a.op.lse[rows_out(a.rows, b, kv_head, r)] =
+          state.shift[half] * ATTENTION_LN_2 + logf(sum);
+  }
+  int64_t stride = (int64_t)a.rows.heads * HOPPER_DIM;
+  bf16_t *to = (bf16_t *)a.op.o + (int64_t)b * a.rows.q_len * stride +
+               (int64_t)kv_head * a.rows.group * HOPPER_DIM;
+  hopper_store(own, to, stride, a.rows, row, end, o, scale[0], scale[1]);
+}
+
+/* Where a warpgroup has come to in the ring. */
+typedef struct flash90_ring {
+  uint32_t base, slot, parity;
+} flash90_ring_t;
+
+__device__ __forceinline__ uint32_t flash90_keys(const flash90_ring_t &ring) {
+  return ring.base + FLASH90_KEY_AT + ring.slot * FLASH90_KEY_BYTES;
+}
+
+__device__ __forceinline__ void flash90_next(flash90_ring_t *ring) {
+  if (++ring->slot == FLASH90_STAGES) ring->slot = 0, ring->parity ^= 1;
+}
+
+/* What a thread keeps while it walks over the keys of a tile. */
+typedef struct flash90_rows {
+  uint32_t queries;
+  int all_see;    /* keys that each of the warp's rows sees */
+  int see0, see1; /* that the thread's two see */
+} flash90_rows_t;
+
+/* Takes one step's keys; `now`, their scores, are being computed, behind them sums of values of
+ * the step before. Asks for the next scores, unless it is the last step, and then for these sums. */
+template <bool last>
+__device__ __forceinline__ void flash90_step(const flash90_args_t &a, const flash90_rows_t &rows,
+                                             flash90_ring_t *ring, flash90_state_t &state,
+                                             float (&now)[32], float (&next)[32], float (&o)[32],
+                                             int step) {
+  bool signals = threadIdx.x % 32 == 0;
+  uint32_t base = ring->base, slot = ring->slot, parity = ring->parity;
+  uint32_t before = slot ? slot - 1 : FLASH90_STAGES - 1;
+  hopper_done<1>();
+  hopper_hold(now);
+  if (signals) hopper_arrive(flash90_k_empty(base, slot));
+  flash90_next(ring);
+  if (!last) {
+    hopper_wait(flash90_k_full(base, ring->slot), ring->parity);
+    hopper_hold(next);
+    hopper_begin();
+    hopper_dot(next, rows.queries, flash90_keys(*ring));
+    hopper_commit();
+  }
+  int key = step * FLASH90_KEYS;
+  if (key + FLASH90_KEYS > rows.all_see) flash90_mask(now, rows.see0 - key, rows.see1 - key);
+  flash90_weigh(state, now, a.scale);
+  hopper_done<last ? 0 : 1>();
+  hopper_hold(o);
+  hopper_hold(now);
+  if (step && signals) hopper_arrive(flash90_v_empty(base, before));
+  flash90_shrink(state, o);
+  uint32_t p[16];
+  hopper_round(p, now);
+  hopper_wait(flash90_v_full(base, slot), parity);
+  hopper_hold(o);
+  hopper_hold(p);
+  hopper_begin();
+  hopper_add(o, p, base + FLASH90_VALUE_AT + slot * FLASH90_KEY_BYTES, step);
+  hopper_commit();
+}
+
+/* All keys of a tile: o is what the values sum to. */
+__device__ __forceinline__ void flash90_walk(const flash90_args_t &a, const flash90_rows_t &rows,
+                                             flash90_ring_t *ring, flash90_state_t &state,
+                                             float (&o)[32], int steps) {
+  float even[32], odd[32];
+  hopper_wait(flash90_k_full(ring->base, ring->slot), ring->parity);
+  hopper_hold(even);
+  hopper_begin();
+  hopper_dot(even, rows.queries, flash90_keys(*ring));
+  hopper_commit();
+  hopper_commit(); /* in the place of sums of values */
+  int step = 0;
+  for (; step + 2 < steps; step += 2) {
+    flash90_step<false>(a, rows, ring, state, even, odd, o, step);
+    flash90_step<false>(a, rows, ring, state, odd, even, o, step + 1);
+  }
+  if (step + 1 < steps) {
+    flash90_step<false>(a, rows, ring, state, even, odd, o, step);
+    flash90_step<true>(a, rows, ring, state, odd, even, o, step + 1);
+  } else {
+    flash90_step<true>(a, rows, ring, state, even, odd, o, step);
+  }
+  hopper_done<0>();
+  hopper_hold(o);
+  if (threadIdx.x % 32 == 0)
+    hopper_arrive(flash90_v_empty(ring->base, ring->slot ? ring->slot - 1 : FLASH90_STAGES - 1));
+}
+
+__device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigned char *shared,
+                                                uint32_t base, int group) {
+  int warp = threadIdx.x / 32 % 4, g = (threadIdx.x & 31) >> 2;
+  flash90_ring_t ring = {base, 0, 0};
+  hopper_tile_t tile;
+  for (int round = 0; hopper_tile(a.tiles, round, &tile); round++) {
+    uint32_t room = round & 1, own = room * FLASH90_Q_BYTES + group * 64 * HOPPER_ROW_BYTES;
+    int first = tile.position * a.rows.group, row = first + group * 64 + warp * 16;
+    int end = min(first + a.tiles.positions * a.rows.group, a.rows.count);
+    flash90_rows_t rows = {base + own, rows_query(a.rows, row) + 1,
+                           rows_query(a.rows, row + g) + 1, rows_query(a.rows, row + 8 + g) + 1};
+    flash90_state_t state = {{-INFINITY, -INFINITY}, {0, 0}, {0, 0}, false};
+    float o[32];
+    hopper_wait(flash90_q_full(base, room), round >> 1 & 1);
+    flash90_walk(a, rows, &ring, state, o, flash90_steps(a, tile));
+    hopper_named_sync(FLASH90_OWN + group, HOPPER_GROUP); /* all have read the queries */
+    flash90_write(a, tile, state, o, shared + own + warp * 16 * HOPPER_ROW_BYTES, row, end);
+    hopper_fence();
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) hopper_arrive(flash90_q_empty(base, room));
+  }
+}
+
+#endif
+
+__global__ void __launch_bounds__(FLASH90_THREADS, 1)
+    flash90_forward(const __grid_constant__ flash90_args_t a) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ unsigned char flash90_shared[];
+  uint32_t start = tile_address(flash90_shared);
+  uint32_t base = (start + HOPPER_ALIGN - 1) / HOPPER_ALIGN * HOPPER_ALIGN;
+  if (threadIdx.x == 0) {
+    for (uint32_t i = 0; i < 2; i++) {
+      hopper_barrier_init(flash90_q_full(base, i), 1);
+      hopper_barrier_init(flash90_q_empty(base, i), FLASH90_CONSUMER_WARPS);
+    }
+    for (uint32_t i = 0; i < FLASH90_STAGES; i++) {
+      hopper_barrier_init(flash90_k_full(base, i), 1);
+      hopper_barrier_init(flash90_v_full(base, i), 1);
+      hopper_barrier_init(flash90_k_empty(base, i), FLASH90_CONSUMER_WARPS);
+      hopper_barrier_init(flash90_v_empty(base, i), FLASH90_CONSUMER_WARPS);
+    }
+    hopper_barrier_ready();
+  }
+  /* Nothing may be copied to a tile's last rows; a warp treats its rows alike, so they must be the
+   * same in every run. */
+  for (int i = threadIdx.x * 16; i < 2 * FLASH90_Q_BYTES; i += FLASH90_THREADS * 16)
+    *(uint4 *)(flash90_shared + (base - start) + i) = make_uint4(0, 0, 0, 0);
+  hopper_fence();
+  __syncthreads();
+  /* 128 registers a thread at the start; 128 * 32 + 384 * 160 are all 65536. */
+  if (threadIdx.x < HOPPER_GROUP) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+    if (threadIdx.x == 0) flash90_produce(a, base);
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
+    flash90_consume(a, flash90_shared + (base - start), base,
+                    (int)(threadIdx.x / HOPPER_GROUP) - 1);
+  }
+#endif
+}
+
+int attention_flash90_takes(const backend_device_t *device, const op_attention_t *op) {
+  return device->capability == 90 && device->shared_bytes >= FLASH90_SHARED && !op->kv_len &&
+         !op->sequence && op->head_dim == HOPPER_DIM &&
+         op->heads / op->kv_heads <= HOPPER_MOST_GROUP;
+}
+
+nn_status_t attention_flash90(backend_device_t *device, const op_attention_t *op) {
+  flash90_args_t a = {};
+  a.op = *op, a.rows = attention_rows(op->q_len, op->heads, op->kv_heads);
+  a.scale = op->scale * ATTENTION_LOG2_E;
+  a.tiles.positions = hopper_positions(&a.rows, HOPPER_ROWS);
+  a.tiles.count = (int)cuda_blocks(op->q_len, a.tiles.positions);
+  a.tiles.pairs = (int)(op->batch * op->kv_heads);
+  const hopper_tensor_t q = {op->q,          op->batch, op->q_len, op->heads, op->q_len * op->ldq,
+                             op->ldq,        a.tiles.positions, a.rows.group};
+  const hopper_tensor_t k = {op->k,    op->batch,    op->q_len, op->kv_heads, op->kv_batch,
+                             op->ldkv, FLASH90_KEYS, 1};
+  hopper_tensor_t v = k;
+  v.base = op->v;
+  CUDA_TRY(hopper_map(device, "attention", &q, &a.q));
+  CUDA_TRY(hopper_map(device, "attention", &k, &a.k));
+  CUDA_TRY(hopper_map(device, "attention", &v, &a.v));
+  CUDA_TRY(cuda_check(device, "attention",
+                      cudaFuncSetAttribute(flash90_forward,
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           FLASH90_SHARED)));
+  int64_t tiles = (int64_t)a.tiles.count * a.tiles.pairs;
+  unsigned grid = (unsigned)(tiles < device->multiprocessors ? tiles : device->multiprocessors);
+  flash90_forward<<<grid, FLASH90_THREADS, FLASH90_SHARED, device->stream>>>(a);
+  return NN_OK;
+}
