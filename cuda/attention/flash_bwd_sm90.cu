@@ -48,20 +48,6 @@ static __host__ __device__ inline int bwd90_steps(const bwd90_keys_t &a, int blo
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/* Named barriers: each warpgroup's turn, and its own threads. */
-enum { BWD90_TURN = 1, BWD90_OWN = 4 };
-#ifndef BWD_TURN
-#define BWD_TURN 1
-#define BWD_ORDER 0
-#endif
-#if BWD_TURN
-#define TURN_SYNC hopper_named_sync(turn, 2 * HOPPER_GROUP)
-#define TURN_ARRIVE hopper_named_arrive(next, 2 * HOPPER_GROUP)
-#else
-#define TURN_SYNC (void)turn
-#define TURN_ARRIVE (void)next
-#endif
-
 /* Where a block has come to in the line of steps: by key blocks, in each by pairs. */
 typedef struct bwd90_walk {
   int at, stop;
@@ -202,8 +188,6 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_t &a,
   bool signals = lane == 0;
   int step_rows = a.positions * a.rows.group;
   uint32_t slot = 0, parity = 0;
-  int turn = BWD90_TURN + group, next = BWD90_TURN + (group + 1) % BWD90_KEY_GROUPS;
-  if (group == BWD90_KEY_GROUPS - 1) TURN_ARRIVE;
   for (uint32_t number = 0;; number++) {
     uint32_t room = number & 1;
     hopper_wait(bwd90_held_full(base, room), number >> 1 & 1);
@@ -213,33 +197,22 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_t &a,
     float dk[32], dv[32], s[48], ds[48];
     uint32_t p[24], r[24];
     hopper_wait(bwd90_full(base, slot), parity);
-    TURN_SYNC;
     uint32_t q = base + BWD90_STAGES_AT + slot * BWD90_STAGE_BYTES;
     hopper_hold(s);
     hopper_hold(ds);
     hopper_begin();
-#if BWD_ORDER == 0
     hopper_commit();
-#endif
     hopper_dot(s, k, q);
     hopper_commit();
-#if BWD_ORDER == 1
-    hopper_commit();
-#endif
     hopper_dot(ds, k + BWD90_HELD_BYTES, q + BWD90_STEP_BYTES);
     hopper_commit();
     for (int step = 0;; step++) {
       const float4 *stats =
           (const float4 *)(shared + BWD90_STAGES_AT + slot * BWD90_STAGE_BYTES + BWD90_STATS_AT);
-#if BWD_ORDER == 0
       hopper_done<1>();
       hopper_hold(dk);
       hopper_hold(dv);
-      TURN_ARRIVE;
       if (step && signals) hopper_arrive(bwd90_empty(base, slot ? slot - 1 : BWD90_STAGES - 1));
-#else
-      hopper_done<2>();
-#endif
       hopper_hold(s);
 #pragma unroll
       for (int n = 0; n < 12; n++) {
@@ -254,15 +227,6 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_t &a,
         int first = (key + own - position) * a.rows.group;
         bwd90_mask(s, first, first + 8 * a.rows.group, end);
       }
-#if BWD_ORDER == 1
-      hopper_hold(s);
-      hopper_done<1>();
-      hopper_hold(dk);
-      hopper_hold(dv);
-      hopper_hold(s);
-      TURN_ARRIVE;
-      if (step && signals) hopper_arrive(bwd90_empty(base, slot ? slot - 1 : BWD90_STAGES - 1));
-#endif
       hopper_round(p, s);
       hopper_done<0>();
       hopper_hold(ds);
@@ -281,27 +245,19 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_t &a,
       if (++slot == BWD90_STAGES) slot = 0, parity ^= 1;
       q = base + BWD90_STAGES_AT + slot * BWD90_STAGE_BYTES;
       hopper_wait(bwd90_full(base, slot), parity);
-      TURN_SYNC;
       hopper_hold(s);
       hopper_hold(ds);
       hopper_hold(dk);
       hopper_hold(dv);
       hopper_begin();
-#if BWD_ORDER == 1
-      hopper_dot(s, k, q);
-      hopper_commit();
-#endif
       hopper_add(dv, p, last + BWD90_STEP_BYTES, step);
       hopper_add(dk, r, last, step);
       hopper_commit();
-#if BWD_ORDER == 0
       hopper_dot(s, k, q);
       hopper_commit();
-#endif
       hopper_dot(ds, k + BWD90_HELD_BYTES, q + BWD90_STEP_BYTES);
       hopper_commit();
     }
-    TURN_SYNC;
     hopper_hold(dk);
     hopper_hold(dv);
     hopper_begin();
@@ -311,7 +267,6 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_t &a,
     hopper_done<0>();
     hopper_hold(dk);
     hopper_hold(dv);
-    TURN_ARRIVE;
     if (signals) hopper_arrive(bwd90_empty(base, slot));
     if (++slot == BWD90_STAGES) slot = 0, parity ^= 1;
     int block = piece->block;
@@ -326,7 +281,6 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_t &a,
     bwd90_write(a, dv, (bf16_t *)a.op.dv + kv, partial ? partial + BWD90_HELD : NULL, block,
                 own, 1);
   }
-  if (group == 0) TURN_SYNC; /* the last group's last turn */
 }
 
 #endif
@@ -464,8 +418,6 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_t &a, unsign
   int warp = threadIdx.x / 32 % 4, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   bool signals = lane == 0;
   uint32_t slot = 0, parity = 0;
-  int turn = BWD90_TURN + group, next = BWD90_TURN + (group + 1) % BWD90_ROW_GROUPS;
-  if (group == BWD90_ROW_GROUPS - 1) TURN_ARRIVE;
   hopper_tile_t tile;
   for (int round = 0; hopper_tile(a.tiles, round, &tile); round++) {
     uint32_t room = round & 1;
@@ -489,30 +441,19 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_t &a, unsign
     int steps = bwd90_key_steps(a, tile);
     uint32_t q = base + own, k = base + BWD90_KEYS_AT + slot * 2 * BWD90_KEY_BYTES;
     hopper_wait(bwd90_key_full(base, slot), parity);
-    TURN_SYNC;
     hopper_hold(s);
     hopper_hold(ds);
     hopper_begin();
-#if BWD_ORDER == 0
     hopper_commit();
-#endif
     hopper_dot(s, q, k);
     hopper_commit();
-#if BWD_ORDER == 1
-    hopper_commit();
-#endif
     hopper_dot(ds, q + BWD90_Q_BYTES, k + BWD90_KEY_BYTES);
     hopper_commit();
     for (int step = 0;; step++) {
-#if BWD_ORDER == 0
       hopper_done<1>();
       hopper_hold(dq);
-      TURN_ARRIVE;
       if (step && signals)
         hopper_arrive(bwd90_key_empty(base, slot ? slot - 1 : BWD90_ROW_STAGES - 1));
-#else
-      hopper_done<2>();
-#endif
       hopper_hold(s);
 #pragma unroll
       for (int i = 0; i < 32; i++) s[i] = tile_exp2(fmaf(s[i], a.scale, -stat[i / 2 % 2].x));
@@ -522,15 +463,6 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_t &a, unsign
         for (int i = 0; i < 32; i++)
           if (key + i / 4 * 8 + i % 2 > last[i / 2 % 2]) s[i] = 0;
       }
-#if BWD_ORDER == 1
-      hopper_hold(s);
-      hopper_done<1>();
-      hopper_hold(dq);
-      hopper_hold(s);
-      TURN_ARRIVE;
-      if (step && signals)
-        hopper_arrive(bwd90_key_empty(base, slot ? slot - 1 : BWD90_ROW_STAGES - 1));
-#endif
       hopper_done<0>();
       hopper_hold(ds);
 #pragma unroll
@@ -542,32 +474,23 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_t &a, unsign
       if (++slot == BWD90_ROW_STAGES) slot = 0, parity ^= 1;
       k = base + BWD90_KEYS_AT + slot * 2 * BWD90_KEY_BYTES;
       hopper_wait(bwd90_key_full(base, slot), parity);
-      TURN_SYNC;
       hopper_hold(s);
       hopper_hold(ds);
       hopper_hold(dq);
       hopper_begin();
-#if BWD_ORDER == 1
-      hopper_dot(s, q, k);
-      hopper_commit();
-#endif
       hopper_add(dq, r, before, step);
       hopper_commit();
-#if BWD_ORDER == 0
       hopper_dot(s, q, k);
       hopper_commit();
-#endif
       hopper_dot(ds, q + BWD90_Q_BYTES, k + BWD90_KEY_BYTES);
       hopper_commit();
     }
-    TURN_SYNC;
     hopper_hold(dq);
     hopper_begin();
     hopper_add(dq, r, k, steps > 1);
     hopper_commit();
     hopper_done<0>();
     hopper_hold(dq);
-    TURN_ARRIVE;
     if (signals) hopper_arrive(bwd90_key_empty(base, slot));
     if (++slot == BWD90_ROW_STAGES) slot = 0, parity ^= 1;
 
@@ -580,7 +503,6 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_t &a, unsign
     __syncwarp();
     if (signals) hopper_arrive(bwd90_q_empty(base, room));
   }
-  if (group == 0) TURN_SYNC; /* the last group's last turn */
 }
 
 #endif

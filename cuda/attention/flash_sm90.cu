@@ -9,8 +9,8 @@
 
 enum {
   FLASH90_GROUPS = 3,
-  FLASH90_KEYS = 64,
-  FLASH90_STAGES = 6, /* of keys, and of values */
+  FLASH90_KEYS = 128,
+  FLASH90_STAGES = 3, /* of keys, and of values */
   FLASH90_Q_BYTES = HOPPER_ROWS * HOPPER_ROW_BYTES,
   FLASH90_KEY_BYTES = FLASH90_KEYS * HOPPER_ROW_BYTES,
   FLASH90_KEY_AT = 2 * FLASH90_Q_BYTES,
@@ -34,7 +34,8 @@ typedef struct flash90_args {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-enum { FLASH90_OWN = 1 }; /* named barriers of each warpgroup's own threads */
+/* Named barriers: each warpgroup's turn, and its own threads. */
+enum { FLASH90_TURN = 1, FLASH90_OWN = FLASH90_TURN + FLASH90_GROUPS };
 
 /* Barriers of slot i: full and empty, of queries, keys and values. */
 __device__ __forceinline__ uint32_t flash90_q_full(uint32_t base, uint32_t i) {
@@ -90,16 +91,16 @@ __device__ __forceinline__ void flash90_produce(const flash90_args_t &a, uint32_
 /* What a thread keeps of its two rows, the second the eighth after the first. */
 typedef struct flash90_state {
   float shift[2];  /* log2(e) * scale * m */
-  float sum[2];    /* this lane's columns */
+  float sum[4];    /* this lane's columns, even and odd of each row */
   float shrink[2]; /* where raised: what the sums of values are still to be scaled by */
-  bool raised;     /* in the last step, for some row of the warp */
+  bool raised;
 } flash90_state_t;
 
 /* Scores of keys from the seen-th of these on become -infinity. */
-__device__ __forceinline__ void flash90_mask(float (&s)[32], int seen0, int seen1) {
+__device__ __forceinline__ void flash90_mask(float (&s)[64], int seen0, int seen1) {
   int t = threadIdx.x & 3;
 #pragma unroll
-  for (int n = 0; n < 8; n++)
+  for (int n = 0; n < 16; n++)
 #pragma unroll
     for (int x = 0; x < 2; x++) {
       if (n * 8 + x >= seen0 - 2 * t) s[4 * n + x] = -INFINITY;
@@ -107,34 +108,38 @@ __device__ __forceinline__ void flash90_mask(float (&s)[32], int seen0, int seen
     }
 }
 
-/* Scores become weights. Each row sees the first key: its m is a number from the first step on. */
-__device__ __forceinline__ void flash90_weigh(flash90_state_t &state, float (&s)[32], float scale) {
+/* Scores become weights. */
+__device__ __forceinline__ void flash90_weigh(flash90_state_t &state, float (&s)[64], float scale,
+                                              bool first) {
   float most[2];
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     float even = s[2 * half], odd = s[2 * half + 1];
 #pragma unroll
-    for (int n = 1; n < 8; n++) {
+    for (int n = 1; n < 16; n++) {
       even = fmaxf(even, s[4 * n + 2 * half]);
       odd = fmaxf(odd, s[4 * n + 2 * half + 1]);
     }
     most[half] = fmaxf(even, odd) * scale;
   }
-  bool over = most[0] > state.shift[0] + flash90_slack || most[1] > state.shift[1] + flash90_slack;
+  bool over = first || most[0] > state.shift[0] + flash90_slack ||
+              most[1] > state.shift[1] + flash90_slack;
   state.raised = __any_sync(0xffffffffu, over);
   if (state.raised) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      float shift = fmaxf(state.shift[half], tile_row_max(most[half]));
-      state.shrink[half] = tile_exp2(state.shift[half] - shift);
+      float top = tile_row_max(most[half]);
+      float shift = first ? top : fmaxf(state.shift[half], top);
+      state.shrink[half] = first ? 0 : tile_exp2(state.shift[half] - shift);
       state.shift[half] = shift;
-      state.sum[half] *= state.shrink[half];
+      state.sum[2 * half] *= state.shrink[half];
+      state.sum[2 * half + 1] *= state.shrink[half];
     }
   }
 #pragma unroll
-  for (int i = 0; i < 32; i++) {
+  for (int i = 0; i < 64; i++) {
     s[i] = tile_exp2(fmaf(s[i], scale, -state.shift[i / 2 % 2]));
-    state.sum[i / 2 % 2] += s[i];
+    state.sum[i % 4] += s[i];
   }
 }
 
@@ -153,7 +158,7 @@ __device__ __forceinline__ void flash90_write(const flash90_args_t &a, const hop
   float scale[2];
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    float sum = tile_row_sum(state.sum[half]);
+    float sum = tile_row_sum(state.sum[2 * half] + state.sum[2 * half + 1]);
     int r = row + half * 8 + g;
     scale[half] = __fdividef(1, sum);
     if (a.op.lse && t == 0 && r < end)
@@ -166,114 +171,85 @@ __device__ __forceinline__ void flash90_write(const flash90_args_t &a, const hop
   hopper_store(own, to, stride, a.rows, row, end, o, scale[0], scale[1]);
 }
 
-/* Where a warpgroup has come to in the ring. */
-typedef struct flash90_ring {
-  uint32_t base, slot, parity;
-} flash90_ring_t;
-
-__device__ __forceinline__ uint32_t flash90_keys(const flash90_ring_t &ring) {
-  return ring.base + FLASH90_KEY_AT + ring.slot * FLASH90_KEY_BYTES;
-}
-
-__device__ __forceinline__ void flash90_next(flash90_ring_t *ring) {
-  if (++ring->slot == FLASH90_STAGES) ring->slot = 0, ring->parity ^= 1;
-}
-
-/* What a thread keeps while it walks over the keys of a tile. */
-typedef struct flash90_rows {
-  uint32_t queries;
-  int all_see;    /* keys that each of the warp's rows sees */
-  int see0, see1; /* that the thread's two see */
-} flash90_rows_t;
-
-/* Takes one step's keys; `now`, their scores, are being computed, behind them sums of values of
- * the step before. Asks for the next scores, unless it is the last step, and then for these sums. */
-template <bool last>
-__device__ __forceinline__ void flash90_step(const flash90_args_t &a, const flash90_rows_t &rows,
-                                             flash90_ring_t *ring, flash90_state_t &state,
-                                             float (&now)[32], float (&next)[32], float (&o)[32],
-                                             int step) {
-  bool signals = threadIdx.x % 32 == 0;
-  uint32_t base = ring->base, slot = ring->slot, parity = ring->parity;
-  uint32_t before = slot ? slot - 1 : FLASH90_STAGES - 1;
-  hopper_done<1>();
-  hopper_hold(now);
-  if (signals) hopper_arrive(flash90_k_empty(base, slot));
-  flash90_next(ring);
-  if (!last) {
-    hopper_wait(flash90_k_full(base, ring->slot), ring->parity);
-    hopper_hold(next);
-    hopper_begin();
-    hopper_dot(next, rows.queries, flash90_keys(*ring));
-    hopper_commit();
-  }
-  int key = step * FLASH90_KEYS;
-  if (key + FLASH90_KEYS > rows.all_see) flash90_mask(now, rows.see0 - key, rows.see1 - key);
-  flash90_weigh(state, now, a.scale);
-  hopper_done<last ? 0 : 1>();
-  hopper_hold(o);
-  hopper_hold(now);
-  if (step && signals) hopper_arrive(flash90_v_empty(base, before));
-  flash90_shrink(state, o);
-  uint32_t p[16];
-  hopper_round(p, now);
-  hopper_wait(flash90_v_full(base, slot), parity);
-  hopper_hold(o);
-  hopper_hold(p);
-  hopper_begin();
-  hopper_add(o, p, base + FLASH90_VALUE_AT + slot * FLASH90_KEY_BYTES, step);
-  hopper_commit();
-}
-
-/* All keys of a tile: o is what the values sum to. */
-__device__ __forceinline__ void flash90_walk(const flash90_args_t &a, const flash90_rows_t &rows,
-                                             flash90_ring_t *ring, flash90_state_t &state,
-                                             float (&o)[32], int steps) {
-  float even[32], odd[32];
-  hopper_wait(flash90_k_full(ring->base, ring->slot), ring->parity);
-  hopper_hold(even);
-  hopper_begin();
-  hopper_dot(even, rows.queries, flash90_keys(*ring));
-  hopper_commit();
-  hopper_commit(); /* in the place of sums of values */
-  int step = 0;
-  for (; step + 2 < steps; step += 2) {
-    flash90_step<false>(a, rows, ring, state, even, odd, o, step);
-    flash90_step<false>(a, rows, ring, state, odd, even, o, step + 1);
-  }
-  if (step + 1 < steps) {
-    flash90_step<false>(a, rows, ring, state, even, odd, o, step);
-    flash90_step<true>(a, rows, ring, state, odd, even, o, step + 1);
-  } else {
-    flash90_step<true>(a, rows, ring, state, even, odd, o, step);
-  }
-  hopper_done<0>();
-  hopper_hold(o);
-  if (threadIdx.x % 32 == 0)
-    hopper_arrive(flash90_v_empty(ring->base, ring->slot ? ring->slot - 1 : FLASH90_STAGES - 1));
-}
-
 __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigned char *shared,
                                                 uint32_t base, int group) {
   int warp = threadIdx.x / 32 % 4, g = (threadIdx.x & 31) >> 2;
-  flash90_ring_t ring = {base, 0, 0};
+  bool signals = threadIdx.x % 32 == 0;
+  int turn = FLASH90_TURN + group, next = FLASH90_TURN + (group + 1) % FLASH90_GROUPS;
+  if (group == FLASH90_GROUPS - 1) hopper_named_arrive(next, 2 * HOPPER_GROUP);
+  uint32_t slot = 0, parity = 0; /* of the newest keys */
   hopper_tile_t tile;
   for (int round = 0; hopper_tile(a.tiles, round, &tile); round++) {
     uint32_t room = round & 1, own = room * FLASH90_Q_BYTES + group * 64 * HOPPER_ROW_BYTES;
     int first = tile.position * a.rows.group, row = first + group * 64 + warp * 16;
     int end = min(first + a.tiles.positions * a.rows.group, a.rows.count);
-    flash90_rows_t rows = {base + own, rows_query(a.rows, row) + 1,
-                           rows_query(a.rows, row + g) + 1, rows_query(a.rows, row + 8 + g) + 1};
-    flash90_state_t state = {{-INFINITY, -INFINITY}, {0, 0}, {0, 0}, false};
-    float o[32];
+    int all_see = rows_query(a.rows, row) + 1;
+    int see0 = rows_query(a.rows, row + g) + 1, see1 = rows_query(a.rows, row + 8 + g) + 1;
+    int steps = flash90_steps(a, tile);
+
+    flash90_state_t state = {};
+    float s[64], o[32];
+    uint32_t p[32];
+    hopper_zero(o);
     hopper_wait(flash90_q_full(base, room), round >> 1 & 1);
-    flash90_walk(a, rows, &ring, state, o, flash90_steps(a, tile));
+    hopper_wait(flash90_k_full(base, slot), parity);
+    hopper_hold(s);
+    hopper_begin();
+    hopper_dot(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
+    hopper_commit();
+    hopper_done<0>();
+    hopper_hold(s);
+    if (signals) hopper_arrive(flash90_k_empty(base, slot));
+    if (FLASH90_KEYS > all_see) flash90_mask(s, see0, see1);
+    flash90_weigh(state, s, a.scale, true);
+    hopper_round(p, s);
+
+    for (int step = 1; step < steps; step++) {
+      uint32_t before = slot, before_parity = parity;
+      if (++slot == FLASH90_STAGES) slot = 0, parity ^= 1;
+      hopper_wait(flash90_k_full(base, slot), parity);
+      hopper_wait(flash90_v_full(base, before), before_parity);
+      hopper_named_sync(turn, 2 * HOPPER_GROUP);
+      hopper_hold(s);
+      hopper_hold(o);
+      hopper_hold(p);
+      hopper_begin();
+      hopper_dot(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
+      hopper_commit();
+      hopper_add(o, p, base + FLASH90_VALUE_AT + before * FLASH90_KEY_BYTES, 1);
+      hopper_commit();
+      hopper_done<1>();
+      hopper_named_arrive(next, 2 * HOPPER_GROUP);
+      hopper_hold(s);
+      if (signals) hopper_arrive(flash90_k_empty(base, slot));
+      int key = step * FLASH90_KEYS;
+      if (key + FLASH90_KEYS > all_see) flash90_mask(s, see0 - key, see1 - key);
+      flash90_weigh(state, s, a.scale, false);
+      hopper_done<0>();
+      hopper_hold(o);
+      hopper_hold(s);
+      if (signals) hopper_arrive(flash90_v_empty(base, before));
+      flash90_shrink(state, o);
+      hopper_round(p, s);
+    }
+    hopper_wait(flash90_v_full(base, slot), parity);
+    hopper_hold(o);
+    hopper_hold(p);
+    hopper_begin();
+    hopper_add(o, p, base + FLASH90_VALUE_AT + slot * FLASH90_KEY_BYTES, 1);
+    hopper_commit();
+    hopper_done<0>();
+    hopper_hold(o);
+    if (signals) hopper_arrive(flash90_v_empty(base, slot));
+    if (++slot == FLASH90_STAGES) slot = 0, parity ^= 1;
+
     hopper_named_sync(FLASH90_OWN + group, HOPPER_GROUP); /* all have read the queries */
     flash90_write(a, tile, state, o, shared + own + warp * 16 * HOPPER_ROW_BYTES, row, end);
     hopper_fence();
     __syncwarp();
-    if (threadIdx.x % 32 == 0) hopper_arrive(flash90_q_empty(base, room));
+    if (signals) hopper_arrive(flash90_q_empty(base, room));
   }
+  if (group == 0) hopper_named_sync(turn, 2 * HOPPER_GROUP); /* the last group's last turn */
 }
 
 #endif
