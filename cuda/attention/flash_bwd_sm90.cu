@@ -201,7 +201,6 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_t &a,
     hopper_hold(s);
     hopper_hold(ds);
     hopper_begin();
-    hopper_commit();
     hopper_dot(s, k, q);
     hopper_commit();
     hopper_dot(ds, k + BWD90_HELD_BYTES, q + BWD90_STEP_BYTES);
@@ -384,6 +383,8 @@ __device__ __forceinline__ uint32_t bwd90_key_empty(uint32_t base, uint32_t i) {
 }
 
 
+enum { BWD90_OWN = 1 }; /* named barriers of each warpgroup's own threads */
+
 __device__ __forceinline__ int bwd90_key_steps(const bwd90_rows_t &a, const hopper_tile_t &tile) {
   int keys = min(tile.position + a.tiles.positions, a.rows.q_len);
   return (keys + BWD90_STEP_KEYS - 1) / BWD90_STEP_KEYS;
@@ -444,7 +445,6 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_t &a, unsign
     hopper_hold(s);
     hopper_hold(ds);
     hopper_begin();
-    hopper_commit();
     hopper_dot(s, q, k);
     hopper_commit();
     hopper_dot(ds, q + BWD90_Q_BYTES, k + BWD90_KEY_BYTES);

@@ -1,5 +1,9 @@
 /* Attention forward on sm_90a (FlashAttention-3): bf16, head dim 64; o = sum_j exp(s_j - m) v_j /
- * sum_j exp(s_j - m), in base 2; m as flash.cu has it.
+ * sum_j exp(s_j - m), in base 2.
+ *
+ * m is the row's largest score of the first step. Any m gives the same quotient while the weights
+ * are numbers, so no other step looks for the largest: it looks at the sum of its weights, and only
+ * where that is too much are the scores made once more, m raised, and what was summed scaled down.
  *
  * A block walks over tiles of up to 192 packed rows, 64 a warpgroup, and over 128 keys at a time
  * from the first. One thread copies ahead, over the ends of tiles. A warpgroup asks for the scores
@@ -22,7 +26,8 @@ enum {
   FLASH90_THREADS = (1 + FLASH90_GROUPS) * HOPPER_GROUP
 };
 
-static constexpr float flash90_slack = 8;
+[[maybe_unused]] /* The most that a thread's weights of one row and step may sum to. */
+static constexpr float flash90_most = 65536;
 
 typedef struct flash90_args {
   CUtensorMap q, k, v;
@@ -91,27 +96,34 @@ __device__ __forceinline__ void flash90_produce(const flash90_args_t &a, uint32_
 /* What a thread keeps of its two rows, the second the eighth after the first. */
 typedef struct flash90_state {
   float shift[2];  /* log2(e) * scale * m */
-  float sum[4];    /* this lane's columns, even and odd of each row */
+  float sum[2];    /* this lane's columns */
   float shrink[2]; /* where raised: what the sums of values are still to be scaled by */
-  bool raised;
+  bool raised;     /* in the last step, for some row of the warp */
 } flash90_state_t;
 
-/* Scores of keys from the seen-th of these on become -infinity. */
-__device__ __forceinline__ void flash90_mask(float (&s)[64], int seen0, int seen1) {
-  int t = threadIdx.x & 3;
+/* What a thread knows of a tile. */
+typedef struct flash90_rows {
+  uint32_t queries; /* the warpgroup's */
+  int all_see;      /* keys that each of the warp's rows sees */
+  int see0, see1;   /* that the thread's two see */
+} flash90_rows_t;
+
+/* Scores of keys that a row does not see become -infinity; key: the first of these. */
+__device__ __forceinline__ void flash90_mask(float (&s)[64], const flash90_rows_t &rows, int key) {
+  if (key + FLASH90_KEYS <= rows.all_see) return;
+  int t = threadIdx.x & 3, seen0 = rows.see0 - key - 2 * t, seen1 = rows.see1 - key - 2 * t;
 #pragma unroll
   for (int n = 0; n < 16; n++)
 #pragma unroll
     for (int x = 0; x < 2; x++) {
-      if (n * 8 + x >= seen0 - 2 * t) s[4 * n + x] = -INFINITY;
-      if (n * 8 + x >= seen1 - 2 * t) s[4 * n + 2 + x] = -INFINITY;
+      if (n * 8 + x >= seen0) s[4 * n + x] = -INFINITY;
+      if (n * 8 + x >= seen1) s[4 * n + 2 + x] = -INFINITY;
     }
 }
 
-/* Scores become weights. */
-__device__ __forceinline__ void flash90_weigh(flash90_state_t &state, float (&s)[64], float scale,
-                                              bool first) {
-  float most[2];
+/* m becomes the largest of the row's scores so far. */
+__device__ __forceinline__ void flash90_raise(flash90_state_t &state, const float (&s)[64],
+                                              float scale) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     float even = s[2 * half], odd = s[2 * half + 1];
@@ -120,26 +132,41 @@ __device__ __forceinline__ void flash90_weigh(flash90_state_t &state, float (&s)
       even = fmaxf(even, s[4 * n + 2 * half]);
       odd = fmaxf(odd, s[4 * n + 2 * half + 1]);
     }
-    most[half] = fmaxf(even, odd) * scale;
+    float shift = fmaxf(state.shift[half], tile_row_max(fmaxf(even, odd)) * scale);
+    state.shrink[half] = tile_exp2(state.shift[half] - shift);
+    state.shift[half] = shift;
+    state.sum[half] *= state.shrink[half];
   }
-  bool over = first || most[0] > state.shift[0] + flash90_slack ||
-              most[1] > state.shift[1] + flash90_slack;
-  state.raised = __any_sync(0xffffffffu, over);
-  if (state.raised) {
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      float top = tile_row_max(most[half]);
-      float shift = first ? top : fmaxf(state.shift[half], top);
-      state.shrink[half] = first ? 0 : tile_exp2(state.shift[half] - shift);
-      state.shift[half] = shift;
-      state.sum[2 * half] *= state.shrink[half];
-      state.sum[2 * half + 1] *= state.shrink[half];
-    }
-  }
+}
+
+/* Scores become weights; sum: of each of the thread's rows. */
+__device__ __forceinline__ void flash90_weigh(const flash90_state_t &state, float (&s)[64],
+                                              float scale, float (&sum)[2]) {
+  float part[4] = {0, 0, 0, 0};
 #pragma unroll
   for (int i = 0; i < 64; i++) {
     s[i] = tile_exp2(fmaf(s[i], scale, -state.shift[i / 2 % 2]));
-    state.sum[i % 4] += s[i];
+    part[i % 4] += s[i];
+  }
+  sum[0] = part[0] + part[1];
+  sum[1] = part[2] + part[3];
+}
+
+/* The scores once more, by one warp alone. */
+__device__ __forceinline__ void flash90_again(float (&s)[64], uint32_t queries, uint32_t keys) {
+  uint32_t own = queries + threadIdx.x / 32 % 4 * 16 * HOPPER_ROW_BYTES;
+  hopper_zero(s);
+#pragma unroll 1
+  for (int k = 0; k < HOPPER_DIM / 16; k++) {
+    uint32_t x[4];
+    tile_matrices(x, own + (tile_by_rows<HOPPER_DIM>() ^ (k << 5)));
+#pragma unroll
+    for (int n = 0; n < FLASH90_KEYS / 16; n++) {
+      uint32_t y[4];
+      tile_matrices(y, keys + (tile_by_columns<HOPPER_DIM>() ^ (k << 5)) + n * 16 * HOPPER_ROW_BYTES);
+      tile_mma(reinterpret_cast<float(&)[4]>(s[8 * n]), x, y[0], y[1]);
+      tile_mma(reinterpret_cast<float(&)[4]>(s[8 * n + 4]), x, y[2], y[3]);
+    }
   }
 }
 
@@ -158,7 +185,7 @@ __device__ __forceinline__ void flash90_write(const flash90_args_t &a, const hop
   float scale[2];
 #pragma unroll
   for (int half = 0; half < 2; half++) {
-    float sum = tile_row_sum(state.sum[2 * half] + state.sum[2 * half + 1]);
+    float sum = tile_row_sum(state.sum[half]);
     int r = row + half * 8 + g;
     scale[half] = __fdividef(1, sum);
     if (a.op.lse && t == 0 && r < end)
@@ -183,11 +210,12 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
     uint32_t room = round & 1, own = room * FLASH90_Q_BYTES + group * 64 * HOPPER_ROW_BYTES;
     int first = tile.position * a.rows.group, row = first + group * 64 + warp * 16;
     int end = min(first + a.tiles.positions * a.rows.group, a.rows.count);
-    int all_see = rows_query(a.rows, row) + 1;
-    int see0 = rows_query(a.rows, row + g) + 1, see1 = rows_query(a.rows, row + 8 + g) + 1;
+    const flash90_rows_t rows = {base + own, rows_query(a.rows, row) + 1,
+                                 rows_query(a.rows, row + g) + 1,
+                                 rows_query(a.rows, row + 8 + g) + 1};
     int steps = flash90_steps(a, tile);
 
-    flash90_state_t state = {};
+    flash90_state_t state = {{-INFINITY, -INFINITY}, {0, 0}, {0, 0}, false};
     float s[64], o[32];
     uint32_t p[32];
     hopper_zero(o);
@@ -195,13 +223,14 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
     hopper_wait(flash90_k_full(base, slot), parity);
     hopper_hold(s);
     hopper_begin();
-    hopper_dot(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
+    hopper_dot(s, rows.queries, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
     hopper_commit();
     hopper_done<0>();
     hopper_hold(s);
     if (signals) hopper_arrive(flash90_k_empty(base, slot));
-    if (FLASH90_KEYS > all_see) flash90_mask(s, see0, see1);
-    flash90_weigh(state, s, a.scale, true);
+    flash90_mask(s, rows, 0);
+    flash90_raise(state, s, a.scale);
+    flash90_weigh(state, s, a.scale, state.sum);
     hopper_round(p, s);
 
     for (int step = 1; step < steps; step++) {
@@ -214,17 +243,27 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
       hopper_hold(o);
       hopper_hold(p);
       hopper_begin();
-      hopper_dot(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
+      hopper_dot(s, rows.queries, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
       hopper_commit();
       hopper_add(o, p, base + FLASH90_VALUE_AT + before * FLASH90_KEY_BYTES, 1);
       hopper_commit();
       hopper_done<1>();
       hopper_named_arrive(next, 2 * HOPPER_GROUP);
       hopper_hold(s);
-      if (signals) hopper_arrive(flash90_k_empty(base, slot));
       int key = step * FLASH90_KEYS;
-      if (key + FLASH90_KEYS > all_see) flash90_mask(s, see0 - key, see1 - key);
-      flash90_weigh(state, s, a.scale, false);
+      float sum[2];
+      flash90_mask(s, rows, key);
+      flash90_weigh(state, s, a.scale, sum);
+      state.raised = __any_sync(0xffffffffu, fmaxf(sum[0], sum[1]) > flash90_most);
+      if (state.raised) {
+        flash90_again(s, rows.queries, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
+        flash90_mask(s, rows, key);
+        flash90_raise(state, s, a.scale);
+        flash90_weigh(state, s, a.scale, sum);
+      }
+      state.sum[0] += sum[0], state.sum[1] += sum[1];
+      __syncwarp();
+      if (signals) hopper_arrive(flash90_k_empty(base, slot));
       hopper_done<0>();
       hopper_hold(o);
       hopper_hold(s);
