@@ -12,6 +12,7 @@ typedef struct seed_model {
   nn_model_t *model;
   nn_optim_t *optim;
   int64_t batch, seq_len, vocab;
+  double flops; /* of a forward pass, as step_flops() in training.c counts them */
   int32_t *tokens, *targets;
   float *logits;
 } seed_model_t;
@@ -32,6 +33,10 @@ static seed_model_t seed_open(int64_t hidden, int64_t batch, int64_t seq_len) {
   nn_optim_options_t adam = {.struct_size = sizeof adam, .weight_decay = 0.1f, .grad_clip = 1};
   TRY(nn_optim_create(made.model, &adam, &made.optim));
   int64_t n = batch * seq_len;
+  nn_plan_t plan = {.struct_size = sizeof plan};
+  TRY(nn_plan_training(made.device, &config, NN_F32, &shape, &plan));
+  double attention = 2.0 * (double)(config.layers * config.heads * config.head_dim * seq_len);
+  made.flops = (double)n * (2.0 * (double)plan.active_parameters + attention);
   made.tokens = bench_alloc((size_t)n * sizeof(int32_t));
   made.targets = bench_alloc((size_t)n * sizeof(int32_t));
   made.logits = bench_alloc((size_t)(n * made.vocab) * sizeof(float));
@@ -64,10 +69,11 @@ static void seed_train(void *context) {
 }
 
 static void seed_scenario(const char *name, int64_t hidden, int64_t batch, int64_t seq_len,
-                          bench_fn fn) {
+                          bench_fn fn, const bench_ceilings_t *single) {
   if (!report_wanted("seed", name)) return;
   seed_model_t made = seed_open(hidden, batch, seq_len);
-  report_run("seed", name, fn, &made, (bench_work_t){0});
+  double flops = made.flops * (fn == seed_train ? 3 : 1);
+  report_run("seed", name, fn, &made, (bench_work_t){UNIT_FLOP, flops, single->fp32_flops});
   seed_close(&made);
 }
 
@@ -183,22 +189,25 @@ static void seed_operations(const bench_ceilings_t *peak) {
 
 void bench_seed(const bench_options_t *options, const bench_ceilings_t *single) {
   (void)options;
-  seed_scenario("train step, batch 2, seq 32", 64, 2, 32, seed_train);
   const int64_t batches[] = {1, 2, 4, 8}, lengths[] = {8, 16, 32, 64};
   char name[64];
   for (int i = 0; i < 4; i++) {
     snprintf(name, sizeof name, "forward, batch %d, seq 32", (int)batches[i]);
-    seed_scenario(name, 64, batches[i], 32, seed_forward);
+    seed_scenario(name, 64, batches[i], 32, seed_forward, single);
   }
   for (int i = 0; i < 4; i++) {
     snprintf(name, sizeof name, "forward, seq %d, batch 2", (int)lengths[i]);
-    seed_scenario(name, 64, 2, lengths[i], seed_forward);
+    seed_scenario(name, 64, 2, lengths[i], seed_forward, single);
+  }
+  for (int i = 0; i < 3; i++) {
+    snprintf(name, sizeof name, "train step, batch 2, seq %d", (int)lengths[i]);
+    seed_scenario(name, 64, 2, lengths[i], seed_train, single);
   }
   seed_operations(single);
-  seed_scenario("forward, warm", 64, 2, 32, seed_forward);
+  seed_scenario("forward, warm", 64, 2, 32, seed_forward, single);
   seed_cold("forward, cold");
   for (int i = 1; i <= 4; i *= 2) seed_instances(i, seed_forward, "forward");
   for (int i = 1; i <= 4; i *= 2) seed_instances(i, seed_train, "train");
-  seed_scenario("forward, hidden 256", 256, 2, 32, seed_forward);
-  seed_scenario("train, hidden 256", 256, 2, 32, seed_train);
+  seed_scenario("forward, hidden 256", 256, 2, 32, seed_forward, single);
+  seed_scenario("train, hidden 256", 256, 2, 32, seed_train, single);
 }
