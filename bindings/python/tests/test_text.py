@@ -1,0 +1,74 @@
+import struct
+import unittest
+
+import moenn
+import numpy as np
+from common import Case
+
+
+class TextTest(Case):
+    def test_tokenizer_round_trip(self) -> None:
+        with moenn.Tokenizer() as tokenizer:
+            self.assertEqual(tokenizer.vocab_size, moenn.ByteToken.VOCAB)
+            self.assertEqual(tokenizer.encode("ab\0ü").tolist(), list("ab\0ü".encode()))
+            self.assertEqual(tokenizer.decode(tokenizer.encode("ab\0ü")), "ab\0ü")
+            self.assertEqual(tokenizer.decode_bytes([moenn.ByteToken.BOS, 255, 65]), b"\xffA")
+            self.assertEqual(tokenizer.encode("").size, 0)
+            self.assertEqual(tokenizer.decode([]), "")
+            with self.assertRaises(UnicodeDecodeError):
+                tokenizer.decode([255], errors="strict")
+            with self.assertRaises(moenn.ArgumentError):
+                tokenizer.decode([259])
+
+    def test_stream_gives_whole_characters(self) -> None:
+        tokenizer = moenn.Tokenizer()
+        self.assertEqual(list(tokenizer.stream("aé€".encode() + b"\xe2")), ["a", "é", "€", "\ufffd"])
+
+    def test_dataset_of_tokens(self) -> None:
+        data = moenn.Dataset.from_tokens(range(11), seq_len=5, batch=2)
+        info = data.info
+        self.assertEqual((info.tokens, info.windows, info.batches, info.max_id), (11, 2, 1, 10))
+        tokens, targets = next(data)
+        np.testing.assert_array_equal(tokens, [[0, 1, 2, 3, 4], [5, 6, 7, 8, 9]])
+        np.testing.assert_array_equal(targets, tokens + 1)
+
+    def test_dataset_resumes(self) -> None:
+        data = moenn.Dataset.from_tokens(np.arange(1000), seq_len=8, batch=2, shuffle=True, seed=4)
+        first = [next(data)[0] for _ in range(5)]
+        self.assertEqual(data.position, 5)
+        data.seek(3)
+        np.testing.assert_array_equal(next(data)[0], first[3])
+        for step, (tokens, _) in zip(range(3), data):
+            self.assertEqual(tokens.shape, (2, 8))
+
+    def test_dataset_of_a_text(self) -> None:
+        path = self.folder / "text"
+        path.write_bytes(b"hello world")
+        with moenn.Tokenizer() as tokenizer:
+            data = moenn.Dataset.open_text(path, tokenizer, seq_len=4, begin=6)
+        self.assertEqual(bytes(data.next()[0][0].tolist()), b"worl")
+        self.assertEqual(bytes(moenn.Dataset.open_text(path, seq_len=4, end=5).next()[0][0].tolist()),
+                         b"hell")
+
+    def test_dataset_of_a_token_file(self) -> None:
+        path = self.folder / "tokens.bin"
+        ids = np.arange(20, dtype=np.uint16)
+        path.write_bytes(struct.pack("<256i", 20240520, 1, 20, *[0] * 253) + ids.tobytes())
+        data = moenn.Dataset.open_tokens(path, seq_len=4)
+        np.testing.assert_array_equal(data.next()[0][0], [0, 1, 2, 3])
+
+    def test_dataset_refuses(self) -> None:
+        with self.assertRaises(moenn.ArgumentError):
+            moenn.Dataset.from_tokens([1, 2, 3], seq_len=0)
+        with self.assertRaises(moenn.ArgumentError):
+            moenn.Dataset.from_tokens([1, -2, 3], seq_len=1)
+        with self.assertRaises(moenn.NotFoundError):
+            moenn.Dataset.open_text(self.folder / "nothing", seq_len=4)
+        with self.assertRaises(moenn.ArgumentError):
+            moenn.Dataset.open_text("a\0b", seq_len=4)
+        with self.assertRaises(moenn.ArgumentError):
+            moenn.Dataset()
+
+
+if __name__ == "__main__":
+    unittest.main()
