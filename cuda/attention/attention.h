@@ -5,7 +5,7 @@
  * and its rows see nearly the same keys.
  *
  * Each product exists for fp32 and bf16 of any shape (general.cu, general_bwd.cu), for bf16 by
- * tensor cores (flash.cu, flash_bwd.cu), and for few rows against a cache by reading keys straight
+ * tensor cores (flash*.cu), and for few rows against a cache by reading keys straight
  * into fragments (decode.cu). attention.cu chooses. The grid of a launch follows shapes and
  * capacity, never what device memory holds. */
 #ifndef NN_CUDA_ATTENTION_H

@@ -1,5 +1,5 @@
-/* Attention backward on sm_90a: bf16, head dim 64; formulas and two kernels as in flash_bwd.cu, with
- * products by warpgroups whose left operands p and ds stay in registers.
+/* Attention backward on sm_90a: bf16, head dim 64; formulas and two kernels as in flash_bwd.cu,
+ * with products by warpgroups whose left operands p and ds stay in registers.
  *
  * Keys held: blocks of 128 keys, 64 a warpgroup, and up to 96 packed rows at a time. The steps of
  * all key blocks stand in one line that is cut evenly over the device; what a cut leaves of a key
@@ -29,20 +29,21 @@ enum {
   BWD90_SHARERS = 8 /* most blocks that share a key block, on average */
 };
 
-typedef struct bwd90_keys {
+typedef struct bwd90_keys_args {
   CUtensorMap q, dout, k, v;
   op_attention_bwd_t op;
   attention_rows_t rows;
   const float2 *stats;
-  float *partial; /* [blocks, 2, 2 (dk, dv), keys, D]: a key block's that began before; its last's */
+  float *partial; /* [blocks, 2, 2 (dk, dv), keys, D]: sums of the key block that an earlier block
+                     began, and of the one that this begins and the next goes on with */
   int positions, tiles; /* positions of a step; steps of a sequence and key-value head */
   int pairs, total;     /* length of the line */
   int share;            /* a block's of it */
   float scale;          /* log2(e) * op.scale */
-} bwd90_keys_t;
+} bwd90_keys_args_t;
 
 /* Steps whose rows see a key block; its length in the line is BWD90_START more. */
-static __host__ __device__ inline int bwd90_steps(const bwd90_keys_t &a, int block) {
+static __host__ __device__ inline int bwd90_steps(const bwd90_keys_args_t &a, int block) {
   return a.tiles - block * BWD90_KEYS / a.positions;
 }
 
@@ -62,12 +63,12 @@ typedef struct bwd90_piece {
 } bwd90_piece_t;
 static_assert(sizeof(bwd90_piece_t) <= 32, "two lie in shared memory");
 
-__device__ __forceinline__ bwd90_walk_t bwd90_begin(const bwd90_keys_t &a) {
+__device__ __forceinline__ bwd90_walk_t bwd90_begin(const bwd90_keys_args_t &a) {
   int at = min((int)blockIdx.x * a.share, a.total);
   return {at, min(at + a.share, a.total), 0, 0};
 }
 
-__device__ __forceinline__ bool bwd90_next(const bwd90_keys_t &a, bwd90_walk_t *walk,
+__device__ __forceinline__ bool bwd90_next(const bwd90_keys_args_t &a, bwd90_walk_t *walk,
                                            bwd90_piece_t *piece) {
   piece->count = 0;
   while (piece->count == 0 && walk->at < walk->stop) {
@@ -107,8 +108,8 @@ __device__ __forceinline__ bwd90_piece_t *bwd90_piece(unsigned char *shared, uin
   return (bwd90_piece_t *)(shared + BWD90_PIECES_AT + room * 32);
 }
 
-__device__ __forceinline__ void bwd90_keys_produce(const bwd90_keys_t &a, unsigned char *shared,
-                                                   uint32_t base) {
+__device__ __forceinline__ void bwd90_keys_produce(const bwd90_keys_args_t &a,
+                                                   unsigned char *shared, uint32_t base) {
   int64_t stat_count = attention_stat_count(a.rows);
   int step_rows = a.positions * a.rows.group;
   bwd90_walk_t walk = bwd90_begin(a);
@@ -159,7 +160,7 @@ __device__ __forceinline__ void bwd90_mask(float (&s)[48], int first0, int first
 }
 
 /* acc of the warp's 16 keys of 64 goes to the tensor, or to a piece's sums. */
-__device__ __forceinline__ void bwd90_write(const bwd90_keys_t &a, const float (&acc)[32],
+__device__ __forceinline__ void bwd90_write(const bwd90_keys_args_t &a, const float (&acc)[32],
                                             bf16_t *to, float *partial, int block, int at,
                                             float scale) {
   int t = threadIdx.x & 3;
@@ -180,7 +181,7 @@ __device__ __forceinline__ void bwd90_write(const bwd90_keys_t &a, const float (
   }
 }
 
-__device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_t &a,
+__device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
                                                    unsigned char *shared, uint32_t base,
                                                    int group) {
   int lane = threadIdx.x & 31, t = lane & 3;
@@ -211,8 +212,8 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_t &a,
       hopper_done<1>();
       hopper_hold(dk);
       hopper_hold(dv);
-      if (step && signals) hopper_arrive(bwd90_empty(base, slot ? slot - 1 : BWD90_STAGES - 1));
       hopper_hold(s);
+      if (step && signals) hopper_arrive(bwd90_empty(base, slot ? slot - 1 : BWD90_STAGES - 1));
 #pragma unroll
       for (int n = 0; n < 12; n++) {
         float4 stat = stats[4 * n + t]; /* lse, delta of two rows */
@@ -277,15 +278,15 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_t &a,
     __syncwarp();
     if (signals) hopper_arrive(bwd90_held_empty(base, room));
     bwd90_write(a, dk, (bf16_t *)a.op.dk + kv, partial, block, own, a.op.scale);
-    bwd90_write(a, dv, (bf16_t *)a.op.dv + kv, partial ? partial + BWD90_HELD : NULL, block,
-                own, 1);
+    bwd90_write(a, dv, (bf16_t *)a.op.dv + kv, partial ? partial + BWD90_HELD : NULL, block, own,
+                1);
   }
 }
 
 #endif
 
 __global__ void __launch_bounds__(BWD90_KEYS_THREADS, 1)
-    bwd90_keys(const __grid_constant__ bwd90_keys_t a) {
+    bwd90_keys(const __grid_constant__ bwd90_keys_args_t a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ unsigned char bwd90_shared[];
   uint32_t start = tile_address(bwd90_shared);
@@ -322,8 +323,9 @@ __global__ void __launch_bounds__(BWD90_KEYS_THREADS, 1)
 enum { BWD90_SUM_THREADS = 256, BWD90_SUM_BLOCKS = 2 * BWD90_HELD / (4 * BWD90_SUM_THREADS) };
 
 __global__ void __launch_bounds__(BWD90_SUM_THREADS)
-    bwd90_keys_sum(const __grid_constant__ bwd90_keys_t a) {
-  int item = blockIdx.x / BWD90_SUM_BLOCKS, pair = item % a.pairs, block = item / a.pairs, begin = 0;
+    bwd90_keys_sum(const __grid_constant__ bwd90_keys_args_t a) {
+  int item = blockIdx.x / BWD90_SUM_BLOCKS, pair = item % a.pairs, block = item / a.pairs;
+  int begin = 0;
   for (int x = 0; x < block; x++) begin += (bwd90_steps(a, x) + BWD90_START) * a.pairs;
   int length = bwd90_steps(a, block) + BWD90_START;
   begin += pair * length;
@@ -358,14 +360,14 @@ enum {
   BWD90_ROWS_THREADS = (1 + BWD90_ROW_GROUPS) * HOPPER_GROUP
 };
 
-typedef struct bwd90_rows {
+typedef struct bwd90_rows_args {
   CUtensorMap q, dout, k, v;
   op_attention_bwd_t op;
   attention_rows_t rows;
   hopper_tiles_t tiles;
   const float2 *stats;
   float scale; /* log2(e) * op.scale */
-} bwd90_rows_t;
+} bwd90_rows_args_t;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -385,15 +387,16 @@ __device__ __forceinline__ uint32_t bwd90_key_empty(uint32_t base, uint32_t i) {
 
 enum { BWD90_OWN = 1 }; /* named barriers of each warpgroup's own threads */
 
-__device__ __forceinline__ int bwd90_key_steps(const bwd90_rows_t &a, const hopper_tile_t &tile) {
+__device__ __forceinline__ int bwd90_key_steps(const bwd90_rows_args_t &a,
+                                               const hopper_tile_t &tile) {
   int keys = min(tile.position + a.tiles.positions, a.rows.q_len);
   return (keys + BWD90_STEP_KEYS - 1) / BWD90_STEP_KEYS;
 }
 
-__device__ __forceinline__ void bwd90_rows_produce(const bwd90_rows_t &a, uint32_t base) {
+__device__ __forceinline__ void bwd90_rows_produce(const bwd90_rows_args_t &a, uint32_t base) {
   hopper_tile_t tile;
   uint32_t slot = 0, parity = 0;
-  for (int round = 0; hopper_tile(a.tiles, round, &tile); round++) {
+  for (int round = 0; hopper_find(a.tiles, round, &tile); round++) {
     int b = tile.pair / a.rows.kv_heads, kv_head = tile.pair % a.rows.kv_heads;
     int head = kv_head * a.rows.group;
     uint32_t room = round & 1, q = base + room * 2 * BWD90_Q_BYTES, full = bwd90_q_full(base, room);
@@ -414,13 +417,14 @@ __device__ __forceinline__ void bwd90_rows_produce(const bwd90_rows_t &a, uint32
   }
 }
 
-__device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_t &a, unsigned char *shared,
-                                                   uint32_t base, int group) {
+__device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
+                                                   unsigned char *shared, uint32_t base,
+                                                   int group) {
   int warp = threadIdx.x / 32 % 4, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   bool signals = lane == 0;
   uint32_t slot = 0, parity = 0;
   hopper_tile_t tile;
-  for (int round = 0; hopper_tile(a.tiles, round, &tile); round++) {
+  for (int round = 0; hopper_find(a.tiles, round, &tile); round++) {
     uint32_t room = round & 1;
     uint32_t own = room * 2 * BWD90_Q_BYTES + group * 64 * HOPPER_ROW_BYTES;
     uint32_t own_warp = own + warp * 16 * HOPPER_ROW_BYTES;
@@ -452,9 +456,9 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_t &a, unsign
     for (int step = 0;; step++) {
       hopper_done<1>();
       hopper_hold(dq);
+      hopper_hold(s);
       if (step && signals)
         hopper_arrive(bwd90_key_empty(base, slot ? slot - 1 : BWD90_ROW_STAGES - 1));
-      hopper_hold(s);
 #pragma unroll
       for (int i = 0; i < 32; i++) s[i] = tile_exp2(fmaf(s[i], a.scale, -stat[i / 2 % 2].x));
       int key = step * BWD90_STEP_KEYS;
@@ -508,7 +512,7 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_t &a, unsign
 #endif
 
 __global__ void __launch_bounds__(BWD90_ROWS_THREADS, 1)
-    bwd90_rows(const __grid_constant__ bwd90_rows_t a) {
+    bwd90_rows(const __grid_constant__ bwd90_rows_args_t a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ unsigned char bwd90_shared[];
   uint32_t start = tile_address(bwd90_shared);
@@ -556,7 +560,7 @@ static nn_status_t bwd90_maps(backend_device_t *device, const op_attention_bwd_t
 
 static nn_status_t bwd90_launch_keys(backend_device_t *device, const op_attention_bwd_t *op,
                                      const float2 *stats, float *partial) {
-  bwd90_keys_t a = {};
+  bwd90_keys_args_t a = {};
   a.op = *op, a.rows = attention_rows(op->q_len, op->heads, op->kv_heads);
   a.stats = stats, a.partial = partial, a.scale = op->scale * ATTENTION_LOG2_E;
   a.positions = hopper_positions(&a.rows, BWD90_STEP_ROWS);
@@ -581,7 +585,7 @@ static nn_status_t bwd90_launch_keys(backend_device_t *device, const op_attentio
 
 static nn_status_t bwd90_launch_rows(backend_device_t *device, const op_attention_bwd_t *op,
                                      const float2 *stats) {
-  bwd90_rows_t a = {};
+  bwd90_rows_args_t a = {};
   a.op = *op, a.rows = attention_rows(op->q_len, op->heads, op->kv_heads);
   a.stats = stats, a.scale = op->scale * ATTENTION_LOG2_E;
   a.tiles.positions = hopper_positions(&a.rows, HOPPER_ROWS);
@@ -599,6 +603,10 @@ static nn_status_t bwd90_launch_rows(backend_device_t *device, const op_attentio
 }
 
 int attention_flash90_bwd_takes(const backend_device_t *device, const op_attention_bwd_t *op) {
+  /* No line of steps is longer. */
+  int64_t group = op->heads / op->kv_heads, steps = op->q_len * group / BWD90_STEP_ROWS * 2;
+  int64_t line = (op->q_len / BWD90_KEYS + 1) * (steps + 4 + BWD90_START);
+  if (line * op->batch * op->kv_heads > INT32_MAX) return 0;
   return device->capability == 90 && device->shared_bytes >= BWD90_KEYS_SHARED &&
          device->shared_bytes >= BWD90_ROWS_SHARED && op->head_dim == HOPPER_DIM &&
          op->heads / op->kv_heads <= HOPPER_MOST_GROUP;

@@ -14,7 +14,7 @@
 enum {
   FLASH90_GROUPS = 3,
   FLASH90_KEYS = 128,
-  FLASH90_STAGES = 3, /* of keys, and of values */
+  FLASH90_STAGES = 4, /* of keys, and of values */
   FLASH90_Q_BYTES = HOPPER_ROWS * HOPPER_ROW_BYTES,
   FLASH90_KEY_BYTES = FLASH90_KEYS * HOPPER_ROW_BYTES,
   FLASH90_KEY_AT = 2 * FLASH90_Q_BYTES,
@@ -26,8 +26,8 @@ enum {
   FLASH90_THREADS = (1 + FLASH90_GROUPS) * HOPPER_GROUP
 };
 
-[[maybe_unused]] /* The most that a thread's weights of one row and step may sum to. */
-static constexpr float flash90_most = 65536;
+/* m is raised where a thread's weights of one row and step sum to more. */
+[[maybe_unused]] static constexpr float flash90_most = 65536;
 
 typedef struct flash90_args {
   CUtensorMap q, k, v;
@@ -62,32 +62,31 @@ __device__ __forceinline__ uint32_t flash90_v_empty(uint32_t base, uint32_t i) {
   return flash90_k_full(base, 3 * FLASH90_STAGES + i);
 }
 
-/* Steps of keys that some row of a tile sees. */
-__device__ __forceinline__ int flash90_steps(const flash90_args_t &a, const hopper_tile_t &tile) {
-  int keys = min(tile.position + a.tiles.positions, a.rows.q_len);
-  return (keys + FLASH90_KEYS - 1) / FLASH90_KEYS;
+/* Keys that some row of a tile sees. */
+__device__ __forceinline__ int flash90_keys(const flash90_args_t &a, const hopper_tile_t &tile) {
+  return min(tile.position + a.tiles.positions, a.rows.q_len);
 }
 
 __device__ __forceinline__ void flash90_produce(const flash90_args_t &a, uint32_t base) {
   hopper_tile_t tile;
   uint32_t slot = 0, parity = 0;
-  for (int round = 0; hopper_tile(a.tiles, round, &tile); round++) {
+  for (int round = 0; hopper_find(a.tiles, round, &tile); round++) {
     int b = tile.pair / a.rows.kv_heads, kv_head = tile.pair % a.rows.kv_heads;
     uint32_t room = round & 1, full = flash90_q_full(base, room);
     hopper_wait(flash90_q_empty(base, room), ~(round >> 1) & 1);
     hopper_expect(full, a.tiles.positions * a.rows.group * HOPPER_ROW_BYTES);
     hopper_copy(a.q, base + room * FLASH90_Q_BYTES, full, kv_head * a.rows.group, tile.position, b);
-    int steps = flash90_steps(a, tile);
-    for (int step = 0; step < steps; step++) {
+    int keys = flash90_keys(a, tile);
+    for (int key = 0; key < keys; key += FLASH90_KEYS) {
       uint32_t offset = slot * FLASH90_KEY_BYTES;
       hopper_wait(flash90_k_empty(base, slot), parity ^ 1);
       hopper_expect(flash90_k_full(base, slot), FLASH90_KEY_BYTES);
       hopper_copy(a.k, base + FLASH90_KEY_AT + offset, flash90_k_full(base, slot), kv_head,
-                  step * FLASH90_KEYS, b);
+                  key, b);
       hopper_wait(flash90_v_empty(base, slot), parity ^ 1);
       hopper_expect(flash90_v_full(base, slot), FLASH90_KEY_BYTES);
       hopper_copy(a.v, base + FLASH90_VALUE_AT + offset, flash90_v_full(base, slot), kv_head,
-                  step * FLASH90_KEYS, b);
+                  key, b);
       if (++slot == FLASH90_STAGES) slot = 0, parity ^= 1;
     }
   }
@@ -95,23 +94,42 @@ __device__ __forceinline__ void flash90_produce(const flash90_args_t &a, uint32_
 
 /* What a thread keeps of its two rows, the second the eighth after the first. */
 typedef struct flash90_state {
-  float shift[2];  /* log2(e) * scale * m */
-  float sum[2];    /* this lane's columns */
-  float shrink[2]; /* where raised: what the sums of values are still to be scaled by */
-  bool raised;     /* in the last step, for some row of the warp */
+  float shift[2]; /* log2(e) * scale * m */
+  float sum[2];   /* this lane's columns */
 } flash90_state_t;
 
-/* What a thread knows of a tile. */
-typedef struct flash90_rows {
-  uint32_t queries; /* the warpgroup's */
-  int all_see;      /* keys that each of the warp's rows sees */
-  int see0, see1;   /* that the thread's two see */
-} flash90_rows_t;
+/* The consuming thread, read anew: what rare work computes from it is not kept in registers all the
+ * way. */
+__device__ __forceinline__ int flash90_thread() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread - HOPPER_GROUP;
+}
 
-/* Scores of keys that a row does not see become -infinity; key: the first of these. */
-__device__ __forceinline__ void flash90_mask(float (&s)[64], const flash90_rows_t &rows, int key) {
-  if (key + FLASH90_KEYS <= rows.all_see) return;
-  int t = threadIdx.x & 3, seen0 = rows.see0 - key - 2 * t, seen1 = rows.see1 - key - 2 * t;
+/* It is the next warpgroup's turn; which that is, is not kept either. */
+__device__ __forceinline__ void flash90_turn_end(int turn) {
+  asm volatile(
+      "{\n"
+      ".reg .pred last;\n"
+      ".reg .u32 next;\n"
+      "setp.eq.u32 last, %0, %2;\n"
+      "add.u32 next, %0, 1;\n"
+      "@last mov.u32 next, %1;\n"
+      "barrier.cta.arrive next, %3;\n"
+      "}" ::"r"(turn),
+      "n"((int)FLASH90_TURN), "n"(FLASH90_TURN + FLASH90_GROUPS - 1), "n"(2 * HOPPER_GROUP)
+      : "memory");
+}
+
+/* Scores of keys that a row does not see become -infinity; position: the tile's first, key: the
+ * first of these. */
+__device__ __forceinline__ void flash90_mask(float (&s)[64], const attention_rows_t &rows,
+                                             int position, int key) {
+  if (key + FLASH90_KEYS <= position + 1) return;
+  int thread = flash90_thread(), t = thread & 3;
+  int row = position * rows.group + thread / 32 * 16 + thread % 32 / 4;
+  int seen0 = rows_query(rows, row) + 1 - key - 2 * t;
+  int seen1 = rows_query(rows, row + 8) + 1 - key - 2 * t;
 #pragma unroll
   for (int n = 0; n < 16; n++)
 #pragma unroll
@@ -121,9 +139,10 @@ __device__ __forceinline__ void flash90_mask(float (&s)[64], const flash90_rows_
     }
 }
 
-/* m becomes the largest of the row's scores so far. */
+/* m becomes the largest of the row's scores so far; shrink: what the row's sums of values are still
+ * to be scaled by. */
 __device__ __forceinline__ void flash90_raise(flash90_state_t &state, const float (&s)[64],
-                                              float scale) {
+                                              float scale, float (&shrink)[2]) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     float even = s[2 * half], odd = s[2 * half + 1];
@@ -133,53 +152,51 @@ __device__ __forceinline__ void flash90_raise(flash90_state_t &state, const floa
       odd = fmaxf(odd, s[4 * n + 2 * half + 1]);
     }
     float shift = fmaxf(state.shift[half], tile_row_max(fmaxf(even, odd)) * scale);
-    state.shrink[half] = tile_exp2(state.shift[half] - shift);
+    shrink[half] = tile_exp2(state.shift[half] - shift);
     state.shift[half] = shift;
-    state.sum[half] *= state.shrink[half];
+    state.sum[half] *= shrink[half];
   }
 }
 
 /* Scores become weights; sum: of each of the thread's rows. */
 __device__ __forceinline__ void flash90_weigh(const flash90_state_t &state, float (&s)[64],
                                               float scale, float (&sum)[2]) {
-  float part[4] = {0, 0, 0, 0};
+  sum[0] = sum[1] = 0;
 #pragma unroll
   for (int i = 0; i < 64; i++) {
     s[i] = tile_exp2(fmaf(s[i], scale, -state.shift[i / 2 % 2]));
-    part[i % 4] += s[i];
+    sum[i / 2 % 2] += s[i];
   }
-  sum[0] = part[0] + part[1];
-  sum[1] = part[2] + part[3];
 }
 
-/* The scores once more, by one warp alone. */
+/* The scores once more, by one warp alone; queries: the tile's. */
 __device__ __forceinline__ void flash90_again(float (&s)[64], uint32_t queries, uint32_t keys) {
-  uint32_t own = queries + threadIdx.x / 32 % 4 * 16 * HOPPER_ROW_BYTES;
+  uint32_t thread = (uint32_t)flash90_thread(), lane = thread % 32;
+  uint32_t row = thread / 32 * 16 + lane % 16; /* from here as tile_by_rows, tile_by_columns */
+  uint32_t x_at = queries + row * HOPPER_ROW_BYTES + (((lane >> 4) ^ (lane & 7)) << 4);
+  uint32_t y_at = keys + ((lane >> 4) * 8 + (lane & 7)) * HOPPER_ROW_BYTES +
+                  (((lane >> 3 & 1) ^ (lane & 7)) << 4);
   hopper_zero(s);
-#pragma unroll 1
+#pragma unroll
   for (int k = 0; k < HOPPER_DIM / 16; k++) {
     uint32_t x[4];
-    tile_matrices(x, own + (tile_by_rows<HOPPER_DIM>() ^ (k << 5)));
+    tile_matrices(x, x_at ^ (k << 5));
 #pragma unroll
     for (int n = 0; n < FLASH90_KEYS / 16; n++) {
       uint32_t y[4];
-      tile_matrices(y, keys + (tile_by_columns<HOPPER_DIM>() ^ (k << 5)) + n * 16 * HOPPER_ROW_BYTES);
+      tile_matrices(y, (y_at ^ (k << 5)) + n * 16 * HOPPER_ROW_BYTES);
       tile_mma(reinterpret_cast<float(&)[4]>(s[8 * n]), x, y[0], y[1]);
       tile_mma(reinterpret_cast<float(&)[4]>(s[8 * n + 4]), x, y[2], y[3]);
     }
   }
 }
 
-__device__ __forceinline__ void flash90_shrink(const flash90_state_t &state, float (&o)[32]) {
-  if (!state.raised) return;
-#pragma unroll
-  for (int i = 0; i < 32; i++) o[i] *= state.shrink[i / 2 % 2];
-}
-
 /* o and lse of a warp's 16 rows from row on. */
 __device__ __forceinline__ void flash90_write(const flash90_args_t &a, const hopper_tile_t &tile,
                                               const flash90_state_t &state, const float (&o)[32],
-                                              unsigned char *own, int row, int end) {
+                                              unsigned char *queries) {
+  int inside = flash90_thread() / 32 * 16, row = tile.position * a.rows.group + inside;
+  int end = min((tile.position + a.tiles.positions) * a.rows.group, a.rows.count);
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   int b = tile.pair / a.rows.kv_heads, kv_head = tile.pair % a.rows.kv_heads;
   float scale[2];
@@ -189,76 +206,71 @@ __device__ __forceinline__ void flash90_write(const flash90_args_t &a, const hop
     int r = row + half * 8 + g;
     scale[half] = __fdividef(1, sum);
     if (a.op.lse && t == 0 && r < end)
-      a.op.lse[rows_out(a.rows, b, kv_head, r)] =
-          state.shift[half] * ATTENTION_LN_2 + logf(sum);
+      a.op.lse[rows_out(a.rows, b, kv_head, r)] = state.shift[half] * ATTENTION_LN_2 + logf(sum);
   }
   int64_t stride = (int64_t)a.rows.heads * HOPPER_DIM;
   bf16_t *to = (bf16_t *)a.op.o + (int64_t)b * a.rows.q_len * stride +
                (int64_t)kv_head * a.rows.group * HOPPER_DIM;
-  hopper_store(own, to, stride, a.rows, row, end, o, scale[0], scale[1]);
+  hopper_store(queries + inside * HOPPER_ROW_BYTES, to, stride, a.rows, row, end, o, scale[0],
+               scale[1]);
 }
 
 __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigned char *shared,
                                                 uint32_t base, int group) {
-  int warp = threadIdx.x / 32 % 4, g = (threadIdx.x & 31) >> 2;
   bool signals = threadIdx.x % 32 == 0;
-  int turn = FLASH90_TURN + group, next = FLASH90_TURN + (group + 1) % FLASH90_GROUPS;
-  if (group == FLASH90_GROUPS - 1) hopper_named_arrive(next, 2 * HOPPER_GROUP);
-  uint32_t slot = 0, parity = 0; /* of the newest keys */
+  int turn = FLASH90_TURN + group;
+  if (group == FLASH90_GROUPS - 1) flash90_turn_end(turn);
+  uint32_t count = 0; /* steps so far, of which the newest has the slot */
   hopper_tile_t tile;
-  for (int round = 0; hopper_tile(a.tiles, round, &tile); round++) {
+  for (int round = 0; hopper_find(a.tiles, round, &tile); round++) {
     uint32_t room = round & 1, own = room * FLASH90_Q_BYTES + group * 64 * HOPPER_ROW_BYTES;
-    int first = tile.position * a.rows.group, row = first + group * 64 + warp * 16;
-    int end = min(first + a.tiles.positions * a.rows.group, a.rows.count);
-    const flash90_rows_t rows = {base + own, rows_query(a.rows, row) + 1,
-                                 rows_query(a.rows, row + g) + 1,
-                                 rows_query(a.rows, row + 8 + g) + 1};
-    int steps = flash90_steps(a, tile);
-
-    flash90_state_t state = {{-INFINITY, -INFINITY}, {0, 0}, {0, 0}, false};
+    flash90_state_t state = {{-INFINITY, -INFINITY}, {0, 0}};
     float s[64], o[32];
     uint32_t p[32];
     hopper_zero(o);
     hopper_wait(flash90_q_full(base, room), round >> 1 & 1);
-    hopper_wait(flash90_k_full(base, slot), parity);
+    uint32_t slot = count % FLASH90_STAGES;
+    hopper_wait(flash90_k_full(base, slot), count / FLASH90_STAGES & 1);
     hopper_hold(s);
     hopper_begin();
-    hopper_dot(s, rows.queries, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
+    hopper_dot(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
     hopper_commit();
     hopper_done<0>();
     hopper_hold(s);
     if (signals) hopper_arrive(flash90_k_empty(base, slot));
-    flash90_mask(s, rows, 0);
-    flash90_raise(state, s, a.scale);
+    flash90_mask(s, a.rows, tile.position, 0);
+    float shrink[2] = {0, 0};
+    flash90_raise(state, s, a.scale, shrink);
     flash90_weigh(state, s, a.scale, state.sum);
     hopper_round(p, s);
 
-    for (int step = 1; step < steps; step++) {
-      uint32_t before = slot, before_parity = parity;
-      if (++slot == FLASH90_STAGES) slot = 0, parity ^= 1;
-      hopper_wait(flash90_k_full(base, slot), parity);
-      hopper_wait(flash90_v_full(base, before), before_parity);
+    for (int key = FLASH90_KEYS; key < flash90_keys(a, tile); key += FLASH90_KEYS) {
+      uint32_t before = count % FLASH90_STAGES;
+      hopper_wait(flash90_v_full(base, before), count / FLASH90_STAGES & 1);
+      slot = ++count % FLASH90_STAGES;
+      hopper_wait(flash90_k_full(base, slot), count / FLASH90_STAGES & 1);
       hopper_named_sync(turn, 2 * HOPPER_GROUP);
       hopper_hold(s);
       hopper_hold(o);
       hopper_hold(p);
       hopper_begin();
-      hopper_dot(s, rows.queries, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
+      hopper_dot(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
       hopper_commit();
       hopper_add(o, p, base + FLASH90_VALUE_AT + before * FLASH90_KEY_BYTES, 1);
       hopper_commit();
       hopper_done<1>();
-      hopper_named_arrive(next, 2 * HOPPER_GROUP);
+      flash90_turn_end(turn);
       hopper_hold(s);
-      int key = step * FLASH90_KEYS;
       float sum[2];
-      flash90_mask(s, rows, key);
+      flash90_mask(s, a.rows, tile.position, key);
       flash90_weigh(state, s, a.scale, sum);
-      state.raised = __any_sync(0xffffffffu, fmaxf(sum[0], sum[1]) > flash90_most);
-      if (state.raised) {
-        flash90_again(s, rows.queries, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
-        flash90_mask(s, rows, key);
-        flash90_raise(state, s, a.scale);
+      shrink[0] = shrink[1] = 1;
+      bool raised = __any_sync(0xffffffffu, fmaxf(sum[0], sum[1]) > flash90_most);
+      if (raised) {
+        flash90_again(s, base + room * FLASH90_Q_BYTES,
+                      base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
+        flash90_mask(s, a.rows, tile.position, key);
+        flash90_raise(state, s, a.scale, shrink);
         flash90_weigh(state, s, a.scale, sum);
       }
       state.sum[0] += sum[0], state.sum[1] += sum[1];
@@ -267,11 +279,15 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
       hopper_done<0>();
       hopper_hold(o);
       hopper_hold(s);
-      if (signals) hopper_arrive(flash90_v_empty(base, before));
-      flash90_shrink(state, o);
+      if (signals) hopper_arrive(flash90_v_empty(base, (count - 1) % FLASH90_STAGES));
+      if (raised) {
+#pragma unroll
+        for (int i = 0; i < 32; i++) o[i] *= shrink[i / 2 % 2];
+      }
       hopper_round(p, s);
     }
-    hopper_wait(flash90_v_full(base, slot), parity);
+    slot = count % FLASH90_STAGES;
+    hopper_wait(flash90_v_full(base, slot), count / FLASH90_STAGES & 1);
     hopper_hold(o);
     hopper_hold(p);
     hopper_begin();
@@ -280,10 +296,10 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
     hopper_done<0>();
     hopper_hold(o);
     if (signals) hopper_arrive(flash90_v_empty(base, slot));
-    if (++slot == FLASH90_STAGES) slot = 0, parity ^= 1;
+    count++;
 
     hopper_named_sync(FLASH90_OWN + group, HOPPER_GROUP); /* all have read the queries */
-    flash90_write(a, tile, state, o, shared + own + warp * 16 * HOPPER_ROW_BYTES, row, end);
+    flash90_write(a, tile, state, o, shared + room * FLASH90_Q_BYTES);
     hopper_fence();
     __syncwarp();
     if (signals) hopper_arrive(flash90_q_empty(base, room));
@@ -324,8 +340,8 @@ __global__ void __launch_bounds__(FLASH90_THREADS, 1)
     if (threadIdx.x == 0) flash90_produce(a, base);
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
-    flash90_consume(a, flash90_shared + (base - start), base,
-                    (int)(threadIdx.x / HOPPER_GROUP) - 1);
+    int group = __shfl_sync(0xffffffffu, threadIdx.x / HOPPER_GROUP, 0); /* one for the warp */
+    flash90_consume(a, flash90_shared + (base - start), base, group - 1);
   }
 #endif
 }

@@ -1,10 +1,10 @@
-/* Attention on sm_90a: PTX wrappers, what its kernels load by the bulk copy engine, and the order in
- * which they take tiles. bf16, head dim 64, keys that are the rows' own.
+/* Attention on sm_90a: PTX wrappers, what its kernels load by the bulk copy engine, and the order
+ * in which they take tiles. bf16, head dim 64, keys that are the rows' own.
  *
- * A tile of queries is `positions` whole positions of a group's heads, so that one box of the tensor
- * [batch, positions, heads, 64] is packed rows as attention.h has them. Tiles lie in shared memory
- * in rows of 128 bytes with the 128-byte swizzle, each from a multiple of 1024 on. Positions behind
- * a sequence's last are copied as zeroes. */
+ * A tile of queries is `positions` whole positions of a group's heads, so that one box of the
+ * tensor [batch, positions, heads, 64] is packed rows as attention.h has them. Tiles lie in shared
+ * memory in rows of 128 bytes with the 128-byte swizzle, each from a multiple of 1024 on. Positions
+ * behind a sequence's last are copied as zeroes. */
 #ifndef NN_CUDA_ATTENTION_HOPPER_CUH
 #define NN_CUDA_ATTENTION_HOPPER_CUH
 
@@ -84,10 +84,6 @@ __device__ __forceinline__ void hopper_wait(uint32_t barrier, uint32_t parity) {
         : "r"(barrier), "r"(parity)
         : "memory");
   } while (!done);
-}
-
-__device__ __forceinline__ void hopper_named_arrive(int name, int threads) {
-  asm volatile("barrier.cta.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
 __device__ __forceinline__ void hopper_named_sync(int name, int threads) {
@@ -261,13 +257,13 @@ __device__ __forceinline__ void hopper_round(uint32_t (&p)[N], const float (&s)[
 /* ---- tiles of rows --------------------------------------------------------------------------- */
 
 /* The tile of a block's round, from the last tile of rows, which sees the most keys, to the first;
- * -1: none is left. Every other round goes backwards over blocks, so that all have about the same
- * number of keys. */
+ * false: none is left. Every other round goes backwards over blocks, so that all have about the
+ * same number of keys. */
 typedef struct hopper_tile {
   int pair, position; /* the first */
 } hopper_tile_t;
 
-__device__ __forceinline__ bool hopper_tile(const hopper_tiles_t &tiles, int round,
+__device__ __forceinline__ bool hopper_find(const hopper_tiles_t &tiles, int round,
                                             hopper_tile_t *tile) {
   int blocks = gridDim.x, block = blockIdx.x;
   int at = round * blocks + (round & 1 ? blocks - 1 - block : block);
@@ -277,8 +273,8 @@ __device__ __forceinline__ bool hopper_tile(const hopper_tiles_t &tiles, int rou
   return true;
 }
 
-/* A warp writes its 16 packed rows from `first` on, of those that the tile has: acc times a scale
- * for each of the thread's two, through its own rows of a tile in shared memory. */
+/* A warp writes its 16 packed rows from `first` on, those before `end`: acc times a scale for each
+ * of the thread's two, through its own rows of a tile in shared memory. */
 __device__ __forceinline__ void hopper_store(unsigned char *own, bf16_t *to, int64_t stride,
                                              const attention_rows_t &rows, int first, int end,
                                              const float (&acc)[32], float scale0, float scale1) {
