@@ -1,7 +1,9 @@
 /* Attention on a GPU against the CPU: over its own rows, forward and backward, and over a cache
  * with keys before the query rows, in decode and in chunked prefill. */
 #include <math.h>
+#include <stdlib.h>
 
+#include "base/random.h"
 #include "gpu.h"
 
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
@@ -102,14 +104,31 @@ static void self_backward(const self_case_t *c, const gpu_tensor_t *qkv, const g
   check_self_gradients(c, d);
 }
 
-static void check_self(const self_case_t *c, int32_t backward, int32_t dtype) {
+/* Queries, keys and values, scores of a few units; with `growth` keys are longer and longer, up to so many
+ * times, along a sequence, so that the largest score of a row keeps coming later. */
+static gpu_tensor_t *self_rows(const self_case_t *c, float growth) {
+  int64_t ld = self_stride(c), count = c->batch * c->q_len * ld;
+  float *values = malloc((size_t)count * sizeof *values);
+  assert_non_null(values);
+  for (int64_t i = 0; i < count; i++) {
+    int64_t row = i / ld % c->q_len, at = i % ld - c->heads * c->dim;
+    values[i] = 2 * (2 * (float)random_uniform(1, 3, (uint64_t)i) - 1);
+    if (growth > 0 && at >= 0 && at < c->kv_heads * c->dim)
+      values[i] *= 1 + growth * (float)row / (float)c->q_len;
+  }
+  gpu_tensor_t *made = gpu_tensor(GPU_ACT, GPU_READ, values, count);
+  free(values);
+  return made;
+}
+
+static void check_self(const self_case_t *c, int32_t backward, int32_t dtype, float growth) {
   int64_t rows = c->batch * c->q_len, width = c->heads * c->dim;
   backend_limits_t limits = {.rows = rows, .batch = c->batch, .hidden = width, .heads = c->heads,
                              .kv_heads = c->kv_heads, .head_dim = c->dim, .training = backward};
   gpu_begin(dtype, limits, "attention batch %lld, T %lld, heads %lld/%lld of %lld, pad %lld",
             (long long)c->batch, (long long)c->q_len, (long long)c->heads, (long long)c->kv_heads,
             (long long)c->dim, (long long)c->pad);
-  gpu_tensor_t *qkv = gpu_in(rows * self_stride(c), 2, 0, 1); /* scores of a few units */
+  gpu_tensor_t *qkv = self_rows(c, growth);
   gpu_tensor_t *o = gpu_out(GPU_ACT, rows * width), *lse = gpu_out(GPU_F32, rows * c->heads);
   op_attention_t op[GPU_SIDES];
   for (int s = 0; s < GPU_SIDES; s++) op[s] = self_op(c, s, qkv, o, lse);
@@ -140,7 +159,7 @@ static void check_length(int64_t q_len, int32_t backward) {
                          .kv_heads = groups[g].kv_heads,
                          .dim = dims[d],
                          .pad = number / 2 % 3 == 2 ? 1 : 0};
-        check_self(&c, backward, gpu_dtypes[t]);
+        check_self(&c, backward, gpu_dtypes[t], 0);
       }
 }
 
@@ -148,6 +167,14 @@ static void test_forward(void **state) {
   (void)state;
   check_length(1, 0);
   check_length(1000, 0);
+}
+
+/* What a kernel took for a row's largest score is far from it a few hundred keys later. */
+static void test_growing_scores(void **state) {
+  (void)state;
+  const self_case_t cases[] = {{2, 1000, 12, 1, 64, 0}, {1, 700, 3, 3, 128, 0}, {1, 300, 4, 2, 32, 0}};
+  for (size_t i = 0; i < LENGTH(cases); i++)
+    for (int t = 0; t < 2; t++) check_self(&cases[i], 0, gpu_dtypes[t], 25);
 }
 
 static void test_backward(void **state) {
@@ -272,6 +299,7 @@ int main(void) {
   if (skipped) return skipped;
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_forward),
+      cmocka_unit_test(test_growing_scores),
       cmocka_unit_test(test_backward),
       cmocka_unit_test(test_cache),
   };
