@@ -83,31 +83,24 @@ static void backend_free(backend_device_t *device, void *data, size_t bytes) {
 }
 
 static nn_status_t backend_copy(backend_device_t *device, const char *name, void *to,
-                                const void *from, size_t bytes, cudaMemcpyKind kind, int waits) {
+                                const void *from, size_t bytes, cudaMemcpyKind kind) {
+  CUDA_TRY(cuda_select(device, name));
   if (!bytes) return NN_OK;
   pthread_mutex_lock(&device->recording);
   cudaError_t error = cudaMemcpyAsync(to, from, bytes, kind, device->stream);
-  if (error == cudaSuccess && waits) error = cudaStreamSynchronize(device->stream);
+  if (error == cudaSuccess) error = cudaStreamSynchronize(device->stream);
   pthread_mutex_unlock(&device->recording);
   return cuda_check(device, name, error);
 }
 
-/* Ordinary host memory has been read when an asynchronous copy returns; memory that was pinned for the
- * GPU is read later. */
 static nn_status_t backend_copy_in(backend_device_t *device, void *data, const void *host,
                                    size_t bytes) {
-  CUDA_TRY(cuda_select(device, "copy_in"));
-  cudaPointerAttributes found;
-  int ordinary = cudaPointerGetAttributes(&found, host) == cudaSuccess &&
-                 found.type == cudaMemoryTypeUnregistered;
-  cudaGetLastError();
-  return backend_copy(device, "copy_in", data, host, bytes, cudaMemcpyHostToDevice, !ordinary);
+  return backend_copy(device, "copy_in", data, host, bytes, cudaMemcpyHostToDevice);
 }
 
 static nn_status_t backend_copy_out(backend_device_t *device, void *host, const void *data,
                                     size_t bytes) {
-  CUDA_TRY(cuda_select(device, "copy_out"));
-  return backend_copy(device, "copy_out", host, data, bytes, cudaMemcpyDeviceToHost, 1);
+  return backend_copy(device, "copy_out", host, data, bytes, cudaMemcpyDeviceToHost);
 }
 
 static nn_status_t backend_zero(backend_device_t *device, void *data, size_t bytes) {
