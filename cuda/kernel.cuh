@@ -32,6 +32,13 @@ __device__ __forceinline__ bf16_t from_float<bf16_t>(float x) {
   return __float2bfloat16_rn(x);
 }
 
+/* Two neighbours in memory. */
+__device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
+  uint32_t pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+
 /* Sixteen bytes of T in registers: 4 floats or 8 bf16. */
 template <typename T>
 struct alignas(16) vec_t {

@@ -131,9 +131,9 @@ __device__ __forceinline__ void decode_take(decode_state_t<D> &state,
 
 #pragma unroll
   for (int n = 0; n < STEP / 16; n++) {
-    uint32_t p[4] = {tile_pair(s[2 * n][0], s[2 * n][1]), tile_pair(s[2 * n][2], s[2 * n][3]),
-                     tile_pair(s[2 * n + 1][0], s[2 * n + 1][1]),
-                     tile_pair(s[2 * n + 1][2], s[2 * n + 1][3])};
+    uint32_t p[4] = {bf16_pair(s[2 * n][0], s[2 * n][1]), bf16_pair(s[2 * n][2], s[2 * n][3]),
+                     bf16_pair(s[2 * n + 1][0], s[2 * n + 1][1]),
+                     bf16_pair(s[2 * n + 1][2], s[2 * n + 1][3])};
 #pragma unroll
     for (int h = 0; h < D / 64; h++) {
       const uint4(&y)[4] = value[n][h];
@@ -258,7 +258,7 @@ __device__ __forceinline__ void decode_write_four(const decode_t &a, int64_t out
     return;
   }
   *(uint2 *)((bf16_t *)a.op.o + out * D + d) = make_uint2(
-      tile_pair(sum.x * scale, sum.y * scale), tile_pair(sum.z * scale, sum.w * scale));
+      bf16_pair(sum.x * scale, sum.y * scale), bf16_pair(sum.z * scale, sum.w * scale));
   if (a.op.lse && d == 0) a.op.lse[out] = weight.y == 0 ? -INFINITY : largest + logf(weight.y);
 }
 

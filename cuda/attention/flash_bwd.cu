@@ -143,7 +143,7 @@ __device__ __forceinline__ void flash_bwd_keys_write(const flash_bwd_keys_t &a,
         if (partial)
           *(float2 *)(partial + at * D + d) = make_float2(x, y);
         else
-          *(uint32_t *)(to + (int64_t)(key + at) * a.op.ldkv + d) = tile_pair(x, y);
+          *(uint32_t *)(to + (int64_t)(key + at) * a.op.ldkv + d) = bf16_pair(x, y);
       }
     }
 }
@@ -213,7 +213,7 @@ __global__ void __launch_bounds__(256) flash_bwd_keys_sum(const flash_bwd_keys_t
   }
   int64_t kv = pair / a.rows.kv_heads * a.op.kv_batch + pair % a.rows.kv_heads * D;
   bf16_t *to = (bf16_t *)(which ? a.op.dv : a.op.dk) + kv + (int64_t)key * a.op.ldkv + d;
-  *(uint2 *)to = make_uint2(tile_pair(sum.x, sum.y), tile_pair(sum.z, sum.w));
+  *(uint2 *)to = make_uint2(bf16_pair(sum.x, sum.y), bf16_pair(sum.z, sum.w));
 }
 
 /* ---- dq -------------------------------------------------------------------------------------- */

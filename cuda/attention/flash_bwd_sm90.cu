@@ -1,22 +1,23 @@
 /* Attention backward on sm_90a: bf16, head dim 64; formulas and two kernels as in flash_bwd.cu,
  * with products by warpgroups whose left operands p and ds stay in registers.
  *
- * Keys held: blocks of 128 keys, 64 a warpgroup, and up to 96 packed rows at a time. The steps of
- * all key blocks stand in one line that is cut evenly over the device; what a cut leaves of a key
- * block goes to `partial` in fp32 and is added in the order of rows.
+ * Keys held: blocks of 128 keys, 64 a warpgroup, and up to 96 packed rows at a time. What a cut of
+ * the line of line_sm90.cuh leaves of a key block goes to `partial` in fp32 and is added in the
+ * order of rows.
  *
  * Rows held: tiles of up to 192 packed rows, 64 a warpgroup, and 64 keys at a time. */
-#include "attention/hopper.cuh"
+#include "attention/line_sm90.cuh"
+#include "attention/tiles_sm90.cuh"
 
 /* ---- dk and dv ------------------------------------------------------------------------------- */
 
 enum {
-  BWD90_KEYS = 128,
+  BWD90_KEYS = LINE90_KEYS,
   BWD90_KEY_GROUPS = 2,
   BWD90_STEP_ROWS = 96,
   BWD90_STAGES = 4,
-  BWD90_HELD = BWD90_KEYS * HOPPER_DIM, /* numbers of dk or dv of a key block */
-  BWD90_HELD_BYTES = BWD90_HELD * 2,    /* of its keys or values */
+  BWD90_HELD = BWD90_KEYS * TILES90_DIM, /* numbers of dk or dv of a key block */
+  BWD90_HELD_BYTES = BWD90_HELD * 2,     /* of its keys or values */
   BWD90_STEP_BYTES = BWD90_STEP_ROWS * HOPPER_ROW_BYTES,
   BWD90_STATS_AT = 2 * BWD90_STEP_BYTES, /* in a stage: q, dout, statistics */
   BWD90_STAGE_BYTES = BWD90_STATS_AT + HOPPER_ALIGN,
@@ -24,9 +25,7 @@ enum {
   BWD90_BARRIERS_AT = BWD90_STAGES_AT + BWD90_STAGES * BWD90_STAGE_BYTES,
   BWD90_PIECES_AT = BWD90_BARRIERS_AT + 8 * (4 + 2 * BWD90_STAGES),
   BWD90_KEYS_SHARED = HOPPER_ALIGN + BWD90_PIECES_AT + 2 * 32,
-  BWD90_KEYS_THREADS = (1 + BWD90_KEY_GROUPS) * HOPPER_GROUP,
-  BWD90_START = 3,  /* steps that the time to begin and end a key block is worth */
-  BWD90_SHARERS = 8 /* most blocks that share a key block, on average */
+  BWD90_KEYS_THREADS = (1 + BWD90_KEY_GROUPS) * HOPPER_GROUP
 };
 
 typedef struct bwd90_keys_args {
@@ -36,60 +35,11 @@ typedef struct bwd90_keys_args {
   const float2 *stats;
   float *partial; /* [blocks, 2, 2 (dk, dv), keys, D]: sums of the key block that an earlier block
                      began, and of the one that this begins and the next goes on with */
-  int positions, tiles; /* positions of a step; steps of a sequence and key-value head */
-  int pairs, total;     /* length of the line */
-  int share;            /* a block's of it */
-  float scale;          /* log2(e) * op.scale */
+  line90_t line;
+  float scale; /* log2(e) * op.scale */
 } bwd90_keys_args_t;
 
-/* Steps whose rows see a key block; its length in the line is BWD90_START more. */
-static __host__ __device__ inline int bwd90_steps(const bwd90_keys_args_t &a, int block) {
-  return a.tiles - block * BWD90_KEYS / a.positions;
-}
-
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-/* Where a block has come to in the line of steps: by key blocks, in each by pairs. */
-typedef struct bwd90_walk {
-  int at, stop;
-  int block, start; /* a key block, and where it begins */
-} bwd90_walk_t;
-
-/* The thread that copies tells the others by shared memory, one for each room. */
-typedef struct bwd90_piece {
-  int block, pair;
-  int first, count;  /* steps; count 0: nothing is left */
-  int begins, whole; /* at the key block's first step; all of its steps */
-} bwd90_piece_t;
-static_assert(sizeof(bwd90_piece_t) <= 32, "two lie in shared memory");
-
-__device__ __forceinline__ bwd90_walk_t bwd90_begin(const bwd90_keys_args_t &a) {
-  int at = min((int)blockIdx.x * a.share, a.total);
-  return {at, min(at + a.share, a.total), 0, 0};
-}
-
-__device__ __forceinline__ bool bwd90_next(const bwd90_keys_args_t &a, bwd90_walk_t *walk,
-                                           bwd90_piece_t *piece) {
-  piece->count = 0;
-  while (piece->count == 0 && walk->at < walk->stop) {
-    int length = bwd90_steps(a, walk->block) + BWD90_START;
-    while (walk->at >= walk->start + length * a.pairs) {
-      walk->start += length * a.pairs;
-      length = bwd90_steps(a, ++walk->block) + BWD90_START;
-    }
-    int inside = walk->at - walk->start, at = inside % length;
-    int stop = min(length, at + walk->stop - walk->at);
-    int from = max(at, (int)BWD90_START), steps = length - BWD90_START;
-    walk->at += stop - at;
-    piece->block = walk->block;
-    piece->pair = inside / length;
-    piece->count = max(stop - from, 0);
-    piece->first = a.tiles - length + from;
-    piece->begins = from == BWD90_START;
-    piece->whole = piece->count == steps;
-  }
-  return piece->count > 0;
-}
 
 __device__ __forceinline__ uint32_t bwd90_held_full(uint32_t base, uint32_t i) {
   return base + BWD90_BARRIERS_AT + 8 * i;
@@ -104,19 +54,21 @@ __device__ __forceinline__ uint32_t bwd90_empty(uint32_t base, uint32_t i) {
   return bwd90_full(base, BWD90_STAGES + i);
 }
 
-__device__ __forceinline__ bwd90_piece_t *bwd90_piece(unsigned char *shared, uint32_t room) {
-  return (bwd90_piece_t *)(shared + BWD90_PIECES_AT + room * 32);
+/* The thread that copies tells the others by shared memory, one for each room. */
+static_assert(sizeof(line90_piece_t) <= 32, "two lie in shared memory");
+__device__ __forceinline__ line90_piece_t *bwd90_piece(unsigned char *shared, uint32_t room) {
+  return (line90_piece_t *)(shared + BWD90_PIECES_AT + room * 32);
 }
 
 __device__ __forceinline__ void bwd90_keys_produce(const bwd90_keys_args_t &a,
                                                    unsigned char *shared, uint32_t base) {
   int64_t stat_count = attention_stat_count(a.rows);
-  int step_rows = a.positions * a.rows.group;
-  bwd90_walk_t walk = bwd90_begin(a);
-  bwd90_piece_t piece = {};
+  int step_rows = a.line.positions * a.rows.group;
+  line90_walk_t walk = line90_begin(a.line);
+  line90_piece_t piece = {};
   uint32_t slot = 0, parity = 0;
   for (uint32_t number = 0;; number++) {
-    bool more = bwd90_next(a, &walk, &piece);
+    bool more = line90_next(a.line, &walk, &piece);
     int b = piece.pair / a.rows.kv_heads, kv_head = piece.pair % a.rows.kv_heads;
     uint32_t room = number & 1, held = base + room * 2 * BWD90_HELD_BYTES;
     uint32_t held_full = bwd90_held_full(base, room);
@@ -127,8 +79,8 @@ __device__ __forceinline__ void bwd90_keys_produce(const bwd90_keys_args_t &a,
       return;
     }
     hopper_expect(held_full, 2 * BWD90_HELD_BYTES);
-    hopper_copy(a.k, held, held_full, kv_head, piece.block * BWD90_KEYS, b);
-    hopper_copy(a.v, held + BWD90_HELD_BYTES, held_full, kv_head, piece.block * BWD90_KEYS, b);
+    tiles90_copy(a.k, held, held_full, kv_head, piece.block * BWD90_KEYS, b);
+    tiles90_copy(a.v, held + BWD90_HELD_BYTES, held_full, kv_head, piece.block * BWD90_KEYS, b);
     const float2 *stats = a.stats + piece.pair * stat_count;
     for (int step = piece.first; step < piece.first + piece.count; step++) {
       uint32_t stage = base + BWD90_STAGES_AT + slot * BWD90_STAGE_BYTES;
@@ -136,10 +88,10 @@ __device__ __forceinline__ void bwd90_keys_produce(const bwd90_keys_args_t &a,
       int first = step * step_rows, known = (int)min((int64_t)step_rows, stat_count - first);
       hopper_wait(bwd90_empty(base, slot), parity ^ 1);
       hopper_expect(full, 2 * step_rows * HOPPER_ROW_BYTES + known * sizeof(float2));
-      hopper_copy(a.q, stage, full, kv_head * a.rows.group, step * a.positions, b);
+      tiles90_copy(a.q, stage, full, kv_head * a.rows.group, step * a.line.positions, b);
       hopper_copy_bytes(stats + first, stage + BWD90_STATS_AT, full, known * sizeof(float2));
-      hopper_copy(a.dout, stage + BWD90_STEP_BYTES, full, kv_head * a.rows.group,
-                  step * a.positions, b);
+      tiles90_copy(a.dout, stage + BWD90_STEP_BYTES, full, kv_head * a.rows.group,
+                   step * a.line.positions, b);
       if (++slot == BWD90_STAGES) slot = 0, parity ^= 1;
     }
   }
@@ -174,9 +126,9 @@ __device__ __forceinline__ void bwd90_write(const bwd90_keys_args_t &a, const fl
       float x = acc[4 * n + 2 * half] * scale, y = acc[4 * n + 2 * half + 1] * scale;
       int d = n * 8 + 2 * t;
       if (partial)
-        *(float2 *)(partial + inside * HOPPER_DIM + d) = make_float2(x, y);
+        *(float2 *)(partial + inside * TILES90_DIM + d) = make_float2(x, y);
       else
-        *(uint32_t *)(to + key * a.op.ldkv + d) = tile_pair(x, y);
+        *(uint32_t *)(to + key * a.op.ldkv + d) = bf16_pair(x, y);
     }
   }
 }
@@ -187,12 +139,12 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
   int lane = threadIdx.x & 31, t = lane & 3;
   int own = group * 64 + threadIdx.x / 32 % 4 * 16 + (lane >> 2); /* the thread's first key */
   bool signals = lane == 0;
-  int step_rows = a.positions * a.rows.group;
+  int step_rows = a.line.positions * a.rows.group;
   uint32_t slot = 0, parity = 0;
   for (uint32_t number = 0;; number++) {
     uint32_t room = number & 1;
     hopper_wait(bwd90_held_full(base, room), number >> 1 & 1);
-    const bwd90_piece_t *piece = bwd90_piece(shared, room);
+    const line90_piece_t *piece = bwd90_piece(shared, room);
     if (piece->count == 0) break;
     uint32_t k = base + room * 2 * BWD90_HELD_BYTES + group * 64 * HOPPER_ROW_BYTES;
     float dk[32], dv[32], s[48], ds[48];
@@ -202,9 +154,9 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
     hopper_hold(s);
     hopper_hold(ds);
     hopper_begin();
-    hopper_dot(s, k, q);
+    tiles90_dot(s, k, q);
     hopper_commit();
-    hopper_dot(ds, k + BWD90_HELD_BYTES, q + BWD90_STEP_BYTES);
+    tiles90_dot(ds, k + BWD90_HELD_BYTES, q + BWD90_STEP_BYTES);
     hopper_commit();
     for (int step = 0;; step++) {
       const float4 *stats =
@@ -221,13 +173,13 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
         for (int i = 0; i < 4; i++)
           s[4 * n + i] = tile_exp2(fmaf(s[4 * n + i], a.scale, i & 1 ? -stat.z : -stat.x));
       }
-      int position = (piece->first + step) * a.positions, key = piece->block * BWD90_KEYS;
+      int position = (piece->first + step) * a.line.positions, key = piece->block * BWD90_KEYS;
       int end = min(step_rows, a.rows.count - position * a.rows.group);
       if (position < key + group * 64 + 63 || end < BWD90_STEP_ROWS) {
         int first = (key + own - position) * a.rows.group;
         bwd90_mask(s, first, first + 8 * a.rows.group, end);
       }
-      hopper_round(p, s);
+      tiles90_round(p, s);
       hopper_done<0>();
       hopper_hold(ds);
 #pragma unroll
@@ -237,7 +189,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
         for (int i = 0; i < 4; i++)
           ds[4 * n + i] = s[4 * n + i] * (ds[4 * n + i] - (i & 1 ? stat.w : stat.y));
       }
-      hopper_round(r, ds);
+      tiles90_round(r, ds);
       hopper_hold(p);
       hopper_hold(r);
       if (step + 1 == piece->count) break;
@@ -250,19 +202,19 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
       hopper_hold(dk);
       hopper_hold(dv);
       hopper_begin();
-      hopper_add(dv, p, last + BWD90_STEP_BYTES, step);
-      hopper_add(dk, r, last, step);
+      tiles90_add(dv, p, last + BWD90_STEP_BYTES, step);
+      tiles90_add(dk, r, last, step);
       hopper_commit();
-      hopper_dot(s, k, q);
+      tiles90_dot(s, k, q);
       hopper_commit();
-      hopper_dot(ds, k + BWD90_HELD_BYTES, q + BWD90_STEP_BYTES);
+      tiles90_dot(ds, k + BWD90_HELD_BYTES, q + BWD90_STEP_BYTES);
       hopper_commit();
     }
     hopper_hold(dk);
     hopper_hold(dv);
     hopper_begin();
-    hopper_add(dv, p, q + BWD90_STEP_BYTES, piece->count > 1);
-    hopper_add(dk, r, q, piece->count > 1);
+    tiles90_add(dv, p, q + BWD90_STEP_BYTES, piece->count > 1);
+    tiles90_add(dk, r, q, piece->count > 1);
     hopper_commit();
     hopper_done<0>();
     hopper_hold(dk);
@@ -271,7 +223,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
     if (++slot == BWD90_STAGES) slot = 0, parity ^= 1;
     int block = piece->block;
     int64_t kv = piece->pair / a.rows.kv_heads * a.op.kv_batch +
-                 piece->pair % a.rows.kv_heads * HOPPER_DIM;
+                 piece->pair % a.rows.kv_heads * TILES90_DIM;
     float *partial = NULL;
     if (!piece->whole)
       partial = a.partial + (2 * (int64_t)blockIdx.x + piece->begins) * 2 * BWD90_HELD;
@@ -310,10 +262,10 @@ __global__ void __launch_bounds__(BWD90_KEYS_THREADS, 1)
   __syncthreads();
   /* 168 registers a thread at the start; 128 * 24 + 256 * 240 fit into the 65536 too. */
   if (threadIdx.x < HOPPER_GROUP) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 24;");
+    hopper_give_registers<24>();
     if (threadIdx.x == 0) bwd90_keys_produce(a, shared, base);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 240;");
+    hopper_take_registers<240>();
     bwd90_keys_consume(a, shared, base, (int)(threadIdx.x / HOPPER_GROUP) - 1);
   }
 #endif
@@ -324,15 +276,12 @@ enum { BWD90_SUM_THREADS = 256, BWD90_SUM_BLOCKS = 2 * BWD90_HELD / (4 * BWD90_S
 
 __global__ void __launch_bounds__(BWD90_SUM_THREADS)
     bwd90_keys_sum(const __grid_constant__ bwd90_keys_args_t a) {
-  int item = blockIdx.x / BWD90_SUM_BLOCKS, pair = item % a.pairs, block = item / a.pairs;
-  int begin = 0;
-  for (int x = 0; x < block; x++) begin += (bwd90_steps(a, x) + BWD90_START) * a.pairs;
-  int length = bwd90_steps(a, block) + BWD90_START;
-  begin += pair * length;
-  int first = (begin + BWD90_START) / a.share, last = (begin + length - 1) / a.share;
+  int item = blockIdx.x / BWD90_SUM_BLOCKS, pair = item % a.line.pairs, block = item / a.line.pairs;
+  int first, last;
+  line90_sharers(a.line, block, pair, &first, &last);
   if (first == last) return;
   int inside = (blockIdx.x % BWD90_SUM_BLOCKS * BWD90_SUM_THREADS + threadIdx.x) * 4;
-  int which = inside / BWD90_HELD, key = inside % BWD90_HELD / HOPPER_DIM;
+  int which = inside / BWD90_HELD, key = inside % BWD90_HELD / TILES90_DIM;
   int64_t row = block * BWD90_KEYS + key;
   if (row >= a.rows.q_len) return;
   const float *from = a.partial + inside;
@@ -341,18 +290,18 @@ __global__ void __launch_bounds__(BWD90_SUM_THREADS)
     float4 more = *(const float4 *)(from + 2 * (int64_t)x * 2 * BWD90_HELD);
     sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
   }
-  int64_t kv = pair / a.rows.kv_heads * a.op.kv_batch + pair % a.rows.kv_heads * HOPPER_DIM;
-  bf16_t *to = (bf16_t *)(which ? a.op.dv : a.op.dk) + kv + row * a.op.ldkv + inside % HOPPER_DIM;
-  *(uint2 *)to = make_uint2(tile_pair(sum.x, sum.y), tile_pair(sum.z, sum.w));
+  int64_t kv = pair / a.rows.kv_heads * a.op.kv_batch + pair % a.rows.kv_heads * TILES90_DIM;
+  bf16_t *to = (bf16_t *)(which ? a.op.dv : a.op.dk) + kv + row * a.op.ldkv + inside % TILES90_DIM;
+  *(uint2 *)to = make_uint2(bf16_pair(sum.x, sum.y), bf16_pair(sum.z, sum.w));
 }
 
 /* ---- dq -------------------------------------------------------------------------------------- */
 
 enum {
-  BWD90_ROW_GROUPS = HOPPER_ROWS / 64,
+  BWD90_ROW_GROUPS = TILES90_ROWS / 64,
   BWD90_STEP_KEYS = 64,
   BWD90_ROW_STAGES = 4,
-  BWD90_Q_BYTES = HOPPER_ROWS * HOPPER_ROW_BYTES,
+  BWD90_Q_BYTES = TILES90_ROWS * HOPPER_ROW_BYTES,
   BWD90_KEY_BYTES = BWD90_STEP_KEYS * HOPPER_ROW_BYTES,
   BWD90_KEYS_AT = 4 * BWD90_Q_BYTES, /* two rooms of q and dout; a stage: k, v */
   BWD90_ROW_BARRIERS_AT = BWD90_KEYS_AT + BWD90_ROW_STAGES * 2 * BWD90_KEY_BYTES,
@@ -364,7 +313,7 @@ typedef struct bwd90_rows_args {
   CUtensorMap q, dout, k, v;
   op_attention_bwd_t op;
   attention_rows_t rows;
-  hopper_tiles_t tiles;
+  tiles90_t tiles;
   const float2 *stats;
   float scale; /* log2(e) * op.scale */
 } bwd90_rows_args_t;
@@ -384,34 +333,33 @@ __device__ __forceinline__ uint32_t bwd90_key_empty(uint32_t base, uint32_t i) {
   return bwd90_key_full(base, BWD90_ROW_STAGES + i);
 }
 
-
 enum { BWD90_OWN = 1 }; /* named barriers of each warpgroup's own threads */
 
 __device__ __forceinline__ int bwd90_key_steps(const bwd90_rows_args_t &a,
-                                               const hopper_tile_t &tile) {
+                                               const tiles90_tile_t &tile) {
   int keys = min(tile.position + a.tiles.positions, a.rows.q_len);
   return (keys + BWD90_STEP_KEYS - 1) / BWD90_STEP_KEYS;
 }
 
 __device__ __forceinline__ void bwd90_rows_produce(const bwd90_rows_args_t &a, uint32_t base) {
-  hopper_tile_t tile;
+  tiles90_tile_t tile;
   uint32_t slot = 0, parity = 0;
-  for (int round = 0; hopper_find(a.tiles, round, &tile); round++) {
+  for (int round = 0; tiles90_find(a.tiles, round, &tile); round++) {
     int b = tile.pair / a.rows.kv_heads, kv_head = tile.pair % a.rows.kv_heads;
     int head = kv_head * a.rows.group;
     uint32_t room = round & 1, q = base + room * 2 * BWD90_Q_BYTES, full = bwd90_q_full(base, room);
     hopper_wait(bwd90_q_empty(base, room), ~(round >> 1) & 1);
     hopper_expect(full, 2 * a.tiles.positions * a.rows.group * HOPPER_ROW_BYTES);
-    hopper_copy(a.q, q, full, head, tile.position, b);
-    hopper_copy(a.dout, q + BWD90_Q_BYTES, full, head, tile.position, b);
+    tiles90_copy(a.q, q, full, head, tile.position, b);
+    tiles90_copy(a.dout, q + BWD90_Q_BYTES, full, head, tile.position, b);
     int steps = bwd90_key_steps(a, tile);
     for (int step = 0; step < steps; step++) {
       uint32_t k = base + BWD90_KEYS_AT + slot * 2 * BWD90_KEY_BYTES;
       full = bwd90_key_full(base, slot);
       hopper_wait(bwd90_key_empty(base, slot), parity ^ 1);
       hopper_expect(full, 2 * BWD90_KEY_BYTES);
-      hopper_copy(a.k, k, full, kv_head, step * BWD90_STEP_KEYS, b);
-      hopper_copy(a.v, k + BWD90_KEY_BYTES, full, kv_head, step * BWD90_STEP_KEYS, b);
+      tiles90_copy(a.k, k, full, kv_head, step * BWD90_STEP_KEYS, b);
+      tiles90_copy(a.v, k + BWD90_KEY_BYTES, full, kv_head, step * BWD90_STEP_KEYS, b);
       if (++slot == BWD90_ROW_STAGES) slot = 0, parity ^= 1;
     }
   }
@@ -423,8 +371,8 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
   int warp = threadIdx.x / 32 % 4, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   bool signals = lane == 0;
   uint32_t slot = 0, parity = 0;
-  hopper_tile_t tile;
-  for (int round = 0; hopper_find(a.tiles, round, &tile); round++) {
+  tiles90_tile_t tile;
+  for (int round = 0; tiles90_find(a.tiles, round, &tile); round++) {
     uint32_t room = round & 1;
     uint32_t own = room * 2 * BWD90_Q_BYTES + group * 64 * HOPPER_ROW_BYTES;
     uint32_t own_warp = own + warp * 16 * HOPPER_ROW_BYTES;
@@ -449,9 +397,9 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
     hopper_hold(s);
     hopper_hold(ds);
     hopper_begin();
-    hopper_dot(s, q, k);
+    tiles90_dot(s, q, k);
     hopper_commit();
-    hopper_dot(ds, q + BWD90_Q_BYTES, k + BWD90_KEY_BYTES);
+    tiles90_dot(ds, q + BWD90_Q_BYTES, k + BWD90_KEY_BYTES);
     hopper_commit();
     for (int step = 0;; step++) {
       hopper_done<1>();
@@ -471,7 +419,7 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
       hopper_hold(ds);
 #pragma unroll
       for (int i = 0; i < 32; i++) ds[i] = s[i] * (ds[i] - stat[i / 2 % 2].y);
-      hopper_round(r, ds);
+      tiles90_round(r, ds);
       hopper_hold(r);
       if (step + 1 == steps) break;
       uint32_t before = k;
@@ -482,16 +430,16 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
       hopper_hold(ds);
       hopper_hold(dq);
       hopper_begin();
-      hopper_add(dq, r, before, step);
+      tiles90_add(dq, r, before, step);
       hopper_commit();
-      hopper_dot(s, q, k);
+      tiles90_dot(s, q, k);
       hopper_commit();
-      hopper_dot(ds, q + BWD90_Q_BYTES, k + BWD90_KEY_BYTES);
+      tiles90_dot(ds, q + BWD90_Q_BYTES, k + BWD90_KEY_BYTES);
       hopper_commit();
     }
     hopper_hold(dq);
     hopper_begin();
-    hopper_add(dq, r, k, steps > 1);
+    tiles90_add(dq, r, k, steps > 1);
     hopper_commit();
     hopper_done<0>();
     hopper_hold(dq);
@@ -501,8 +449,8 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
     hopper_named_sync(BWD90_OWN + group, HOPPER_GROUP); /* all have read the queries */
     int b = tile.pair / a.rows.kv_heads, kv_head = tile.pair % a.rows.kv_heads;
     bf16_t *to = (bf16_t *)a.op.dq + (int64_t)b * a.rows.q_len * a.op.ldq +
-                 (int64_t)kv_head * a.rows.group * HOPPER_DIM;
-    hopper_store(shared + own_warp, to, a.op.ldq, a.rows, row, end, dq, a.op.scale, a.op.scale);
+                 (int64_t)kv_head * a.rows.group * TILES90_DIM;
+    tiles90_store(shared + own_warp, to, a.op.ldq, a.rows, row, end, dq, a.op.scale, a.op.scale);
     hopper_fence();
     __syncwarp();
     if (signals) hopper_arrive(bwd90_q_empty(base, room));
@@ -531,10 +479,10 @@ __global__ void __launch_bounds__(BWD90_ROWS_THREADS, 1)
   __syncthreads();
   /* 128 registers a thread at the start; 128 * 32 + 384 * 160 are all 65536. */
   if (threadIdx.x < HOPPER_GROUP) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+    hopper_give_registers<32>();
     if (threadIdx.x == 0) bwd90_rows_produce(a, base);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
+    hopper_take_registers<160>();
     bwd90_rows_consume(a, bwd90_shared + (base - start), base,
                        (int)(threadIdx.x / HOPPER_GROUP) - 1);
   }
@@ -546,13 +494,14 @@ __global__ void __launch_bounds__(BWD90_ROWS_THREADS, 1)
 static nn_status_t bwd90_maps(backend_device_t *device, const op_attention_bwd_t *op,
                               const attention_rows_t *rows, int positions, int keys,
                               CUtensorMap *q, CUtensorMap *dout, CUtensorMap *k, CUtensorMap *v) {
-  int64_t width = op->heads * HOPPER_DIM;
-  hopper_tensor_t at = {op->q,   op->batch, op->q_len,   op->heads, op->q_len * op->ldq,
-                        op->ldq, positions, rows->group};
+  int64_t width = op->heads * TILES90_DIM;
+  hopper_tensor_t at = tiles90_tensor(op->q, op->batch, op->q_len, op->heads, op->q_len * op->ldq,
+                                      op->ldq, positions, rows->group);
   CUDA_TRY(hopper_map(device, "attention_bwd", &at, q));
-  at.base = op->dout, at.batch_stride = op->q_len * width, at.stride = width;
+  at = tiles90_tensor(op->dout, op->batch, op->q_len, op->heads, op->q_len * width, width,
+                      positions, rows->group);
   CUDA_TRY(hopper_map(device, "attention_bwd", &at, dout));
-  at = {op->k, op->batch, op->q_len, op->kv_heads, op->kv_batch, op->ldkv, keys, 1};
+  at = tiles90_tensor(op->k, op->batch, op->q_len, op->kv_heads, op->kv_batch, op->ldkv, keys, 1);
   CUDA_TRY(hopper_map(device, "attention_bwd", &at, k));
   at.base = op->v;
   return hopper_map(device, "attention_bwd", &at, v);
@@ -563,22 +512,15 @@ static nn_status_t bwd90_launch_keys(backend_device_t *device, const op_attentio
   bwd90_keys_args_t a = {};
   a.op = *op, a.rows = attention_rows(op->q_len, op->heads, op->kv_heads);
   a.stats = stats, a.partial = partial, a.scale = op->scale * ATTENTION_LOG2_E;
-  a.positions = hopper_positions(&a.rows, BWD90_STEP_ROWS);
-  a.tiles = (int)cuda_blocks(op->q_len, a.positions);
-  a.pairs = (int)(op->batch * op->kv_heads);
-  int key_blocks = (int)cuda_blocks(op->q_len, BWD90_KEYS);
-  for (int block = 0; block < key_blocks; block++)
-    a.total += (bwd90_steps(a, block) + BWD90_START) * a.pairs;
-  int items = key_blocks * a.pairs;
-  int64_t grid = items < device->multiprocessors / BWD90_SHARERS ? items * BWD90_SHARERS
-                                                                : device->multiprocessors;
-  a.share = (int)cuda_blocks(a.total, grid);
-  CUDA_TRY(bwd90_maps(device, op, &a.rows, a.positions, BWD90_KEYS, &a.q, &a.dout, &a.k, &a.v));
+  a.line = line90_make(device, &a.rows, op->batch, tiles90_positions(&a.rows, BWD90_STEP_ROWS));
+  CUDA_TRY(bwd90_maps(device, op, &a.rows, a.line.positions, BWD90_KEYS, &a.q, &a.dout, &a.k,
+                      &a.v));
   CUDA_TRY(cuda_check(device, "attention_bwd",
                       cudaFuncSetAttribute(bwd90_keys, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            BWD90_KEYS_SHARED)));
-  bwd90_keys<<<(unsigned)cuda_blocks(a.total, a.share), BWD90_KEYS_THREADS, BWD90_KEYS_SHARED,
-               device->stream>>>(a);
+  unsigned grid = (unsigned)cuda_blocks(a.line.total, a.line.share);
+  bwd90_keys<<<grid, BWD90_KEYS_THREADS, BWD90_KEYS_SHARED, device->stream>>>(a);
+  int items = line90_key_blocks(&a.rows) * a.line.pairs;
   bwd90_keys_sum<<<(unsigned)(items * BWD90_SUM_BLOCKS), BWD90_SUM_THREADS, 0, device->stream>>>(a);
   return NN_OK;
 }
@@ -588,28 +530,25 @@ static nn_status_t bwd90_launch_rows(backend_device_t *device, const op_attentio
   bwd90_rows_args_t a = {};
   a.op = *op, a.rows = attention_rows(op->q_len, op->heads, op->kv_heads);
   a.stats = stats, a.scale = op->scale * ATTENTION_LOG2_E;
-  a.tiles.positions = hopper_positions(&a.rows, HOPPER_ROWS);
-  a.tiles.count = (int)cuda_blocks(op->q_len, a.tiles.positions);
-  a.tiles.pairs = (int)(op->batch * op->kv_heads);
+  a.tiles = tiles90_make(&a.rows, op->batch);
   CUDA_TRY(bwd90_maps(device, op, &a.rows, a.tiles.positions, BWD90_STEP_KEYS, &a.q, &a.dout, &a.k,
                       &a.v));
   CUDA_TRY(cuda_check(device, "attention_bwd",
                       cudaFuncSetAttribute(bwd90_rows, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            BWD90_ROWS_SHARED)));
-  int64_t tiles = (int64_t)a.tiles.count * a.tiles.pairs;
-  unsigned grid = (unsigned)(tiles < device->multiprocessors ? tiles : device->multiprocessors);
-  bwd90_rows<<<grid, BWD90_ROWS_THREADS, BWD90_ROWS_SHARED, device->stream>>>(a);
+  bwd90_rows<<<tiles90_grid(device, &a.tiles), BWD90_ROWS_THREADS, BWD90_ROWS_SHARED,
+               device->stream>>>(a);
   return NN_OK;
 }
 
 int attention_flash90_bwd_takes(const backend_device_t *device, const op_attention_bwd_t *op) {
   /* No line of steps is longer. */
   int64_t group = op->heads / op->kv_heads, steps = op->q_len * group / BWD90_STEP_ROWS * 2;
-  int64_t line = (op->q_len / BWD90_KEYS + 1) * (steps + 4 + BWD90_START);
+  int64_t line = (op->q_len / BWD90_KEYS + 1) * (steps + 4 + LINE90_START);
   if (line * op->batch * op->kv_heads > INT32_MAX) return 0;
   return device->capability == 90 && device->shared_bytes >= BWD90_KEYS_SHARED &&
-         device->shared_bytes >= BWD90_ROWS_SHARED && op->head_dim == HOPPER_DIM &&
-         op->heads / op->kv_heads <= HOPPER_MOST_GROUP;
+         device->shared_bytes >= BWD90_ROWS_SHARED && op->head_dim == TILES90_DIM &&
+         op->heads / op->kv_heads <= TILES90_MOST_GROUP;
 }
 
 nn_status_t attention_flash90_bwd(backend_device_t *device, const op_attention_bwd_t *op,

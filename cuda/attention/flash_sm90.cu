@@ -9,13 +9,13 @@
  * from the first. One thread copies ahead, over the ends of tiles. A warpgroup asks for the scores
  * of the next keys, then for the values of these, and makes weights of the scores under that
  * product; the three take turns in asking, so that one's products run under another's weights. */
-#include "attention/hopper.cuh"
+#include "attention/tiles_sm90.cuh"
 
 enum {
   FLASH90_GROUPS = 3,
   FLASH90_KEYS = 128,
   FLASH90_STAGES = 4, /* of keys, and of values */
-  FLASH90_Q_BYTES = HOPPER_ROWS * HOPPER_ROW_BYTES,
+  FLASH90_Q_BYTES = TILES90_ROWS * HOPPER_ROW_BYTES,
   FLASH90_KEY_BYTES = FLASH90_KEYS * HOPPER_ROW_BYTES,
   FLASH90_KEY_AT = 2 * FLASH90_Q_BYTES,
   FLASH90_VALUE_AT = FLASH90_KEY_AT + FLASH90_STAGES * FLASH90_KEY_BYTES,
@@ -33,7 +33,7 @@ typedef struct flash90_args {
   CUtensorMap q, k, v;
   op_attention_t op;
   attention_rows_t rows;
-  hopper_tiles_t tiles;
+  tiles90_t tiles;
   float scale; /* log2(e) * op.scale */
 } flash90_args_t;
 
@@ -63,30 +63,31 @@ __device__ __forceinline__ uint32_t flash90_v_empty(uint32_t base, uint32_t i) {
 }
 
 /* Keys that some row of a tile sees. */
-__device__ __forceinline__ int flash90_keys(const flash90_args_t &a, const hopper_tile_t &tile) {
+__device__ __forceinline__ int flash90_keys(const flash90_args_t &a, const tiles90_tile_t &tile) {
   return min(tile.position + a.tiles.positions, a.rows.q_len);
 }
 
 __device__ __forceinline__ void flash90_produce(const flash90_args_t &a, uint32_t base) {
-  hopper_tile_t tile;
+  tiles90_tile_t tile;
   uint32_t slot = 0, parity = 0;
-  for (int round = 0; hopper_find(a.tiles, round, &tile); round++) {
+  for (int round = 0; tiles90_find(a.tiles, round, &tile); round++) {
     int b = tile.pair / a.rows.kv_heads, kv_head = tile.pair % a.rows.kv_heads;
     uint32_t room = round & 1, full = flash90_q_full(base, room);
     hopper_wait(flash90_q_empty(base, room), ~(round >> 1) & 1);
     hopper_expect(full, a.tiles.positions * a.rows.group * HOPPER_ROW_BYTES);
-    hopper_copy(a.q, base + room * FLASH90_Q_BYTES, full, kv_head * a.rows.group, tile.position, b);
+    tiles90_copy(a.q, base + room * FLASH90_Q_BYTES, full, kv_head * a.rows.group, tile.position,
+                 b);
     int keys = flash90_keys(a, tile);
     for (int key = 0; key < keys; key += FLASH90_KEYS) {
       uint32_t offset = slot * FLASH90_KEY_BYTES;
       hopper_wait(flash90_k_empty(base, slot), parity ^ 1);
       hopper_expect(flash90_k_full(base, slot), FLASH90_KEY_BYTES);
-      hopper_copy(a.k, base + FLASH90_KEY_AT + offset, flash90_k_full(base, slot), kv_head,
-                  key, b);
+      tiles90_copy(a.k, base + FLASH90_KEY_AT + offset, flash90_k_full(base, slot), kv_head,
+                   key, b);
       hopper_wait(flash90_v_empty(base, slot), parity ^ 1);
       hopper_expect(flash90_v_full(base, slot), FLASH90_KEY_BYTES);
-      hopper_copy(a.v, base + FLASH90_VALUE_AT + offset, flash90_v_full(base, slot), kv_head,
-                  key, b);
+      tiles90_copy(a.v, base + FLASH90_VALUE_AT + offset, flash90_v_full(base, slot), kv_head,
+                   key, b);
       if (++slot == FLASH90_STAGES) slot = 0, parity ^= 1;
     }
   }
@@ -176,9 +177,9 @@ __device__ __forceinline__ void flash90_again(float (&s)[64], uint32_t queries, 
   uint32_t x_at = queries + row * HOPPER_ROW_BYTES + (((lane >> 4) ^ (lane & 7)) << 4);
   uint32_t y_at = keys + ((lane >> 4) * 8 + (lane & 7)) * HOPPER_ROW_BYTES +
                   (((lane >> 3 & 1) ^ (lane & 7)) << 4);
-  hopper_zero(s);
+  tiles90_zero(s);
 #pragma unroll
-  for (int k = 0; k < HOPPER_DIM / 16; k++) {
+  for (int k = 0; k < TILES90_DIM / 16; k++) {
     uint32_t x[4];
     tile_matrices(x, x_at ^ (k << 5));
 #pragma unroll
@@ -192,7 +193,7 @@ __device__ __forceinline__ void flash90_again(float (&s)[64], uint32_t queries, 
 }
 
 /* o and lse of a warp's 16 rows from row on. */
-__device__ __forceinline__ void flash90_write(const flash90_args_t &a, const hopper_tile_t &tile,
+__device__ __forceinline__ void flash90_write(const flash90_args_t &a, const tiles90_tile_t &tile,
                                               const flash90_state_t &state, const float (&o)[32],
                                               unsigned char *queries) {
   int inside = flash90_thread() / 32 * 16, row = tile.position * a.rows.group + inside;
@@ -208,11 +209,11 @@ __device__ __forceinline__ void flash90_write(const flash90_args_t &a, const hop
     if (a.op.lse && t == 0 && r < end)
       a.op.lse[rows_out(a.rows, b, kv_head, r)] = state.shift[half] * ATTENTION_LN_2 + logf(sum);
   }
-  int64_t stride = (int64_t)a.rows.heads * HOPPER_DIM;
+  int64_t stride = (int64_t)a.rows.heads * TILES90_DIM;
   bf16_t *to = (bf16_t *)a.op.o + (int64_t)b * a.rows.q_len * stride +
-               (int64_t)kv_head * a.rows.group * HOPPER_DIM;
-  hopper_store(queries + inside * HOPPER_ROW_BYTES, to, stride, a.rows, row, end, o, scale[0],
-               scale[1]);
+               (int64_t)kv_head * a.rows.group * TILES90_DIM;
+  tiles90_store(queries + inside * HOPPER_ROW_BYTES, to, stride, a.rows, row, end, o, scale[0],
+                scale[1]);
 }
 
 __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigned char *shared,
@@ -221,19 +222,19 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
   int turn = FLASH90_TURN + group;
   if (group == FLASH90_GROUPS - 1) flash90_turn_end(turn);
   uint32_t count = 0; /* steps so far, of which the newest has the slot */
-  hopper_tile_t tile;
-  for (int round = 0; hopper_find(a.tiles, round, &tile); round++) {
+  tiles90_tile_t tile;
+  for (int round = 0; tiles90_find(a.tiles, round, &tile); round++) {
     uint32_t room = round & 1, own = room * FLASH90_Q_BYTES + group * 64 * HOPPER_ROW_BYTES;
     flash90_state_t state = {{-INFINITY, -INFINITY}, {0, 0}};
     float s[64], o[32];
     uint32_t p[32];
-    hopper_zero(o);
+    tiles90_zero(o);
     hopper_wait(flash90_q_full(base, room), round >> 1 & 1);
     uint32_t slot = count % FLASH90_STAGES;
     hopper_wait(flash90_k_full(base, slot), count / FLASH90_STAGES & 1);
     hopper_hold(s);
     hopper_begin();
-    hopper_dot(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
+    tiles90_dot(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
     hopper_commit();
     hopper_done<0>();
     hopper_hold(s);
@@ -242,7 +243,7 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
     float shrink[2] = {0, 0};
     flash90_raise(state, s, a.scale, shrink);
     flash90_weigh(state, s, a.scale, state.sum);
-    hopper_round(p, s);
+    tiles90_round(p, s);
 
     for (int key = FLASH90_KEYS; key < flash90_keys(a, tile); key += FLASH90_KEYS) {
       uint32_t before = count % FLASH90_STAGES;
@@ -254,9 +255,9 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
       hopper_hold(o);
       hopper_hold(p);
       hopper_begin();
-      hopper_dot(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
+      tiles90_dot(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
       hopper_commit();
-      hopper_add(o, p, base + FLASH90_VALUE_AT + before * FLASH90_KEY_BYTES, 1);
+      tiles90_add(o, p, base + FLASH90_VALUE_AT + before * FLASH90_KEY_BYTES, 1);
       hopper_commit();
       hopper_done<1>();
       flash90_turn_end(turn);
@@ -284,14 +285,14 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
 #pragma unroll
         for (int i = 0; i < 32; i++) o[i] *= shrink[i / 2 % 2];
       }
-      hopper_round(p, s);
+      tiles90_round(p, s);
     }
     slot = count % FLASH90_STAGES;
     hopper_wait(flash90_v_full(base, slot), count / FLASH90_STAGES & 1);
     hopper_hold(o);
     hopper_hold(p);
     hopper_begin();
-    hopper_add(o, p, base + FLASH90_VALUE_AT + slot * FLASH90_KEY_BYTES, 1);
+    tiles90_add(o, p, base + FLASH90_VALUE_AT + slot * FLASH90_KEY_BYTES, 1);
     hopper_commit();
     hopper_done<0>();
     hopper_hold(o);
@@ -336,10 +337,10 @@ __global__ void __launch_bounds__(FLASH90_THREADS, 1)
   __syncthreads();
   /* 128 registers a thread at the start; 128 * 32 + 384 * 160 are all 65536. */
   if (threadIdx.x < HOPPER_GROUP) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 32;");
+    hopper_give_registers<32>();
     if (threadIdx.x == 0) flash90_produce(a, base);
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 160;");
+    hopper_take_registers<160>();
     int group = __shfl_sync(0xffffffffu, threadIdx.x / HOPPER_GROUP, 0); /* one for the warp */
     flash90_consume(a, flash90_shared + (base - start), base, group - 1);
   }
@@ -348,21 +349,19 @@ __global__ void __launch_bounds__(FLASH90_THREADS, 1)
 
 int attention_flash90_takes(const backend_device_t *device, const op_attention_t *op) {
   return device->capability == 90 && device->shared_bytes >= FLASH90_SHARED && !op->kv_len &&
-         !op->sequence && op->head_dim == HOPPER_DIM &&
-         op->heads / op->kv_heads <= HOPPER_MOST_GROUP;
+         !op->sequence && op->head_dim == TILES90_DIM &&
+         op->heads / op->kv_heads <= TILES90_MOST_GROUP;
 }
 
 nn_status_t attention_flash90(backend_device_t *device, const op_attention_t *op) {
   flash90_args_t a = {};
   a.op = *op, a.rows = attention_rows(op->q_len, op->heads, op->kv_heads);
   a.scale = op->scale * ATTENTION_LOG2_E;
-  a.tiles.positions = hopper_positions(&a.rows, HOPPER_ROWS);
-  a.tiles.count = (int)cuda_blocks(op->q_len, a.tiles.positions);
-  a.tiles.pairs = (int)(op->batch * op->kv_heads);
-  const hopper_tensor_t q = {op->q,          op->batch, op->q_len, op->heads, op->q_len * op->ldq,
-                             op->ldq,        a.tiles.positions, a.rows.group};
-  const hopper_tensor_t k = {op->k,    op->batch,    op->q_len, op->kv_heads, op->kv_batch,
-                             op->ldkv, FLASH90_KEYS, 1};
+  a.tiles = tiles90_make(&a.rows, op->batch);
+  hopper_tensor_t q = tiles90_tensor(op->q, op->batch, op->q_len, op->heads, op->q_len * op->ldq,
+                                     op->ldq, a.tiles.positions, a.rows.group);
+  hopper_tensor_t k = tiles90_tensor(op->k, op->batch, op->q_len, op->kv_heads, op->kv_batch,
+                                     op->ldkv, FLASH90_KEYS, 1);
   hopper_tensor_t v = k;
   v.base = op->v;
   CUDA_TRY(hopper_map(device, "attention", &q, &a.q));
@@ -372,8 +371,7 @@ nn_status_t attention_flash90(backend_device_t *device, const op_attention_t *op
                       cudaFuncSetAttribute(flash90_forward,
                                            cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            FLASH90_SHARED)));
-  int64_t tiles = (int64_t)a.tiles.count * a.tiles.pairs;
-  unsigned grid = (unsigned)(tiles < device->multiprocessors ? tiles : device->multiprocessors);
-  flash90_forward<<<grid, FLASH90_THREADS, FLASH90_SHARED, device->stream>>>(a);
+  flash90_forward<<<tiles90_grid(device, &a.tiles), FLASH90_THREADS, FLASH90_SHARED,
+                    device->stream>>>(a);
   return NN_OK;
 }

@@ -58,12 +58,6 @@ __device__ __forceinline__ float tile_exp2(float x) {
   return y;
 }
 
-__device__ __forceinline__ uint32_t tile_pair(float low, float high) {
-  uint32_t pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-}
-
 /* Over the four lanes that share rows of a result. */
 __device__ __forceinline__ float tile_row_sum(float x) {
   x += __shfl_xor_sync(0xffffffffu, x, 1);
@@ -151,8 +145,8 @@ __device__ __forceinline__ void tile_add(float (&acc)[M][D / 8][4], const float 
   for (int m = 0; m < M; m++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      p[m][2 * half] = tile_pair(s[m][2 * first + half][0], s[m][2 * first + half][1]);
-      p[m][2 * half + 1] = tile_pair(s[m][2 * first + half][2], s[m][2 * first + half][3]);
+      p[m][2 * half] = bf16_pair(s[m][2 * first + half][0], s[m][2 * first + half][1]);
+      p[m][2 * half + 1] = bf16_pair(s[m][2 * first + half][2], s[m][2 * first + half][3]);
     }
 #pragma unroll
   for (int n = 0; n < D / 16; n++) {
@@ -227,7 +221,7 @@ __device__ __forceinline__ void tile_store_rows(unsigned char *tile, bf16_t *to,
     for (int n = 0; n < D / 8; n++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        uint32_t pair = tile_pair(acc[m][n][2 * half] * scale[m][half],
+        uint32_t pair = bf16_pair(acc[m][n][2 * half] * scale[m][half],
                                   acc[m][n][2 * half + 1] * scale[m][half]);
         *(uint32_t *)(tile + tile_chunk<D>(m * 16 + half * 8 + g, n) + t * 4) = pair;
       }

@@ -1,4 +1,4 @@
-/* What the products of sm_90a share: PTX wrappers, the pipeline and the persistent kernel.
+/* What the products of sm_90a share: the pipeline and the persistent kernel.
  *
  * Two blocks of a cluster walk over pairs of tiles of 128 x n results, one above the other: each
  * copies its own A and half of the B that both need. One thread copies operands by the bulk copy
@@ -18,10 +18,8 @@
 #ifndef NN_CUDA_SM90_CUH
 #define NN_CUDA_SM90_CUH
 
-#include <cuda.h>
-
 #include "experts/grouped.h"
-#include "kernel.cuh"
+#include "hopper.cuh"
 
 enum {
   SM90_PAIR = 2, /* blocks of a cluster */
@@ -60,38 +58,25 @@ static_assert(sm90_size<256, false>::shared_bytes <= SM90_SHARED, "see sm90_fits
 
 /* ---- host ------------------------------------------------------------------------------------ */
 
-/* A tensor of bf16 or fp32 [dim[2], dim[1], dim[0]], rows of dim[0] packed, as boxes of box[];
- * stride: in elements, of dim[1] and dim[2]. */
-typedef struct sm90_tensor {
-  const void *base;
-  int64_t dim[3], stride[2];
-  int box[3];
-  int fp32;
-} sm90_tensor_t;
-
 /* Activations [rows, parts, cols], box_rows rows of 64 columns of one part at a time. */
-static inline sm90_tensor_t sm90_activations(const void *base, int64_t rows, int64_t parts,
-                                             int64_t cols, int box_rows) {
-  return {base, {cols, parts, rows}, {cols, parts * cols}, {64, 1, box_rows}, 0};
+static inline hopper_tensor_t sm90_activations(const void *base, int64_t rows, int64_t parts,
+                                               int64_t cols, int box_rows) {
+  return {base, NN_BF16, 3, {cols, parts, rows}, {cols, parts * cols}, {64, 1, box_rows}};
 }
 
 /* Weights [experts, rows, cols]. */
-static inline sm90_tensor_t sm90_weights(const grouped_t *grouped, const void *base, int64_t rows,
-                                         int64_t cols, int box_rows) {
+static inline hopper_tensor_t sm90_weights(const grouped_t *grouped, const void *base, int64_t rows,
+                                           int64_t cols, int box_rows) {
   int64_t stride = grouped->experts > 1 ? grouped->stride : rows * cols;
-  return {base, {cols, rows, grouped->experts}, {cols, stride}, {64, box_rows, 1}, 0};
+  return {base, NN_BF16, 3, {cols, rows, grouped->experts}, {cols, stride}, {64, box_rows, 1}};
 }
 
 /* Gradients [experts, rows, cols] as boxes of results. */
-static inline sm90_tensor_t sm90_gradients(const grouped_t *grouped, const void *base, int64_t rows,
-                                           int64_t cols) {
+static inline hopper_tensor_t sm90_gradients(const grouped_t *grouped, const void *base,
+                                             int64_t rows, int64_t cols) {
   int64_t stride = grouped->experts > 1 ? grouped->stride : rows * cols;
-  return {base, {cols, rows, grouped->experts}, {cols, stride}, {32, SM90_OUT_ROWS, 1}, 1};
+  return {base, NN_F32, 3, {cols, rows, grouped->experts}, {cols, stride}, {32, SM90_OUT_ROWS, 1}};
 }
-
-/* sm90.cu */
-nn_status_t sm90_map(backend_device_t *device, const char *operation, const sm90_tensor_t *tensor,
-                     CUtensorMap *map);
 
 /* ---- device ---------------------------------------------------------------------------------- */
 
@@ -103,202 +88,11 @@ typedef struct sm90_walk {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-__device__ __forceinline__ void sm90_barrier_init(uint32_t barrier, uint32_t count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(count) : "memory");
-}
-
-__device__ __forceinline__ void sm90_barrier_expect(uint32_t barrier, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
-               : "memory");
-}
-
-/* At the same place in the block `rank` of the cluster. */
-__device__ __forceinline__ void sm90_barrier_arrive(uint32_t barrier, uint32_t rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 there;\n"
-      "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
-      "}" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
-}
-
 __device__ __forceinline__ int sm90_rank() { return (int)(blockIdx.x % SM90_PAIR); }
-
-/* All threads of the cluster. */
-__device__ __forceinline__ void sm90_cluster_sync() {
-  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
-}
-
-/* Returns once the phase of this parity is over; a new barrier is past parity 1. */
-__device__ __forceinline__ void sm90_barrier_wait(uint32_t barrier, uint32_t parity) {
-  uint32_t done;
-  do {
-    asm volatile(
-        "{\n"
-        ".reg .pred p;\n"
-        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
-        "selp.u32 %0, 1, 0, p;\n"
-        "}"
-        : "=r"(done)
-        : "r"(barrier), "r"(parity)
-        : "memory");
-  } while (!done);
-}
 
 /* Named barriers: of the two consuming warpgroups of a team; from SM90_GROUP on, one of each alone.
  * For products of one team. */
 enum { SM90_STAGGER = 1, SM90_GROUP = 2 };
-
-__device__ __forceinline__ void sm90_named_arrive(int name, int threads) {
-  asm volatile("barrier.cta.arrive %0, %1;" ::"r"(name), "r"(threads) : "memory");
-}
-
-__device__ __forceinline__ void sm90_named_sync(int name, int threads) {
-  asm volatile("barrier.cta.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
-}
-
-/* Copies the box at (c0, c1, c2) to shared memory; what lies outside of the tensor becomes 0 and
- * counts as bytes all the same. */
-__device__ __forceinline__ void sm90_copy(const CUtensorMap &map, uint32_t to, uint32_t barrier,
-                                          int c0, int c1, int c2) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      " [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(to),
-      "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2)
-      : "memory");
-}
-
-/* The same to the same place in both blocks of the cluster, whose barriers both count it. */
-__device__ __forceinline__ void sm90_copy_to_both(const CUtensorMap &map, uint32_t to,
-                                                  uint32_t barrier, int c0, int c1, int c2) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
-      "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "h"((uint16_t)3)
-      : "memory");
-}
-
-/* Makes the thread's writes to shared memory known to the copy engine and to products. */
-__device__ __forceinline__ void sm90_writes_done() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
-}
-
-/* Stores the part of a box that is inside of the tensor. */
-__device__ __forceinline__ void sm90_store(const CUtensorMap &map, uint32_t from, int c0, int c1,
-                                           int c2) {
-  asm volatile(
-      "cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%2, %3, %4}], [%1];" ::"l"(
-          &map),
-      "r"(from), "r"(c0), "r"(c1), "r"(c2)
-      : "memory");
-}
-
-/* Adds it to what is there. */
-__device__ __forceinline__ void sm90_store_add(const CUtensorMap &map, uint32_t from, int c0,
-                                               int c1, int c2) {
-  asm volatile(
-      "cp.reduce.async.bulk.tensor.3d.global.shared::cta.add.tile.bulk_group"
-      " [%0, {%2, %3, %4}], [%1];" ::"l"(&map),
-      "r"(from), "r"(c0), "r"(c1), "r"(c2)
-      : "memory");
-}
-
-__device__ __forceinline__ void sm90_store_commit() {
-  asm volatile("cp.async.bulk.commit_group;" ::: "memory");
-}
-
-/* Returns once all but the newest `left` groups of the thread's stores have read shared memory. */
-template <int left>
-__device__ __forceinline__ void sm90_store_wait() {
-  asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(left) : "memory");
-}
-
-/* A wgmma descriptor of the operand at a shared address whose boxes begin at multiples of 1024.
- * K-major: groups of 8 rows are 1024 bytes apart. MN-major: groups of 8 k are 1024 bytes apart,
- * chunks of 64 along M or N a box. */
-template <bool mn_major>
-__device__ __forceinline__ uint64_t sm90_operand(uint32_t address) {
-  const uint64_t swizzle_128 = 1ull << 62, eight_rows = (uint64_t)(1024 >> 4) << 32;
-  const uint64_t chunk = (uint64_t)(mn_major ? SM90_BOX_BYTES >> 4 : 1) << 16;
-  return swizzle_128 | eight_rows | chunk | (address & 0x3ffff) >> 4;
-}
-
-#define SM90_TIED8(d, i)                                                                      \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
-      "+f"(d[i + 6]), "+f"(d[i + 7])
-
-/* d = a b (+ d where add), 64 x 256 or 64 x 128, with 16 along K. Thread t of the warpgroup holds
- * in d[4 j + i] the row 16 (t / 32) + t % 32 / 4 + 8 (i / 2), column 8 j + 2 (t % 4) + i % 2. */
-template <bool a_mn_major, bool b_mn_major>
-__device__ __forceinline__ void sm90_multiply_256(float *d, uint64_t a, uint64_t b, int add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %130, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63,"
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79,"
-      "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95,"
-      "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111,"
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
-      "%127}, "
-      "%128, %129, p, 1, 1, %131, %132;\n"
-      "}"
-      : SM90_TIED8(d, 0), SM90_TIED8(d, 8), SM90_TIED8(d, 16), SM90_TIED8(d, 24),
-        SM90_TIED8(d, 32), SM90_TIED8(d, 40), SM90_TIED8(d, 48), SM90_TIED8(d, 56),
-        SM90_TIED8(d, 64), SM90_TIED8(d, 72), SM90_TIED8(d, 80), SM90_TIED8(d, 88),
-        SM90_TIED8(d, 96), SM90_TIED8(d, 104), SM90_TIED8(d, 112), SM90_TIED8(d, 120)
-      : "l"(a), "l"(b), "r"(add), "n"(a_mn_major ? 1 : 0), "n"(b_mn_major ? 1 : 0));
-}
-
-template <bool a_mn_major, bool b_mn_major>
-__device__ __forceinline__ void sm90_multiply_128(float *d, uint64_t a, uint64_t b, int add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
-      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
-      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
-      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, p, 1, 1, %67, %68;\n"
-      "}"
-      : SM90_TIED8(d, 0), SM90_TIED8(d, 8), SM90_TIED8(d, 16), SM90_TIED8(d, 24),
-        SM90_TIED8(d, 32), SM90_TIED8(d, 40), SM90_TIED8(d, 48), SM90_TIED8(d, 56)
-      : "l"(a), "l"(b), "r"(add), "n"(a_mn_major ? 1 : 0), "n"(b_mn_major ? 1 : 0));
-}
-
-__device__ __forceinline__ void sm90_multiply_begin() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-
-__device__ __forceinline__ void sm90_multiply_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-
-/* Returns once all but the newest `left` groups of products are done. */
-template <int left>
-__device__ __forceinline__ void sm90_multiply_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(left) : "memory");
-}
-
-/* Keeps the compiler from moving what reads or writes d over this place: it knows of products only
- * where they are issued. */
-__device__ __forceinline__ void sm90_hold(float (&d)[128]) {
-#pragma unroll
-  for (int i = 0; i < 128; i++) asm volatile("" : "+f"(d[i])::"memory");
-}
-
-__device__ __forceinline__ uint32_t sm90_pack(float low, float high) {
-  __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
-  return *reinterpret_cast<uint32_t *>(&pair);
-}
 
 /* Asked anew each time, so that what follows from it is not kept in registers all along. */
 __device__ __forceinline__ uint32_t sm90_lane() {
@@ -415,7 +209,7 @@ __device__ __forceinline__ uint32_t sm90_staged_at(uint32_t ring, int part) {
 template <typename P>
 __device__ __forceinline__ void sm90_release(uint32_t ring, uint32_t step) {
   uint32_t lane = threadIdx.x % 32;
-  if (lane < SM90_PAIR) sm90_barrier_arrive(sm90_empty<P>(ring, step), lane);
+  if (lane < SM90_PAIR) hopper_arrive_at(sm90_empty<P>(ring, step), lane);
 }
 
 /* The walk over pairs of tiles. */
@@ -430,8 +224,8 @@ __device__ __forceinline__ void sm90_produce(const typename P::args_t &args, uin
   for (int t = sm90_first(); P::find(args, &walk, t, &tile); t += sm90_stride()) {
     int blocks = P::blocks(args, tile);
     for (int block = 0; block < blocks; block++, step++) {
-      sm90_barrier_wait(sm90_empty<P>(ring, step), (step / sm90_plan<P>::stages & 1) ^ 1);
-      sm90_barrier_expect(sm90_full<P>(ring, step), sm90_plan<P>::stage_bytes);
+      hopper_wait(sm90_empty<P>(ring, step), (step / sm90_plan<P>::stages & 1) ^ 1);
+      hopper_expect(sm90_full<P>(ring, step), sm90_plan<P>::stage_bytes);
       P::load(args, tile, block, sm90_stage_at<P>(ring, step), sm90_full<P>(ring, step));
     }
   }
@@ -445,8 +239,8 @@ __device__ __forceinline__ void sm90_produce_staged(const typename P::args_t &ar
   for (int t = sm90_first(); P::find(args, &walk, t, &tile); t += sm90_stride(), count++)
     for (int part = 0; part < 2; part++) {
       uint32_t full = sm90_staged_full<P>(ring, count, part);
-      sm90_barrier_wait(sm90_staged_empty<P>(ring, part), (count & 1) ^ 1);
-      sm90_barrier_expect(full, sm90_plan<P>::stage_bytes);
+      hopper_wait(sm90_staged_empty<P>(ring, part), (count & 1) ^ 1);
+      hopper_expect(full, sm90_plan<P>::stage_bytes);
       P::load_staged(args, tile, part, sm90_staged_at<P>(ring, part), full);
     }
 }
@@ -462,27 +256,28 @@ __device__ __forceinline__ void sm90_cut(uint32_t stage, int valid, int group, i
     for (int i = valid * 128 + thread % 128 * 16; i < SM90_BOX_BYTES; i += 128 * 16)
       sm90_put(at + i, make_uint4(0, 0, 0, 0));
   }
-  sm90_writes_done();
-  sm90_named_sync(SM90_GROUP + group, 128);
+  hopper_fence();
+  hopper_named_sync(SM90_GROUP + group, 128);
 }
 
 /* The products of one stage, issued. */
 template <typename P>
 __device__ __forceinline__ void sm90_products(float (&d)[128], uint32_t stage, int group, int add) {
-  /* 16 along K, and a box, in a descriptor's units of 16 bytes */
-  const uint32_t a_step = (P::a_mn_major ? 16 * 128 : 32) >> 4, box = SM90_BOX_BYTES >> 4;
-  const uint32_t b_step = (P::b_mn_major ? 16 * 128 : 32) >> 4;
-  uint64_t a = sm90_operand<P::a_mn_major>(stage), b = sm90_operand<P::b_mn_major>(stage);
+  const uint32_t a_step = P::a_mn_major ? HOPPER_NEXT_ROWS : HOPPER_NEXT_K;
+  const uint32_t b_step = P::b_mn_major ? HOPPER_NEXT_ROWS : HOPPER_NEXT_K;
+  const uint32_t box = SM90_BOX_BYTES >> 4; /* in a descriptor's units */
+  uint64_t a = hopper_operand(stage, P::a_mn_major ? SM90_BOX_BYTES : 16);
+  uint64_t b = hopper_operand(stage, P::b_mn_major ? SM90_BOX_BYTES : 16);
   b += SM90_A_BYTES >> 4;
   if (!sm90_plan<P>::alternate) a += group * box;
 #pragma unroll
   for (int k = 0; k < SM90_K / 16; k++) {
+    uint64_t a_k = a + k * a_step, b_k = b + k * b_step;
     if (!sm90_plan<P>::alternate) {
-      sm90_multiply_256<P::a_mn_major, P::b_mn_major>(d, a + k * a_step, b + k * b_step, k || add);
+      hopper_multiply_256<P::a_mn_major, P::b_mn_major>(d, a_k, b_k, k || add);
     } else {
-      sm90_multiply_128<P::a_mn_major, P::b_mn_major>(d, a + k * a_step, b + k * b_step, k || add);
-      sm90_multiply_128<P::a_mn_major, P::b_mn_major>(d + 64, a + box + k * a_step, b + k * b_step,
-                                                      k || add);
+      hopper_multiply_128<P::a_mn_major, P::b_mn_major>(d, a_k, b_k, k || add);
+      hopper_multiply_128<P::a_mn_major, P::b_mn_major>(d + 64, a_k + box, b_k, k || add);
     }
   }
 }
@@ -505,31 +300,31 @@ __device__ __forceinline__ void sm90_consume(const typename P::args_t &args, uin
       continue;
     }
     if (plan::alternate && state.tile)
-      sm90_barrier_wait(sm90_turn<P>(ring, state.tile), (state.tile - 1) / 2 & 1);
+      hopper_wait(sm90_turn<P>(ring, state.tile), (state.tile - 1) / 2 & 1);
     int behind = state.tile == 0 && P::behind ? min(P::behind, blocks - 1) : -1;
-    if (behind >= 0 && group == 1) sm90_named_sync(SM90_STAGGER, SM90_CONSUMERS);
+    if (behind >= 0 && group == 1) hopper_named_sync(SM90_STAGGER, SM90_CONSUMERS);
     for (int block = 0; block < blocks; block++, state.step++) {
       uint32_t stage = sm90_stage_at<P>(ring, state.step);
-      sm90_barrier_wait(sm90_full<P>(ring, state.step), state.step / plan::stages & 1);
-      if (block == behind && group == 0) sm90_named_arrive(SM90_STAGGER, SM90_CONSUMERS);
+      hopper_wait(sm90_full<P>(ring, state.step), state.step / plan::stages & 1);
+      if (block == behind && group == 0) hopper_named_arrive(SM90_STAGGER, SM90_CONSUMERS);
       if (P::k_grouped && P::valid(tile, block) < SM90_K)
         sm90_cut<P>(stage, P::valid(tile, block), group, thread);
-      sm90_hold(d);
-      sm90_multiply_begin();
+      hopper_hold(d);
+      hopper_begin();
       sm90_products<P>(d, stage, group, block);
-      sm90_multiply_commit();
-      sm90_hold(d);
-      sm90_multiply_wait<1>();
+      hopper_commit();
+      hopper_hold(d);
+      hopper_done<1>();
       if (block) sm90_release<P>(ring, state.step - 1);
     }
     if (plan::alternate && thread % 32 == 0)
-      sm90_barrier_arrive(sm90_turn<P>(ring, state.tile + 1), sm90_rank());
-    sm90_multiply_wait<0>();
-    sm90_hold(d);
+      hopper_arrive_at(sm90_turn<P>(ring, state.tile + 1), sm90_rank());
+    hopper_done<0>();
+    hopper_hold(d);
     sm90_release<P>(ring, state.step - 1);
     P::finish(args, tile, plan::alternate ? thread % 128 : thread, state, d);
   }
-  sm90_store_wait<0>();
+  hopper_store_wait<0>();
 }
 
 #endif
@@ -543,33 +338,32 @@ __global__ void __launch_bounds__(SM90_THREADS, 1)
   uint32_t ring = (uint32_t)__cvta_generic_to_shared(sm90_shared);
   if (threadIdx.x == 0) {
     for (uint32_t slot = 0; slot < plan::stages; slot++) {
-      sm90_barrier_init(sm90_full<P>(ring, slot), 1);
-      sm90_barrier_init(sm90_empty<P>(ring, slot), SM90_PAIR * plan::consumer_warps);
+      hopper_barrier_init(sm90_full<P>(ring, slot), 1);
+      hopper_barrier_init(sm90_empty<P>(ring, slot), SM90_PAIR * plan::consumer_warps);
     }
     for (int i = 0; i < 2; i++) {
-      if (plan::alternate) sm90_barrier_init(sm90_turn<P>(ring, i), plan::consumer_warps);
+      if (plan::alternate) hopper_barrier_init(sm90_turn<P>(ring, i), plan::consumer_warps);
       if (!P::staged) continue;
-      sm90_barrier_init(sm90_staged_full<P>(ring, 0, i), 1);
-      sm90_barrier_init(sm90_staged_full<P>(ring, 1, i), 1);
-      sm90_barrier_init(sm90_staged_empty<P>(ring, i), plan::consumer_warps);
+      hopper_barrier_init(sm90_staged_full<P>(ring, 0, i), 1);
+      hopper_barrier_init(sm90_staged_full<P>(ring, 1, i), 1);
+      hopper_barrier_init(sm90_staged_empty<P>(ring, i), plan::consumer_warps);
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    sm90_writes_done();
+    hopper_barrier_ready();
   }
   __syncthreads();
-  sm90_cluster_sync();
+  hopper_cluster_sync();
   /* Neither block leaves while the other may copy to it or arrive at its barriers. 168 registers a
    * thread at the start; 128 * 40 + 256 * 232 fit into the 65536 too. */
   if (threadIdx.x < 128) {
-    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    hopper_give_registers<40>();
     if (threadIdx.x == 0) sm90_produce<P>(args, ring);
     if constexpr (P::staged)
       if (threadIdx.x == 32) sm90_produce_staged<P>(args, ring);
-    sm90_cluster_sync();
+    hopper_cluster_sync();
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    hopper_take_registers<232>();
     sm90_consume<P>(args, ring);
-    sm90_cluster_sync();
+    hopper_cluster_sync();
   }
 #endif
 }

@@ -68,7 +68,7 @@ __device__ __forceinline__ void rows_send(const rows_matrix_t &to, const rows_ti
                                           int thread, int top, uint32_t box, int part, int col) {
   int row = rows_first(tile, thread, top), left = tile.end - row, lane = (int)sm90_lane();
   if (left >= SM90_OUT_ROWS) {
-    if (lane == 0) sm90_store(to.map, box, col, part, row);
+    if (lane == 0) hopper_store(to.map, box, col, part, row);
   } else {
 #pragma unroll 1
     for (int r = lane / 8; r < left; r += 4) {
@@ -83,19 +83,19 @@ __device__ __forceinline__ void rows_send(const rows_matrix_t &to, const rows_ti
 
 /* What the warp has written to boxes may be sent. */
 __device__ __forceinline__ void rows_written() {
-  sm90_writes_done();
+  hopper_fence();
   __syncwarp();
 }
 
 /* What was sent since the last time is a group. */
 __device__ __forceinline__ void rows_sent(int thread) {
-  if (thread % 32 == 0) sm90_store_commit();
+  if (thread % 32 == 0) hopper_store_commit();
 }
 
 /* Returns once all but the newest `left` groups have been read from boxes. */
 template <int left>
 __device__ __forceinline__ void rows_wait(int thread) {
-  if (thread % 32 == 0) sm90_store_wait<left>();
+  if (thread % 32 == 0) hopper_store_wait<left>();
   __syncwarp();
 }
 
@@ -119,7 +119,7 @@ __device__ __forceinline__ void rows_put(const rows_matrix_t &to, const rows_til
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       const float *pair = d + 4 * (4 * piece + k) + 2 * half;
-      w[k] = sm90_pack(pair[0], pair[1]);
+      w[k] = bf16_pair(pair[0], pair[1]);
     }
     sm90_put_fragment(sm90_fragment(box, half, piece), w);
   }
@@ -176,9 +176,9 @@ struct rows_up : rows_base {
   static __device__ __forceinline__ void load(const args_t &args, const rows_tile_t &tile,
                                               int block, uint32_t stage, uint32_t barrier) {
     int k = block * SM90_K, half = sm90_rank();
-    sm90_copy(args.x, stage, barrier, k, 0, tile.row);
-    sm90_copy_to_both(half ? args.up : args.gate, stage + SM90_A_BYTES + half * SM90_BOX_BYTES,
-                      barrier, k, tile.across * width, tile.expert);
+    hopper_copy(args.x, stage, barrier, k, 0, tile.row);
+    hopper_copy_to_both(half ? args.up : args.gate, stage + SM90_A_BYTES + half * SM90_BOX_BYTES,
+                        barrier, k, tile.across * width, tile.expert);
   }
 
   static __device__ __forceinline__ void put_act(const args_t &args, const rows_tile_t &tile,
@@ -190,7 +190,7 @@ struct rows_up : rows_base {
       const int at = 4 * (i % 8) + 2 * (i / 8);
       const float *g = gate + at, *u = up + at;
       w[i / 8 * 2 + i % 8 / 4][i % 4] =
-          sm90_pack(g[0] * rows_sigmoid(g[0]) * u[0], g[1] * rows_sigmoid(g[1]) * u[1]);
+          bf16_pair(g[0] * rows_sigmoid(g[0]) * u[0], g[1] * rows_sigmoid(g[1]) * u[1]);
     }
     uint32_t box = rows_box(state, thread);
 #pragma unroll
@@ -231,9 +231,9 @@ struct rows_down : rows_base {
   static __device__ __forceinline__ void load(const args_t &args, const rows_tile_t &tile,
                                               int block, uint32_t stage, uint32_t barrier) {
     int k = block * SM90_K, half = sm90_rank();
-    sm90_copy(args.act, stage, barrier, k, 0, tile.row);
-    sm90_copy_to_both(args.down, stage + SM90_A_BYTES + half * (columns / 128) * SM90_BOX_BYTES,
-                      barrier, k, tile.across * columns + half * (columns / 2), tile.expert);
+    hopper_copy(args.act, stage, barrier, k, 0, tile.row);
+    hopper_copy_to_both(args.down, stage + SM90_A_BYTES + half * (columns / 128) * SM90_BOX_BYTES,
+                        barrier, k, tile.across * columns + half * (columns / 2), tile.expert);
   }
 
   static __device__ __forceinline__ void finish(const args_t &args, const rows_tile_t &tile,
@@ -253,7 +253,7 @@ __device__ __forceinline__ void rows_load_mn_major(const CUtensorMap &map, uint3
   int first = sm90_rank() * boxes;
 #pragma unroll
   for (int box = first; box < first + boxes; box++)
-    sm90_copy_to_both(map, to + box * SM90_BOX_BYTES, barrier, n + 64 * box, k, expert);
+    hopper_copy_to_both(map, to + box * SM90_BOX_BYTES, barrier, n + 64 * box, k, expert);
 }
 #endif
 
@@ -278,15 +278,15 @@ struct rows_dact : rows_base {
   static __device__ __forceinline__ void load(const args_t &args, const rows_tile_t &tile,
                                               int block, uint32_t stage, uint32_t barrier) {
     int n = tile.across * columns, k = block * SM90_K;
-    sm90_copy(args.dy, stage, barrier, k, 0, tile.row);
+    hopper_copy(args.dy, stage, barrier, k, 0, tile.row);
     rows_load_mn_major<columns>(args.down, stage + SM90_A_BYTES, barrier, n, k, tile.expert);
   }
 
   static __device__ __forceinline__ void load_staged(const args_t &args, const rows_tile_t &tile,
                                                      int part, uint32_t at, uint32_t barrier) {
     int n = tile.across * columns + 64 * part;
-    sm90_copy(args.pre_in, at, barrier, n, 0, tile.row);
-    sm90_copy(args.pre_in, at + 2 * SM90_BOX_BYTES, barrier, n, 1, tile.row);
+    hopper_copy(args.pre_in, at, barrier, n, 0, tile.row);
+    hopper_copy(args.pre_in, at + 2 * SM90_BOX_BYTES, barrier, n, 1, tile.row);
   }
 
   static __device__ __forceinline__ float2 unpack(uint32_t pair) {
@@ -303,9 +303,9 @@ struct rows_dact : rows_base {
     float da0 = weight * d[0], da1 = weight * d[1];
     *dot += d[0] * a0;
     *dot += d[1] * a1;
-    *gate = sm90_pack(da0 * u.x * (s0 + silu0 * (1 - s0)), da1 * u.y * (s1 + silu1 * (1 - s1)));
-    *up = sm90_pack(da0 * silu0, da1 * silu1);
-    return sm90_pack(weight * a0, weight * a1);
+    *gate = bf16_pair(da0 * u.x * (s0 + silu0 * (1 - s0)), da1 * u.y * (s1 + silu1 * (1 - s1)));
+    *up = bf16_pair(da0 * silu0, da1 * silu1);
+    return bf16_pair(weight * a0, weight * a1);
   }
 
   /* The warp's boxes of 64 columns; d: of their sums. */
@@ -349,13 +349,13 @@ struct rows_dact : rows_base {
     for (int i = 0; i < 4; i++) {
       const int part = i / 2, m = i % 2;
       if (m == 0)
-        sm90_barrier_wait(sm90_staged_full<rows_dact>(state.ring, state.tile, part),
-                          state.tile / 2 & 1);
+        hopper_wait(sm90_staged_full<rows_dact>(state.ring, state.tile, part),
+                    state.tile / 2 & 1);
       uint32_t gate = sm90_staged_at<rows_dact>(state.ring, part) + m * SM90_BOX_BYTES + warp_at;
       uint32_t up = gate + 2 * SM90_BOX_BYTES, act = rows_box(state, thread);
       /* the first part's groups are the last but one and before */
       if (i == 3 && thread % 32 == 0)
-        sm90_barrier_arrive(sm90_staged_empty<rows_dact>(state.ring, 0), sm90_rank());
+        hopper_arrive_at(sm90_staged_empty<rows_dact>(state.ring, 0), sm90_rank());
       derive_boxes(gate, up, act, d + 64 * m + 32 * part, weight + 2 * m, dot + 2 * m);
       rows_written();
       rows_send(args.pre, tile, thread, 64 * m, gate, 0, n + 64 * part);
@@ -374,7 +374,7 @@ struct rows_dact : rows_base {
     }
     rows_wait<0>(thread);
     if (thread % 32 == 0)
-      sm90_barrier_arrive(sm90_staged_empty<rows_dact>(state.ring, 1), sm90_rank());
+      hopper_arrive_at(sm90_staged_empty<rows_dact>(state.ring, 1), sm90_rank());
   }
 #endif
 };
@@ -395,7 +395,7 @@ struct rows_dx : rows_base {
                                               int block, uint32_t stage, uint32_t barrier) {
     int blocks = args.shape.blocks / 2, part = block >= blocks;
     int k = (block - part * blocks) * SM90_K;
-    sm90_copy(args.dpre, stage, barrier, k, part, tile.row);
+    hopper_copy(args.dpre, stage, barrier, k, part, tile.row);
     rows_load_mn_major<columns>(part ? args.up : args.gate, stage + SM90_A_BYTES, barrier,
                                 tile.across * columns, k, tile.expert);
   }
@@ -419,9 +419,9 @@ static int64_t rows_pairs(const grouped_t *grouped, int64_t across) {
   return (grouped->rows / ROWS_PAIR + grouped->experts) * across;
 }
 
-static nn_status_t rows_map(backend_device_t *device, const sm90_tensor_t &tensor,
+static nn_status_t rows_map(backend_device_t *device, const hopper_tensor_t &tensor,
                             CUtensorMap *map) {
-  return sm90_map(device, "experts", &tensor, map);
+  return hopper_map(device, "experts", &tensor, map);
 }
 
 static nn_status_t rows_result(backend_device_t *device, const grouped_t *grouped, void *base,

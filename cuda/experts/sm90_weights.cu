@@ -67,13 +67,13 @@ struct weights_dw {
     int row = tile.begin + block * SM90_K, part = tile.matrix == WEIGHTS_UP;
 #pragma unroll
     for (int box = 0; box < SM90_M / 64; box++)
-      sm90_copy(a, stage + box * SM90_BOX_BYTES, barrier, tile.m + 64 * box, part, row);
+      hopper_copy(a, stage + box * SM90_BOX_BYTES, barrier, tile.m + 64 * box, part, row);
     const int boxes = columns / 64 / SM90_PAIR;
     int first = sm90_rank() * boxes;
 #pragma unroll
     for (int box = first; box < first + boxes; box++)
-      sm90_copy_to_both(b, stage + SM90_A_BYTES + box * SM90_BOX_BYTES, barrier, tile.n + 64 * box,
-                        0, row);
+      hopper_copy_to_both(b, stage + SM90_A_BYTES + box * SM90_BOX_BYTES, barrier,
+                          tile.n + 64 * box, 0, row);
   }
 
   /* Of two blocks of 8 columns an even thread takes 4 columns of the first, its odd neighbour those
@@ -97,7 +97,7 @@ struct weights_dw {
     for (int j = 0; j < columns / 8; j += 4) {
       uint32_t box = state.room + state.box;
       state.box ^= SM90_OUT_BYTES;
-      if (lane == 0) sm90_store_wait<1>();
+      if (lane == 0) hopper_store_wait<1>();
       __syncwarp();
 #pragma unroll
       for (int i = 0; i < 4; i++) {
@@ -106,11 +106,11 @@ struct weights_dw {
         uint32_t to_row = box + half * 1024 + lane / 4 * 128;
         sm90_put(to_row + (((block + 4 * pair) ^ (lane / 4)) << 4), four(at, at + 4, odd));
       }
-      sm90_writes_done();
+      hopper_fence();
       __syncwarp();
       if (lane == 0) {
-        sm90_store_add(to, box, tile.n + 8 * j, row, tile.expert);
-        sm90_store_commit();
+        hopper_store_add(to, box, tile.n + 8 * j, row, tile.expert);
+        hopper_store_commit();
       }
     }
   }
@@ -119,14 +119,14 @@ struct weights_dw {
 
 static nn_status_t weights_map(backend_device_t *device, const grouped_t *grouped, const void *base,
                                int64_t parts, int64_t cols, CUtensorMap *map) {
-  sm90_tensor_t tensor = sm90_activations(base, grouped->rows, parts, cols, SM90_K);
-  return sm90_map(device, "experts", &tensor, map);
+  hopper_tensor_t tensor = sm90_activations(base, grouped->rows, parts, cols, SM90_K);
+  return hopper_map(device, "experts", &tensor, map);
 }
 
 static nn_status_t weights_gradient(backend_device_t *device, const grouped_t *grouped, float *base,
                                     int64_t rows, int64_t cols, CUtensorMap *map) {
-  sm90_tensor_t tensor = sm90_gradients(grouped, base, rows, cols);
-  return sm90_map(device, "experts", &tensor, map);
+  hopper_tensor_t tensor = sm90_gradients(grouped, base, rows, cols);
+  return hopper_map(device, "experts", &tensor, map);
 }
 
 nn_status_t sm90_dw(backend_device_t *device, const grouped_t *grouped, const grouped_dw_t *dw) {

@@ -1,11 +1,11 @@
 /* Sums over the rows of a matrix, column by column, in two stages of one fixed order. The rows are
  * cut into parts by the matrix's sizes and the device's multiprocessors alone; a block sums a part
  * of a tile of columns: each warp every eighth row in order, then its warps in order. The second
- * stage adds the parts: each of sixteen groups every sixteenth part in order, then the groups in
- * order. */
+ * stage adds the parts: each of 32 groups every 32nd part in order, then the groups in order. */
 #ifndef NN_CUDA_COLUMNS_CUH
 #define NN_CUDA_COLUMNS_CUH
 
+#include "launch.cuh"
 #include "ops/wide.cuh"
 
 enum {
@@ -14,7 +14,8 @@ enum {
   COLUMNS_MOST_WIDE = 8, /* columns of a thread, at most */
   COLUMNS_BLOCKS = 4,    /* of a multiprocessor */
   COLUMNS_LEAST = 32,    /* rows of a part */
-  COLUMNS_GROUPS = 16
+  COLUMNS_GROUPS = 32,
+  COLUMNS_AHEAD = 8 /* parts that a group reads at once */
 };
 
 typedef struct columns_plan {
@@ -68,23 +69,33 @@ static __global__ void __launch_bounds__(32 * COLUMNS_GROUPS)
   int lane = threadIdx.x & 31, group = threadIdx.x >> 5;
   int64_t column = (int64_t)blockIdx.x * 32 + lane;
   float sum = 0;
-  if (column < width) {
-#pragma unroll 8
-    for (int64_t i = group; i < parts; i += COLUMNS_GROUPS) sum += part[i * width + column];
+  launch_next();
+  launch_wait();
+  float old = !group && column < width ? out[column] : 0;
+  for (int64_t first = group; first < parts; first += COLUMNS_GROUPS * COLUMNS_AHEAD) {
+    float x[COLUMNS_AHEAD];
+#pragma unroll
+    for (int i = 0; i < COLUMNS_AHEAD; i++) {
+      int64_t row = first + i * COLUMNS_GROUPS;
+      x[i] = row < parts && column < width ? part[row * width + column] : 0;
+    }
+#pragma unroll
+    for (int i = 0; i < COLUMNS_AHEAD; i++) sum += x[i];
   }
   room[group][lane] = sum;
   __syncthreads();
   if (group || column >= width) return;
   float total = 0;
+#pragma unroll
   for (int i = 0; i < COLUMNS_GROUPS; i++) total += room[i][lane];
-  out[column] += total;
+  out[column] = old + total;
 }
 
 /* The second stage: out[c] += the sum of part[0 .. parts)[c]. */
 static inline void columns_finish(backend_device_t *device, const float *part, int64_t parts,
                                   int64_t width, float *out) {
-  unsigned grid = (unsigned)cuda_blocks(width, 32);
-  columns_finish_kernel<<<grid, 32 * COLUMNS_GROUPS, 0, device->stream>>>(part, parts, width, out);
+  launch_chained(device, columns_finish_kernel, (unsigned)cuda_blocks(width, 32),
+                 32 * COLUMNS_GROUPS, 0, 0, part, parts, width, out);
 }
 
 #endif

@@ -1,15 +1,20 @@
 /* Embedding. Forward assigns out[t] = wte[ids[t]] + wpe[position[t]]. Backward accumulates dout[t]
- * into those rows in order of t, without atomics: a row belongs to the block of the first token
- * that chose it, and the blocks of the others leave. */
+ * into those rows in order of t, without atomics: rows are dealt out to blocks, each of which looks
+ * for its tokens among all; a warp has a tile of columns of a row. */
 #include "ops/wide.cuh"
 
 enum {
   EMBED_THREADS = 128,
-  EMBED_WARPS = EMBED_THREADS / 32,
-  EMBED_LOOK = 4, /* tokens that a thread looks at between two barriers */
-  EMBED_SCAN = EMBED_LOOK * EMBED_THREADS,
-  EMBED_AHEAD = 8, /* rows read before the first is added */
-  EMBED_BLOCKS = 8 /* of a multiprocessor: leaves the registers that those rows need */
+  /* backward */
+  EMBED_BWD_THREADS = 512,
+  EMBED_WARPS = EMBED_BWD_THREADS / 32,
+  EMBED_DEALT = 256, /* most blocks, a power of two: about two to a multiprocessor */
+  EMBED_LOOK = 4,    /* tokens that a thread looks at between two barriers */
+  EMBED_SCAN = EMBED_LOOK * EMBED_BWD_THREADS,
+  EMBED_AHEAD = 4,   /* rows of dout read before the first is added */
+  EMBED_FAR = 16,    /* the same, of a narrower tile */
+  EMBED_MANY = 32,   /* tokens of a row that narrower tiles pay for */
+  EMBED_BLOCKS = 2   /* of a multiprocessor: leaves the registers that those rows need */
 };
 
 /* One block per token. */
@@ -51,96 +56,221 @@ CUDA_OP(embed, op_embed_t) {
 
 /* ---- backward -------------------------------------------------------------------------------- */
 
-/* Whether a token before `first` chose the row; the same answer in all threads. */
-static __device__ __forceinline__ bool embed_taken(const int32_t *rows, int first, int32_t row) {
-  for (int base = 0; base < first; base += EMBED_SCAN) {
-    int found = 0;
+/* Tokens of a block, in order, and the rows that they chose. */
+typedef struct embed_list {
+  int token[2 * EMBED_SCAN];
+  int32_t row[2 * EMBED_SCAN];
+  uint16_t times[2 * EMBED_SCAN]; /* tokens of the row, at its first one; 0 at the others */
+  uint16_t many[2 * EMBED_SCAN / EMBED_MANY]; /* first tokens of rows with EMBED_MANY or more */
+  int many_count;
+  int found[2][EMBED_WARPS]; /* of a scan, by its warps; of two scans in turn */
+} embed_list_t;
+
+/* The rows of a thread's tokens among base .. base + EMBED_SCAN - 1: a warp has neighbours. */
+static __device__ __forceinline__ void embed_look(const int32_t *rows, int n, int base,
+                                                  int32_t (&row)[EMBED_LOOK]) {
+  int first = base + (threadIdx.x >> 5) * 32 * EMBED_LOOK + (threadIdx.x & 31);
 #pragma unroll
-    for (int i = 0; i < EMBED_LOOK; i++) {
-      int t = base + i * EMBED_THREADS + threadIdx.x;
-      if (t < first) found |= rows[t] == row;
-    }
-    if (__syncthreads_or(found)) return true;
-  }
-  return false;
+  for (int i = 0; i < EMBED_LOOK; i++) row[i] = first + i * 32 < n ? rows[first + i * 32] : -1;
 }
 
-/* Appends the tokens of base .. base + EMBED_SCAN - 1 that chose the row to list, in order; returns
- * the new count. Threads may still read the list's old content when others come here: it is written
- * behind the first barrier. mask: shared, [EMBED_SCAN / 32]. */
-static __device__ __forceinline__ int embed_append(const int32_t *rows, int n, int base,
-                                                   int32_t row, int *list, int count,
-                                                   uint32_t *mask) {
-  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  uint32_t bits[EMBED_LOOK], any = 0;
+/* Appends those of the looked-at tokens whose rows are this block's; returns the new count. */
+static __device__ __forceinline__ int embed_append(const int32_t (&row)[EMBED_LOOK], int base,
+                                                   embed_list_t &list, int count, int *found) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, mine = 0;
+  uint32_t bits[EMBED_LOOK];
 #pragma unroll
   for (int i = 0; i < EMBED_LOOK; i++) {
-    int t = base + i * EMBED_THREADS + threadIdx.x;
-    bits[i] = __ballot_sync(0xffffffffu, t < n && rows[t] == row);
-    if (lane == 0) mask[i * EMBED_WARPS + warp] = bits[i];
-    any |= bits[i];
+    bool here = row[i] >= 0 && (row[i] & (gridDim.x - 1)) == blockIdx.x;
+    bits[i] = __ballot_sync(0xffffffffu, here);
+    mine += __popc(bits[i]);
   }
-  if (!__syncthreads_or(any != 0)) return count;
-#pragma unroll
-  for (int i = 0; i < EMBED_SCAN / 32; i++) {
-    if (i % EMBED_WARPS == warp && bits[i / EMBED_WARPS] >> lane & 1)
-      list[count + __popc(mask[i] & ((1u << lane) - 1))] = base + i * 32 + lane;
-    count += __popc(mask[i]);
-  }
+  if (lane == 0) found[warp] = mine;
   __syncthreads();
+  int at = count;
+#pragma unroll
+  for (int w = 0; w < EMBED_WARPS; w++) {
+    at += w < warp ? found[w] : 0;
+    count += found[w];
+  }
+#pragma unroll
+  for (int i = 0; i < EMBED_LOOK; i++) {
+    if (bits[i] >> lane & 1) {
+      int to = at + __popc(bits[i] & ((1u << lane) - 1));
+      list.token[to] = base + (warp * EMBED_LOOK + i) * 32 + lane;
+      list.row[to] = row[i];
+    }
+    at += __popc(bits[i]);
+  }
   return count;
 }
 
-/* sum += W columns of the listed rows of dout, in order. */
+/* Bytes on their way to a thread, in registers that nothing divides before they are used. */
+template <int BYTES>
+struct embed_raw;
+template <>
+struct embed_raw<16> {
+  typedef uint4 type;
+};
+template <>
+struct embed_raw<4> {
+  typedef uint32_t type;
+};
+template <>
+struct embed_raw<2> {
+  typedef uint16_t type;
+};
+
+/* table[row] += the rows of dout of the `times` listed tokens from `first` on that chose the row,
+ * in order; W columns of a lane, by one warp. */
 template <typename T, int W>
-static __device__ __forceinline__ void embed_add(float (&sum)[W], const T *dout, int64_t hidden,
-                                                 const int *list, int count) {
-  int i = 0;
-  for (; i + EMBED_AHEAD <= count; i += EMBED_AHEAD) {
-    T x[EMBED_AHEAD][W];
-#pragma unroll
-    for (int u = 0; u < EMBED_AHEAD; u++) wide_read<W>(dout + list[i + u] * hidden, x[u]);
-#pragma unroll
-    for (int u = 0; u < EMBED_AHEAD; u++)
-#pragma unroll
-      for (int j = 0; j < W; j++) sum[j] += to_float(x[u][j]);
+static __device__ __forceinline__ void embed_add(const embed_list_t &list, int first, int times,
+                                                 int count, int64_t hidden, int64_t column,
+                                                 const T *dout, float *table) {
+  typedef typename embed_raw<W * sizeof(T)>::type raw_t;
+  int lane = threadIdx.x & 31;
+  int32_t row = list.row[first];
+  bool inside = column < hidden;
+  float *to = table + row * hidden + column, sum[W] = {0};
+  raw_t one = {};
+  if (inside) {
+    one = *(const raw_t *)(dout + list.token[first] * hidden + column);
+    wide_load<W>(to, sum);
   }
-  for (; i < count; i++) {
-    float x[W];
-    wide_load<W>(dout + list[i] * hidden, x);
 #pragma unroll
-    for (int j = 0; j < W; j++) sum[j] += x[j];
+  for (int j = 0; j < W; j++) sum[j] += to_float(((const T *)&one)[j]);
+  times--;
+  for (int base = first + 1; times; base += 32) {
+    uint32_t same = __ballot_sync(0xffffffffu, base + lane < count && list.row[base + lane] == row);
+    times -= __popc(same);
+    while (same) {
+      raw_t x[EMBED_AHEAD];
+      uint32_t rest = same;
+#pragma unroll
+      for (int u = 0; u < EMBED_AHEAD; u++) {
+        if (inside && rest)
+          x[u] = *(const raw_t *)(dout + list.token[base + __ffs(rest) - 1] * hidden + column);
+        rest &= rest - 1;
+      }
+#pragma unroll
+      for (int u = 0; u < EMBED_AHEAD; u++) {
+        if (same) {
+#pragma unroll
+          for (int j = 0; j < W; j++) sum[j] += to_float(((const T *)&x[u])[j]);
+        }
+        same &= same - 1;
+      }
+    }
+  }
+  if (inside) wide_store<W>(to, sum);
+}
+
+/* The same with EMBED_FAR rows of dout ahead. */
+template <typename T, int W>
+static __device__ __forceinline__ void embed_add_many(const embed_list_t &list, int first,
+                                                      int count, int64_t hidden, int64_t column,
+                                                      const T *dout, float *table) {
+  typedef typename embed_raw<W * sizeof(T)>::type raw_t;
+  int lane = threadIdx.x & 31;
+  int32_t row = list.row[first];
+  bool inside = column < hidden;
+  float *to = table + row * hidden + column, sum[W] = {0};
+  if (inside) wide_load<W>(to, sum);
+  const T *from = dout + (inside ? column : 0);
+  int any = list.token[first];
+  for (int base = first; base < count; base += 32) {
+    uint32_t same = __ballot_sync(0xffffffffu, base + lane < count && list.row[base + lane] == row);
+#pragma unroll 1
+    for (int half = 0; half < 32; half += EMBED_FAR, same >>= EMBED_FAR) {
+      raw_t x[EMBED_FAR];
+      /* without branches: a token of another row is read as the first one, and not added */
+#pragma unroll
+      for (int u = 0; u < EMBED_FAR; u++) {
+        int token = list.token[min(base + half + u, count - 1)];
+        x[u] = *(const raw_t *)(from + (same >> u & 1 ? token : any) * hidden);
+      }
+#pragma unroll
+      for (int u = 0; u < EMBED_FAR; u++)
+#pragma unroll
+        for (int j = 0; j < W; j++) {
+          float more = sum[j] + to_float(((const T *)&x[u])[j]);
+          sum[j] = same >> u & 1 ? more : sum[j];
+        }
+    }
+  }
+  if (inside) wide_store<W>(to, sum);
+}
+
+/* Fills times and many; the order within many is any. By the whole block. */
+static __device__ __forceinline__ void embed_count(embed_list_t &list, int count) {
+  int lane = threadIdx.x & 31;
+  if (threadIdx.x == 0) list.many_count = 0;
+  __syncthreads();
+  for (int first = threadIdx.x >> 5; first < count; first += EMBED_WARPS) {
+    int32_t row = list.row[first];
+    bool before = false;
+    for (int i = 0; i < first && !before; i += 32)
+      before = __any_sync(0xffffffffu, i + lane < first && list.row[i + lane] == row);
+    int times = 0;
+    for (int i = first; i < count && !before; i += 32)
+      times += __popc(__ballot_sync(0xffffffffu, i + lane < count && list.row[i + lane] == row));
+    if (lane) continue;
+    list.times[first] = (uint16_t)times;
+    if (times >= EMBED_MANY) list.many[atomicAdd(&list.many_count, 1)] = (uint16_t)first;
+  }
+  __syncthreads();
+}
+
+/* The list's rows, by the whole block: a warp has a row and a tile of columns at a time. */
+template <typename T, int W>
+static __device__ __forceinline__ void embed_add_list(embed_list_t &list, int count, int64_t hidden,
+                                                      const T *dout, float *table) {
+  constexpr int NARROW = W > 1 ? 4 / sizeof(T) : 1;
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  embed_count(list, count);
+  int tiles = (int)((hidden + 32 * NARROW - 1) / (32 * NARROW));
+  for (int u = warp; u < list.many_count * tiles; u += EMBED_WARPS)
+    embed_add_many<T, NARROW>(list, list.many[u / tiles], count, hidden,
+                              (u % tiles * 32 + lane) * NARROW, dout, table);
+  tiles = (int)((hidden + 32 * W - 1) / (32 * W));
+  for (int u = warp; u < count * tiles; u += EMBED_WARPS) {
+    int first = u / tiles, times = list.times[first];
+    if (times && times < EMBED_MANY)
+      embed_add<T, W>(list, first, times, count, hidden, (u % tiles * 32 + lane) * W, dout, table);
   }
 }
 
-/* One block per token and tile of EMBED_THREADS * W columns. */
+/* The grid's size is a power of two; a block has the rows whose lowest bits are its index. */
 template <typename T, int W>
-static __global__ void __launch_bounds__(EMBED_THREADS, EMBED_BLOCKS)
+static __global__ void __launch_bounds__(EMBED_BWD_THREADS, EMBED_BLOCKS)
     embed_bwd_kernel(int n, int64_t hidden, const int32_t *rows, const T *dout, float *table) {
-  __shared__ int list[2 * EMBED_SCAN];
-  __shared__ uint32_t mask[EMBED_SCAN / 32];
-  int first = blockIdx.x;
-  int32_t row = rows[first];
-  if (embed_taken(rows, first, row)) return;
-  int64_t column = ((int64_t)blockIdx.y * EMBED_THREADS + threadIdx.x) * W;
-  float *to = table + row * hidden + column;
-  float sum[W] = {0};
-  if (column < hidden) wide_load<W>(to, sum);
-  int count = 0;
-  for (int base = first; base < n; base += EMBED_SCAN) {
-    count = embed_append(rows, n, base, row, list, count, mask);
-    if (count <= EMBED_SCAN && base + EMBED_SCAN < n) continue;
-    if (column < hidden) embed_add<T, W>(sum, dout + column, hidden, list, count);
+  __shared__ embed_list_t list;
+  int count = 0, turn = 0;
+  int32_t row[EMBED_LOOK];
+  embed_look(rows, n, 0, row);
+  for (int base = 0; base < n; base += EMBED_SCAN) {
+    int32_t next[EMBED_LOOK];
+    embed_look(rows, n, base + EMBED_SCAN, next);
+    count = embed_append(row, base, list, count, list.found[turn ^= 1]);
+    if (count <= EMBED_SCAN && base + EMBED_SCAN < n) {
+#pragma unroll
+      for (int i = 0; i < EMBED_LOOK; i++) row[i] = next[i];
+      continue;
+    }
+    __syncthreads();
+    embed_add_list<T, W>(list, count, hidden, dout, table);
+    embed_look(rows, n, base + EMBED_SCAN, row);
     count = 0;
+    __syncthreads();
   }
-  if (column < hidden) wide_store<W>(to, sum);
 }
 
 template <typename T, int W>
 static void embed_bwd_run(backend_device_t *device, const op_embed_bwd_t *op, const int32_t *rows,
                           float *table) {
-  dim3 grid((unsigned)op->n, (unsigned)cuda_blocks(op->hidden, EMBED_THREADS * W));
-  embed_bwd_kernel<T, W><<<grid, EMBED_THREADS, 0, device->stream>>>(
+  unsigned grid = 1;
+  while (grid < EMBED_DEALT && grid < op->n) grid *= 2;
+  embed_bwd_kernel<T, W><<<grid, EMBED_BWD_THREADS, 0, device->stream>>>(
       (int)op->n, op->hidden, rows, (const T *)op->dout, table);
 }
 

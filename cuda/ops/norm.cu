@@ -6,8 +6,8 @@
  *   dw += sum of dy xhat and db += sum of dy over the rows.
  * Rows that allow vectors and are short enough belong to a warp, which keeps them in registers; its
  * lanes also keep the sums of dw and db over the warp's rows. Other rows belong to a block, which
- * reads them once per pass. Order of the sums over rows: a warp's rows, a block's warps, then as
- * columns.cuh says. */
+ * reads them once per pass. Order of the sums over rows: a warp's rows, pairs of a block's warps,
+ * these pairs, then as columns.cuh says. */
 #include "launch.cuh"
 #include "ops/columns.cuh"
 
@@ -15,10 +15,7 @@ enum {
   NORM_THREADS = 256,
   NORM_WARPS = NORM_THREADS / 32,
   NORM_MOST = 2048, /* elements of a row that a warp keeps */
-  /* The same backward, where registers limit: small blocks fill a multiprocessor best. */
-  NORM_BWD_THREADS = 128,
-  NORM_BWD_WARPS = NORM_BWD_THREADS / 32,
-  NORM_BWD_MOST = 1024
+  NORM_BWD_MOST = 1024 /* the same backward */
 };
 
 /* ---- forward --------------------------------------------------------------------------------- */
@@ -149,104 +146,151 @@ CUDA_OP(norm, op_norm_t) {
 
 /* ---- backward: a row to a warp --------------------------------------------------------------- */
 
-/* Blocks of a multiprocessor, by the elements of a lane. */
-static constexpr int norm_bwd_blocks(int per) { return per <= 24 ? 3 : 2; }
+template <typename T, int PER, bool BIAS>
+struct norm_bwd_plan_t {
+  static constexpr bool ahead = sizeof(T) == 2; /* registers have room for the next row */
+  /* Warps of a block, which has a multiprocessor to itself: as many as registers allow. */
+  static constexpr int warps = PER > 24 || BIAS ? 8 : 12;
+};
 
-/* Sums of PER / W chunks of W columns per lane over the block's warps, in order, into to [hidden];
- * room: shared, [32 * PER]. */
-template <int PER, int W>
-static __device__ __forceinline__ void norm_put(const float (&sum)[PER / W][W], float *room,
-                                                int hidden, float *to) {
-  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
-  for (int turn = 0; turn < NORM_BWD_WARPS; turn++) {
-    if (warp == turn) {
+template <typename T>
+static __device__ __forceinline__ void norm_unpack(const uint4 &raw, float (&x)[vec_t<T>::width]) {
+  const T *at = reinterpret_cast<const T *>(&raw);
 #pragma unroll
-      for (int i = 0; i < PER; i++) {
-        float *at = room + i * 32 + lane;
-        *at = turn ? *at + sum[i / W][i % W] : sum[i / W][i % W];
-      }
-    }
-    __syncthreads();
-  }
-  for (int c = threadIdx.x; c < hidden; c += NORM_BWD_THREADS)
-    to[c] = room[(c / (32 * W) * W + c % W) * 32 + c / W % 32];
-  __syncthreads();
+  for (int j = 0; j < vec_t<T>::width; j++) x[j] = to_float(at[j]);
 }
 
-/* The grid's warps take rows in turn. BIAS: db is wanted. Partial sums go to row blockIdx.x of
- * dw_part and db_part, [blocks, hidden]. */
-template <typename T, int PER, bool BIAS>
-static __global__ void __launch_bounds__(NORM_BWD_THREADS, (norm_bwd_blocks(PER)))
-    norm_bwd_warp_kernel(const op_norm_bwd_t op, float *dw_part, float *db_part) {
-  constexpr int W = vec_t<T>::width, CHUNKS = PER / W;
-  __shared__ float room[32 * PER];
-  int lane = threadIdx.x & 31, hidden = (int)op.hidden;
-  float share = 1 / (float)hidden;
-  bool layer = op.kind == NN_NORM_LAYER;
-  T w[CHUNKS][W] = {};
-  float dw[CHUNKS][W] = {}, db[CHUNKS][W] = {};
-#pragma unroll
-  for (int i = 0; i < CHUNKS; i++)
-    if ((i * 32 + lane) * W < hidden) wide_read<W>((const T *)op.w + (i * 32 + lane) * W, w[i]);
+/* What a lane has of a row. */
+template <typename T, int PER>
+struct norm_bwd_row_t {
+  static constexpr int W = vec_t<T>::width, CHUNKS = PER / W;
+  uint4 x[CHUNKS], dy[CHUNKS], dx[CHUNKS];
+  float mean, rstd;
 
-  int64_t row = (int64_t)blockIdx.x * NORM_BWD_WARPS + (threadIdx.x >> 5);
-  for (; row < op.n; row += (int64_t)gridDim.x * NORM_BWD_WARPS) {
+  /* What lies behind the row is zero in dy, and adds nothing. */
+  __device__ __forceinline__ void load(const op_norm_bwd_t &op, int64_t row) {
+    int hidden = (int)op.hidden, lane = threadIdx.x & 31;
     int64_t from = row * hidden + lane * W;
-    T x[CHUNKS][W] = {}, dy[CHUNKS][W] = {}, dx[CHUNKS][W] = {};
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
       if ((i * 32 + lane) * W >= hidden) continue;
-      wide_read<W>((const T *)op.x + from + i * 32 * W, x[i]);
-      wide_read<W>((const T *)op.dy + from + i * 32 * W, dy[i]);
-      wide_read<W>((const T *)op.dx + from + i * 32 * W, dx[i]);
+      x[i] = *(const uint4 *)((const T *)op.x + from + i * 32 * W);
+      dy[i] = *(const uint4 *)((const T *)op.dy + from + i * 32 * W);
+      dx[i] = *(const uint4 *)((const T *)op.dx + from + i * 32 * W);
     }
-    float mean = layer ? op.mean[row] : 0, rstd = op.rstd[row], sum = 0, dot = 0;
-    /* What lies behind the row is zero in dy and w, and adds nothing. */
+    mean = op.kind == NN_NORM_LAYER ? op.mean[row] : 0;
+    rstd = op.rstd[row];
+  }
+
+  /* The compiler keeps nothing that was computed from the row, nor what shared memory holds. */
+  __device__ __forceinline__ void forget() {
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
+      asm volatile("" : "+r"(x[i].x), "+r"(x[i].y), "+r"(x[i].z), "+r"(x[i].w) : : "memory");
+      asm volatile("" : "+r"(dy[i].x), "+r"(dy[i].y), "+r"(dy[i].z), "+r"(dy[i].w) : : "memory");
+    }
+  }
+};
+
+/* Sums of PER / W chunks of W columns per lane over the block's warps into to [hidden]: warp i with
+ * warp i + WARPS / 2, then these in order. room: shared, [WARPS / 2 * 32 * PER]. */
+template <int PER, int W, int WARPS>
+static __device__ __forceinline__ void norm_put(const float (&sum)[PER / W][W], float *room,
+                                                int hidden, float *to) {
+  constexpr int HALF = WARPS / 2;
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  float *own = room + warp % HALF * 32 * PER + lane;
+  __syncthreads();
+  if (warp >= HALF) {
+#pragma unroll
+    for (int i = 0; i < PER; i++) own[i * 32] = sum[i / W][i % W];
+  }
+  __syncthreads();
+  if (warp < HALF) {
+#pragma unroll
+    for (int i = 0; i < PER; i++) own[i * 32] += sum[i / W][i % W];
+  }
+  __syncthreads();
+  for (int c = threadIdx.x; c < hidden; c += 32 * WARPS) {
+    const float *from = room + (c / (32 * W) * W + c % W) * 32 + c / W % 32;
+    float total = 0;
+#pragma unroll
+    for (int i = 0; i < HALF; i++) total += from[i * 32 * PER];
+    to[c] = total;
+  }
+}
+
+/* The grid's warps take rows in turn; the next row may be on its way while one is worked on.
+ * BIAS: db is wanted. Partial sums go to row blockIdx.x of dw_part and db_part [blocks, hidden]. */
+template <typename T, int PER, bool BIAS>
+static __global__ void __launch_bounds__(32 * norm_bwd_plan_t<T, PER, BIAS>::warps, 1)
+    norm_bwd_warp_kernel(const op_norm_bwd_t op, float *dw_part, float *db_part) {
+  constexpr int W = vec_t<T>::width, CHUNKS = PER / W, WARPS = norm_bwd_plan_t<T, PER, BIAS>::warps;
+  constexpr bool AHEAD = norm_bwd_plan_t<T, PER, BIAS>::ahead;
+  __shared__ alignas(16) float room[WARPS / 2 * 32 * PER];
+  __shared__ alignas(16) T weight[32 * PER]; /* registers are for rows */
+  int lane = threadIdx.x & 31, hidden = (int)op.hidden;
+  float share = 1 / (float)hidden;
+  bool layer = op.kind == NN_NORM_LAYER;
+  float dw[CHUNKS][W] = {}, db[CHUNKS][W] = {};
+  int64_t row = (int64_t)blockIdx.x * WARPS + (threadIdx.x >> 5), step = (int64_t)gridDim.x * WARPS;
+  norm_bwd_row_t<T, PER> now = {}, next = {};
+  launch_next();
+  launch_wait();
+  if (AHEAD && row < op.n) next.load(op, row);
+  for (int c = threadIdx.x; c < 32 * PER; c += 32 * WARPS)
+    weight[c] = c < hidden ? ((const T *)op.w)[c] : from_float<T>(0);
+  __syncthreads();
+  for (; row < op.n; row += step) {
+    if (AHEAD) now = next;
+    if (!AHEAD) now.load(op, row);
+    if (AHEAD && row + step < op.n) next.load(op, row + step);
+    float sum = 0, dot = 0;
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++) {
+      float x[W], dy[W], w[W];
+      norm_unpack<T>(now.x[i], x), norm_unpack<T>(now.dy[i], dy);
+      wide_load<W>(weight + (i * 32 + lane) * W, w);
 #pragma unroll
       for (int j = 0; j < W; j++) {
-        float xhat = (to_float(x[i][j]) - mean) * rstd, d = to_float(dy[i][j]);
-        float g = d * to_float(w[i][j]);
+        float xhat = (x[j] - now.mean) * now.rstd, g = dy[j] * w[j];
         sum += g;
         dot += g * xhat;
-        dw[i][j] += d * xhat;
-        if (BIAS) db[i][j] += d;
+        dw[i][j] += dy[j] * xhat;
+        if (BIAS) db[i][j] += dy[j];
       }
     }
     sum = layer ? warp_sum(sum) * share : 0;
     dot = warp_sum(dot) * share;
+    now.forget();
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
       if ((i * 32 + lane) * W >= hidden) continue;
-      float to[W];
+      float x[W], dy[W], w[W], to[W];
+      norm_unpack<T>(now.x[i], x), norm_unpack<T>(now.dy[i], dy), norm_unpack<T>(now.dx[i], to);
+      wide_load<W>(weight + (i * 32 + lane) * W, w);
 #pragma unroll
       for (int j = 0; j < W; j++) {
-        float xhat = (to_float(x[i][j]) - mean) * rstd;
-        float g = to_float(dy[i][j]) * to_float(w[i][j]);
-        to[j] = to_float(dx[i][j]) + rstd * (g - sum - xhat * dot);
+        float xhat = (x[j] - now.mean) * now.rstd;
+        to[j] += now.rstd * (dy[j] * w[j] - sum - xhat * dot);
       }
-      wide_store<W>((T *)op.dx + from + i * 32 * W, to);
+      wide_store<W>((T *)op.dx + row * hidden + (i * 32 + lane) * W, to);
     }
   }
-  norm_put<PER, W>(dw, room, hidden, dw_part + (int64_t)blockIdx.x * hidden);
-  if (BIAS) norm_put<PER, W>(db, room, hidden, db_part + (int64_t)blockIdx.x * hidden);
+  norm_put<PER, W, WARPS>(dw, room, hidden, dw_part + (int64_t)blockIdx.x * hidden);
+  if (BIAS) norm_put<PER, W, WARPS>(db, room, hidden, db_part + (int64_t)blockIdx.x * hidden);
 }
 
-template <typename T, int PER>
+template <typename T, int PER, bool BIAS>
 static void norm_bwd_warp(backend_device_t *device, const op_norm_bwd_t *op, float *dw_part,
                           float *db_part) {
-  int64_t parts = (int64_t)norm_bwd_blocks(PER) * device->multiprocessors;
-  if (parts > cuda_blocks(op->n, NORM_BWD_WARPS)) parts = cuda_blocks(op->n, NORM_BWD_WARPS);
-  unsigned grid = (unsigned)parts;
-  if (op->db)
-    norm_bwd_warp_kernel<T, PER, true>
-        <<<grid, NORM_BWD_THREADS, 0, device->stream>>>(*op, dw_part, db_part);
-  else
-    norm_bwd_warp_kernel<T, PER, false>
-        <<<grid, NORM_BWD_THREADS, 0, device->stream>>>(*op, dw_part, db_part);
+  constexpr int WARPS = norm_bwd_plan_t<T, PER, BIAS>::warps;
+  int64_t parts = cuda_blocks(op->n, WARPS);
+  if (parts > device->multiprocessors) parts = device->multiprocessors;
+  launch_chained(device, norm_bwd_warp_kernel<T, PER, BIAS>, (unsigned)parts, 32 * WARPS, 0, 0, *op,
+                 dw_part, db_part);
   columns_finish(device, dw_part, parts, op->hidden, op->dw);
-  if (op->db) columns_finish(device, db_part, parts, op->hidden, op->db);
+  if (BIAS) columns_finish(device, db_part, parts, op->hidden, op->db);
 }
 
 /* ---- backward: a row to a block, columns apart ----------------------------------------------- */
@@ -335,10 +379,14 @@ static void norm_bwd_launch(backend_device_t *device, const op_norm_bwd_t *op, f
                             float *db_part) {
   constexpr int W = vec_t<T>::width;
   bool wide = op->hidden % W == 0 && wide_aligned(op->x, op->dy, op->w, op->dx);
-  if (wide && op->hidden <= 768)
-    norm_bwd_warp<T, 24>(device, op, dw_part, db_part);
+  if (wide && op->hidden <= 768 && !op->db)
+    norm_bwd_warp<T, 24, false>(device, op, dw_part, db_part);
+  else if (wide && op->hidden <= 768)
+    norm_bwd_warp<T, 24, true>(device, op, dw_part, db_part);
+  else if (wide && op->hidden <= NORM_BWD_MOST && !op->db)
+    norm_bwd_warp<T, NORM_BWD_MOST / 32, false>(device, op, dw_part, db_part);
   else if (wide && op->hidden <= NORM_BWD_MOST)
-    norm_bwd_warp<T, NORM_BWD_MOST / 32>(device, op, dw_part, db_part);
+    norm_bwd_warp<T, NORM_BWD_MOST / 32, true>(device, op, dw_part, db_part);
   else if (wide)
     norm_bwd_block<T, W>(device, op, dw_part, db_part);
   else
@@ -347,7 +395,7 @@ static void norm_bwd_launch(backend_device_t *device, const op_norm_bwd_t *op, f
 
 /* Parts of dw or db, for rows of any length: short rows make at most so many blocks. */
 static float *norm_layout(const backend_device_t *device, cuda_arena_t *arena) {
-  int64_t count = (int64_t)norm_bwd_blocks(24) * device->multiprocessors * NORM_BWD_MOST;
+  int64_t count = (int64_t)device->multiprocessors * NORM_BWD_MOST;
   if (count < columns_scratch(device)) count = columns_scratch(device);
   return (float *)cuda_take(arena, count, sizeof(float));
 }

@@ -9,6 +9,7 @@
  * one launch, and route_few.cu where experts are few too. Sums over tokens are in double: tokens in
  * a thread, threads in a warp, warps, blocks, each in one order. Only integers are added by
  * atomics. */
+#include "launch.cuh"
 #include "ops/route_logits.cuh"
 #include "ops/wide.cuh"
 
@@ -137,7 +138,7 @@ static __device__ void route_first_rows(const op_route_t &op, const route_plan_t
   int parts = ROUTE_THREADS / plan.wide, part = threadIdx.x / plan.wide;
   for (int e = threadIdx.x % plan.wide; e < experts; e += plan.wide) {
     int32_t all = 0, before = 0;
-#pragma unroll 8
+#pragma unroll 16
     for (int b = part; b < plan.blocks; b += parts) {
       int32_t here = count[b * experts + e];
       all += here, before += b < block ? here : 0;
@@ -205,32 +206,35 @@ static __device__ void route_place_slots(const op_route_t &op, const route_plan_
 
 enum { ROUTE_STATISTICS_ROOM = ROUTE_THREADS + 32 }; /* doubles */
 
-/* From the sums of the blocks, prob [blocks, E] and lse2 [blocks]; run by one block. */
-static __device__ void route_statistics(const op_route_t &op, const route_plan_t &plan,
-                                        const route_room_t &room, const double *prob,
-                                        const double *lse2, double *sums) {
+/* What was chosen; run by one block. */
+static __device__ void route_shares(const op_route_t &op, const route_room_t &room) {
   int experts = (int)op.experts;
-  double n = (double)op.n;
   int64_t slots = op.n * op.top_k;
   for (int e = threadIdx.x; e < experts; e += ROUTE_THREADS) {
     op.out.offset[e + 1] = room.limit[e];
     op.share[e] = (float)((double)room.chosen[e] / (double)slots);
     if (op.stat_count) op.stat_count[e] += room.chosen[e];
   }
-  double square = 0;
-  for (int b = threadIdx.x; b < plan.blocks; b += ROUTE_THREADS) square += lse2[b];
-  square = block_sum(square, sums + ROUTE_THREADS);
   if (threadIdx.x == 0) {
     op.out.offset[0] = 0;
-    *op.mean_lse2 = (float)(square / n);
     if (op.stat_count) op.stat_count[experts] += slots - room.limit[experts - 1];
   }
+}
+
+/* From the sums of the blocks, prob [blocks, E] and lse2 [blocks]; run by one block. */
+static __device__ void route_statistics(const op_route_t &op, const route_plan_t &plan,
+                                        const double *prob, const double *lse2, double *sums) {
+  int experts = (int)op.experts;
+  double n = (double)op.n, square = 0;
+  for (int b = threadIdx.x; b < plan.blocks; b += ROUTE_THREADS) square += lse2[b];
+  square = block_sum(square, sums + ROUTE_THREADS);
+  if (threadIdx.x == 0) *op.mean_lse2 = (float)(square / n);
   int parts = ROUTE_THREADS / plan.wide, part = threadIdx.x / plan.wide;
   for (int e = threadIdx.x % plan.wide; e - (int)threadIdx.x % plan.wide < experts;
        e += plan.wide) {
     double sum = 0;
     if (e < experts) {
-#pragma unroll 8
+#pragma unroll 16
       for (int b = part; b < plan.blocks; b += parts) sum += prob[b * experts + e];
     }
     __syncthreads();
@@ -284,9 +288,14 @@ static __global__ void __launch_bounds__(ROUTE_THREADS, PER <= 8 ? 2 : 1)
   __shared__ int32_t count[MOST];
   int experts = (int)op.experts, q = threadIdx.x % LANES;
   for (int e = threadIdx.x; e < experts; e += ROUTE_THREADS) count[e] = 0;
+  launch_next();
+  int64_t begin = blockIdx.x * plan.tokens, end = min(begin + plan.tokens, op.n);
+  if (threadIdx.x < min(end - begin, (int64_t)ROUTE_TILE)) /* more than registers can wait for */
+    launch_prefetch((const T *)op.x + (begin + threadIdx.x) * op.hidden,
+                    op.hidden * (int64_t)sizeof(T));
+  launch_wait();
   route_logits_t<NT> logits = {part, ROUTE_TILE, 1};
   double prob_sum[PER] = {}, lse2_sum = 0;
-  int64_t begin = blockIdx.x * plan.tokens, end = min(begin + plan.tokens, op.n);
   for (int64_t first = begin; first < end; first += ROUTE_TILE) {
     int rows = (int)min(end - first, (int64_t)ROUTE_TILE);
     __syncthreads();
@@ -326,7 +335,8 @@ static __global__ void __launch_bounds__(ROUTE_THREADS, PER <= 8 ? 2 : 1)
     route_first_rows(op, plan, 0, count, room);
     route_place_slots(op, plan, 0, room);
     __syncthreads();
-    route_statistics(op, plan, room, total, total + experts, (double *)(part + BEHIND));
+    route_shares(op, room);
+    route_statistics(op, plan, total, total + experts, (double *)(part + BEHIND));
     return;
   }
   for (int e = threadIdx.x; e < experts; e += ROUTE_THREADS) {
@@ -336,29 +346,37 @@ static __global__ void __launch_bounds__(ROUTE_THREADS, PER <= 8 ? 2 : 1)
   if (threadIdx.x == 0) plan.lse2[blockIdx.x] = total[experts];
 }
 
-/* A block per block of route_rows, and one more for the statistics. */
+/* A block per block of route_rows, and two more for the statistics. */
 static __global__ void __launch_bounds__(ROUTE_THREADS)
     route_place(const op_route_t op, const route_plan_t plan) {
   __shared__ int32_t ints[8 * ROUTE_EXPERTS];
   __shared__ double sums[ROUTE_STATISTICS_ROOM];
   route_room_t room = route_room(ints, op.experts);
+  launch_next();
+  launch_wait();
+  if (blockIdx.x > plan.blocks) {
+    route_statistics(op, plan, plan.prob, plan.lse2, sums);
+    return;
+  }
   route_first_rows(op, plan, blockIdx.x, plan.count, room);
   if (blockIdx.x < plan.blocks)
     route_place_slots(op, plan, blockIdx.x, room);
   else
-    route_statistics(op, plan, room, plan.prob, plan.lse2, sums);
+    route_shares(op, room);
 }
 
 /* ---- the operation --------------------------------------------------------------------------- */
 
 template <typename T, int LANES, int PER>
-static void route_launch_rows(cudaStream_t stream, const op_route_t *op, const route_plan_t *plan) {
-  route_rows<T, LANES, PER><<<plan->blocks, ROUTE_THREADS, 0, stream>>>(*op, *plan);
+static void route_launch_rows(backend_device_t *device, const op_route_t *op,
+                              const route_plan_t *plan) {
+  launch_chained(device, route_rows<T, LANES, PER>, (unsigned)plan->blocks, ROUTE_THREADS, 0, 0,
+                 *op, *plan);
 }
 
 template <typename T>
-static void route_launch(cudaStream_t stream, const op_route_t *op, const route_plan_t *plan) {
-  ROUTE_BY_EXPERTS(op->experts, T, route_launch_rows, stream, op, plan);
+static void route_launch(backend_device_t *device, const op_route_t *op, const route_plan_t *plan) {
+  ROUTE_BY_EXPERTS(op->experts, T, route_launch_rows, device, op, plan);
 }
 
 CUDA_OP(route, op_route_t) {
@@ -371,8 +389,8 @@ CUDA_OP(route, op_route_t) {
     route_few(device, op, plan.vectors);
     return cuda_launched(device, "route");
   }
-  CUDA_BY_DTYPE(op->act_dtype, route_launch, device->stream, op, &plan);
+  CUDA_BY_DTYPE(op->act_dtype, route_launch, device, op, &plan);
   if (plan.blocks > 1)
-    route_place<<<plan.blocks + 1, ROUTE_THREADS, 0, device->stream>>>(*op, plan);
+    launch_chained(device, route_place, (unsigned)plan.blocks + 2, ROUTE_THREADS, 0, 0, *op, plan);
   return cuda_launched(device, "route");
 }

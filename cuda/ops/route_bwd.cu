@@ -2,10 +2,15 @@
  *   dprob_j = (dweight_j - sum_i dweight_i w_i) / S for the chosen, and for all
  *   dprob_e += aux_scale aux_share_e / n,
  *   dlogit_e = p_e (dprob_e - sum_i p_i dprob_i) + 2 z_scale lse p_e / n,
- * and then dx [n, H] += dlogit w and dw [E, H] += dlogit^T x, both in fp32. dx sums over experts in
- * order. dw sums tokens in order in each block, then blocks: eight interleaved sums, in order. */
-#include "ops/route.cuh"
-#include "ops/wide.cuh"
+ * and then dx [n, H] += dlogit w and dw [E, H] += dlogit^T x, both in fp32. dw sums tokens in order
+ * in each block, then blocks as columns.cuh says.
+ *
+ * bf16 and up to ROUTE_STEP experts: one kernel passes once over x and dx. Its products go through
+ * the tensor cores, which take dlogit as the sum of bf16 numbers: of three for dw, as exact as
+ * fp32, and of two for dx, far more exact than its own rounding. Otherwise dlogit, dx and dw have a
+ * kernel each, and dx sums over experts in order. */
+#include "ops/columns.cuh"
+#include "ops/route_logits.cuh"
 
 enum {
   ROUTE_OUTER = 16,           /* rows of a thread's block of results; it has two columns */
@@ -15,8 +20,13 @@ enum {
   ROUTE_STEPS = 64,           /* what shared memory holds of a sum at once */
   ROUTE_SPLITS = 256,         /* most parts of the tokens that dw is summed from */
   ROUTE_SPLIT_TOKENS = 16,    /* least tokens of such a part */
-  ROUTE_SUM_COLS = 32,
-  ROUTE_SUM_PARTS = ROUTE_THREADS / ROUTE_SUM_COLS
+  /* through the tensor cores */
+  ROUTE_STEP = 16,            /* tokens at once; most experts */
+  ROUTE_STRIP = 64,           /* columns of a warp */
+  ROUTE_STRIPS = 12,          /* most warps of a block */
+  ROUTE_CHUNK = 128,          /* tokens whose dlogits exist at once in a block */
+  ROUTE_CHUNK_LANES = 2,      /* of a token, to compute them */
+  ROUTE_CHUNK_STRIDE = ROUTE_STEP + 4
 };
 
 static const int64_t route_split_bytes = 32 << 20; /* of dw's parts, where it has more than one */
@@ -56,22 +66,59 @@ size_t route_bwd_scratch(const backend_limits_t *limits) {
   return arena.used;
 }
 
-/* As many parts as fill the device once, four blocks to a multiprocessor. */
-static void route_split(const backend_device_t *device, const op_route_bwd_t *op,
+/* At most so many parts, of whole units of tokens. */
+static void route_split(const op_route_bwd_t *op, int64_t splits, int64_t unit,
                         route_bwd_plan_t *plan) {
-  int64_t across =
-      cuda_blocks(op->hidden, ROUTE_OUTER_COLS) * cuda_blocks(op->experts, ROUTE_OUTER);
-  int64_t fill = 4 * device->multiprocessors / across, most = route_most_splits(op->n);
+  int64_t most = route_most_splits(op->n);
   int64_t room = route_part_bytes(op->n, op->experts, op->hidden) /
                  (op->experts * op->hidden * (int64_t)sizeof(float));
-  int64_t splits = fill < most ? fill : most;
+  if (splits > most) splits = most;
   if (splits > room) splits = room;
   if (splits < 1) splits = 1;
-  plan->tokens = cuda_blocks(op->n, splits);
+  plan->tokens = unit * cuda_blocks(op->n, unit * splits);
   plan->splits = (int)cuda_blocks(op->n, plan->tokens);
 }
 
 /* ---- dlogit ---------------------------------------------------------------------------------- */
+
+/* One token by a group of LANES lanes, of which this is lane q, PER experts to a lane; row: shared,
+ * gets its dlogits. */
+template <int LANES, int PER>
+static __device__ __forceinline__ void route_dlogit_row(const op_route_bwd_t &op, int64_t token,
+                                                        int q, float *row) {
+  int experts = (int)op.experts;
+  const int32_t *expert = op.routing.expert + token * op.top_k;
+  const float *weight = op.routing.weight + token * op.top_k;
+  const float *dweight = op.dweight + token * op.top_k, *prob = op.prob + token * experts;
+  float p[PER], lse = op.lse[token];
+#pragma unroll
+  for (int j = 0; j < PER; j++) p[j] = q + LANES * j < experts ? prob[q + LANES * j] : 0;
+  double share = 1.0 / (double)op.n, chosen = 0, mean = 0, dot = 0;
+  for (int64_t j = q; j < op.top_k; j += LANES) {
+    chosen += prob[expert[j]];
+    mean += (double)dweight[j] * weight[j];
+  }
+  chosen = 1 / route_group_sum<LANES>(chosen), mean = route_group_sum<LANES>(mean);
+#pragma unroll
+  for (int j = 0; j < PER; j++) {
+    int e = q + LANES * j;
+    if (e < experts) row[e] = (float)((double)(op.aux_scale * op.aux_share[e]) * share);
+  }
+  __syncwarp();
+  for (int64_t j = q; j < op.top_k; j += LANES)
+    row[expert[j]] = (float)(row[expert[j]] + (dweight[j] - mean) * chosen);
+  __syncwarp();
+#pragma unroll
+  for (int j = 0; j < PER; j++)
+    if (q + LANES * j < experts) dot += (double)p[j] * row[q + LANES * j];
+  dot = route_group_sum<LANES>(dot);
+  double z = 2.0 * op.z_scale * lse * share;
+#pragma unroll
+  for (int j = 0; j < PER; j++) {
+    int e = q + LANES * j;
+    if (e < experts) row[e] = (float)(p[j] * (row[e] - dot + z));
+  }
+}
 
 /* T is not used: probabilities are fp32. */
 template <typename T, int LANES, int PER>
@@ -81,30 +128,10 @@ static __global__ void __launch_bounds__(ROUTE_THREADS)
   __shared__ float rows[GROUPS * STRIDE];
   int q = threadIdx.x % LANES, group = threadIdx.x / LANES, experts = (int)op.experts;
   int64_t token = (int64_t)blockIdx.x * GROUPS + group;
-  bool live = token < op.n;
-  if (!live) token = op.n - 1;
-  const int32_t *expert = op.routing.expert + token * op.top_k;
-  const float *weight = op.routing.weight + token * op.top_k;
-  const float *dweight = op.dweight + token * op.top_k, *prob = op.prob + token * experts;
-  float *dprob = rows + group * STRIDE;
-  double n = (double)op.n, chosen = 0, mean = 0, dot = 0;
-  for (int64_t j = q; j < op.top_k; j += LANES) {
-    chosen += prob[expert[j]];
-    mean += (double)dweight[j] * weight[j];
-  }
-  chosen = route_group_sum<LANES>(chosen), mean = route_group_sum<LANES>(mean);
-  for (int e = q; e < experts; e += LANES)
-    dprob[e] = (float)((double)(op.aux_scale * op.aux_share[e]) / n);
-  __syncwarp();
-  for (int64_t j = q; j < op.top_k; j += LANES)
-    dprob[expert[j]] = (float)(dprob[expert[j]] + (dweight[j] - mean) / chosen);
-  __syncwarp();
-  for (int e = q; e < experts; e += LANES) dot += (double)prob[e] * dprob[e];
-  dot = route_group_sum<LANES>(dot);
-  double z = 2.0 * op.z_scale * op.lse[token] / n;
-  if (!live) return;
-  for (int e = q; e < experts; e += LANES)
-    dlogit[token * experts + e] = (float)(prob[e] * (dprob[e] - dot + z));
+  float *row = rows + group * STRIDE;
+  route_dlogit_row<LANES, PER>(op, min(token, op.n - 1), q, row);
+  if (token >= op.n) return;
+  for (int e = q; e < experts; e += LANES) dlogit[token * experts + e] = row[e];
 }
 
 /* ---- dx and dw ------------------------------------------------------------------------------- */
@@ -234,24 +261,229 @@ static __global__ void __launch_bounds__(ROUTE_OUTER_THREADS)
   }
 }
 
-static __global__ void __launch_bounds__(ROUTE_THREADS)
-    route_dw_sum(const float *part, float *dw, int64_t count, int splits) {
-  __shared__ float room[ROUTE_THREADS];
-  int64_t i = (int64_t)blockIdx.x * ROUTE_SUM_COLS + threadIdx.x % ROUTE_SUM_COLS;
-  float sum = 0;
-  if (i < count) {
-#pragma unroll 8
-    for (int s = threadIdx.x / ROUTE_SUM_COLS; s < splits; s += ROUTE_SUM_PARTS)
-      sum += part[s * count + i];
+/* ---- through the tensor cores ---------------------------------------------------------------- */
+
+/* Fragments of a step's dlogits, in the order in which lanes load them: as rows of tokens for dx,
+ * which is rounded to bf16 and needs two terms, and as rows of experts for dw. */
+typedef struct route_fragments {
+  uint4 by_token[2][32], by_expert[3][32];
+} route_fragments_t;
+
+/* Two fp32 numbers as three pairs of bf16 whose sums they are. */
+static __device__ __forceinline__ void route_terms(float x, float y, uint32_t (&term)[3]) {
+#pragma unroll
+  for (int i = 0; i < 3; i++) {
+    __nv_bfloat162 near = __floats2bfloat162_rn(x, y);
+    term[i] = *reinterpret_cast<uint32_t *>(&near);
+    x -= __low2float(near), y -= __high2float(near);
   }
-  room[threadIdx.x] = sum;
+}
+
+/* One lane's fragments of a step, whose dlogits begin at row. */
+static __device__ __forceinline__ void route_cut(const float *row, int lane,
+                                                 route_fragments_t &out) {
+  int g = lane >> 2, t = 2 * (lane & 3);
+  uint32_t token[4][3], expert[4][3];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int m = g + i % 2 * 8, k = t + i / 2 * 8;
+    route_terms(row[m * ROUTE_CHUNK_STRIDE + k], row[m * ROUTE_CHUNK_STRIDE + k + 1], token[i]);
+    route_terms(row[k * ROUTE_CHUNK_STRIDE + m], row[(k + 1) * ROUTE_CHUNK_STRIDE + m], expert[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < 3; i++) {
+    if (i < 2)
+      out.by_token[i][lane] = make_uint4(token[0][i], token[1][i], token[2][i], token[3][i]);
+    out.by_expert[i][lane] = make_uint4(expert[0][i], expert[1][i], expert[2][i], expert[3][i]);
+  }
+}
+
+/* The dlogits of `count` tokens from first on, and zeros up to ROUTE_CHUNK, as fragments; by the
+ * whole block. */
+static __device__ __forceinline__ void route_chunk(const op_route_bwd_t &op, int64_t first,
+                                                   int count, float *rows,
+                                                   route_fragments_t *fragments) {
+  int q = threadIdx.x % ROUTE_CHUNK_LANES, groups = blockDim.x / ROUTE_CHUNK_LANES;
   __syncthreads();
-  if (threadIdx.x >= ROUTE_SUM_COLS || i >= count) return;
-  for (int s = 1; s < ROUTE_SUM_PARTS; s++) sum += room[s * ROUTE_SUM_COLS + threadIdx.x];
-  dw[i] += sum;
+  for (int i = threadIdx.x / ROUTE_CHUNK_LANES; i < ROUTE_CHUNK; i += groups) {
+    float *row = rows + i * ROUTE_CHUNK_STRIDE;
+    route_dlogit_row<ROUTE_CHUNK_LANES, ROUTE_STEP / ROUTE_CHUNK_LANES>(
+        op, first + min(i, count - 1), q, row);
+    for (int e = q; e < ROUTE_STEP; e += ROUTE_CHUNK_LANES)
+      if (i >= count || e >= op.experts) row[e] = 0;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < ROUTE_CHUNK * 2; i += blockDim.x)
+    route_cut(rows + i / 32 * ROUTE_STEP * ROUTE_CHUNK_STRIDE, i % 32, fragments[i / 32]);
+  __syncthreads();
+}
+
+/* Where a lane's pieces lie from a split's first token on. */
+typedef struct route_pieces_at_t {
+  const bf16_t *x;
+  bf16_t *dx;
+  int hidden;
+  int x_end, dx_end[2]; /* the split's tokens from the lane's first on; 0 without columns */
+} route_pieces_at_t;
+
+static __device__ __forceinline__ route_pieces_at_t route_find(const op_route_bwd_t &op,
+                                                               int64_t begin, int64_t tokens,
+                                                               int64_t column) {
+  int lane = threadIdx.x & 31;
+  int64_t x = column + (lane >> 2) * 8, dx = column + (lane & 3) * 8;
+  return {(const bf16_t *)op.x + (begin + (lane & 3) * 2) * op.hidden + x,
+          (bf16_t *)op.dx + (begin + (lane >> 2)) * op.hidden + dx, (int)op.hidden,
+          x < op.hidden ? (int)tokens - (lane & 3) * 2 : 0,
+          {dx < op.hidden ? (int)tokens - (lane >> 2) : 0,
+           dx + 32 < op.hidden ? (int)tokens - (lane >> 2) : 0}};
+}
+
+/* A step of x: four tokens' 8 columns from 8 g on, g = lane / 4. first: its first token in the
+ * split. */
+static __device__ __forceinline__ void route_load_x(const route_pieces_at_t &at, int first,
+                                                    uint4 (&x)[4]) {
+  const bf16_t *from = at.x + (int64_t)first * at.hidden;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int row = i % 2 + i / 2 * 8;
+    x[i] = make_uint4(0, 0, 0, 0);
+    if (first + row < at.x_end) x[i] = *(const uint4 *)(from + (int64_t)row * at.hidden);
+  }
+}
+
+/* A step of dx: two tokens' 8 columns from 8 t and from 32 + 8 t on, t = lane % 4. */
+static __device__ __forceinline__ void route_load_dx(const route_pieces_at_t &at, int first,
+                                                     uint4 (&dx)[4]) {
+  const bf16_t *from = at.dx + (int64_t)first * at.hidden;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int row = i / 2 * 8;
+    dx[i] = make_uint4(0, 0, 0, 0);
+    if (first + row < at.dx_end[i % 2])
+      dx[i] = *(const uint4 *)(from + (int64_t)row * at.hidden + i % 2 * 32);
+  }
+}
+
+/* dx of a step. w: fragments; product 4 h + j has columns 32 h + 8 t + 2 j, + 1 of the strip. */
+static __device__ __forceinline__ void route_dx_step(const route_pieces_at_t &at, int first,
+                                                     const uint32_t (&w)[8][2],
+                                                     const route_fragments_t &dlogit,
+                                                     const uint4 (&dx)[4]) {
+  int lane = threadIdx.x & 31;
+  uint4 a[2] = {dlogit.by_token[0][lane], dlogit.by_token[1][lane]};
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float sum[4][4] = {};
+#pragma unroll
+    for (int i = 1; i >= 0; i--)
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        route_mma(sum[j], a[i].x, a[i].y, a[i].z, a[i].w, w[4 * h + j][0], w[4 * h + j][1]);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      const uint4 &old = dx[2 * i + h];
+      const uint32_t pair[4] = {old.x, old.y, old.z, old.w};
+      uint32_t to[4];
+#pragma unroll
+      for (int j = 0; j < 4; j++) {
+        float low = __uint_as_float(pair[j] << 16) + sum[j][2 * i];
+        float high = __uint_as_float(pair[j] & 0xffff0000u) + sum[j][2 * i + 1];
+        __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
+        to[j] = *reinterpret_cast<uint32_t *>(&both);
+      }
+      if (first + 8 * i < at.dx_end[h])
+        *(uint4 *)(at.dx + (int64_t)(first + 8 * i) * at.hidden + 32 * h) =
+            make_uint4(to[0], to[1], to[2], to[3]);
+    }
+  }
+}
+
+/* sum += dw of a step; product j has columns 8 n + j of the strip, n < 8. */
+static __device__ __forceinline__ void route_dw_step(const route_fragments_t &dlogit,
+                                                     const uint4 (&rows)[4], float (&sum)[8][4]) {
+  int lane = threadIdx.x & 31;
+  uint4 a[3] = {dlogit.by_expert[0][lane], dlogit.by_expert[1][lane], dlogit.by_expert[2][lane]};
+  uint32_t x[4][4];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    x[i][0] = rows[i].x, x[i][1] = rows[i].y, x[i][2] = rows[i].z, x[i][3] = rows[i].w;
+  }
+#pragma unroll
+  for (int h = 0; h < 8; h += 4) {
+    uint32_t b[4][2];
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      int word = (h + j / 2) / 2;
+      b[j / 2][j % 2] = __byte_perm(x[j % 2 * 2][word], x[j % 2 * 2 + 1][word],
+                                    j / 2 % 2 ? 0x7632 : 0x5410);
+    }
+#pragma unroll
+    for (int i = 2; i >= 0; i--) /* the smallest terms first */
+#pragma unroll
+      for (int j = 0; j < 4; j++)
+        route_mma(sum[h + j], a[i].x, a[i].y, a[i].z, a[i].w, b[j][0], b[j][1]);
+  }
+}
+
+/* A block: a split of the tokens, ROUTE_STRIP columns for each of its warps. */
+static __global__ void __launch_bounds__(32 * ROUTE_STRIPS)
+    route_bwd_mma(const op_route_bwd_t op, const route_bwd_plan_t plan) {
+  __shared__ alignas(16) float rows[ROUTE_CHUNK * ROUTE_CHUNK_STRIDE];
+  __shared__ alignas(16) route_fragments_t fragments[ROUTE_CHUNK / ROUTE_STEP];
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3, experts = (int)op.experts;
+  int64_t begin = blockIdx.x * plan.tokens, end = min(begin + plan.tokens, op.n);
+  int64_t column = ((int64_t)blockIdx.y * (blockDim.x / 32) + (threadIdx.x >> 5)) * ROUTE_STRIP;
+  launch_next();
+  launch_wait();
+  int tokens = (int)(end - begin);
+  route_pieces_at_t at = route_find(op, begin, tokens, column);
+  uint4 x[4], dx[4];
+  route_load_x(at, 0, x), route_load_dx(at, 0, dx);
+  uint32_t w[8][2];
+#pragma unroll
+  for (int i = 0; i < 16; i++) {
+    int e = 2 * t + i % 2 * 8;
+    int64_t c = column + i / 8 * 32 + g / 2 * 8 + i / 2 % 4 * 2 + g % 2;
+    const uint16_t *from = (const uint16_t *)op.w + e * op.hidden + c;
+    uint32_t low = e < experts && c < op.hidden ? from[0] : 0;
+    uint32_t high = e + 1 < experts && c < op.hidden ? from[op.hidden] : 0;
+    w[i / 2][i % 2] = low | high << 16;
+  }
+  float sum[8][4] = {};
+  for (int first = 0; first < tokens; first += ROUTE_STEP) {
+    int step = first % ROUTE_CHUNK / ROUTE_STEP;
+    if (step == 0)
+      route_chunk(op, begin + first, min(tokens - first, (int)ROUTE_CHUNK), rows, fragments);
+    uint4 next[4];
+    route_load_x(at, first + ROUTE_STEP, next);
+    route_dx_step(at, first, w, fragments[step], dx);
+    route_load_dx(at, first + ROUTE_STEP, dx);
+    route_dw_step(fragments[step], x, sum);
+#pragma unroll
+    for (int i = 0; i < 4; i++) x[i] = next[i];
+  }
+#pragma unroll
+  for (int i = 0; i < 4; i++) { /* expert g (+ 8), columns 16 t (+ 8) ... */
+    int e = g + i / 2 * 8;
+    int64_t c = column + 16 * t + i % 2 * 8;
+    if (e >= experts || c >= op.hidden) continue;
+    float *to = plan.part + (blockIdx.x * op.experts + e) * op.hidden + c, out[8];
+#pragma unroll
+    for (int j = 0; j < 8; j++) out[j] = sum[j][i];
+    wide_store<8>(to, out);
+  }
 }
 
 /* ---- the operation --------------------------------------------------------------------------- */
+
+static void route_launch_mma(backend_device_t *device, const op_route_bwd_t *op,
+                             route_bwd_plan_t *plan) {
+  int64_t strips = cuda_blocks(op->hidden, ROUTE_STRIP), across = cuda_blocks(strips, ROUTE_STRIPS);
+  int64_t warps = cuda_blocks(strips, across);
+  route_split(op, device->multiprocessors * (ROUTE_STRIPS / warps) / across, ROUTE_STEP, plan);
+  dim3 grid((unsigned)plan->splits, (unsigned)across);
+  launch_chained(device, route_bwd_mma, grid, 32 * (unsigned)warps, 0, 0, *op, *plan);
+}
 
 template <typename T, int LANES, int PER>
 static void route_launch_dlogit(cudaStream_t stream, const op_route_bwd_t *op, float *dlogit) {
@@ -269,14 +501,19 @@ static void route_launch_outer(cudaStream_t stream, const op_route_bwd_t *op,
   route_dw<T, PAIR><<<dw, ROUTE_OUTER_THREADS, 0, stream>>>(*op, *plan);
 }
 
+/* As many parts as fill the device once, four blocks to a multiprocessor. */
 template <typename T>
-static void route_launch_bwd(cudaStream_t stream, const op_route_bwd_t *op,
-                             const route_bwd_plan_t *plan) {
+static void route_launch_bwd(backend_device_t *device, const op_route_bwd_t *op,
+                             route_bwd_plan_t *plan) {
+  int64_t across =
+      cuda_blocks(op->hidden, ROUTE_OUTER_COLS) * cuda_blocks(op->experts, ROUTE_OUTER);
   uintptr_t bits = (uintptr_t)op->x | (uintptr_t)op->w | (uintptr_t)op->dx;
+  route_split(op, 4 * device->multiprocessors / across, 1, plan);
+  ROUTE_BY_EXPERTS(op->experts, float, route_launch_dlogit, device->stream, op, plan->dlogit);
   if (op->hidden % 2 == 0 && bits % (2 * sizeof(T)) == 0)
-    route_launch_outer<T, true>(stream, op, plan);
+    route_launch_outer<T, true>(device->stream, op, plan);
   else
-    route_launch_outer<T, false>(stream, op, plan);
+    route_launch_outer<T, false>(device->stream, op, plan);
 }
 
 CUDA_OP(route_bwd, op_route_bwd_t) {
@@ -284,11 +521,11 @@ CUDA_OP(route_bwd, op_route_bwd_t) {
   if (op->n == 0) return NN_OK;
   cuda_arena_t arena = {(char *)scratch.data, 0};
   route_bwd_plan_t plan = route_bwd_layout(&arena, op->n, op->experts, op->hidden);
-  route_split(device, op, &plan);
-  ROUTE_BY_EXPERTS(op->experts, float, route_launch_dlogit, device->stream, op, plan.dlogit);
-  CUDA_BY_DTYPE(op->act_dtype, route_launch_bwd, device->stream, op, &plan);
-  int64_t count = op->experts * op->hidden;
-  route_dw_sum<<<(unsigned)cuda_blocks(count, ROUTE_SUM_COLS), ROUTE_THREADS, 0, device->stream>>>(
-      plan.part, op->dw, count, plan.splits);
+  if (op->act_dtype == NN_BF16 && op->experts <= ROUTE_STEP && op->hidden % 8 == 0 &&
+      wide_aligned(op->x, op->dx))
+    route_launch_mma(device, op, &plan);
+  else
+    CUDA_BY_DTYPE(op->act_dtype, route_launch_bwd, device, op, &plan);
+  columns_finish(device, plan.part, plan.splits, op->experts * op->hidden, op->dw);
   return cuda_launched(device, "route_bwd");
 }

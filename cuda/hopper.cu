@@ -1,5 +1,5 @@
-/* The tensor maps by which attention on sm_90a copies its tiles. */
-#include "attention/hopper.cuh"
+/* Tensor maps, encoded by the driver. */
+#include "hopper.h"
 
 typedef CUresult (*hopper_encode_t)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
                                     const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
@@ -24,16 +24,20 @@ nn_status_t hopper_map(backend_device_t *device, const char *operation,
                        const hopper_tensor_t *tensor, CUtensorMap *map) {
   hopper_encode_t encode = hopper_encoder();
   if (!encode) return cuda_check(device, operation, cudaErrorNotSupported);
-  const cuuint64_t dim[4] = {HOPPER_DIM, (cuuint64_t)tensor->heads, (cuuint64_t)tensor->length,
-                             (cuuint64_t)tensor->batch};
-  const cuuint64_t stride[3] = {HOPPER_ROW_BYTES, (cuuint64_t)tensor->stride * sizeof(bf16_t),
-                                (cuuint64_t)tensor->batch_stride * sizeof(bf16_t)};
-  const cuuint32_t box[4] = {HOPPER_DIM, (cuuint32_t)tensor->box_heads,
-                             (cuuint32_t)tensor->box_length, 1};
-  const cuuint32_t step[4] = {1, 1, 1, 1};
+  cuuint64_t dim[HOPPER_MOST_DIMS], stride[HOPPER_MOST_DIMS - 1];
+  cuuint32_t box[HOPPER_MOST_DIMS], step[HOPPER_MOST_DIMS];
+  for (int i = 0; i < tensor->dims; i++) {
+    dim[i] = (cuuint64_t)tensor->dim[i];
+    box[i] = (cuuint32_t)tensor->box[i];
+    step[i] = 1;
+  }
+  size_t size = cuda_dtype_bytes(tensor->dtype);
+  for (int i = 0; i + 1 < tensor->dims; i++) stride[i] = (cuuint64_t)tensor->stride[i] * size;
+  CUtensorMapDataType type = tensor->dtype == NN_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
+                                                      : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
   CUresult result =
-      encode(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void *>(tensor->base), dim,
-             stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      encode(map, type, (cuuint32_t)tensor->dims, const_cast<void *>(tensor->base), dim, stride,
+             box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
              CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result == CUDA_SUCCESS) return NN_OK;
   return cuda_check(device, operation, cudaErrorInvalidValue);

@@ -1,0 +1,146 @@
+/* Attention on sm_90a: what its kernels load by the bulk copy engine, their products, and the order
+ * in which they take tiles. bf16, head dim 64, keys that are the rows' own.
+ *
+ * A tile of queries is `positions` whole positions of a group's heads, so that one box of the
+ * tensor [batch, positions, heads, 64] is packed rows as attention.h has them. Tiles are operands
+ * as hopper.cuh has them. Positions behind a sequence's last are copied as zeroes. */
+#ifndef NN_CUDA_ATTENTION_TILES_SM90_CUH
+#define NN_CUDA_ATTENTION_TILES_SM90_CUH
+
+#include "attention/tile.cuh"
+#include "hopper.cuh"
+
+enum {
+  TILES90_DIM = 64,
+  TILES90_ROWS = 192,     /* packed rows of a block that holds rows, 64 a warpgroup */
+  TILES90_MOST_GROUP = 48 /* heads of a key-value head */
+};
+static_assert(TILES90_DIM * sizeof(bf16_t) == HOPPER_ROW_BYTES, "a row is a head");
+
+/* ---- host ------------------------------------------------------------------------------------ */
+
+/* [batch, length, heads, 64] by boxes of [1, box_length, box_heads, 64]; strides in elements. */
+static inline hopper_tensor_t tiles90_tensor(const void *base, int64_t batch, int64_t length,
+                                             int64_t heads, int64_t batch_stride, int64_t stride,
+                                             int box_length, int box_heads) {
+  return {base,
+          NN_BF16,
+          4,
+          {TILES90_DIM, heads, length, batch},
+          {TILES90_DIM, stride, batch_stride},
+          {TILES90_DIM, box_heads, box_length, 1}};
+}
+
+/* Whole positions in so many packed rows, an even number of them: statistics of a tile begin at a
+ * multiple of 16 bytes. */
+static inline int tiles90_positions(const attention_rows_t *rows, int most) {
+  return most / rows->group / 2 * 2;
+}
+
+/* Tiles of packed rows, handed out to persistent blocks. */
+typedef struct tiles90 {
+  int positions, count; /* positions of a tile; tiles of a sequence and key-value head */
+  int pairs;            /* sequences times key-value heads */
+} tiles90_t;
+
+static inline tiles90_t tiles90_make(const attention_rows_t *rows, int64_t batch) {
+  int positions = tiles90_positions(rows, TILES90_ROWS);
+  return {positions, (int)cuda_blocks(rows->q_len, positions), (int)(batch * rows->kv_heads)};
+}
+
+/* Blocks for all of them. */
+static inline unsigned tiles90_grid(const backend_device_t *device, const tiles90_t *tiles) {
+  int64_t all = (int64_t)tiles->count * tiles->pairs;
+  return (unsigned)(all < device->multiprocessors ? all : device->multiprocessors);
+}
+
+/* ---- device ---------------------------------------------------------------------------------- */
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+/* Copies the box at a head, position and sequence. */
+__device__ __forceinline__ void tiles90_copy(const CUtensorMap &map, uint32_t to, uint32_t barrier,
+                                             int head, int position, int batch) {
+  hopper_copy(map, to, barrier, 0, head, position, batch);
+}
+
+template <int N>
+__device__ __forceinline__ void tiles90_zero(float (&d)[N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) d[i] = 0;
+}
+
+/* d = a b^T over head dim: 64 rows of a, 2 N rows of b. */
+template <int N>
+__device__ __forceinline__ void tiles90_dot(float (&d)[N], uint32_t a, uint32_t b) {
+  static_assert(N == 32 || N == 48 || N == 64, "there are products for these");
+  uint64_t x = hopper_operand(a, 16), y = hopper_operand(b, 16);
+#pragma unroll
+  for (int k = 0; k < TILES90_DIM / 16; k++) {
+    uint64_t x_k = x + k * HOPPER_NEXT_K, y_k = y + k * HOPPER_NEXT_K;
+    if constexpr (N == 32) hopper_multiply_64<false, false>(d, x_k, y_k, k);
+    if constexpr (N == 48) hopper_multiply_96<false, false>(d, x_k, y_k, k);
+    if constexpr (N == 64) hopper_multiply_128<false, false>(d, x_k, y_k, k);
+  }
+}
+
+/* d = a b (+ d where add): a 64 x 4 N in registers, as tiles90_round makes it; b 4 N rows. */
+template <int N>
+__device__ __forceinline__ void tiles90_add(float (&d)[32], const uint32_t (&a)[N], uint32_t b,
+                                            int add) {
+  uint64_t y = hopper_operand(b, 16);
+#pragma unroll
+  for (int k = 0; k < N / 4; k++)
+    hopper_multiply_64_registers(d, a + 4 * k, y + k * HOPPER_NEXT_ROWS, k || add);
+}
+
+/* A result becomes the left operand of another product: no number moves to another thread. */
+template <int N>
+__device__ __forceinline__ void tiles90_round(uint32_t (&p)[N], const float (&s)[2 * N]) {
+#pragma unroll
+  for (int i = 0; i < N; i++) p[i] = bf16_pair(s[2 * i], s[2 * i + 1]);
+}
+
+/* The tile of a block's round, from the last tile of rows, which sees the most keys, to the first;
+ * false: none is left. Every other round goes backwards over blocks, so that all have about the
+ * same number of keys. */
+typedef struct tiles90_tile {
+  int pair, position; /* the first */
+} tiles90_tile_t;
+
+__device__ __forceinline__ bool tiles90_find(const tiles90_t &tiles, int round,
+                                             tiles90_tile_t *tile) {
+  int blocks = gridDim.x, block = blockIdx.x;
+  int at = round * blocks + (round & 1 ? blocks - 1 - block : block);
+  if (at >= tiles.count * tiles.pairs) return false; /* and so in all later rounds */
+  tile->pair = at % tiles.pairs;
+  tile->position = (tiles.count - 1 - at / tiles.pairs) * tiles.positions;
+  return true;
+}
+
+/* A warp writes its 16 packed rows from `first` on, those before `end`: acc times a scale for each
+ * of the thread's two, through its own rows of a tile in shared memory. */
+__device__ __forceinline__ void tiles90_store(unsigned char *own, bf16_t *to, int64_t stride,
+                                              const attention_rows_t &rows, int first, int end,
+                                              const float (&acc)[32], float scale0, float scale1) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+  for (int n = 0; n < 8; n++) {
+    *(uint32_t *)(own + tile_chunk<64>(g, n) + t * 4) =
+        bf16_pair(acc[4 * n] * scale0, acc[4 * n + 1] * scale0);
+    *(uint32_t *)(own + tile_chunk<64>(8 + g, n) + t * 4) =
+        bf16_pair(acc[4 * n + 2] * scale1, acc[4 * n + 3] * scale1);
+  }
+  __syncwarp();
+#pragma unroll
+  for (int x = 0; x < 4; x++) {
+    int row = x * 4 + lane / 8, chunk = lane % 8;
+    uint4 numbers = *(const uint4 *)(own + tile_chunk<64>(row, chunk));
+    if (first + row < end)
+      *(uint4 *)(to + rows_at(rows, first + row, stride, 64) + chunk * 8) = numbers;
+  }
+}
+
+#endif
+
+#endif
