@@ -9,7 +9,7 @@ enum {
   GEMM_NB = 384,            /* most columns of an item */
   GEMM_NC = 128,            /* columns whose packed panels stay in the L2 cache */
   GEMM_STREAM_COLUMNS = 64, /* columns of a streaming item */
-  GEMM_THIN_COLUMNS = 256,  /* columns of an item of few rows */
+  GEMM_THIN_COLUMNS = 192,  /* columns of an item of few rows */
   GEMM_THIN_MOST = 256,     /* rows that are few */
 
   GEMM_TILE_FLOATS = GEMM_MR * GEMM_NR,
