@@ -1,4 +1,5 @@
 /* moenn-bench: measures this machine's ceilings, then how near to them the library comes. */
+#define _POSIX_C_SOURCE 200809L
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -92,6 +93,9 @@ static void bench_cpu(nn_device_t *device, const bench_options_t *options,
 }
 
 #ifdef BENCH_CUDA
+/* The library is linked into this program, whose folder is not the plugin's. */
+static void find_plugin(void) { setenv("MOENN_PLUGIN_PATH", BENCH_CUDA, 0); }
+
 static void bench_cuda(nn_device_t *device, const bench_options_t *options) {
   int32_t index = (int32_t)strtol(options->device + strcspn(options->device, "0123456789"), NULL, 10);
   bench_ceilings_t peak = bench_gpu(device, index);
@@ -99,6 +103,8 @@ static void bench_cuda(nn_device_t *device, const bench_options_t *options) {
   bench_serving(device, options, &peak);
 }
 #else
+static void find_plugin(void) {}
+
 static void bench_cuda(nn_device_t *device, const bench_options_t *options) {
   (void)device, (void)options;
   fprintf(stderr, "moenn-bench: this build has no CUDA\n");
@@ -108,6 +114,7 @@ static void bench_cuda(nn_device_t *device, const bench_options_t *options) {
 
 int main(int argc, char **argv) {
   bench_options_t options = parse(argc, argv);
+  find_plugin();
   nn_device_t *device;
   nn_device_options_t asked = {.struct_size = sizeof asked, .threads = options.threads};
   TRY(nn_device_create(options.device, &asked, &device));

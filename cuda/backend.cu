@@ -273,12 +273,13 @@ static nn_status_t backend_begin(backend_device_t *device) {
 /* Says whether the system has the GPU that was asked for. */
 static nn_status_t backend_find(const backend_options_t *options) {
   char message[320];
-  int count = 0;
+  int count = 0, driver = 0;
   cudaError_t error = cudaGetDeviceCount(&count);
+  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
   cudaGetLastError();
   if (error != cudaSuccess && error != cudaErrorNoDevice) {
     snprintf(message, sizeof message, "cuda:%d: no GPU can be used: %s", options->index,
-             cudaGetErrorString(error));
+             driver ? cudaGetErrorString(error) : "there is no NVIDIA driver");
     return options->fail(NN_ERR_NOT_FOUND, message);
   }
   if (options->index >= 0 && options->index < count) return NN_OK;
