@@ -11,6 +11,11 @@ try:
 except ImportError:
     torch = None
 
+try:
+    import jax
+except ImportError:
+    jax = None
+
 
 class TensorTest(Case):
     def test_zeros_of_every_dtype(self) -> None:
@@ -161,6 +166,18 @@ class TensorTest(Case):
             del shared
             gc.collect()
             self.assertEqual(back.float32()[1, 2], 5)
+
+    @unittest.skipIf(jax is None, "jax is not installed")
+    def test_jax_both_ways(self) -> None:
+        tensor = moenn.Tensor(self.device, (2, 3))
+        tensor.assign(np.arange(6, dtype=np.float32).reshape(2, 3))
+        shared = jax.dlpack.from_dlpack(tensor)
+        self.assertEqual(shared.unsafe_buffer_pointer(), tensor.address)
+        self.assertEqual(float(shared.sum()), 15)
+        made = jax.numpy.arange(10, dtype=jax.numpy.float32) * 2
+        back = moenn.Tensor.from_dlpack(self.device, made)
+        self.assertEqual(back.address, made.unsafe_buffer_pointer())
+        self.assertTrue(np.array_equal(back.copy(), 2 * np.arange(10)))
 
     def test_parameters_are_the_models_memory(self) -> None:
         name = self.model.parameter_names[0]
