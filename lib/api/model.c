@@ -61,6 +61,13 @@ nn_status_t nn_plan_inference(nn_device_t *device, const nn_model_config_t *conf
   return NN_OK;
 }
 
+/* Gives the caller the model that was made, or releases it where that failed; made may be NULL then. */
+static nn_status_t model_hand_over(nn_model_t *made, nn_status_t status, nn_model_t **model) {
+  if (status == NN_OK) *model = made;
+  else if (made) model_release(made);
+  return status;
+}
+
 nn_status_t nn_model_create(nn_device_t *device, const nn_model_config_t *config, int32_t dtype,
                             uint64_t seed, nn_model_t **model) {
   STATUS_REQUIRE(device);
@@ -70,13 +77,15 @@ nn_status_t nn_model_create(nn_device_t *device, const nn_model_config_t *config
   STATUS_TRY(model_check_dtype(dtype));
   nn_model_t *made;
   STATUS_TRY(model_allocate(device, &valid, dtype, &made));
-  nn_status_t status = model_initialise(made, seed);
-  if (status != NN_OK) {
-    model_release(made);
-    return status;
-  }
-  *model = made;
-  return NN_OK;
+  return model_hand_over(made, model_initialise(made, seed), model);
+}
+
+/* What a load of either layout checks before it opens a file. */
+static nn_status_t model_begin_load(nn_device_t *device, int32_t dtype,
+                                    const nn_file_options_t *options, nn_file_options_t *asked) {
+  if (dtype != NN_DTYPE_FILE) STATUS_TRY(model_check_dtype(dtype));
+  STATUS_TRY(status_read_options(asked, sizeof *asked, sizeof *asked, options, "nn_file_options_t"));
+  return device_poll(device);
 }
 
 nn_status_t nn_model_load(nn_device_t *device, const char *path, int32_t dtype,
@@ -84,10 +93,8 @@ nn_status_t nn_model_load(nn_device_t *device, const char *path, int32_t dtype,
   STATUS_REQUIRE(device);
   STATUS_REQUIRE(path);
   STATUS_REQUIRE(model);
-  if (dtype != NN_DTYPE_FILE) STATUS_TRY(model_check_dtype(dtype));
   nn_file_options_t asked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_file_options_t"));
-  STATUS_TRY(device_poll(device));
+  STATUS_TRY(model_begin_load(device, dtype, options, &asked));
   folder_t folder;
   STATUS_TRY(folder_open(path, &folder));
   if (dtype == NN_DTYPE_FILE) dtype = folder.dtype;
@@ -97,12 +104,7 @@ nn_status_t nn_model_load(nn_device_t *device, const char *path, int32_t dtype,
     status = folder_read(&folder, dtype, made->buffer->data, asked.progress, asked.progress_user,
                          &device->cancel, device);
   folder_close(&folder);
-  if (status != NN_OK) {
-    if (made) model_release(made);
-    return status;
-  }
-  *model = made;
-  return NN_OK;
+  return model_hand_over(made, status, model);
 }
 
 nn_status_t nn_model_save(const nn_model_t *model, const char *folder,
@@ -125,10 +127,8 @@ nn_status_t nn_model_load_llmc(nn_device_t *device, const char *path, int32_t dt
   STATUS_REQUIRE(device);
   STATUS_REQUIRE(path);
   STATUS_REQUIRE(model);
-  if (dtype != NN_DTYPE_FILE) STATUS_TRY(model_check_dtype(dtype));
   nn_file_options_t asked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_file_options_t"));
-  STATUS_TRY(device_poll(device));
+  STATUS_TRY(model_begin_load(device, dtype, options, &asked));
   llmc_t file;
   STATUS_TRY(llmc_open(path, &file));
   if (dtype == NN_DTYPE_FILE) dtype = file.dtype;
@@ -138,12 +138,7 @@ nn_status_t nn_model_load_llmc(nn_device_t *device, const char *path, int32_t dt
     status = llmc_read(&file, &made->params, dtype, made->buffer->data, asked.progress,
                        asked.progress_user, &device->cancel, device);
   llmc_close(&file);
-  if (status != NN_OK) {
-    if (made) model_release(made);
-    return status;
-  }
-  *model = made;
-  return NN_OK;
+  return model_hand_over(made, status, model);
 }
 
 nn_status_t nn_model_save_llmc(const nn_model_t *model, const char *path,
