@@ -1,6 +1,7 @@
 /* moe-6.9b in bf16 with random weights: decode against bandwidth, prefill against the product rate,
  * and opening a saved model. */
-#define _POSIX_C_SOURCE 200809L
+#define _XOPEN_SOURCE 700
+#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -103,13 +104,20 @@ static void serving_many(serving_t *job, nn_model_t *model, const bench_options_
   nn_session_destroy(job->session);
 }
 
-/* Saves the model into a temporary folder, lets go of it, for two would be too large together, and times
- * opening it, from the page cache as far as that holds it. */
+static int serving_remove(const char *path, const struct stat *status, int type, struct FTW *place) {
+  (void)status, (void)type, (void)place;
+  return remove(path);
+}
+
+/* Saves the model into a folder below TMPDIR, lets go of it, for two would be too large together, and
+ * times opening it, from the page cache as far as that holds it. */
 static void serving_opening(serving_t *job, nn_model_t **model, const nn_plan_t *plan,
                             int64_t layers) {
-  char names[4][96], folder[] = "/tmp/moenn-bench-XXXXXX", command[64];
+  char names[4][96], folder[512];
   serving_names(layers, names);
   if (!report_wanted("load", names[2])) return;
+  const char *parent = getenv("TMPDIR");
+  snprintf(folder, sizeof folder, "%s/moenn-bench-XXXXXX", parent ? parent : "/tmp");
   if (!mkdtemp(folder)) {
     perror("moenn-bench: no temporary folder");
     return;
@@ -120,8 +128,8 @@ static void serving_opening(serving_t *job, nn_model_t **model, const nn_plan_t 
   job->folder = folder;
   report_run("load", names[2], serving_load, job,
              (bench_work_t){UNIT_BYTE, (double)plan->parameter_bytes, 0});
-  snprintf(command, sizeof command, "rm -r %s", folder);
-  if (system(command)) fprintf(stderr, "moenn-bench: %s was not removed\n", folder);
+  if (nftw(folder, serving_remove, 16, FTW_DEPTH | FTW_PHYS))
+    fprintf(stderr, "moenn-bench: %s was not removed\n", folder);
 }
 
 void bench_serving(nn_device_t *device, const bench_options_t *options,
