@@ -327,29 +327,17 @@ static void shards_must_agree_with_each_other(void **state) {
 
 /* ---- long calls ------------------------------------------------------------------------------ */
 
-typedef struct watch {
-  int64_t done, total, calls, stop_at;
-} watch_t;
-
-static int32_t watch_progress(int64_t done, int64_t total, void *user) {
-  watch_t *watch = user;
-  assert_true(done > watch->done && done <= total);
-  watch->done = done;
-  watch->total = total;
-  return ++watch->calls == watch->stop_at;
-}
-
 static void progress_counts_all_bytes_and_cancels(void **state) {
   (void)state;
-  watch_t watch = {0};
-  CHECK(folder_save(folder, &gpt2.config, &gpt2.table, NN_F32, gpt2.values, 0, watch_progress,
+  files_watch_t watch = {0};
+  CHECK(folder_save(folder, &gpt2.config, &gpt2.table, NN_F32, gpt2.values, 0, files_watch_progress,
                     &watch, NULL, NULL));
   assert_int_equal(watch.done, gpt2.table.elements * 4);
   assert_int_equal(watch.total, watch.done);
-  watch = (watch_t){.stop_at = 3};
+  watch = (files_watch_t){.stop_at = 3};
   CHECK_FAILS(NN_ERR_CANCELLED, "cancelled",
               folder_save(folder, &mixtral.config, &mixtral.table, NN_F32, mixtral.values, 0,
-                          watch_progress, &watch, NULL, NULL));
+                          files_watch_progress, &watch, NULL, NULL));
   assert_int_equal(watch.calls, 3);
   atomic_int cancel = 1;
   CHECK_STATUS(NN_ERR_CANCELLED, folder_save(folder, &mixtral.config, &mixtral.table, NN_F32,
@@ -360,12 +348,12 @@ static void progress_counts_all_bytes_and_cancels(void **state) {
   float *values = fixture_memory((size_t)gpt2.table.elements * 4);
   folder_t opened = {0};
   CHECK(folder_open(folder, &opened));
-  watch = (watch_t){0};
-  CHECK(folder_read(&opened, NN_F32, values, watch_progress, &watch, NULL, NULL));
+  watch = (files_watch_t){0};
+  CHECK(folder_read(&opened, NN_F32, values, files_watch_progress, &watch, NULL, NULL));
   assert_int_equal(watch.done, gpt2.table.elements * 4);
-  watch = (watch_t){.stop_at = 1};
+  watch = (files_watch_t){.stop_at = 1};
   CHECK_STATUS(NN_ERR_CANCELLED,
-               folder_read(&opened, NN_F32, values, watch_progress, &watch, NULL, NULL));
+               folder_read(&opened, NN_F32, values, files_watch_progress, &watch, NULL, NULL));
   CHECK_STATUS(NN_ERR_CANCELLED, folder_read(&opened, NN_F32, values, NULL, NULL, &cancel, NULL));
   folder_close(&opened);
   free(values);

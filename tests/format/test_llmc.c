@@ -574,22 +574,10 @@ static void errors_leave_one_file(void **state) {
   change_close(&change);
 }
 
-typedef struct watch {
-  int64_t done, total, calls, stop_at;
-} watch_t;
-
-static int32_t watch_progress(int64_t done, int64_t total, void *user) {
-  watch_t *watch = user;
-  assert_true(done > watch->done && done <= total);
-  watch->done = done;
-  watch->total = total;
-  return ++watch->calls == watch->stop_at;
-}
-
-static nn_file_options_t watched(watch_t *watch, int64_t stop_at) {
+static nn_file_options_t watched(files_watch_t *watch, int64_t stop_at) {
   nn_file_options_t options = STRUCT(nn_file_options_t);
-  *watch = (watch_t){.stop_at = stop_at};
-  options.progress = watch_progress;
+  *watch = (files_watch_t){.stop_at = stop_at};
+  options.progress = files_watch_progress;
   options.progress_user = watch;
   return options;
 }
@@ -597,7 +585,7 @@ static nn_file_options_t watched(watch_t *watch, int64_t stop_at) {
 static void a_cancelled_save_leaves_the_earlier_file(void **state) {
   (void)state;
   change_t change = change_open();
-  watch_t watch;
+  files_watch_t watch;
   nn_file_options_t options = watched(&watch, 0);
   nn_device_cancel(device, 1);
   CHECK_STATUS(NN_ERR_CANCELLED, nn_model_save_llmc(change.new, path(), NULL));
@@ -628,7 +616,7 @@ static void a_cancelled_load_makes_no_model(void **state) {
   change_t change = change_open();
   nn_memory_t before = fixture_device_memory(device);
   nn_model_t *loaded = NULL;
-  watch_t watch;
+  files_watch_t watch;
   nn_file_options_t options = watched(&watch, 0);
   CHECK(nn_model_load_llmc(device, path(), NN_BF16, &options, &loaded));
   assert_int_equal(watch.done, change.old_file.count - HEADER);

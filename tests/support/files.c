@@ -105,6 +105,14 @@ param_table_t files_table(const nn_model_config_t *config) {
   return table;
 }
 
+int32_t files_watch_progress(int64_t done, int64_t total, void *user) {
+  files_watch_t *watch = user;
+  assert_true(done > watch->done && done <= total);
+  watch->done = done;
+  watch->total = total;
+  return ++watch->calls == watch->stop_at;
+}
+
 /* ---- faults ---------------------------------------------------------------------------------- */
 
 static int files_tapped(void *user, const char *operation, const char *path, size_t *bytes) {

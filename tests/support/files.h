@@ -34,6 +34,14 @@ nn_model_config_t files_mixtral(void);
 nn_model_config_t files_gpt2(void);
 param_table_t files_table(const nn_model_config_t *config);
 
+/* What a progress callback saw. files_watch_progress() takes one as its user, demands that the
+ * count grows and stays within the total, and cancels at call number `stop_at`, from 1. */
+typedef struct files_watch {
+  int64_t done, total, calls, stop_at;
+} files_watch_t;
+
+int32_t files_watch_progress(int64_t done, int64_t total, void *user);
+
 /* ---- faults ---------------------------------------------------------------------------------- */
 
 typedef enum files_fault {
