@@ -280,11 +280,13 @@ static void ops_optimizer(ops_t *ops, int64_t count) {
   float *v = ops_take(ops, count);
   double *scale = (double *)(void *)ops_take(ops, 4);
   size_t kept = ops->used;
-  op_grad_norm_t norm = {.count = count, .g = g, .max_norm = 1, .out = scale};
+  optim_now_t now = {.lr = 1e-6, .m_left = 1, .v_left = 1, .unscale = 1};
+  op_grad_norm_t norm = {.count = count, .g = g, .max_norm = 1, .now = &now, .out = scale};
   RUN(ops, "gradient norm of 32M", grad_norm, norm, -1, 0, bytes(ops, 4.0 * (double)count, false));
   ops->used = kept;
-  op_adamw_t adam = {.count = count, .p = p, .g = g, .m = m, .v = v, .scale = scale, .lr = 1e-6f,
-                     .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f, .weight_decay = 0.1f, .step = 100};
+  op_adamw_t adam = {.count = count, .decayed = count, .p = p, .g = g, .m = m, .v = v,
+                     .scale = scale, .now = &now, .beta1 = 0.9f, .beta2 = 0.95f, .eps = 1e-8f,
+                     .weight_decay = 0.1f};
   RUN(ops, "adamw of 32M", adamw, adam, -1, 0, bytes(ops, 28.0 * (double)count, true));
   ops->used = kept;
   memset(p, 0, (size_t)count * sizeof *p); /* fp32's bits make no sense as bf16 */

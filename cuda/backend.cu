@@ -194,6 +194,7 @@ static void backend_close(backend_device_t *device) {
   if (cudaSetDevice(device->index) == cudaSuccess) {
     if (device->stream) cudaStreamSynchronize(device->stream);
     cuda_matmul_close(device);
+    cudaFree(device->done);
     if (device->stream) cudaStreamDestroy(device->stream);
   }
   cudaGetLastError();
@@ -267,6 +268,8 @@ static nn_status_t backend_begin(backend_device_t *device) {
   CUDA_TRY(cuda_select(device, "open"));
   CUDA_TRY(cuda_check(device, "open",
                       cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking)));
+  CUDA_TRY(cuda_check(device, "open", cudaMalloc((void **)&device->done, sizeof *device->done)));
+  CUDA_TRY(backend_zero(device, device->done, sizeof *device->done));
   return cuda_matmul_open(device);
 }
 

@@ -21,6 +21,7 @@ struct backend_device {
   cudaStream_t stream; /* everything runs in its order */
   pthread_mutex_t recording; /* held from record_begin to record_end, and by copies, which other threads
                                 may ask for at any time and which no recording may hold */
+  unsigned *done; /* [1] in device memory: blocks of a kernel that are done; 0 between kernels */
   cublasLtHandle_t lt;
   matmul_plans_t *plans;
   volatile int lost;  /* 1 after an error that no later call can succeed after */

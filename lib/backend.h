@@ -329,11 +329,21 @@ typedef struct op_softmax {
 
 /* ---- optimizer ------------------------------------------------------------------------------- */
 
+/* What differs from one update to the next: in device memory, so that a recorded update can run
+ * again with what is there by then. */
+typedef struct optim_now {
+  double lr;
+  double m_left, v_left; /* 1 - beta1^step and 1 - beta2^step, step 1 being the first update */
+  double unscale;        /* factor of the gradients: 1 / what the loss was multiplied by */
+} optim_now_t;
+
 typedef struct op_grad_norm {
   int64_t count;
   const float *g;
-  float max_norm; /* 0: no clip */
-  double *out;    /* [2] assigns: norm; min(1, max_norm / norm), or 1 without a clip */
+  float max_norm;         /* 0: no clip */
+  const optim_now_t *now; /* [1] unscale is read */
+  double *out; /* [2] assigns: norm of g * unscale; the factor that unscales and clips g, which is
+                  unscale * min(1, max_norm / norm), or unscale without a clip */
 } op_grad_norm_t;
 
 /* AdamW; see nn_optim_step(). Does nothing when scale[1] comes with a norm (scale[0]) that is not
@@ -341,14 +351,15 @@ typedef struct op_grad_norm {
  * zero) and p_low the rest: seen as integers, master = p * 65536 + p_low. */
 typedef struct op_adamw {
   int64_t count;
+  int64_t decayed; /* weight_decay is of elements [0, decayed); the others have none */
   int32_t weight_dtype;
   void *p;          /* updated */
   int16_t *p_low;   /* updated; NULL where the parameters are fp32 */
   const float *g;
   float *m, *v;     /* updated */
-  const double *scale; /* [2] what op_grad_norm wrote */
-  float lr, beta1, beta2, eps, weight_decay;
-  int64_t step; /* 1 for the first update */
+  const double *scale;    /* [2] what op_grad_norm wrote */
+  const optim_now_t *now; /* [1] */
+  float beta1, beta2, eps, weight_decay;
 } op_adamw_t;
 
 /* ---- choice of tokens ------------------------------------------------------------------------ */

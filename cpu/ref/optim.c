@@ -34,9 +34,10 @@ nn_status_t ref_grad_norm(backend_device_t *device, const op_grad_norm_t *op,
   pool_run_all(device->pool, blocks, norm_block, &sum);
   double square = 0;
   for (int64_t i = 0; i < blocks; i++) square += sum.part[i];
-  double norm = sqrt(square);
+  double norm = sqrt(square) * op->now->unscale;
   op->out[0] = norm;
-  op->out[1] = op->max_norm > 0 && norm > op->max_norm ? op->max_norm / norm : 1;
+  op->out[1] = op->now->unscale;
+  if (op->max_norm > 0 && norm > op->max_norm) op->out[1] *= op->max_norm / norm;
   return NN_OK;
 }
 
@@ -46,10 +47,11 @@ static float adamw_update(const op_adamw_t *op, double m_scale, double v_scale, 
   double g = op->g[i] * op->scale[1];
   double m = op->beta1 * (double)op->m[i] + (1 - (double)op->beta1) * g;
   double v = op->beta2 * (double)op->v[i] + (1 - (double)op->beta2) * g * g;
-  double step = m * m_scale / (sqrt(v * v_scale) + op->eps) + op->weight_decay * (double)p;
+  double decay = i < op->decayed ? op->weight_decay : 0;
+  double step = m * m_scale / (sqrt(v * v_scale) + op->eps) + decay * (double)p;
   op->m[i] = (float)m;
   op->v[i] = (float)v;
-  return (float)(p - op->lr * step);
+  return (float)(p - op->now->lr * step);
 }
 
 static float adamw_join(uint16_t p, int16_t low) {
@@ -69,8 +71,7 @@ static void adamw_split(float master, uint16_t *p, int16_t *low) {
 static void adamw_block(void *context, int64_t item, int32_t thread) {
   const op_adamw_t *op = context;
   (void)thread;
-  double m_scale = 1 / (1 - pow(op->beta1, (double)op->step));
-  double v_scale = 1 / (1 - pow(op->beta2, (double)op->step));
+  double m_scale = 1 / op->now->m_left, v_scale = 1 / op->now->v_left;
   int64_t begin = item * ADAMW_BLOCK, end = ref_min(op->count, begin + ADAMW_BLOCK);
   if (op->weight_dtype == NN_BF16) {
     uint16_t *p = op->p;

@@ -74,9 +74,10 @@ VEC_OP(grad_norm, op_grad_norm_t) {
   optim_run(device, chunks, op->count, grad_norm_chunk, &job);
   double sum = 0;
   for (int64_t i = 0; i < chunks; i++) sum += job.sums[i];
-  double norm = sqrt(sum);
+  double norm = sqrt(sum) * op->now->unscale;
   op->out[0] = norm;
-  op->out[1] = op->max_norm > 0 && norm > op->max_norm ? op->max_norm / norm : 1.0;
+  op->out[1] = op->now->unscale;
+  if (op->max_norm > 0 && norm > op->max_norm) op->out[1] *= op->max_norm / norm;
   return NN_OK;
 }
 
@@ -87,7 +88,7 @@ typedef struct adamw {
   float scale;      /* of the gradient: the clip */
   float step_size;  /* lr / (1 - beta1^step) */
   float root_scale; /* 1 / sqrt(1 - beta2^step) */
-  float decay;      /* lr * weight_decay */
+  float decay;      /* lr * weight_decay, or 0 for elements that do not decay */
 } adamw_t;
 
 /* VEC_WIDTH masters from bf16 parameters and their rests, and the way back. */
@@ -154,10 +155,7 @@ VEC_INLINE void adamw_bf16(const adamw_t *job, int64_t i, int64_t left) {
   memcpy(p + i, part, bytes), memcpy(low + i, part_low, bytes);
 }
 
-static void adamw_chunk(void *context, int64_t item, int32_t thread) {
-  (void)thread;
-  const adamw_t *job = context;
-  int64_t i = item * ADAMW_CHUNK, end = vec_min(job->op.count, i + ADAMW_CHUNK);
+static void adamw_range(const adamw_t *job, int64_t i, int64_t end) {
   if (job->op.weight_dtype == NN_BF16) {
     for (; i + VEC_WIDTH <= end; i += VEC_WIDTH) adamw_bf16(job, i, VEC_WIDTH);
     if (i < end) adamw_bf16(job, i, end - i);
@@ -167,16 +165,25 @@ static void adamw_chunk(void *context, int64_t item, int32_t thread) {
   }
 }
 
+static void adamw_chunk(void *context, int64_t item, int32_t thread) {
+  (void)thread;
+  adamw_t job = *(const adamw_t *)context;
+  int64_t begin = item * ADAMW_CHUNK, end = vec_min(job.op.count, begin + ADAMW_CHUNK);
+  int64_t split = vec_min(end, job.op.decayed > begin ? job.op.decayed : begin);
+  adamw_range(&job, begin, split);
+  job.decay = 0;
+  adamw_range(&job, split, end);
+}
+
 VEC_OP(adamw, op_adamw_t) {
   (void)scratch;
   if (!isfinite(op->scale[0])) return NN_OK;
-  double step = (double)op->step;
   adamw_t job = {
       .op = *op,
       .scale = (float)op->scale[1],
-      .step_size = (float)(op->lr / (1.0 - pow(op->beta1, step))),
-      .root_scale = (float)(1.0 / sqrt(1.0 - pow(op->beta2, step))),
-      .decay = op->lr * op->weight_decay,
+      .step_size = (float)(op->now->lr / op->now->m_left),
+      .root_scale = (float)(1.0 / sqrt(op->now->v_left)),
+      .decay = (float)op->now->lr * op->weight_decay,
   };
   optim_run(device, vec_blocks(op->count, ADAMW_CHUNK), op->count, adamw_chunk, &job);
   return NN_OK;

@@ -1,6 +1,7 @@
-/* The global gradient norm and AdamW (Loshchilov and Hutter, 2019). The norm is summed in double:
- * each thread a fixed stride of the gradients in order, then a block's threads, then the blocks,
- * whose number depends on the device alone. AdamW is one pass over memory, in fp32. */
+/* The global gradient norm and AdamW (Loshchilov and Hutter, 2019), a launch each. The norm is
+ * summed in double: each thread a fixed stride of the gradients in order, then a block's threads,
+ * then, by whichever block is done last, the blocks in order; their number depends on the device
+ * alone. AdamW is one pass over memory, in fp32. */
 #include <math.h>
 
 #include "ops/wide.cuh"
@@ -18,11 +19,26 @@ enum {
 
 /* ---- gradient norm --------------------------------------------------------------------------- */
 
+/* Norm and factor from the blocks' sums; by all threads of one block. */
+static __device__ void grad_norm_finish(const op_grad_norm_t &op, const double *part,
+                                        double *room) {
+  double sum = 0;
+  for (int i = threadIdx.x; i < (int)gridDim.x; i += OPTIM_THREADS) sum += __ldcg(part + i);
+  sum = block_sum(sum, room);
+  if (threadIdx.x) return;
+  double unscale = op.now->unscale, norm = sqrt(sum) * unscale;
+  op.out[0] = norm;
+  op.out[1] = op.max_norm > 0 && norm > op.max_norm ? unscale * (op.max_norm / norm) : unscale;
+}
+
 /* part[blockIdx.x] = the block's sum of squares. Blocks take tiles in turn, by vectors; then what
- * is left, element by element: all of it where g is not aligned and tiles is 0. */
+ * is left, element by element: all of it where g is not aligned and tiles is 0. done: 0 before and
+ * after. */
 static __global__ void __launch_bounds__(OPTIM_THREADS)
-    grad_norm_kernel(const float *g, int64_t count, int64_t tiles, double *part) {
+    grad_norm_kernel(const op_grad_norm_t op, int64_t tiles, double *part, unsigned *done) {
   __shared__ double room[32];
+  __shared__ int last;
+  const float *g = op.g;
   double sum = 0;
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     const float *from = g + tile * NORM_TILE + threadIdx.x * OPTIM_WIDE;
@@ -37,23 +53,19 @@ static __global__ void __launch_bounds__(OPTIM_THREADS)
   }
   int64_t i = tiles * NORM_TILE + (int64_t)blockIdx.x * OPTIM_THREADS + threadIdx.x;
 #pragma unroll 4
-  for (; i < count; i += (int64_t)gridDim.x * OPTIM_THREADS) {
+  for (; i < op.count; i += (int64_t)gridDim.x * OPTIM_THREADS) {
     double x = g[i];
     sum = fma(x, x, sum);
   }
   sum = block_sum(sum, room);
-  if (threadIdx.x == 0) part[blockIdx.x] = sum;
-}
-
-static __global__ void __launch_bounds__(OPTIM_THREADS)
-    grad_norm_finish_kernel(const double *part, int parts, float max_norm, double *out) {
-  __shared__ double room[32];
-  double sum = 0;
-  for (int i = threadIdx.x; i < parts; i += OPTIM_THREADS) sum += part[i];
-  double norm = sqrt(block_sum(sum, room));
-  if (threadIdx.x) return;
-  out[0] = norm;
-  out[1] = max_norm > 0 && norm > max_norm ? max_norm / norm : 1;
+  if (threadIdx.x == 0) {
+    part[blockIdx.x] = sum;
+    __threadfence(); /* the sum is seen before the count */
+    last = atomicInc(done, gridDim.x - 1) == gridDim.x - 1;
+    __threadfence(); /* and the others' sums after it */
+  }
+  __syncthreads();
+  if (last) grad_norm_finish(op, part, room);
 }
 
 static int64_t grad_norm_parts(const backend_device_t *device) {
@@ -76,20 +88,31 @@ CUDA_OP(grad_norm, op_grad_norm_t) {
   double *part = optim_layout(device, &arena);
   unsigned parts = (unsigned)grad_norm_parts(device);
   int64_t tiles = wide_aligned(op->g) ? op->count / NORM_TILE : 0;
-  grad_norm_kernel<<<parts, OPTIM_THREADS, 0, device->stream>>>(op->g, op->count, tiles, part);
-  grad_norm_finish_kernel<<<1, OPTIM_THREADS, 0, device->stream>>>(part, (int)parts, op->max_norm,
-                                                                   op->out);
+  grad_norm_kernel<<<parts, OPTIM_THREADS, 0, device->stream>>>(*op, tiles, part, device->done);
   return cuda_launched(device, "grad_norm");
 }
 
 /* ---- AdamW ----------------------------------------------------------------------------------- */
 
+/* The numbers of one update. */
 typedef struct adamw {
-  op_adamw_t op;
+  float beta1, beta2, eps;
+  float scale;      /* of the gradient: unscaled and clipped */
   float step_size;  /* lr / (1 - beta1^step) */
   float root_scale; /* 1 / sqrt(1 - beta2^step) */
   float decay;      /* lr * weight_decay */
 } adamw_t;
+
+static __device__ __forceinline__ adamw_t adamw_begin(const op_adamw_t &op) {
+  const optim_now_t now = *op.now;
+  return {op.beta1,
+          op.beta2,
+          op.eps,
+          (float)op.scale[1],
+          (float)(now.lr / now.m_left),
+          (float)(1 / sqrt(now.v_left)),
+          (float)now.lr * op.weight_decay};
+}
 
 /* W elements and what belongs to them; the upper half of a bf16 master is p. */
 template <typename T, int W>
@@ -132,28 +155,29 @@ static __device__ __forceinline__ void adamw_split(float master, uint16_t &p, in
   low = (int16_t)(uint16_t)bits; /* bits - p * 65536, which has sixteen bits */
 }
 
+/* decayed: how many of the elements decay, if not all or none. */
 template <typename T, int W>
 static __device__ __forceinline__ void adamw_update(adamw_group<T, W> &x, const adamw_t &job,
-                                                    float scale) {
+                                                    int64_t decayed) {
 #pragma unroll
   for (int j = 0; j < W; j++) {
-    float g = x.g[j] * scale, master = adamw_master(x.p[j], x.low[j]);
-    x.m[j] = fmaf(g, 1 - job.op.beta1, x.m[j] * job.op.beta1);
-    x.v[j] = fmaf(g * g, 1 - job.op.beta2, x.v[j] * job.op.beta2);
-    float root = fmaf(sqrtf(x.v[j]), job.root_scale, job.op.eps);
+    float g = x.g[j] * job.scale, master = adamw_master(x.p[j], x.low[j]);
+    x.m[j] = fmaf(g, 1 - job.beta1, x.m[j] * job.beta1);
+    x.v[j] = fmaf(g * g, 1 - job.beta2, x.v[j] * job.beta2);
+    float root = fmaf(sqrtf(x.v[j]), job.root_scale, job.eps);
     float update = x.m[j] * job.step_size / root;
     /* Not p (1 - decay) - update: beside 1, a small decay loses its last digits. */
-    adamw_split(master - fmaf(master, job.decay, update), x.p[j], x.low[j]);
+    float lost = fmaf(master, j < decayed ? job.decay : 0.0f, update);
+    adamw_split(master - lost, x.p[j], x.low[j]);
   }
 }
 
 /* T: float, or uint16_t for the bits of bf16. Blocks take tiles in turn, as above. */
 template <typename T>
 static __global__ void __launch_bounds__(OPTIM_THREADS)
-    adamw_kernel(const adamw_t job, int64_t tiles) {
-  const op_adamw_t &op = job.op;
+    adamw_kernel(const op_adamw_t op, int64_t tiles) {
   if (!isfinite(op.scale[0])) return;
-  float scale = (float)op.scale[1];
+  const adamw_t job = adamw_begin(op);
   for (int64_t tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
     int64_t at = tile * ADAMW_TILE + threadIdx.x * OPTIM_WIDE;
     adamw_group<T, OPTIM_WIDE> x[ADAMW_AHEAD];
@@ -162,15 +186,16 @@ static __global__ void __launch_bounds__(OPTIM_THREADS)
       adamw_read(x[i], op, at + i * OPTIM_THREADS * OPTIM_WIDE);
 #pragma unroll
     for (int i = 0; i < ADAMW_AHEAD; i++) {
-      adamw_update(x[i], job, scale);
-      adamw_write(x[i], op, at + i * OPTIM_THREADS * OPTIM_WIDE);
+      int64_t first = at + i * OPTIM_THREADS * OPTIM_WIDE;
+      adamw_update(x[i], job, op.decayed - first);
+      adamw_write(x[i], op, first);
     }
   }
   int64_t i = tiles * ADAMW_TILE + (int64_t)blockIdx.x * OPTIM_THREADS + threadIdx.x;
   for (; i < op.count; i += (int64_t)gridDim.x * OPTIM_THREADS) {
     adamw_group<T, 1> x;
     adamw_read(x, op, i);
-    adamw_update(x, job, scale);
+    adamw_update(x, job, op.decayed - i);
     adamw_write(x, op, i);
   }
 }
@@ -179,19 +204,14 @@ CUDA_OP(adamw, op_adamw_t) {
   (void)scratch;
   CUDA_TRY(cuda_select(device, "adamw"));
   if (op->count == 0) return NN_OK;
-  double step = (double)op->step;
-  adamw_t job = {*op, 0, 0, 0};
-  job.step_size = (float)(op->lr / (1 - pow(op->beta1, step)));
-  job.root_scale = (float)(1 / sqrt(1 - pow(op->beta2, step)));
-  job.decay = op->lr * op->weight_decay;
   int64_t tiles = wide_aligned(op->p, op->p_low, op->g, op->m, op->v) ? op->count / ADAMW_TILE : 0;
   int64_t blocks = cuda_blocks(op->count, ADAMW_TILE);
   if (blocks > (int64_t)ADAMW_BLOCKS * device->multiprocessors)
     blocks = (int64_t)ADAMW_BLOCKS * device->multiprocessors;
   unsigned grid = (unsigned)blocks;
   if (op->weight_dtype == NN_BF16)
-    adamw_kernel<uint16_t><<<grid, OPTIM_THREADS, 0, device->stream>>>(job, tiles);
+    adamw_kernel<uint16_t><<<grid, OPTIM_THREADS, 0, device->stream>>>(*op, tiles);
   else
-    adamw_kernel<float><<<grid, OPTIM_THREADS, 0, device->stream>>>(job, tiles);
+    adamw_kernel<float><<<grid, OPTIM_THREADS, 0, device->stream>>>(*op, tiles);
   return cuda_launched(device, "adamw");
 }

@@ -5,8 +5,8 @@
 #include "base/mem.h"
 #include "model/training.h"
 
-/* What op_grad_norm writes, kept behind the moments. */
-enum { NORM_BYTES = 2 * sizeof(double) };
+/* Behind the moments: what op_grad_norm writes, and what differs from update to update. */
+enum { NORM_BYTES = 2 * sizeof(double), UPDATE_BYTES = NORM_BYTES + sizeof(optim_now_t) };
 
 nn_status_t optim_check(const nn_optim_options_t *options, nn_optim_options_t *checked) {
   *checked = *options;
@@ -28,7 +28,7 @@ nn_status_t optim_check(const nn_optim_options_t *options, nn_optim_options_t *c
   return NN_OK;
 }
 
-size_t optim_bytes(int64_t elements) { return (size_t)elements * 2 * sizeof(float) + NORM_BYTES; }
+size_t optim_bytes(int64_t elements) { return (size_t)elements * 2 * sizeof(float) + UPDATE_BYTES; }
 
 size_t optim_master_bytes(int64_t elements, int32_t dtype) {
   return dtype == NN_F32 ? 0 : (size_t)elements * sizeof(int16_t);
@@ -57,6 +57,7 @@ nn_status_t optim_create(nn_model_t *model, const nn_optim_options_t *checked, n
 
 void optim_free(nn_optim_t *optim) {
   if (!optim) return;
+  replay_forget(optim->model->device, &optim->replay);
   storage_release(optim->moments);
   storage_release(optim->low);
   model_release(optim->model);
@@ -70,32 +71,50 @@ float *optim_moment(const nn_optim_t *optim, int32_t moment) {
 
 int16_t *optim_low(const nn_optim_t *optim) { return optim->low ? optim->low->data : NULL; }
 
-nn_status_t optim_step(nn_optim_t *optim, float lr, double *grad_norm) {
-  nn_model_t *model = optim->model;
+/* What op_grad_norm writes. */
+static double *optim_scale(const nn_optim_t *optim) {
+  return (double *)(void *)(optim_moment(optim, NN_MOMENT_FIRST) + 2 * optim->model->params.elements);
+}
+
+static optim_now_t *optim_now(const nn_optim_t *optim) {
+  return (optim_now_t *)(void *)(optim_scale(optim) + NORM_BYTES / sizeof(double));
+}
+
+/* The norm, and the update of all parameters unless it is not finite. */
+static nn_status_t optim_work(const void *context) {
+  const nn_optim_t *optim = context;
+  const nn_optim_options_t *options = &optim->options;
+  const nn_model_t *model = optim->model;
   const training_t *training = model->training;
-  nn_device_t *device = model->device;
-  int64_t elements = model->params.elements, decayed = model->params.decayed;
-  double *scale = (double *)(void *)(optim_moment(optim, NN_MOMENT_FIRST) + 2 * elements);
-  op_grad_norm_t norm = {.count = elements, .g = training->gradients->data};
-  norm.max_norm = optim->options.grad_clip, norm.out = scale;
+  const nn_device_t *device = model->device;
+  op_grad_norm_t norm = {.count = model->params.elements, .g = training->gradients->data};
+  norm.max_norm = options->grad_clip, norm.now = optim_now(optim), norm.out = optim_scale(optim);
   STATUS_TRY(device->backend->grad_norm(device->place, &norm, training->buffers.scratch));
-  for (int part = 0; part < 2; part++) {
-    int64_t begin = part ? decayed : 0, end = part ? elements : decayed;
-    op_adamw_t op = {.count = end - begin, .lr = lr, .step = optim->steps + 1, .scale = scale};
-    op.weight_dtype = model->dtype;
-    op.p = (char *)model->buffer->data + begin * (int64_t)nn_dtype_bytes(model->dtype);
-    if (optim->low) op.p_low = optim_low(optim) + begin;
-    op.g = (const float *)training->gradients->data + begin;
-    op.m = optim_moment(optim, NN_MOMENT_FIRST) + begin;
-    op.v = optim_moment(optim, NN_MOMENT_SECOND) + begin;
-    op.beta1 = optim->options.beta1, op.beta2 = optim->options.beta2, op.eps = optim->options.eps;
-    op.weight_decay = part ? 0 : optim->options.weight_decay;
-    if (op.count)
-      STATUS_TRY(device->backend->adamw(device->place, &op, training->buffers.scratch));
+  op_adamw_t op = {.count = norm.count, .decayed = model->params.decayed};
+  op.weight_dtype = model->dtype, op.p = model->buffer->data, op.p_low = optim_low(optim);
+  op.g = norm.g, op.scale = norm.out, op.now = norm.now;
+  op.m = optim_moment(optim, NN_MOMENT_FIRST), op.v = optim_moment(optim, NN_MOMENT_SECOND);
+  op.beta1 = options->beta1, op.beta2 = options->beta2, op.eps = options->eps;
+  op.weight_decay = options->weight_decay;
+  return device->backend->adamw(device->place, &op, training->buffers.scratch);
+}
+
+nn_status_t optim_step(nn_optim_t *optim, float lr, double *grad_norm) {
+  const training_t *training = optim->model->training;
+  const nn_device_t *device = optim->model->device;
+  double step = (double)(optim->steps + 1);
+  optim_now_t now = {.lr = lr, .unscale = 1};
+  now.m_left = 1 - pow(optim->options.beta1, step), now.v_left = 1 - pow(optim->options.beta2, step);
+  STATUS_TRY(device->backend->copy_in(device->place, optim_now(optim), &now, sizeof now));
+  /* The model may have been prepared again since, with other memory. */
+  const void *gradients = training->gradients->data, *scratch = training->buffers.scratch.data;
+  if (optim->gradients != gradients || optim->scratch != scratch) {
+    replay_forget(device, &optim->replay);
+    optim->gradients = gradients, optim->scratch = scratch;
   }
-  /* adamw does nothing when the norm is not finite, so it needs no look at it here before. */
+  STATUS_TRY(replay_run(device, &optim->replay, optim_work, optim));
   double found;
-  STATUS_TRY(device->backend->copy_out(device->place, &found, scale, sizeof found));
+  STATUS_TRY(device->backend->copy_out(device->place, &found, optim_scale(optim), sizeof found));
   if (!isfinite(found))
     return status_fail(NN_ERR_NONFINITE,
                        "the gradient norm of update %lld is %g; the update was refused and nothing "

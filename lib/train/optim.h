@@ -3,6 +3,7 @@
 #define NN_TRAIN_OPTIM_H
 
 #include "model/model.h"
+#include "model/replay.h"
 
 /* Most updates an optimizer counts: what a double holds exactly. */
 #define OPTIM_MOST_STEPS ((int64_t)1 << 53)
@@ -10,9 +11,12 @@
 struct nn_optim {
   nn_model_t *model;         /* retained */
   nn_optim_options_t options; /* defaults filled in */
-  storage_t *moments;        /* [2, params.elements] fp32: first, then second; behind them the norm */
+  storage_t *moments;        /* [2, params.elements] fp32: first, then second; behind them what
+                                op_grad_norm writes and optim_now_t */
   storage_t *low;            /* [params.elements] lower 16 bits of bf16 parameters' masters, or NULL */
   int64_t steps;
+  replay_t replay;                 /* the update's operations */
+  const void *gradients, *scratch; /* that they were given */
 };
 
 /* Checks options and fills the defaults in. */

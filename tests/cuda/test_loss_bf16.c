@@ -104,15 +104,24 @@ static void test_softmax(void **state) {
 
 /* ---- optimizer ---- */
 
+/* What the core makes of a learning rate and a step for the operations. */
+static gpu_tensor_t *optim_now(double lr, int64_t step, double unscale) {
+  double now[4] = {lr, 1 - pow(0.9f, (double)step), 1 - pow(0.95f, (double)step), unscale};
+  assert_int_equal(sizeof now, sizeof(optim_now_t));
+  return gpu_tensor(GPU_F64, GPU_READ, now, 4);
+}
+
 static void check_grad_norm(int64_t count, float max_norm, float first) {
   gpu_begin(NN_BF16, (backend_limits_t){.training = 1}, "grad_norm of %lld up to %g, first %g",
             (long long)count, max_norm, first);
-  float *values = gpu_uniform(count, 1, 0, 21);
-  values[0] = first;
+  float *values = gpu_uniform(count, 4, 0, 21);
+  values[0] = 4 * first;
   gpu_tensor_t *g = gpu_tensor(GPU_F32, GPU_READ, values, count), *out = gpu_out(GPU_F64, 2);
+  gpu_tensor_t *now = optim_now(0, 1, 0.25);
   op_grad_norm_t op[GPU_SIDES];
   for (int s = 0; s < GPU_SIDES; s++)
-    op[s] = (op_grad_norm_t){count, gpu_at(g, s, 0), max_norm, gpu_at(out, s, 0)};
+    op[s] = (op_grad_norm_t){count, gpu_at(g, s, 0), max_norm, gpu_at(now, s, 0),
+                             gpu_at(out, s, 0)};
   GPU_RUN(grad_norm, op);
   gpu_check(out, "out", 1, gpu_bound_f32(count));
   gpu_end();
@@ -129,12 +138,14 @@ static void test_grad_norm(void **state) {
   }
 }
 
+#define ADAMW_LR 0.01
+
 /* Parameters of the CPU, and of the GPU in fp32; of the GPU in bf16: p and what is left of it. */
 typedef struct adamw_tensors {
-  gpu_tensor_t *master, *p, *low, *g, *m, *v, *scale;
+  gpu_tensor_t *master, *p, *low, *g, *m, *v, *scale, *now;
 } adamw_tensors_t;
 
-static adamw_tensors_t adamw_make(int64_t count, double norm) {
+static adamw_tensors_t adamw_make(int64_t count, double norm, int64_t step) {
   float *master = gpu_uniform(count, 1, 0, 31);
   int16_t *p = gpu_memory(count, sizeof *p), *low = gpu_memory(count, sizeof *low);
   for (int64_t i = 0; i < count; i++) {
@@ -151,7 +162,8 @@ static adamw_tensors_t adamw_make(int64_t count, double norm) {
                            .g = gpu_tensor(GPU_F32, GPU_READ, gpu_uniform(count, 1, 0, 32), count),
                            .m = gpu_sum(GPU_F32, count, 33),
                            .v = gpu_tensor(GPU_F32, GPU_UPDATE, v, count),
-                           .scale = gpu_tensor(GPU_F64, GPU_READ, scale, 2)};
+                           .scale = gpu_tensor(GPU_F64, GPU_READ, scale, 2),
+                           .now = optim_now(ADAMW_LR, step, 1)};
 }
 
 /* What the GPU's parameter is now: two integers that make one number in bf16. */
@@ -166,11 +178,11 @@ static double adamw_got(const adamw_tensors_t *t, int64_t i) {
 
 /* Both round the result once, and the update's few operations round its terms, which are of the
  * order of the learning rate. */
-static void check_masters(const adamw_tensors_t *t, int64_t first, int64_t count, double lr) {
+static void check_masters(const adamw_tensors_t *t, int64_t first, int64_t count) {
   const float *before = gpu_uniform(count, 1, 0, 31);
   for (int64_t i = first; i < count; i++) {
     double got = adamw_got(t, i), want = gpu_value(t->master, GPU_CPU, i);
-    double allowed = 0x1p-23 * fabs(want) + 16 * 0x1p-24 * (fabs(want - before[i]) + lr);
+    double allowed = 0x1p-23 * fabs(want) + 16 * 0x1p-24 * (fabs(want - before[i]) + ADAMW_LR);
     if (!(fabs(got - want) <= allowed))
       fail_msg("adamw of %lld: parameter %lld is %.9g, not %.9g (allowed %.3g)", (long long)count,
                (long long)i, got, want, allowed);
@@ -182,11 +194,12 @@ static void check_masters(const adamw_tensors_t *t, int64_t first, int64_t count
 static void check_adamw(int64_t count, int64_t first, int64_t step, double norm, int32_t dtype) {
   gpu_begin(dtype, (backend_limits_t){.training = 1}, "adamw of %lld from %lld, step %lld, norm %g",
             (long long)count, (long long)first, (long long)step, norm);
-  adamw_tensors_t t = adamw_make(count, norm);
+  adamw_tensors_t t = adamw_make(count, norm, step);
   op_adamw_t op[GPU_SIDES];
   for (int s = 0; s < GPU_SIDES; s++) {
     int split = gpu_dtype(s) == NN_BF16;
     op[s] = (op_adamw_t){.count = count - first,
+                         .decayed = (count - first) / 3,
                          .weight_dtype = gpu_dtype(s),
                          .p = gpu_at(split ? t.p : t.master, s, first),
                          .p_low = split ? gpu_at(t.low, s, first) : NULL,
@@ -194,16 +207,15 @@ static void check_adamw(int64_t count, int64_t first, int64_t step, double norm,
                          .m = gpu_at(t.m, s, first),
                          .v = gpu_at(t.v, s, first),
                          .scale = gpu_at(t.scale, s, 0),
-                         .lr = 0.01f,
+                         .now = gpu_at(t.now, s, 0),
                          .beta1 = 0.9f,
                          .beta2 = 0.95f,
                          .eps = 1e-8f,
-                         .weight_decay = 0.1f,
-                         .step = step};
+                         .weight_decay = 0.1f};
   }
   GPU_RUN(adamw, op);
   if (isfinite(norm)) {
-    check_masters(&t, first, count, op[GPU_GPU].lr);
+    check_masters(&t, first, count);
     gpu_check(t.m, "m", count, gpu_bound_f32(1));
     gpu_check(t.v, "v", count, gpu_bound_f32(1));
   }

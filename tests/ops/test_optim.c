@@ -11,25 +11,27 @@ enum { COUNTS = sizeof counts / sizeof *counts };
 /* ---- norm ---- */
 
 /* Squares of fp32 are exact in fp64, so the sum has at most the relative error n 2^-53, the root
- * half. */
-static void check_norm(int64_t count, float scale) {
+ * half. Unscaling by a power of two is exact. */
+static void check_norm(int64_t count, float scale, double unscale) {
   float *g = ops_uniform(count, scale, 1);
   g[count / 2] = scale; /* not all zero */
   long double square = 0;
   for (int64_t i = 0; i < count; i++) square += (long double)g[i] * g[i];
-  double want = (double)sqrtl(square), *out = ops_doubles(2);
+  double want = (double)sqrtl(square) * unscale, *out = ops_doubles(2);
+  const optim_now_t *now = OPS_PUT(optim_now_t, {.unscale = unscale});
   const float limits[] = {0, (float)(want * 0.25), (float)(want * 4)};
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .training = 1});
   while (ops_next(&trial)) {
     for (int i = 0; i < 3; i++) {
       out[0] = out[1] = NAN;
-      op_grad_norm_t op = {.count = count, .g = g, .max_norm = limits[i], .out = out};
+      op_grad_norm_t op = {.count = count, .g = g, .max_norm = limits[i], .now = now, .out = out};
       atomic_store(&trial.cancel, 1); /* deaf to it */
       OPS_RUN(&trial, grad_norm, &op);
       atomic_store(&trial.cancel, 0);
       assert_true(fabs(out[0] - want) <= want * (double)(count + 4) * 0x1p-53);
-      assert_true(out[1] == (limits[i] > 0 && limits[i] < out[0] ? limits[i] / out[0] : 1));
+      double clip = limits[i] > 0 && limits[i] < out[0] ? limits[i] / out[0] : 1;
+      assert_true(out[1] == unscale * clip);
       ops_check_bits(&trial, i, "norm and scale", out, 2 * sizeof *out);
     }
   }
@@ -38,9 +40,10 @@ static void check_norm(int64_t count, float scale) {
 
 static void test_norm(void **state) {
   (void)state;
-  for (int i = 0; i < COUNTS; i++) check_norm(counts[i], 1);
-  check_norm(100, 1e30f); /* squares beyond fp32 */
-  check_norm(100, 1e-30f);
+  for (int i = 0; i < COUNTS; i++) check_norm(counts[i], 1, 1);
+  check_norm(100, 1e30f, 1); /* squares beyond fp32 */
+  check_norm(100, 1e-30f, 1);
+  check_norm(1000, 3e4f, 0x1p-16);
 }
 
 static void test_norm_of_what_is_not_finite(void **state) {
@@ -50,7 +53,8 @@ static void test_norm_of_what_is_not_finite(void **state) {
   while (ops_next(&trial)) {
     float *g = ops_floats(70);
     double *out = ops_doubles(2);
-    op_grad_norm_t op = {.count = 70, .g = g, .max_norm = 1, .out = out};
+    const optim_now_t *now = OPS_PUT(optim_now_t, {.unscale = 1});
+    op_grad_norm_t op = {.count = 70, .g = g, .max_norm = 1, .now = now, .out = out};
     OPS_RUN(&trial, grad_norm, &op);
     assert_true(out[0] == 0 && out[1] == 1);
     g[69] = INFINITY;
@@ -71,6 +75,14 @@ typedef struct adamw_case {
   int64_t step;
 } adamw_case_t;
 
+/* What the core makes of a step for the operations. */
+static optim_now_t now_of(const adamw_case_t *c, int64_t step) {
+  return (optim_now_t){.lr = c->lr,
+                       .m_left = 1 - pow(c->beta1, (double)step),
+                       .v_left = 1 - pow(c->beta2, (double)step),
+                       .unscale = 1};
+}
+
 static const adamw_case_t cases[] = {
     {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 1},  {1e-2f, 0.9f, 0.999f, 1e-8f, 0, 0.25, 2},
     {0.5f, 0, 0.5f, 1e-3f, 0.5f, 1e-3, 1000}, {0, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 3},
@@ -84,12 +96,12 @@ typedef struct adamw_state {
  * three operations on their terms, the update that of m and of eight more, the decay that of its
  * factor and of two more, and p is rounded once. */
 static void adamw64(const adamw_case_t *c, const adamw_state_t *s, const float *g, int64_t i,
-                    double want[3], double slack[3]) {
+                    int decays, double want[3], double slack[3]) {
   double gradient = g[i] * c->scale, b1 = c->beta1, b2 = c->beta2;
   double m = b1 * s->m[i] + (1 - b1) * gradient, v = b2 * s->v[i] + (1 - b2) * gradient * gradient;
   double m_size = fabs(b1 * s->m[i]) + fabs((1 - b1) * gradient);
   double m_scale = 1 / (1 - pow(b1, (double)c->step)), v_scale = 1 / (1 - pow(b2, (double)c->step));
-  double root = sqrt(v * v_scale) + c->eps, decay = c->weight_decay * (double)s->p[i];
+  double root = sqrt(v * v_scale) + c->eps, decay = decays ? c->weight_decay * (double)s->p[i] : 0;
   want[0] = s->p[i] - c->lr * (m * m_scale / root + decay);
   want[1] = m;
   want[2] = v;
@@ -99,7 +111,7 @@ static void adamw64(const adamw_case_t *c, const adamw_state_t *s, const float *
   slack[2] = OPS_U * 6 * v + FLT_MIN;
 }
 
-static void check_adamw(const adamw_case_t *c, int64_t count) {
+static void check_adamw(const adamw_case_t *c, int64_t count, int64_t decayed) {
   adamw_state_t s = {ops_uniform(count, 1, 1), ops_uniform(count, 1, 2), ops_uniform(count, 1, 3)};
   float *g = ops_uniform(count, 1, 4);
   for (int64_t i = 0; i < count; i++) s.v[i] = c->step == 1 ? 0 : s.v[i] * s.v[i];
@@ -107,27 +119,28 @@ static void check_adamw(const adamw_case_t *c, int64_t count) {
   if (count > 10) g[7] = s.m[7] = s.v[7] = 0; /* no gradient ever: decay alone */
   double *want[3], *slack[3];
   const double *scale = OPS_PUT(double, 1, c->scale);
+  const optim_now_t *now = OPS_PUT(optim_now_t, now_of(c, c->step));
   for (int j = 0; j < 3; j++) want[j] = ops_doubles(count), slack[j] = ops_doubles(count);
   for (int64_t i = 0; i < count; i++) {
     double w[3], o[3];
-    adamw64(c, &s, g, i, w, o);
+    adamw64(c, &s, g, i, i < decayed, w, o);
     for (int j = 0; j < 3; j++) want[j][i] = w[j], slack[j][i] = o[j];
   }
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .training = 1});
   while (ops_next(&trial)) {
     op_adamw_t op = {.count = count,
+                     .decayed = decayed,
                      .p = ops_copy(s.p, count),
                      .g = g,
                      .m = ops_copy(s.m, count),
                      .v = ops_copy(s.v, count),
                      .scale = scale,
-                     .lr = c->lr,
+                     .now = now,
                      .beta1 = c->beta1,
                      .beta2 = c->beta2,
                      .eps = c->eps,
-                     .weight_decay = c->weight_decay,
-                     .step = c->step};
+                     .weight_decay = c->weight_decay};
     atomic_store(&trial.cancel, 1); /* an update is made whole */
     OPS_RUN(&trial, adamw, &op);
     atomic_store(&trial.cancel, 0);
@@ -141,7 +154,11 @@ static void check_adamw(const adamw_case_t *c, int64_t count) {
 static void test_adamw(void **state) {
   (void)state;
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-    for (int j = 0; j < COUNTS - 1; j++) check_adamw(&cases[i], counts[j]);
+    for (int j = 0; j < COUNTS - 1; j++) {
+      check_adamw(&cases[i], counts[j], counts[j]);
+      check_adamw(&cases[i], counts[j], counts[j] / 3); /* within a vector, a tile, a chunk */
+    }
+  check_adamw(&cases[0], 100003, 0);
 }
 
 /* A decay of a few units in the last place of p is the right one on average: each p in [1, 2) is
@@ -152,28 +169,30 @@ static void test_small_decay_is_exact_on_average(void **state) {
   enum { COUNT = 10000 };
   float *before = ops_uniform(COUNT, 0.5f, 1), *nothing = ops_floats(COUNT);
   const double *scale = OPS_PUT(double, 0, 1);
+  const adamw_case_t c = {.lr = 3e-5f, .beta1 = 0.9f, .beta2 = 0.95f};
+  const optim_now_t *now = OPS_PUT(optim_now_t, now_of(&c, 1));
   double mean = 0;
   for (int64_t i = 0; i < COUNT; i++) before[i] += 1.5f, mean += before[i] / COUNT;
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .training = 1});
   while (ops_next(&trial)) {
     op_adamw_t op = {.count = COUNT,
+                     .decayed = COUNT,
                      .p = ops_copy(before, COUNT),
                      .g = nothing,
                      .m = ops_floats(COUNT),
                      .v = ops_floats(COUNT),
                      .scale = scale,
-                     .lr = 3e-5f,
-                     .beta1 = 0.9f,
-                     .beta2 = 0.95f,
+                     .now = now,
+                     .beta1 = c.beta1,
+                     .beta2 = c.beta2,
                      .eps = 1e-8f,
-                     .weight_decay = 0.1f,
-                     .step = 1};
+                     .weight_decay = 0.1f};
     OPS_RUN(&trial, adamw, &op);
     const float *after = op.p;
     double lost = 0;
     for (int64_t i = 0; i < COUNT; i++) lost += ((double)before[i] - after[i]) / COUNT;
-    double want = (double)op.lr * op.weight_decay * mean;
+    double want = (double)c.lr * op.weight_decay * mean;
     if (fabs(lost - want) > 5 * OPS_U / sqrt(3.0 * COUNT))
       fail_msg("%s: p lost %.6g on average, not %.6g", trial.path_name, lost, want);
   }
@@ -225,16 +244,16 @@ static masters_data_t masters_make(int64_t count) {
   return d;
 }
 
-static void check_masters_step(const ops_trial_t *trial, const op_adamw_t *wide,
+static void check_masters_step(const ops_trial_t *trial, int step, const op_adamw_t *wide,
                                const op_adamw_t *narrow) {
   const float *want = wide->p;
   const uint16_t *p = narrow->p;
   for (int64_t i = 0; i < wide->count; i++) {
     uint32_t got = p[i] * 65536u + (uint32_t)narrow->p_low[i];
     if (got != bits_of(want[i]) || !is_nearest(p[i], want[i]))
-      fail_msg("%s, step %lld: %lld of %lld: %04x and %d for the master %08x", trial->path_name,
-               (long long)wide->step, (long long)i, (long long)wide->count, p[i],
-               narrow->p_low[i], bits_of(want[i]));
+      fail_msg("%s, step %d: %lld of %lld: %04x and %d for the master %08x", trial->path_name,
+               step, (long long)i, (long long)wide->count, p[i], narrow->p_low[i],
+               bits_of(want[i]));
   }
   size_t bytes = (size_t)wide->count * sizeof(float);
   assert_memory_equal(narrow->m, wide->m, bytes);
@@ -245,12 +264,14 @@ static void check_masters_step(const ops_trial_t *trial, const op_adamw_t *wide,
 static void check_masters(const adamw_case_t *c, int64_t count) {
   masters_data_t d = masters_make(count);
   const double *scale = OPS_PUT(double, 1, c->scale);
+  optim_now_t *now = ops_memory(1, sizeof *now);
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .weight_dtype = NN_BF16, .training = 1});
   while (ops_next(&trial)) {
-    op_adamw_t wide = {.count = count, .p = ops_copy(d.p, count), .m = ops_floats(count),
-                       .v = ops_floats(count), .scale = scale, .lr = c->lr, .beta1 = c->beta1,
-                       .beta2 = c->beta2, .eps = c->eps, .weight_decay = c->weight_decay};
+    op_adamw_t wide = {.count = count, .decayed = count / 2, .p = ops_copy(d.p, count),
+                       .m = ops_floats(count), .v = ops_floats(count), .scale = scale, .now = now,
+                       .beta1 = c->beta1, .beta2 = c->beta2, .eps = c->eps,
+                       .weight_decay = c->weight_decay};
     op_adamw_t narrow = wide;
     uint16_t *p = ops_memory(count, sizeof *p);
     int16_t *low = ops_memory(count, sizeof *low);
@@ -262,10 +283,10 @@ static void check_masters(const adamw_case_t *c, int64_t count) {
     narrow.weight_dtype = NN_BF16, narrow.p = p, narrow.p_low = low;
     narrow.m = ops_floats(count), narrow.v = ops_floats(count);
     for (int s = 0; s < STEPS; s++) {
-      wide.g = narrow.g = d.g[s], wide.step = narrow.step = s + 1;
+      wide.g = narrow.g = d.g[s], *now = now_of(c, s + 1);
       OPS_RUN(&trial, adamw, &wide);
       OPS_RUN(&trial, adamw, &narrow);
-      check_masters_step(&trial, &wide, &narrow);
+      check_masters_step(&trial, s + 1, &wide, &narrow);
     }
     ops_check_bits(&trial, 0, "p", p, (size_t)count * sizeof *p);
     ops_check_bits(&trial, 1, "p_low", low, (size_t)count * sizeof *low);
@@ -292,16 +313,16 @@ static void test_adamw_refuses_a_norm_that_is_not_finite(void **state) {
       float *low = ops_uniform(COUNT, 1, 4); /* holds more than is needed, as p does for bf16 */
       const double *scale = OPS_PUT(double, norms[i % 2], 1);
       op_adamw_t op = {.count = COUNT,
+                       .decayed = COUNT,
                        .p = ops_copy(p, COUNT),
                        .g = p,
                        .m = ops_copy(m, COUNT),
                        .v = ops_copy(v, COUNT),
                        .scale = scale,
-                       .lr = 1,
+                       .now = OPS_PUT(optim_now_t, now_of(&cases[0], 1)),
                        .beta1 = 0.9f,
                        .beta2 = 0.95f,
-                       .eps = 1e-8f,
-                       .step = 1};
+                       .eps = 1e-8f};
       void *rest = ops_copy(low, COUNT);
       if (i / 2) op.weight_dtype = NN_BF16, op.p_low = rest;
       OPS_RUN(&trial, adamw, &op);
