@@ -1,10 +1,18 @@
 #include "infer/generate.h"
 
-static nn_status_t generate_append(nn_session_t *session, int64_t sequence, const int32_t *tokens,
-                                   int64_t count) {
+static nn_status_t generate_prefill(nn_session_t *session, int64_t sequence,
+                                    const int32_t *tokens, int64_t count) {
   nn_device_t *device = session->model->device;
   STATUS_TRY(device_enter(device));
   nn_status_t status = session_prefill(session, sequence, tokens, count, NULL);
+  device_leave(device);
+  return status;
+}
+
+static nn_status_t generate_decode(nn_session_t *session, int64_t sequence, int32_t token) {
+  nn_device_t *device = session->model->device;
+  STATUS_TRY(device_enter(device));
+  nn_status_t status = session_decode_one(session, sequence, token);
   device_leave(device);
   return status;
 }
@@ -30,7 +38,7 @@ nn_status_t generate(nn_session_t *session, int64_t sequence, const int32_t *pro
                      int64_t *count, int32_t *reason) {
   int64_t most = options->max_tokens ? options->max_tokens : INT64_MAX;
   if (tokens && most > capacity) most = capacity;
-  if (prompt_count) STATUS_TRY(generate_append(session, sequence, prompt, prompt_count));
+  if (prompt_count) STATUS_TRY(generate_prefill(session, sequence, prompt, prompt_count));
   int32_t why = 0;
   for (int64_t made = 0; !why;) {
     int32_t token;
@@ -50,7 +58,7 @@ nn_status_t generate(nn_session_t *session, int64_t sequence, const int32_t *pro
     else if (session->length[sequence] == session->options.max_len)
       why = NN_STOP_CONTEXT;
     else
-      STATUS_TRY(generate_append(session, sequence, &token, 1));
+      STATUS_TRY(generate_decode(session, sequence, token));
   }
   if (reason) *reason = why;
   return NN_OK;

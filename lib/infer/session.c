@@ -323,32 +323,50 @@ static nn_status_t session_step_all(const void *context) {
   return session_step(*session, (*session)->options.batch);
 }
 
-nn_status_t session_decode(nn_session_t *session, const int32_t *tokens, float *logits) {
-  int64_t vocab = session->model->config.vocab_size, rows = 0;
-  for (int64_t s = 0; s < session->options.batch; s++) {
-    if (tokens[s] < 0) continue;
-    session_host(session, ROW_ID)[rows] = tokens[s];
-    session_host(session, ROW_POSITION)[rows] = (int32_t)session->length[s];
-    session_host(session, ROW_SEQUENCE)[rows] = session_host(session, ROW_ATTEND)[rows] = (int32_t)s;
-    session_host(session, ROW_KV_LEN)[rows] = (int32_t)session->length[s] + 1;
-    session->fresh[s] = false;
-    rows++;
-  }
-  if (!rows) return NN_OK;
+/* Describes a row: the next token of a sequence. */
+static void session_describe(nn_session_t *session, int64_t row, int64_t sequence, int32_t token) {
+  session_host(session, ROW_ID)[row] = token;
+  session_host(session, ROW_POSITION)[row] = (int32_t)session->length[sequence];
+  session_host(session, ROW_SEQUENCE)[row] = session_host(session, ROW_ATTEND)[row] =
+      (int32_t)sequence;
+  session_host(session, ROW_KV_LEN)[row] = (int32_t)session->length[sequence] + 1;
+  session->fresh[sequence] = false;
+}
+
+/* The step over the described rows. */
+static nn_status_t session_advance(nn_session_t *session, int64_t rows) {
   STATUS_TRY(session_rows_in(session, rows));
-  if (rows == session->options.batch)
-    STATUS_TRY(replay_run(session->model->device, &session->step, session_step_all, &session));
-  else
-    STATUS_TRY(session_step(session, rows));
-  const int32_t *sequence = session_host(session, ROW_SEQUENCE);
-  for (int64_t row = 0; logits && row < rows; row++)
-    STATUS_TRY(session_logits_out(session, sequence[row], logits + sequence[row] * vocab));
+  if (rows < session->options.batch) return session_step(session, rows);
+  return replay_run(session->model->device, &session->step, session_step_all, &session);
+}
+
+/* The described tokens belong to their sequences from here on. */
+static void session_append(nn_session_t *session, int64_t rows) {
   for (int64_t row = 0; row < rows; row++) {
-    int64_t s = sequence[row];
+    int64_t s = session_host(session, ROW_SEQUENCE)[row];
     session->tokens[s * session->options.max_len + session->length[s]++] =
         session_host(session, ROW_ID)[row];
     session->fresh[s] = true;
   }
+}
+
+nn_status_t session_decode(nn_session_t *session, const int32_t *tokens, float *logits) {
+  int64_t vocab = session->model->config.vocab_size, rows = 0;
+  for (int64_t s = 0; s < session->options.batch; s++)
+    if (tokens[s] >= 0) session_describe(session, rows++, s, tokens[s]);
+  if (!rows) return NN_OK;
+  STATUS_TRY(session_advance(session, rows));
+  const int32_t *sequence = session_host(session, ROW_SEQUENCE);
+  for (int64_t row = 0; logits && row < rows; row++)
+    STATUS_TRY(session_logits_out(session, sequence[row], logits + sequence[row] * vocab));
+  session_append(session, rows);
+  return NN_OK;
+}
+
+nn_status_t session_decode_one(nn_session_t *session, int64_t sequence, int32_t token) {
+  session_describe(session, 0, sequence, token);
+  STATUS_TRY(session_advance(session, 1));
+  session_append(session, 1);
   return NN_OK;
 }
 

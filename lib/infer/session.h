@@ -59,6 +59,7 @@ void session_free(nn_session_t *session);
 nn_status_t session_prefill(nn_session_t *session, int64_t sequence, const int32_t *tokens,
                             int64_t count, float *logits);
 nn_status_t session_decode(nn_session_t *session, const int32_t *tokens, float *logits);
+nn_status_t session_decode_one(nn_session_t *session, int64_t sequence, int32_t token);
 nn_status_t session_sample(nn_session_t *session, int64_t sequence,
                            const nn_sample_options_t *options, int32_t *token);
 
