@@ -1,12 +1,13 @@
 /* A GPU's operations at the shapes of moe-6.9b, in bf16: 4 x 4096 tokens of training, and decoding.
- * Each is called several times between two looks at the clock, with one wait for the device at the
- * end, so that launches overlap as they do in a step. */
+ * Each is called many times between two events in the device's stream, so that launches overlap as
+ * they do in a step. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/device.h"
 #include "bench.h"
+#include "gpu_clock.h"
 
 enum { BATCH = 4, SEQ = 4096, TOKENS = BATCH * SEQ, CACHE = 4096, SAMPLES = 9 };
 
@@ -17,6 +18,7 @@ typedef struct gpu {
   const bench_ceilings_t *peak;
   nn_model_config_t config;
   uint64_t filled;
+  gpu_clock_t *clock;
 } gpu_t;
 
 static void *gpu_alloc(gpu_t *gpu, size_t bytes) {
@@ -51,11 +53,6 @@ static int32_t *gpu_ids(gpu_t *gpu, int64_t count, int64_t step, int64_t first, 
   return data;
 }
 
-static void gpu_wait(const gpu_t *gpu) {
-  char byte;
-  TRY(gpu->table->copy_out(gpu->place, &byte, gpu->scratch.data, 1));
-}
-
 typedef nn_status_t (*gpu_fn)(backend_device_t *, const void *, backend_scratch_t);
 
 static int gpu_compare(const void *a, const void *b) {
@@ -67,17 +64,17 @@ static void gpu_run(const gpu_t *gpu, const char *name, gpu_fn fn, const void *o
                     bench_work_t work) {
   if (!report_wanted("gpu", name)) return;
   double times[SAMPLES];
-  for (int i = 0; i < 3; i++) TRY(fn(gpu->place, op, gpu->scratch));
-  gpu_wait(gpu);
-  double begin = bench_now();
-  TRY(fn(gpu->place, op, gpu->scratch));
-  gpu_wait(gpu);
-  int64_t turns = (int64_t)(0.02 / (bench_now() - begin)) + 1;
+  double once = 0;
+  for (int i = 0; i < 4; i++) { /* the last after three for warming up */
+    gpu_clock_begin(gpu->clock);
+    TRY(fn(gpu->place, op, gpu->scratch));
+    once = gpu_clock_end(gpu->clock);
+  }
+  int64_t turns = (int64_t)(0.02 / once) + 1;
   for (int i = 0; i < SAMPLES; i++) {
-    begin = bench_now();
+    gpu_clock_begin(gpu->clock);
     for (int64_t t = 0; t < turns; t++) TRY(fn(gpu->place, op, gpu->scratch));
-    gpu_wait(gpu);
-    times[i] = (bench_now() - begin) / (double)turns;
+    times[i] = gpu_clock_end(gpu->clock) / (double)turns;
   }
   qsort(times, SAMPLES, sizeof *times, gpu_compare);
   report_line("gpu", name, times[SAMPLES / 2], times[0], turns * SAMPLES, work, "");
@@ -95,8 +92,6 @@ static bench_work_t bytes_of(const gpu_t *gpu, double amount) {
 
 /* ---- ceilings ---- */
 
-void gpu_bandwidth(int device, double *read, double *copy);
-
 static double gpu_product_rate(gpu_t *gpu, int32_t dtype, int64_t size) {
   op_matmul_t op = {.m = size, .n = size, .k = size, .lda = size, .ldb = size, .ldd = size};
   op.a_dtype = op.b_dtype = op.d_dtype = dtype, op.trans_b = 1;
@@ -106,10 +101,10 @@ static double gpu_product_rate(gpu_t *gpu, int32_t dtype, int64_t size) {
   op.a = a, op.b = b, op.d = d;
   double best[5];
   for (int i = -2; i < 5; i++) {
-    double begin = bench_now();
+    gpu_clock_begin(gpu->clock);
     for (int t = 0; t < 10; t++) TRY(gpu->table->matmul(gpu->place, &op, gpu->scratch));
-    gpu_wait(gpu);
-    if (i >= 0) best[i] = (bench_now() - begin) / 10;
+    double seconds = gpu_clock_end(gpu->clock);
+    if (i >= 0) best[i] = seconds / 10;
   }
   qsort(best, 5, sizeof *best, gpu_compare);
   gpu->table->free(gpu->place, a, bytes);
@@ -128,6 +123,9 @@ static void gpu_dense(gpu_t *gpu) {
   op.d = y, op.ldd = qkv, op.a_dtype = op.b_dtype = op.d_dtype = NN_BF16;
   double work = 2.0 * TOKENS * (double)(qkv * h);
   RUN(gpu, "matmul qkv forward", matmul, op, flops(gpu, work));
+  op_column_sum_t sum = {.n = TOKENS, .width = qkv, .act_dtype = NN_BF16, .x = x, .ldx = qkv};
+  sum.out = dw;
+  RUN(gpu, "column sum", column_sum, sum, bytes_of(gpu, 2.0 * TOKENS * (double)qkv));
   op_matmul_t dx = {.m = TOKENS, .n = h, .k = qkv, .a = y, .lda = qkv, .b = w, .ldb = h, .d = x};
   dx.ldd = h, dx.a_dtype = dx.b_dtype = dx.d_dtype = NN_BF16;
   RUN(gpu, "matmul qkv data gradient", matmul, dx, flops(gpu, work));
@@ -191,30 +189,41 @@ static void gpu_optimizer(gpu_t *gpu) {
   gpu->table->free(gpu->place, adam.v, (size_t)count * 4);
 }
 
-static void gpu_attention(gpu_t *gpu) {
-  int64_t heads = gpu->config.heads, q = heads * 64, width = q + 2 * 64;
+/* As many heads as make hidden; one key-value head. */
+static void gpu_attention(gpu_t *gpu, int64_t dim) {
+  int64_t q = gpu->config.hidden, heads = q / dim, width = q + 2 * dim;
+  char name[64];
   char *qkv = gpu_bf16(gpu, TOKENS * width), *d = gpu_bf16(gpu, TOKENS * width);
-  op_attention_t op = {.batch = BATCH, .q_len = SEQ, .heads = heads, .kv_heads = 1, .head_dim = 64};
-  op.act_dtype = NN_BF16, op.q = qkv, op.k = qkv + 2 * q, op.v = qkv + 2 * (q + 64);
+  op_attention_t op = {.batch = BATCH, .q_len = SEQ, .heads = heads, .kv_heads = 1};
+  op.head_dim = dim, op.act_dtype = NN_BF16;
+  op.q = qkv, op.k = qkv + 2 * q, op.v = qkv + 2 * (q + dim);
   op.ldq = op.ldkv = width, op.kv_batch = SEQ * width, op.scale = 0.125f;
   op.o = gpu_bf16(gpu, TOKENS * q), op.lse = gpu_alloc(gpu, (size_t)(TOKENS * heads) * sizeof(float));
   double work = 2.0 * TOKENS * (double)(q * SEQ); /* two products, half of each masked */
-  RUN(gpu, "attention forward, 4 x 4096", attention, op, flops(gpu, work));
+  snprintf(name, sizeof name, "attention forward, 4 x 4096, width %lld", (long long)dim);
+  RUN(gpu, name, attention, op, flops(gpu, work));
   op_attention_bwd_t back = {.batch = BATCH, .q_len = SEQ, .heads = heads, .kv_heads = 1};
-  back.head_dim = 64, back.act_dtype = NN_BF16, back.q = op.q, back.k = op.k, back.v = op.v;
+  back.head_dim = dim, back.act_dtype = NN_BF16, back.q = op.q, back.k = op.k, back.v = op.v;
   back.ldq = back.ldkv = width, back.kv_batch = op.kv_batch, back.scale = op.scale;
   back.o = op.o, back.dout = gpu_bf16(gpu, TOKENS * q), back.lse = op.lse;
-  back.dq = d, back.dk = d + 2 * q, back.dv = d + 2 * (q + 64);
-  RUN(gpu, "attention backward, 4 x 4096", attention_bwd, back, flops(gpu, 2.5 * work));
+  back.dq = d, back.dk = d + 2 * q, back.dv = d + 2 * (q + dim);
+  snprintf(name, sizeof name, "attention backward, 4 x 4096, width %lld", (long long)dim);
+  RUN(gpu, name, attention_bwd, back, flops(gpu, 2.5 * work));
   for (int64_t batch = 1; batch <= 32; batch *= 32) {
-    char name[64];
     op_attention_t one = op;
-    one.batch = batch, one.q_len = 1, one.lse = NULL, one.ldkv = 64, one.kv_batch = CACHE * 64;
+    one.batch = batch, one.q_len = 1, one.lse = NULL, one.ldkv = dim, one.kv_batch = CACHE * dim;
     one.kv_len = gpu_ids(gpu, batch, 0, CACHE, CACHE + 1);
-    one.k = gpu_bf16(gpu, batch * CACHE * 64), one.v = gpu_bf16(gpu, batch * CACHE * 64);
-    snprintf(name, sizeof name, "attention, %lld of 4096 keys, 1 query", (long long)batch);
-    RUN(gpu, name, attention, one, bytes_of(gpu, 4.0 * (double)(batch * CACHE * 64)));
+    one.k = gpu_bf16(gpu, batch * CACHE * dim), one.v = gpu_bf16(gpu, batch * CACHE * dim);
+    snprintf(name, sizeof name, "attention, %lld of 4096 keys, 1 query, width %lld",
+             (long long)batch, (long long)dim);
+    RUN(gpu, name, attention, one, bytes_of(gpu, 4.0 * (double)(batch * CACHE * dim)));
   }
+  if (dim != 64) return;
+  op_kv_store_t store = {.n = TOKENS, .width = dim, .act_dtype = NN_BF16, .k = op.k, .v = op.v};
+  store.ld = width, store.cache_batch = SEQ * dim;
+  store.sequence = gpu_ids(gpu, TOKENS, 0, 0, 1), store.position = gpu_ids(gpu, TOKENS, 1, 0, SEQ);
+  store.k_cache = gpu_bf16(gpu, SEQ * dim), store.v_cache = gpu_bf16(gpu, SEQ * dim);
+  RUN(gpu, "keys and values into the cache", kv_store, store, bytes_of(gpu, 8.0 * TOKENS * (double)dim));
 }
 
 /* One layer's 453 MB of weights exceed the L2 cache by themselves. */
@@ -272,6 +281,9 @@ static void gpu_head(gpu_t *gpu) {
   op_matmul_t head = {.m = 1, .n = vocab, .k = h, .trans_b = 1, .a = op.x, .lda = h, .b = op.w, .ldb = h};
   head.a_dtype = head.b_dtype = NN_BF16, head.d = gpu_alloc(gpu, (size_t)vocab * 4), head.ldd = vocab;
   RUN(gpu, "matmul head, 1 row", matmul, head, bytes_of(gpu, 2.0 * (double)(vocab * h)));
+  op_softmax_t softmax = {.n = 256, .width = vocab, .x = gpu_normal(gpu, 256 * vocab, NN_F32, 1)};
+  softmax.y = gpu_alloc(gpu, (size_t)(256 * vocab) * 4);
+  RUN(gpu, "softmax, 256 rows of logits", softmax, softmax, bytes_of(gpu, 8.0 * 256 * (double)vocab));
   op_sample_t sample = {.vocab = vocab, .logits = head.d, .token = gpu_alloc(gpu, 64)};
   RUN(gpu, "sample greedy", sample, sample, bytes_of(gpu, 4.0 * (double)vocab));
   sample.temperature = 0.8f, sample.top_k = 40, sample.top_p = 0.9f, sample.seed = 1;
@@ -292,16 +304,21 @@ bench_ceilings_t bench_gpu(nn_device_t *device, int32_t index) {
   gpu.scratch.bytes = gpu.table->workspace_bytes(gpu.place, &limits);
   gpu.scratch.data = gpu_alloc(&gpu, gpu.scratch.bytes);
   gpu_bandwidth(index, &peak.read_bytes, &peak.copy_bytes);
+  backend_info_t info = {.struct_size = sizeof info};
+  gpu.table->describe(gpu.place, &info);
+  gpu.clock = gpu_clock_open(index, info.queue);
   peak.bf16_flops = gpu_product_rate(&gpu, NN_BF16, 8192);
   peak.fp32_flops = gpu_product_rate(&gpu, NN_F32, 4096);
   report_ceilings("GPU", &peak);
   gpu_dense(&gpu);
   gpu_elementwise(&gpu);
   gpu_optimizer(&gpu);
-  gpu_attention(&gpu);
+  gpu_attention(&gpu, 64);
+  gpu_attention(&gpu, 128);
   gpu_moe(&gpu, TOKENS);
   gpu_moe(&gpu, 1);
   gpu_moe(&gpu, 32);
   gpu_head(&gpu);
+  gpu_clock_close(gpu.clock);
   return peak; /* the process's end gives the buffers back */
 }

@@ -186,6 +186,7 @@ static void backend_describe(const backend_device_t *device, backend_info_t *inf
   found.dlpack_id = device->index;
   found.act_dtype = NN_BF16;
   found.model = device->model;
+  found.queue = device->stream;
   memcpy(info, &found, info->struct_size < sizeof found ? info->struct_size : sizeof found);
 }
 

@@ -400,6 +400,7 @@ typedef struct backend_info {
   int32_t dlpack_device, dlpack_id; /* DLDeviceType and number of the device memory, for DLPack */
   int32_t act_dtype;   /* of activations beside NN_BF16 parameters: NN_F32 or NN_BF16 */
   const char *model;   /* such as "NVIDIA H200"; lives as long as the device */
+  void *queue;         /* CUDA: the cudaStream_t in which all runs, for timing; else NULL */
 } backend_info_t;
 
 typedef struct backend_graph backend_graph_t; /* owned by the backend */
