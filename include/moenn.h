@@ -285,8 +285,21 @@ NN_API nn_status_t nn_tensor_from_dlpack(nn_device_t *device, void *managed, nn_
 
 /** Families: whose parameter names, shapes and config.json keys a saved folder carries. */
 enum {
-  NN_FAMILY_MIXTRAL = 0, /**< MixtralForCausalLM: the mixture-of-experts transformer. */
-  NN_FAMILY_GPT2 = 1     /**< GPT2LMHeadModel: dense. */
+  NN_FAMILY_MIXTRAL = 0,      /**< MixtralForCausalLM: the mixture-of-experts transformer. */
+  NN_FAMILY_GPT2 = 1,         /**< GPT2LMHeadModel: dense. */
+  NN_FAMILY_LLAMA = 2,        /**< LlamaForCausalLM: dense. */
+  NN_FAMILY_MISTRAL = 3,      /**< MistralForCausalLM: dense, with a window. */
+  NN_FAMILY_QWEN2 = 4,        /**< Qwen2ForCausalLM: dense, biases on q, k and v. */
+  NN_FAMILY_QWEN3 = 5,        /**< Qwen3ForCausalLM: dense, a norm per head of q and k. */
+  NN_FAMILY_OLMOE = 6,        /**< OlmoeForCausalLM: experts, norms of whole rows of q and k. */
+  NN_FAMILY_QWEN2_MOE = 7,    /**< Qwen2MoeForCausalLM: experts and a gated shared expert. */
+  NN_FAMILY_QWEN3_MOE = 8,    /**< Qwen3MoeForCausalLM: experts, a norm per head of q and k. */
+  NN_FAMILY_GRANITEMOE = 9,   /**< GraniteMoeForCausalLM: experts, four multipliers. */
+  NN_FAMILY_GPT_OSS = 10,     /**< GptOssForCausalLM: experts with biases, sinks, a window. */
+  NN_FAMILY_DEEPSEEK_V2 = 11, /**< DeepseekV2ForCausalLM: latent attention, shared experts. */
+  NN_FAMILY_DEEPSEEK_V3 = 12, /**< DeepseekV3ForCausalLM: the same, sigmoid routing in groups. */
+  NN_FAMILY_GLM4_MOE = 13,    /**< Glm4MoeForCausalLM: sigmoid routing, shared experts. */
+  NN_FAMILY_PHIMOE = 14       /**< PhimoeForCausalLM: experts, LayerNorm, sparse mixer. */
 };
 
 /** Which linear layers of a block have a bias, a bit mask. */
@@ -294,8 +307,10 @@ enum {
   NN_BIAS_NONE = 0, /**< None. */
   NN_BIAS_QKV = 1,  /**< Query, key and value projections. */
   NN_BIAS_O = 2,    /**< Attention's output projection. */
-  NN_BIAS_FFN = 4,  /**< The feed-forward network's. */
-  NN_BIAS_ALL = 7   /**< All of them. */
+  NN_BIAS_FFN = 4,  /**< The feed-forward networks', experts and dense layers alike. */
+  NN_BIAS_ALL = 7,  /**< All of the three above. */
+  NN_BIAS_ROUTER = 8, /**< The router's, part of its logits. */
+  NN_BIAS_HEAD = 16 /**< The head's. */
 };
 
 /** Normalisations. */
@@ -306,14 +321,16 @@ enum {
 
 /** How positions enter. */
 enum {
-  NN_POSITION_ROPE = 0,   /**< Rotary, halves rotated against each other (Su et al., 2021). */
+  NN_POSITION_ROPE = 0,   /**< Rotary (Su et al., 2021). */
   NN_POSITION_LEARNED = 1 /**< A learned vector added to the embedding. */
 };
 
 /** Feed-forward networks. */
 enum {
   NN_FFN_SWIGLU = 0,   /**< down(silu(gate(x)) * up(x)) (Shazeer, 2020). */
-  NN_FFN_GELU_TANH = 1 /**< proj(gelu(fc(x))), gelu by its tanh approximation. */
+  NN_FFN_GELU_TANH = 1, /**< proj(gelu(fc(x))), gelu by its tanh approximation. */
+  NN_FFN_SWIGLU_CLAMPED = 2 /**< down(g * sigmoid(1.702 g) * (u + 1)), g = min(gate(x), limit),
+                                 u = up(x) clamped to +-limit, limit being swiglu_limit. */
 };
 
 /** Normalisations of the load-balancing loss; f_i: share of routed slots, P_i: mean probability. */
@@ -321,6 +338,44 @@ enum {
   NN_AUX_SWITCH = 0, /**< Sum over layers of E * sum_i f_i P_i, sum of f 1 (Fedus et al., 2021). */
   NN_AUX_JOINT = 1   /**< E * k * sum_i f_i P_i, f and P averaged over all layers before the
                           product, as Hugging Face transformers computes it. */
+};
+
+/** Norms of queries and keys: RMS with norm_eps, before RoPE. */
+enum {
+  NN_QK_NORM_NONE = 0, /**< None. */
+  NN_QK_NORM_HEAD = 1, /**< Of each head, with one weight [head_dim] for all heads. */
+  NN_QK_NORM_FULL = 2  /**< Of the whole row of all heads, with a weight as wide. */
+};
+
+/** What a router makes of its logits, in fp32. */
+enum {
+  NN_SCORE_SOFTMAX = 0,     /**< Softmax over all experts. */
+  NN_SCORE_SIGMOID = 1,     /**< Sigmoid of each logit. */
+  NN_SCORE_SPARSE_MIXER = 2 /**< Top 1 twice, each time softmax over the logits l that are near the
+                                 largest m: (m - l) / max(|l|, m) <= 2 router_eps. */
+};
+
+/** What becomes of the scores of the experts that were chosen. */
+enum {
+  NN_ROUTER_NORM_SUM = 0, /**< Each is divided by their sum. */
+  NN_ROUTER_NORM_NONE = 1 /**< They are the weights as they are. */
+};
+
+/** How experts' scores, choice biases added, make their group's. */
+enum {
+  NN_GROUP_MAX = 0, /**< The largest. */
+  NN_GROUP_TOP2 = 1 /**< The sum of the two largest. */
+};
+
+/** How RoPE's angles are scaled to lengths beyond those trained. */
+enum {
+  NN_ROPE_NONE = 0,    /**< They are not. */
+  NN_ROPE_LINEAR = 1,  /**< Frequencies divided by rope_factor (Chen et al., 2023). */
+  NN_ROPE_DYNAMIC = 2, /**< Sequences of n > context tokens rotate with a base of rope_theta *
+                            (rope_factor n / context - rope_factor + 1)^(d/(d-2)), d rotary_dim. */
+  NN_ROPE_YARN = 3,    /**< By frequency, rope_beta_ bounding the ramp (Peng et al., 2023). */
+  NN_ROPE_LLAMA3 = 4   /**< By wavelength, between original context / rope_low_freq and
+                            / rope_high_freq, as Llama 3.1 does. */
 };
 
 /** A model's architecture. Begin with a preset or a config.json, or set members by hand; zero means
@@ -338,7 +393,7 @@ typedef struct nn_model_config_t {
   int64_t heads;        /**< Query heads. */
   int64_t kv_heads;     /**< Key-value heads; divides heads. 0: heads. */
   int64_t head_dim;     /**< Width of a head, at most 256, even with RoPE. 0: hidden / heads. */
-  int64_t ffn;          /**< Width inside the FFN (of one expert). */
+  int64_t ffn;          /**< Width inside the FFN (of one routed expert). */
   int64_t experts;      /**< Experts per layer, at most 1024. 0: a dense FFN. */
   int64_t top_k;        /**< Experts per token, at most 64. Required with experts. */
   int32_t biases;       /**< NN_BIAS_ mask. */
@@ -356,7 +411,65 @@ typedef struct nn_model_config_t {
   float capacity_factor; /**< An expert takes at most ceil(factor * tokens * k / E) slots of a
                               training batch, first tokens first; the rest are dropped. At most
                               1024. 0: none is. */
+  int64_t dense_ffn;    /**< Width inside the FFN of a mixture's dense layers. 0: ffn. */
+  uint64_t dense_layers[4]; /**< Bit l % 64 of word l / 64: layer l of a mixture has a dense FFN
+                                 instead of experts. Such a model has at most 256 layers. */
+  int64_t window;       /**< A query sees the last window keys, its own among them. 0: all. */
+  uint64_t window_layers[4]; /**< Which layers have the window, bits as in dense_layers; all zero:
+                                  every layer. */
+  int32_t qk_norm;      /**< NN_QK_NORM_ value. */
+  float qkv_clip;       /**< Queries, keys and values are clamped to +-qkv_clip, behind qk_norm.
+                             0: they are not. */
+  int64_t shared_ffn;   /**< Width of the expert that every token of a mixture's sparse layers goes
+                             through. 0: there is none. */
+  int32_t shared_gate;  /**< 1: what it gives is multiplied by sigmoid(<x, g>), g a parameter. */
+  int32_t router_score; /**< NN_SCORE_ value. */
+  int32_t router_norm;  /**< NN_ROUTER_NORM_ value. */
+  float router_scale;   /**< Multiplies experts' weights. 0: 1. */
+  int32_t router_choice_bias; /**< 1: a parameter per expert is added to its score for the choice
+                                   alone, has no gradient and is not trained. */
+  int32_t router_group_score; /**< NN_GROUP_ value. */
+  int64_t router_groups; /**< Experts are in this many groups of neighbours, and only those of the
+                              best router_top_groups are chosen from; divides experts. 0: one
+                              group. */
+  int64_t router_top_groups; /**< Required with router_groups, at most as many; 0 without. */
+  float router_eps;     /**< Of NN_SCORE_SPARSE_MIXER. */
+  int32_t attention_sinks; /**< 1: a parameter per query head joins its softmax as one more logit,
+                                which has no value. */
+  float embedding_scale; /**< Multiplies embeddings. 0: 1. */
+  float residual_scale; /**< Multiplies what attention and FFN add to the residual stream. 0: 1. */
+  float attention_scale; /**< Multiplies attention's scores. 0: 1 / sqrt(head_dim), and with
+                              rope_mscale_all_dim m and YaRN also (0.1 m ln(rope_factor) + 1)^2. */
+  float logit_scale;    /**< Multiplies logits. 0: 1. */
+  int64_t rotary_dim;   /**< RoPE rotates the first rotary_dim elements of a head, an even number.
+                             0: head_dim, or rope_head_dim with latent attention. */
+  int32_t rope_interleaved; /**< 0: element i is rotated against i + rotary_dim / 2. 1: 2i against
+                                 2i + 1. */
+  int32_t rope_scaling; /**< NN_ROPE_ value, which the next members that begin with rope_ belong
+                             to. */
+  int64_t rope_original_context; /**< Longest sequence trained before scaling. 0: context. */
+  float rope_factor;    /**< At least 1. 0: 1, or with YaRN context / rope_original_context. */
+  float rope_beta_fast; /**< YaRN. 0: 32. */
+  float rope_beta_slow; /**< YaRN. 0: 1. */
+  float rope_low_freq;  /**< Llama 3. 0: 1. */
+  float rope_high_freq; /**< Llama 3, above rope_low_freq. 0: 4. */
+  float rope_attention_factor; /**< YaRN: multiplies cosine and sine. 0: g(rope_mscale) /
+                                    g(rope_mscale_all_dim) where both are given, else g(1), with
+                                    g(m) = 0.1 m ln(rope_factor) + 1. */
+  float rope_mscale;    /**< YaRN. 0: not given. */
+  float rope_mscale_all_dim; /**< YaRN. 0: not given. */
+  int32_t rope_no_truncate; /**< YaRN: 1: the ramp's ends are not rounded to whole dimensions. */
+  float swiglu_limit;   /**< Of NN_FFN_SWIGLU_CLAMPED, which needs it. */
+  int64_t q_rank;       /**< Latent attention (DeepSeek-AI, 2024): width of the queries' latent. 0:
+                             queries are projected at once. */
+  int64_t kv_rank;      /**< Width of the latent of keys and values. 0: no latent attention. */
+  int64_t rope_head_dim; /**< With kv_rank: how many of the head_dim elements of a query or key, the
+                              last ones, carry positions. */
+  int64_t value_head_dim; /**< With kv_rank: width of a value. 0: head_dim. */
 } nn_model_config_t;
+
+/* Functions that write a configuration for a caller of an older header fail with
+ * NN_ERR_STRUCT_SIZE where one of the members that the caller does not know is not zero. */
 
 /** Fills a configuration by name: "tiny", "small", "moe-6.9b", "gpt2-124m", "gpt2-350m",
  *  "gpt2-774m", "gpt2-1558m". Any other: NN_ERR_NOT_FOUND.
@@ -375,9 +488,11 @@ NN_API nn_status_t nn_config_from_json(const char *text, size_t bytes, nn_model_
 NN_API nn_status_t nn_config_to_json(const nn_model_config_t *config, char *text, size_t capacity,
                                      size_t *required);
 
-/** Checks a configuration and writes the defaults in place of zeros. NN_ERR_ARGUMENT names the
- *  first member that is out of range or does not fit another; NN_ERR_UNSUPPORTED a combination that
- *  the family has no published form for. */
+/** Checks a configuration and writes the defaults in place of zeros, in members before dense_ffn;
+ *  those behind keep their zeros. NN_ERR_ARGUMENT names the first member that is out of range or
+ *  does not fit another; NN_ERR_UNSUPPORTED a combination that the family has no published form
+ *  for. A valid configuration may still be one that this release does not compute: then making,
+ *  loading or planning such a model is NN_ERR_UNSUPPORTED and names the member. */
 NN_API nn_status_t nn_config_validate(nn_model_config_t *config);
 
 /* ------------------------------------------------------------------------------------------------

@@ -163,8 +163,12 @@ class Parser:
             members = []
             while not self.accept("}"):
                 kind, name = self.declarator()
+                member = {"name": name, "type": kind}
+                if self.accept("["):
+                    member["count"] = number(self.take()[1])
+                    self.take("]")
                 self.take(";")
-                members.append({"name": name, "type": kind, "comment": self.doc_after()})
+                members.append({**member, "comment": self.doc_after()})
             name = self.word()
             self.take(";")
             self.api["structs"].append({"name": name, "comment": doc, "members": members})

@@ -10,8 +10,21 @@ type Family int32
 
 // Families.
 const (
-	FamilyMixtral Family = C.NN_FAMILY_MIXTRAL // The mixture-of-experts transformer.
-	FamilyGPT2    Family = C.NN_FAMILY_GPT2    // Dense.
+	FamilyMixtral    Family = C.NN_FAMILY_MIXTRAL // The mixture-of-experts transformer.
+	FamilyGPT2       Family = C.NN_FAMILY_GPT2    // Dense.
+	FamilyLlama      Family = C.NN_FAMILY_LLAMA
+	FamilyMistral    Family = C.NN_FAMILY_MISTRAL
+	FamilyQwen2      Family = C.NN_FAMILY_QWEN2
+	FamilyQwen3      Family = C.NN_FAMILY_QWEN3
+	FamilyOLMoE      Family = C.NN_FAMILY_OLMOE
+	FamilyQwen2MoE   Family = C.NN_FAMILY_QWEN2_MOE
+	FamilyQwen3MoE   Family = C.NN_FAMILY_QWEN3_MOE
+	FamilyGraniteMoE Family = C.NN_FAMILY_GRANITEMOE
+	FamilyGPTOSS     Family = C.NN_FAMILY_GPT_OSS
+	FamilyDeepSeekV2 Family = C.NN_FAMILY_DEEPSEEK_V2
+	FamilyDeepSeekV3 Family = C.NN_FAMILY_DEEPSEEK_V3
+	FamilyGLM4MoE    Family = C.NN_FAMILY_GLM4_MOE
+	FamilyPhiMoE     Family = C.NN_FAMILY_PHIMOE
 )
 
 // Biases is a mask of the linear layers of a block that have a bias.
@@ -19,11 +32,13 @@ type Biases int32
 
 // Biases.
 const (
-	BiasNone Biases = C.NN_BIAS_NONE
-	BiasQKV  Biases = C.NN_BIAS_QKV // Query, key and value projections.
-	BiasO    Biases = C.NN_BIAS_O   // Attention's output projection.
-	BiasFFN  Biases = C.NN_BIAS_FFN // The feed-forward network's.
-	BiasAll  Biases = C.NN_BIAS_ALL
+	BiasNone   Biases = C.NN_BIAS_NONE
+	BiasQKV    Biases = C.NN_BIAS_QKV    // Query, key and value projections.
+	BiasO      Biases = C.NN_BIAS_O      // Attention's output projection.
+	BiasFFN    Biases = C.NN_BIAS_FFN    // The feed-forward network's.
+	BiasAll    Biases = C.NN_BIAS_ALL    // The three above.
+	BiasRouter Biases = C.NN_BIAS_ROUTER // The router's.
+	BiasHead   Biases = C.NN_BIAS_HEAD   // The head's.
 )
 
 // Norm is a normalisation.
@@ -49,8 +64,9 @@ type FFN int32
 
 // Feed-forward networks.
 const (
-	FFNSwiGLU   FFN = C.NN_FFN_SWIGLU
-	FFNGELUTanh FFN = C.NN_FFN_GELU_TANH
+	FFNSwiGLU        FFN = C.NN_FFN_SWIGLU
+	FFNGELUTanh      FFN = C.NN_FFN_GELU_TANH
+	FFNSwiGLUClamped FFN = C.NN_FFN_SWIGLU_CLAMPED
 )
 
 // AuxLoss is a normalisation of the load-balancing loss.
@@ -62,33 +78,136 @@ const (
 	AuxJoint  AuxLoss = C.NN_AUX_JOINT  // Of all layers' averages, as transformers computes it.
 )
 
+// QKNorm says which norm queries and keys have.
+type QKNorm int32
+
+// Norms of queries and keys.
+const (
+	QKNormNone QKNorm = C.NN_QK_NORM_NONE
+	QKNormHead QKNorm = C.NN_QK_NORM_HEAD // Of each head.
+	QKNormFull QKNorm = C.NN_QK_NORM_FULL // Of the whole row.
+)
+
+// Score is what a router makes of its logits.
+type Score int32
+
+// Scores.
+const (
+	ScoreSoftmax     Score = C.NN_SCORE_SOFTMAX
+	ScoreSigmoid     Score = C.NN_SCORE_SIGMOID
+	ScoreSparseMixer Score = C.NN_SCORE_SPARSE_MIXER
+)
+
+// RouterNorm says what becomes of the chosen experts' scores.
+type RouterNorm int32
+
+// Norms of weights.
+const (
+	RouterNormSum  RouterNorm = C.NN_ROUTER_NORM_SUM  // Divided by their sum.
+	RouterNormNone RouterNorm = C.NN_ROUTER_NORM_NONE // Weights as they are.
+)
+
+// GroupScore is how experts' scores make their group's.
+type GroupScore int32
+
+// Group scores.
+const (
+	GroupMax  GroupScore = C.NN_GROUP_MAX
+	GroupTop2 GroupScore = C.NN_GROUP_TOP2 // The sum of the two largest.
+)
+
+// RoPEScaling is how RoPE is scaled to longer sequences.
+type RoPEScaling int32
+
+// Scalings of RoPE.
+const (
+	RoPENone    RoPEScaling = C.NN_ROPE_NONE
+	RoPELinear  RoPEScaling = C.NN_ROPE_LINEAR
+	RoPEDynamic RoPEScaling = C.NN_ROPE_DYNAMIC
+	RoPEYaRN    RoPEScaling = C.NN_ROPE_YARN
+	RoPELlama3  RoPEScaling = C.NN_ROPE_LLAMA3
+)
+
 // Config is a model's architecture. Begin with [Preset] or [ParseConfig], or set fields by hand; zero
 // means the default that moenn.h gives. VocabSize, Context, Layers, Hidden, Heads and FFN have none.
 type Config struct {
-	Family         Family
-	Norm           Norm
-	Position       Position
-	FFNKind        FFN
-	VocabSize      int
-	Context        int // Longest sequence trained.
-	Layers         int
-	Hidden         int
-	Heads          int
-	KVHeads        int // 0: Heads.
-	HeadDim        int // 0: Hidden / Heads.
-	FFN            int // Width inside the FFN (of one expert).
-	Experts        int // Per layer. 0: a dense FFN.
-	TopK           int // Experts per token.
-	Biases         Biases
-	TiedHead       bool
-	NormEps        float32 // 0: 1e-5.
-	RoPETheta      float32 // 0: 10000.
-	RoPENTKAlpha   float32 // How many times its context a session may stretch the model. 0: 1.
-	InitStd        float32 // 0: 0.02.
-	AuxLossCoef    float32 // 0: none.
-	AuxLoss        AuxLoss
-	ZLossCoef      float32 // 0: none.
-	CapacityFactor float32 // 0: no slot is dropped.
+	Family              Family
+	Norm                Norm
+	Position            Position
+	FFNKind             FFN
+	VocabSize           int
+	Context             int // Longest sequence trained.
+	Layers              int
+	Hidden              int
+	Heads               int
+	KVHeads             int // 0: Heads.
+	HeadDim             int // 0: Hidden / Heads.
+	FFN                 int // Width inside the FFN (of one expert).
+	Experts             int // Per layer. 0: a dense FFN.
+	TopK                int // Experts per token.
+	Biases              Biases
+	TiedHead            bool
+	NormEps             float32 // 0: 1e-5.
+	RoPETheta           float32 // 0: 10000.
+	RoPENTKAlpha        float32 // How many times its context a session may stretch the model. 0: 1.
+	InitStd             float32 // 0: 0.02.
+	AuxLossCoef         float32 // 0: none.
+	AuxLoss             AuxLoss
+	ZLossCoef           float32   // 0: none.
+	CapacityFactor      float32   // 0: no slot is dropped.
+	DenseFFN            int       // Width inside the FFN of a mixture's dense layers. 0: FFN.
+	DenseLayers         [4]uint64 // Bit l%64 of word l/64: layer l has a dense FFN.
+	Window              int       // A query sees this many keys. 0: all.
+	WindowLayers        [4]uint64 // Bits as in DenseLayers. All zero: every layer.
+	QKNorm              QKNorm
+	QKVClip             float32 // 0: none.
+	SharedFFN           int     // Width of the shared expert. 0: none.
+	SharedGate          bool    // The shared expert has a gate.
+	RouterScore         Score
+	RouterNorm          RouterNorm
+	RouterScale         float32 // 0: 1.
+	RouterChoiceBias    bool    // A bias for the choice of experts alone.
+	RouterGroupScore    GroupScore
+	RouterGroups        int // 0: one group.
+	RouterTopGroups     int
+	RouterEps           float32 // Of ScoreSparseMixer.
+	AttentionSinks      bool
+	EmbeddingScale      float32 // 0: 1.
+	ResidualScale       float32 // 0: 1.
+	AttentionScale      float32 // 0: 1 / sqrt(HeadDim).
+	LogitScale          float32 // 0: 1.
+	RotaryDim           int     // 0: HeadDim.
+	RoPEInterleaved     bool
+	RoPEScaling         RoPEScaling
+	RoPEOriginalContext int // 0: Context.
+	RoPEFactor          float32
+	RoPEBetaFast        float32 // 0: 32.
+	RoPEBetaSlow        float32 // 0: 1.
+	RoPELowFreq         float32 // 0: 1.
+	RoPEHighFreq        float32 // 0: 4.
+	RoPEAttentionFactor float32
+	RoPEMscale          float32
+	RoPEMscaleAllDim    float32
+	RoPENoTruncate      bool
+	SwigluLimit         float32 // Of FFNSwiGLUClamped.
+	QRank               int     // 0: queries are projected at once.
+	KVRank              int     // 0: no latent attention.
+	RoPEHeadDim         int
+	ValueHeadDim        int // 0: HeadDim.
+}
+
+func layerWords(layers [4]uint64) (words [4]C.uint64_t) {
+	for i, word := range layers {
+		words[i] = C.uint64_t(word)
+	}
+	return
+}
+
+func layersOf(words [4]C.uint64_t) (layers [4]uint64) {
+	for i, word := range words {
+		layers[i] = uint64(word)
+	}
+	return
 }
 
 func (config *Config) c() C.nn_model_config_t {
@@ -106,6 +225,45 @@ func (config *Config) c() C.nn_model_config_t {
 		rope_ntk_alpha: C.float(config.RoPENTKAlpha), init_std: C.float(config.InitStd),
 		aux_loss_coef: C.float(config.AuxLossCoef), aux_loss: C.int32_t(config.AuxLoss),
 		z_loss_coef: C.float(config.ZLossCoef), capacity_factor: C.float(config.CapacityFactor),
+		dense_ffn:             C.int64_t(config.DenseFFN),
+		dense_layers:          layerWords(config.DenseLayers),
+		window:                C.int64_t(config.Window),
+		window_layers:         layerWords(config.WindowLayers),
+		qk_norm:               C.int32_t(config.QKNorm),
+		qkv_clip:              C.float(config.QKVClip),
+		shared_ffn:            C.int64_t(config.SharedFFN),
+		shared_gate:           toInt32(config.SharedGate),
+		router_score:          C.int32_t(config.RouterScore),
+		router_norm:           C.int32_t(config.RouterNorm),
+		router_scale:          C.float(config.RouterScale),
+		router_choice_bias:    toInt32(config.RouterChoiceBias),
+		router_group_score:    C.int32_t(config.RouterGroupScore),
+		router_groups:         C.int64_t(config.RouterGroups),
+		router_top_groups:     C.int64_t(config.RouterTopGroups),
+		router_eps:            C.float(config.RouterEps),
+		attention_sinks:       toInt32(config.AttentionSinks),
+		embedding_scale:       C.float(config.EmbeddingScale),
+		residual_scale:        C.float(config.ResidualScale),
+		attention_scale:       C.float(config.AttentionScale),
+		logit_scale:           C.float(config.LogitScale),
+		rotary_dim:            C.int64_t(config.RotaryDim),
+		rope_interleaved:      toInt32(config.RoPEInterleaved),
+		rope_scaling:          C.int32_t(config.RoPEScaling),
+		rope_original_context: C.int64_t(config.RoPEOriginalContext),
+		rope_factor:           C.float(config.RoPEFactor),
+		rope_beta_fast:        C.float(config.RoPEBetaFast),
+		rope_beta_slow:        C.float(config.RoPEBetaSlow),
+		rope_low_freq:         C.float(config.RoPELowFreq),
+		rope_high_freq:        C.float(config.RoPEHighFreq),
+		rope_attention_factor: C.float(config.RoPEAttentionFactor),
+		rope_mscale:           C.float(config.RoPEMscale),
+		rope_mscale_all_dim:   C.float(config.RoPEMscaleAllDim),
+		rope_no_truncate:      toInt32(config.RoPENoTruncate),
+		swiglu_limit:          C.float(config.SwigluLimit),
+		q_rank:                C.int64_t(config.QRank),
+		kv_rank:               C.int64_t(config.KVRank),
+		rope_head_dim:         C.int64_t(config.RoPEHeadDim),
+		value_head_dim:        C.int64_t(config.ValueHeadDim),
 	}
 }
 
@@ -119,7 +277,46 @@ func configOf(c *C.nn_model_config_t) Config {
 		RoPETheta: float32(c.rope_theta), RoPENTKAlpha: float32(c.rope_ntk_alpha),
 		InitStd: float32(c.init_std), AuxLossCoef: float32(c.aux_loss_coef),
 		AuxLoss: AuxLoss(c.aux_loss), ZLossCoef: float32(c.z_loss_coef),
-		CapacityFactor: float32(c.capacity_factor),
+		CapacityFactor:      float32(c.capacity_factor),
+		DenseFFN:            int(c.dense_ffn),
+		DenseLayers:         layersOf(c.dense_layers),
+		Window:              int(c.window),
+		WindowLayers:        layersOf(c.window_layers),
+		QKNorm:              QKNorm(c.qk_norm),
+		QKVClip:             float32(c.qkv_clip),
+		SharedFFN:           int(c.shared_ffn),
+		SharedGate:          c.shared_gate != 0,
+		RouterScore:         Score(c.router_score),
+		RouterNorm:          RouterNorm(c.router_norm),
+		RouterScale:         float32(c.router_scale),
+		RouterChoiceBias:    c.router_choice_bias != 0,
+		RouterGroupScore:    GroupScore(c.router_group_score),
+		RouterGroups:        int(c.router_groups),
+		RouterTopGroups:     int(c.router_top_groups),
+		RouterEps:           float32(c.router_eps),
+		AttentionSinks:      c.attention_sinks != 0,
+		EmbeddingScale:      float32(c.embedding_scale),
+		ResidualScale:       float32(c.residual_scale),
+		AttentionScale:      float32(c.attention_scale),
+		LogitScale:          float32(c.logit_scale),
+		RotaryDim:           int(c.rotary_dim),
+		RoPEInterleaved:     c.rope_interleaved != 0,
+		RoPEScaling:         RoPEScaling(c.rope_scaling),
+		RoPEOriginalContext: int(c.rope_original_context),
+		RoPEFactor:          float32(c.rope_factor),
+		RoPEBetaFast:        float32(c.rope_beta_fast),
+		RoPEBetaSlow:        float32(c.rope_beta_slow),
+		RoPELowFreq:         float32(c.rope_low_freq),
+		RoPEHighFreq:        float32(c.rope_high_freq),
+		RoPEAttentionFactor: float32(c.rope_attention_factor),
+		RoPEMscale:          float32(c.rope_mscale),
+		RoPEMscaleAllDim:    float32(c.rope_mscale_all_dim),
+		RoPENoTruncate:      c.rope_no_truncate != 0,
+		SwigluLimit:         float32(c.swiglu_limit),
+		QRank:               int(c.q_rank),
+		KVRank:              int(c.kv_rank),
+		RoPEHeadDim:         int(c.rope_head_dim),
+		ValueHeadDim:        int(c.value_head_dim),
 	}
 }
 

@@ -265,6 +265,10 @@ func TestConfigFields(t *testing.T) {
 			field.SetBool(true)
 		case reflect.Float32:
 			field.SetFloat(float64(i + 1))
+		case reflect.Array:
+			for word := 0; word < field.Len(); word++ {
+				field.Index(word).SetUint(1<<63 + uint64(word))
+			}
 		default:
 			field.SetInt(int64(i + 1))
 		}

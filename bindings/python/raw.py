@@ -23,6 +23,11 @@ ENUMS = {
     "NN_POSITION_ROPE": ("Position", "IntEnum", ("NN_POSITION_",)),
     "NN_FFN_SWIGLU": ("Ffn", "IntEnum", ("NN_FFN_",)),
     "NN_AUX_SWITCH": ("AuxLoss", "IntEnum", ("NN_AUX_",)),
+    "NN_QK_NORM_NONE": ("QkNorm", "IntEnum", ("NN_QK_NORM_",)),
+    "NN_SCORE_SOFTMAX": ("Score", "IntEnum", ("NN_SCORE_",)),
+    "NN_ROUTER_NORM_SUM": ("RouterNorm", "IntEnum", ("NN_ROUTER_NORM_",)),
+    "NN_GROUP_MAX": ("GroupScore", "IntEnum", ("NN_GROUP_",)),
+    "NN_ROPE_NONE": ("RopeScaling", "IntEnum", ("NN_ROPE_",)),
     "NN_RECOMPUTE_NONE": ("Recompute", "IntEnum", ("NN_RECOMPUTE_",)),
     "NN_MOMENT_FIRST": ("Moment", "IntEnum", ("NN_MOMENT_",)),
     "NN_SCHEDULE_CONSTANT": ("ScheduleKind", "IntEnum", ("NN_SCHEDULE_",)),
@@ -72,6 +77,13 @@ class Raw:
             return "c_void_p", "Any" if where == "parameter" else "Optional[int]"
         raise SystemExit(f"raw.py: no rule for the type {spelled}")
 
+    def member(self, member):
+        """The ctypes type and the type hint of a struct's member, which may be an array."""
+        kind, hint = self.kind(member["type"], "member")
+        if "count" not in member:
+            return kind, hint
+        return f"{kind} * {member['count']}", f"ctypes.Array[{kind}]"
+
     def add(self, *lines):
         self.lines += lines
 
@@ -107,7 +119,7 @@ class Raw:
             inside = ", ".join([result[0]] + [kind for kind, _ in kinds])
             self.add(f"{entry['name']} = CFUNCTYPE({inside})")
         for entry in self.api["structs"]:
-            members = [(m["name"], *self.kind(m["type"], "member")) for m in entry["members"]]
+            members = [(m["name"], *self.member(m)) for m in entry["members"]]
             self.add("", "", f"class {entry['name']}(ctypes.Structure):",
                      f'    """{entry["comment"]}"""', "")
             self.add(*(f"    {name}: {hint}" for name, _, hint in members))

@@ -76,7 +76,8 @@ def check_raw():
         expect(handle["name"], handle["tag"], match and match[1])
     for struct in API["structs"]:
         match = re.search(rf"#\[repr\(C\)\]\n#\[derive[^\n]*\]\npub struct {struct['name']} {{(.*?)\n}}", RAW, re.S)
-        members = [(m["name"], rust(m["type"])) for m in struct["members"]]
+        members = [(m["name"], f"[{rust(m['type'])}; {m['count']}usize]" if "count" in m else rust(m["type"]))
+                   for m in struct["members"]]
         expect(struct["name"], members, match and pairs(match[1].replace("pub ", "")))
     for callback in API["callbacks"]:
         match = re.search(rf"pub type {callback['name']} = ::std::option::Option<\s*unsafe extern \"C\" fn\("

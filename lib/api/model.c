@@ -1,28 +1,21 @@
 /* Exported functions of nn_model_t that do not train, and the byte plans. */
 #include "model/model.h"
 
+#include "api/config.h"
 #include "base/mem.h"
 #include "format/folder.h"
 #include "format/llmc.h"
 #include "infer/session.h"
-#include "model/config.h"
 #include "model/plan.h"
 #include "model/training.h"
 #include "train/optim.h"
-
-/* The caller's configuration, validated. */
-static nn_status_t model_read_config(const nn_model_config_t *config, nn_model_config_t *valid) {
-  STATUS_REQUIRE(config);
-  STATUS_TRY(status_read_options(valid, sizeof *valid, sizeof *valid, config, "nn_model_config_t"));
-  return config_validate(valid);
-}
 
 nn_status_t nn_plan_training(nn_device_t *device, const nn_model_config_t *config, int32_t dtype,
                              const nn_train_options_t *options, nn_plan_t *plan) {
   STATUS_REQUIRE(device);
   STATUS_TRY(status_check_result(plan, sizeof *plan, "nn_plan_t"));
   nn_model_config_t valid;
-  STATUS_TRY(model_read_config(config, &valid));
+  STATUS_TRY(api_config_read(config, "nn_model_config_t", &valid));
   nn_train_options_t asked, checked;
   STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_train_options_t"));
   STATUS_TRY(training_check(&valid, dtype, &asked, &checked));
@@ -45,7 +38,7 @@ nn_status_t nn_plan_inference(nn_device_t *device, const nn_model_config_t *conf
   STATUS_REQUIRE(device);
   STATUS_TRY(status_check_result(plan, sizeof *plan, "nn_plan_t"));
   nn_model_config_t valid;
-  STATUS_TRY(model_read_config(config, &valid));
+  STATUS_TRY(api_config_read(config, "nn_model_config_t", &valid));
   nn_session_options_t asked, checked;
   STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_session_options_t"));
   STATUS_TRY(session_check(&valid, &asked, &checked));
@@ -73,7 +66,7 @@ nn_status_t nn_model_create(nn_device_t *device, const nn_model_config_t *config
   STATUS_REQUIRE(device);
   STATUS_REQUIRE(model);
   nn_model_config_t valid;
-  STATUS_TRY(model_read_config(config, &valid));
+  STATUS_TRY(api_config_read(config, "nn_model_config_t", &valid));
   STATUS_TRY(model_check_dtype(dtype));
   nn_model_t *made;
   STATUS_TRY(model_allocate(device, &valid, dtype, &made));
@@ -163,9 +156,8 @@ void nn_model_destroy(nn_model_t *model) {
 
 nn_status_t nn_model_config(const nn_model_t *model, nn_model_config_t *config) {
   STATUS_REQUIRE(model);
-  STATUS_TRY(status_check_result(config, sizeof *config, "nn_model_config_t"));
-  status_write_result(config, &model->config, sizeof model->config);
-  return NN_OK;
+  STATUS_TRY(api_config_check(config, "nn_model_config_t"));
+  return api_config_write(config, &model->config);
 }
 
 int64_t nn_model_parameter_count(const nn_model_t *model) { return model ? model->params.count : 0; }

@@ -5,6 +5,7 @@
 
 #include "base/dtype.h"
 #include "base/mem.h"
+#include "model/config.h"
 #include "model/training.h"
 
 nn_status_t model_check_dtype(int32_t dtype) {
@@ -23,6 +24,7 @@ nn_status_t model_check_ids(const nn_model_config_t *config, const int32_t *ids,
 
 nn_status_t model_allocate(nn_device_t *device, const nn_model_config_t *config, int32_t dtype,
                            nn_model_t **model) {
+  STATUS_TRY(config_check_computed(config));
   void *got = NULL;
   STATUS_TRY(mem_alloc(1, sizeof(nn_model_t), &got));
   nn_model_t *made = got;

@@ -1,10 +1,12 @@
 #include "model/plan.h"
 
 #include "base/mem.h"
+#include "model/config.h"
 #include "model/model.h"
 
 nn_status_t plan_model(const nn_model_config_t *config, int32_t dtype, nn_plan_t *plan) {
   STATUS_TRY(model_check_dtype(dtype));
+  STATUS_TRY(config_check_computed(config));
   param_table_t counts;
   STATUS_TRY(param_table_count(config, &counts));
   plan->parameters = counts.elements;

@@ -9,7 +9,8 @@ fi
 "$CC" -std=c11 -Wall -Wextra -Wpedantic -Werror -I"$SOURCE_DIR/include" -fsyntax-only "$pins" ||
   fail "the header does not have the pinned layout"
 
-# "SIZE(struct," and "PIN(struct, type, member," of each struct, "IS(name," of each enumerator.
+# "SIZE(struct,", "PIN(struct, type, member," or "PIN_ARRAY(struct, type, member, count," of each struct,
+# "IS(name," of each enumerator.
 header_lines | awk '
   /^ *typedef struct nn_[a-z0-9_]+ *\{/ { inside = 1; count = 0; next }
   /^ *enum *\{/ { listing = 1; next }
@@ -26,12 +27,19 @@ header_lines | awk '
   inside && /^ *nn_[a-z0-9_]+ *;/ {
     gsub(/[ ;]/, "")
     print "SIZE(" $0 ","
-    for (i = 0; i < count; i++) print "PIN(" $0 ", " type[i] ", " member[i] ","
+    for (i = 0; i < count; i++)
+      print (size[i] ? "PIN_ARRAY(" : "PIN(") $0 ", " type[i] ", " member[i] "," (size[i] ? " " size[i] "," : "")
     inside = 0
     next
   }
   inside {
     gsub(/^ +|[ ;]+$/, "")
+    size[count] = 0
+    if (sub(/\]$/, "")) {
+      size[count] = $0
+      sub(/.*\[/, "", size[count])
+      sub(/\[.*/, "")
+    }
     type[count] = member[count] = $0
     sub(/ *[a-z0-9_]+$/, "", type[count])
     sub(/.*[ *]/, "", member[count])

@@ -25,8 +25,9 @@ from ._errors import (AllocationError, ArgumentError, CancelledError, CapacityEr
 from ._library import version
 from ._model import ExpertStats, Loss, Model
 from ._optim import Optimizer
-from ._raw import (AuxLoss, Bias, ByteToken, CpuPath, DType, Family, Ffn, Moment, Norm, Position,
-                   Recompute, ScheduleKind, Status, Stop)
+from ._raw import (AuxLoss, Bias, ByteToken, CpuPath, DType, Family, Ffn, GroupScore, Moment, Norm,
+                   Position, QkNorm, Recompute, RopeScaling, RouterNorm, ScheduleKind, Score, Status,
+                   Stop)
 from ._session import Completion, Generation, Sampling, Session
 from ._tensor import Tensor, dtype_bytes
 from ._text import Dataset, DatasetInfo, Tokenizer
@@ -37,8 +38,9 @@ __all__ = [
     "AllocationError", "ArgumentError", "AuxLoss", "Bias", "ByteToken", "CancelledError",
     "CapacityError", "ClosedError", "Completion", "Config", "CpuPath", "DType", "Dataset",
     "DatasetInfo", "Device", "DeviceError", "DeviceInfo", "ExpertStats", "Family", "Ffn", "FileError",
-    "FormatError", "Generation", "Loss", "Memory", "Model", "MoennError", "Moment", "NonfiniteError",
-    "Norm", "NotFoundError", "Optimizer", "Plan", "Position", "Recompute", "Sampling", "Schedule",
-    "ScheduleKind", "Session", "StateError", "Status", "Stop", "StructSizeError", "Tensor",
-    "Tokenizer", "UnsupportedError", "dtype_bytes", "version",
+    "FormatError", "Generation", "GroupScore", "Loss", "Memory", "Model", "MoennError", "Moment",
+    "NonfiniteError", "Norm", "NotFoundError", "Optimizer", "Plan", "Position", "QkNorm", "Recompute",
+    "RopeScaling", "RouterNorm", "Sampling", "Schedule", "ScheduleKind", "Score", "Session",
+    "StateError", "Status", "Stop", "StructSizeError", "Tensor", "Tokenizer", "UnsupportedError",
+    "dtype_bytes", "version",
 ]

@@ -4,23 +4,27 @@ from __future__ import annotations
 import ctypes
 from ctypes import byref, c_float, c_size_t
 from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple, Union
+from typing import NamedTuple, Tuple, Union
 
 from ._device import Device
 from ._library import check, lib
-from ._raw import (AuxLoss, Bias, DType, Family, Ffn, Norm, Position, Recompute, ScheduleKind, Status,
-                   nn_model_config_t, nn_plan_t, nn_schedule_t, nn_session_options_t,
-                   nn_train_options_t)
+from ._raw import (AuxLoss, Bias, DType, Family, Ffn, GroupScore, Norm, Position, QkNorm, Recompute,
+                   RopeScaling, RouterNorm, ScheduleKind, Score, Status, nn_model_config_t, nn_plan_t,
+                   nn_schedule_t, nn_session_options_t, nn_train_options_t)
 from ._struct import make, name_bytes, read
 
 _ENUMS = {"family": Family, "norm": Norm, "position": Position, "ffn_kind": Ffn, "biases": Bias,
-          "tied_head": bool, "aux_loss": AuxLoss}
+          "tied_head": bool, "aux_loss": AuxLoss, "dense_layers": tuple, "window_layers": tuple,
+          "qk_norm": QkNorm, "shared_gate": bool, "router_score": Score, "router_norm": RouterNorm,
+          "router_choice_bias": bool, "router_group_score": GroupScore, "attention_sinks": bool,
+          "rope_interleaved": bool, "rope_scaling": RopeScaling, "rope_no_truncate": bool}
 
 
 @dataclass
 class Config:
     """A model's architecture; zero means the default that moenn.h gives. What must be given:
-    vocab_size, context, layers, hidden, heads, ffn."""
+    vocab_size, context, layers, hidden, heads, ffn. dense_layers and window_layers are four words of
+    64 layers each."""
 
     family: Family = Family.MIXTRAL
     norm: Norm = Norm.RMS
@@ -46,6 +50,45 @@ class Config:
     aux_loss: AuxLoss = AuxLoss.SWITCH
     z_loss_coef: float = 0.0
     capacity_factor: float = 0.0
+    dense_ffn: int = 0
+    dense_layers: Tuple[int, ...] = (0, 0, 0, 0)
+    window: int = 0
+    window_layers: Tuple[int, ...] = (0, 0, 0, 0)
+    qk_norm: QkNorm = QkNorm.NONE
+    qkv_clip: float = 0.0
+    shared_ffn: int = 0
+    shared_gate: bool = False
+    router_score: Score = Score.SOFTMAX
+    router_norm: RouterNorm = RouterNorm.SUM
+    router_scale: float = 0.0
+    router_choice_bias: bool = False
+    router_group_score: GroupScore = GroupScore.MAX
+    router_groups: int = 0
+    router_top_groups: int = 0
+    router_eps: float = 0.0
+    attention_sinks: bool = False
+    embedding_scale: float = 0.0
+    residual_scale: float = 0.0
+    attention_scale: float = 0.0
+    logit_scale: float = 0.0
+    rotary_dim: int = 0
+    rope_interleaved: bool = False
+    rope_scaling: RopeScaling = RopeScaling.NONE
+    rope_original_context: int = 0
+    rope_factor: float = 0.0
+    rope_beta_fast: float = 0.0
+    rope_beta_slow: float = 0.0
+    rope_low_freq: float = 0.0
+    rope_high_freq: float = 0.0
+    rope_attention_factor: float = 0.0
+    rope_mscale: float = 0.0
+    rope_mscale_all_dim: float = 0.0
+    rope_no_truncate: bool = False
+    swiglu_limit: float = 0.0
+    q_rank: int = 0
+    kv_rank: int = 0
+    rope_head_dim: int = 0
+    value_head_dim: int = 0
 
     @classmethod
     def preset(cls, name: str) -> Config:

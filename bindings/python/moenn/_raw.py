@@ -73,6 +73,19 @@ class Family(IntEnum):
 
     MIXTRAL = 0
     GPT2 = 1
+    LLAMA = 2
+    MISTRAL = 3
+    QWEN2 = 4
+    QWEN3 = 5
+    OLMOE = 6
+    QWEN2_MOE = 7
+    QWEN3_MOE = 8
+    GRANITEMOE = 9
+    GPT_OSS = 10
+    DEEPSEEK_V2 = 11
+    DEEPSEEK_V3 = 12
+    GLM4_MOE = 13
+    PHIMOE = 14
 
 
 class Bias(IntFlag):
@@ -83,6 +96,8 @@ class Bias(IntFlag):
     O = 2
     FFN = 4
     ALL = 7
+    ROUTER = 8
+    HEAD = 16
 
 
 class Norm(IntEnum):
@@ -104,6 +119,7 @@ class Ffn(IntEnum):
 
     SWIGLU = 0
     GELU_TANH = 1
+    SWIGLU_CLAMPED = 2
 
 
 class AuxLoss(IntEnum):
@@ -111,6 +127,46 @@ class AuxLoss(IntEnum):
 
     SWITCH = 0
     JOINT = 1
+
+
+class QkNorm(IntEnum):
+    """Norms of queries and keys: RMS with norm_eps, before RoPE."""
+
+    NONE = 0
+    HEAD = 1
+    FULL = 2
+
+
+class Score(IntEnum):
+    """What a router makes of its logits, in fp32."""
+
+    SOFTMAX = 0
+    SIGMOID = 1
+    SPARSE_MIXER = 2
+
+
+class RouterNorm(IntEnum):
+    """What becomes of the scores of the experts that were chosen."""
+
+    SUM = 0
+    NONE = 1
+
+
+class GroupScore(IntEnum):
+    """How experts' scores, choice biases added, make their group's."""
+
+    MAX = 0
+    TOP2 = 1
+
+
+class RopeScaling(IntEnum):
+    """How RoPE's angles are scaled to lengths beyond those trained."""
+
+    NONE = 0
+    LINEAR = 1
+    DYNAMIC = 2
+    YARN = 3
+    LLAMA3 = 4
 
 
 class Recompute(IntEnum):
@@ -265,6 +321,45 @@ class nn_model_config_t(ctypes.Structure):
     aux_loss: int
     z_loss_coef: float
     capacity_factor: float
+    dense_ffn: int
+    dense_layers: ctypes.Array[c_uint64]
+    window: int
+    window_layers: ctypes.Array[c_uint64]
+    qk_norm: int
+    qkv_clip: float
+    shared_ffn: int
+    shared_gate: int
+    router_score: int
+    router_norm: int
+    router_scale: float
+    router_choice_bias: int
+    router_group_score: int
+    router_groups: int
+    router_top_groups: int
+    router_eps: float
+    attention_sinks: int
+    embedding_scale: float
+    residual_scale: float
+    attention_scale: float
+    logit_scale: float
+    rotary_dim: int
+    rope_interleaved: int
+    rope_scaling: int
+    rope_original_context: int
+    rope_factor: float
+    rope_beta_fast: float
+    rope_beta_slow: float
+    rope_low_freq: float
+    rope_high_freq: float
+    rope_attention_factor: float
+    rope_mscale: float
+    rope_mscale_all_dim: float
+    rope_no_truncate: int
+    swiglu_limit: float
+    q_rank: int
+    kv_rank: int
+    rope_head_dim: int
+    value_head_dim: int
     _fields_ = [
         ("struct_size", c_size_t),
         ("family", c_int32),
@@ -291,6 +386,45 @@ class nn_model_config_t(ctypes.Structure):
         ("aux_loss", c_int32),
         ("z_loss_coef", c_float),
         ("capacity_factor", c_float),
+        ("dense_ffn", c_int64),
+        ("dense_layers", c_uint64 * 4),
+        ("window", c_int64),
+        ("window_layers", c_uint64 * 4),
+        ("qk_norm", c_int32),
+        ("qkv_clip", c_float),
+        ("shared_ffn", c_int64),
+        ("shared_gate", c_int32),
+        ("router_score", c_int32),
+        ("router_norm", c_int32),
+        ("router_scale", c_float),
+        ("router_choice_bias", c_int32),
+        ("router_group_score", c_int32),
+        ("router_groups", c_int64),
+        ("router_top_groups", c_int64),
+        ("router_eps", c_float),
+        ("attention_sinks", c_int32),
+        ("embedding_scale", c_float),
+        ("residual_scale", c_float),
+        ("attention_scale", c_float),
+        ("logit_scale", c_float),
+        ("rotary_dim", c_int64),
+        ("rope_interleaved", c_int32),
+        ("rope_scaling", c_int32),
+        ("rope_original_context", c_int64),
+        ("rope_factor", c_float),
+        ("rope_beta_fast", c_float),
+        ("rope_beta_slow", c_float),
+        ("rope_low_freq", c_float),
+        ("rope_high_freq", c_float),
+        ("rope_attention_factor", c_float),
+        ("rope_mscale", c_float),
+        ("rope_mscale_all_dim", c_float),
+        ("rope_no_truncate", c_int32),
+        ("swiglu_limit", c_float),
+        ("q_rank", c_int64),
+        ("kv_rank", c_int64),
+        ("rope_head_dim", c_int64),
+        ("value_head_dim", c_int64),
     ]
 
 

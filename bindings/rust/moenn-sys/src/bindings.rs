@@ -235,12 +235,27 @@ extern "C" {
 }
 pub const NN_FAMILY_MIXTRAL: _bindgen_ty_5 = 0;
 pub const NN_FAMILY_GPT2: _bindgen_ty_5 = 1;
+pub const NN_FAMILY_LLAMA: _bindgen_ty_5 = 2;
+pub const NN_FAMILY_MISTRAL: _bindgen_ty_5 = 3;
+pub const NN_FAMILY_QWEN2: _bindgen_ty_5 = 4;
+pub const NN_FAMILY_QWEN3: _bindgen_ty_5 = 5;
+pub const NN_FAMILY_OLMOE: _bindgen_ty_5 = 6;
+pub const NN_FAMILY_QWEN2_MOE: _bindgen_ty_5 = 7;
+pub const NN_FAMILY_QWEN3_MOE: _bindgen_ty_5 = 8;
+pub const NN_FAMILY_GRANITEMOE: _bindgen_ty_5 = 9;
+pub const NN_FAMILY_GPT_OSS: _bindgen_ty_5 = 10;
+pub const NN_FAMILY_DEEPSEEK_V2: _bindgen_ty_5 = 11;
+pub const NN_FAMILY_DEEPSEEK_V3: _bindgen_ty_5 = 12;
+pub const NN_FAMILY_GLM4_MOE: _bindgen_ty_5 = 13;
+pub const NN_FAMILY_PHIMOE: _bindgen_ty_5 = 14;
 pub type _bindgen_ty_5 = ::std::os::raw::c_uint;
 pub const NN_BIAS_NONE: _bindgen_ty_6 = 0;
 pub const NN_BIAS_QKV: _bindgen_ty_6 = 1;
 pub const NN_BIAS_O: _bindgen_ty_6 = 2;
 pub const NN_BIAS_FFN: _bindgen_ty_6 = 4;
 pub const NN_BIAS_ALL: _bindgen_ty_6 = 7;
+pub const NN_BIAS_ROUTER: _bindgen_ty_6 = 8;
+pub const NN_BIAS_HEAD: _bindgen_ty_6 = 16;
 pub type _bindgen_ty_6 = ::std::os::raw::c_uint;
 pub const NN_NORM_RMS: _bindgen_ty_7 = 0;
 pub const NN_NORM_LAYER: _bindgen_ty_7 = 1;
@@ -250,10 +265,31 @@ pub const NN_POSITION_LEARNED: _bindgen_ty_8 = 1;
 pub type _bindgen_ty_8 = ::std::os::raw::c_uint;
 pub const NN_FFN_SWIGLU: _bindgen_ty_9 = 0;
 pub const NN_FFN_GELU_TANH: _bindgen_ty_9 = 1;
+pub const NN_FFN_SWIGLU_CLAMPED: _bindgen_ty_9 = 2;
 pub type _bindgen_ty_9 = ::std::os::raw::c_uint;
 pub const NN_AUX_SWITCH: _bindgen_ty_10 = 0;
 pub const NN_AUX_JOINT: _bindgen_ty_10 = 1;
 pub type _bindgen_ty_10 = ::std::os::raw::c_uint;
+pub const NN_QK_NORM_NONE: _bindgen_ty_11 = 0;
+pub const NN_QK_NORM_HEAD: _bindgen_ty_11 = 1;
+pub const NN_QK_NORM_FULL: _bindgen_ty_11 = 2;
+pub type _bindgen_ty_11 = ::std::os::raw::c_uint;
+pub const NN_SCORE_SOFTMAX: _bindgen_ty_12 = 0;
+pub const NN_SCORE_SIGMOID: _bindgen_ty_12 = 1;
+pub const NN_SCORE_SPARSE_MIXER: _bindgen_ty_12 = 2;
+pub type _bindgen_ty_12 = ::std::os::raw::c_uint;
+pub const NN_ROUTER_NORM_SUM: _bindgen_ty_13 = 0;
+pub const NN_ROUTER_NORM_NONE: _bindgen_ty_13 = 1;
+pub type _bindgen_ty_13 = ::std::os::raw::c_uint;
+pub const NN_GROUP_MAX: _bindgen_ty_14 = 0;
+pub const NN_GROUP_TOP2: _bindgen_ty_14 = 1;
+pub type _bindgen_ty_14 = ::std::os::raw::c_uint;
+pub const NN_ROPE_NONE: _bindgen_ty_15 = 0;
+pub const NN_ROPE_LINEAR: _bindgen_ty_15 = 1;
+pub const NN_ROPE_DYNAMIC: _bindgen_ty_15 = 2;
+pub const NN_ROPE_YARN: _bindgen_ty_15 = 3;
+pub const NN_ROPE_LLAMA3: _bindgen_ty_15 = 4;
+pub type _bindgen_ty_15 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct nn_model_config_t {
@@ -282,6 +318,45 @@ pub struct nn_model_config_t {
     pub aux_loss: i32,
     pub z_loss_coef: f32,
     pub capacity_factor: f32,
+    pub dense_ffn: i64,
+    pub dense_layers: [u64; 4usize],
+    pub window: i64,
+    pub window_layers: [u64; 4usize],
+    pub qk_norm: i32,
+    pub qkv_clip: f32,
+    pub shared_ffn: i64,
+    pub shared_gate: i32,
+    pub router_score: i32,
+    pub router_norm: i32,
+    pub router_scale: f32,
+    pub router_choice_bias: i32,
+    pub router_group_score: i32,
+    pub router_groups: i64,
+    pub router_top_groups: i64,
+    pub router_eps: f32,
+    pub attention_sinks: i32,
+    pub embedding_scale: f32,
+    pub residual_scale: f32,
+    pub attention_scale: f32,
+    pub logit_scale: f32,
+    pub rotary_dim: i64,
+    pub rope_interleaved: i32,
+    pub rope_scaling: i32,
+    pub rope_original_context: i64,
+    pub rope_factor: f32,
+    pub rope_beta_fast: f32,
+    pub rope_beta_slow: f32,
+    pub rope_low_freq: f32,
+    pub rope_high_freq: f32,
+    pub rope_attention_factor: f32,
+    pub rope_mscale: f32,
+    pub rope_mscale_all_dim: f32,
+    pub rope_no_truncate: i32,
+    pub swiglu_limit: f32,
+    pub q_rank: i64,
+    pub kv_rank: i64,
+    pub rope_head_dim: i64,
+    pub value_head_dim: i64,
 }
 extern "C" {
     pub fn nn_config_preset(
@@ -322,10 +397,10 @@ pub struct nn_plan_t {
     pub cache_bytes: i64,
     pub total_bytes: i64,
 }
-pub const NN_RECOMPUTE_NONE: _bindgen_ty_11 = 0;
-pub const NN_RECOMPUTE_BLOCK: _bindgen_ty_11 = 1;
-pub const NN_RECOMPUTE_FFN: _bindgen_ty_11 = 2;
-pub type _bindgen_ty_11 = ::std::os::raw::c_uint;
+pub const NN_RECOMPUTE_NONE: _bindgen_ty_16 = 0;
+pub const NN_RECOMPUTE_BLOCK: _bindgen_ty_16 = 1;
+pub const NN_RECOMPUTE_FFN: _bindgen_ty_16 = 2;
+pub type _bindgen_ty_16 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct nn_train_options_t {
@@ -545,9 +620,9 @@ extern "C" {
 extern "C" {
     pub fn nn_optim_step(optim: *mut nn_optim_t, lr: f32, grad_norm: *mut f64) -> nn_status_t;
 }
-pub const NN_MOMENT_FIRST: _bindgen_ty_12 = 0;
-pub const NN_MOMENT_SECOND: _bindgen_ty_12 = 1;
-pub type _bindgen_ty_12 = ::std::os::raw::c_uint;
+pub const NN_MOMENT_FIRST: _bindgen_ty_17 = 0;
+pub const NN_MOMENT_SECOND: _bindgen_ty_17 = 1;
+pub type _bindgen_ty_17 = ::std::os::raw::c_uint;
 extern "C" {
     pub fn nn_optim_moment(
         optim: *const nn_optim_t,
@@ -568,10 +643,10 @@ extern "C" {
 extern "C" {
     pub fn nn_optim_load(optim: *mut nn_optim_t, path: *const ::std::os::raw::c_char) -> nn_status_t;
 }
-pub const NN_SCHEDULE_CONSTANT: _bindgen_ty_13 = 0;
-pub const NN_SCHEDULE_LINEAR: _bindgen_ty_13 = 1;
-pub const NN_SCHEDULE_COSINE: _bindgen_ty_13 = 2;
-pub type _bindgen_ty_13 = ::std::os::raw::c_uint;
+pub const NN_SCHEDULE_CONSTANT: _bindgen_ty_18 = 0;
+pub const NN_SCHEDULE_LINEAR: _bindgen_ty_18 = 1;
+pub const NN_SCHEDULE_COSINE: _bindgen_ty_18 = 2;
+pub type _bindgen_ty_18 = ::std::os::raw::c_uint;
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct nn_schedule_t {
@@ -591,11 +666,11 @@ pub struct nn_tokenizer {
     _unused: [u8; 0],
 }
 pub type nn_tokenizer_t = nn_tokenizer;
-pub const NN_BYTE_BOS: _bindgen_ty_14 = 256;
-pub const NN_BYTE_EOS: _bindgen_ty_14 = 257;
-pub const NN_BYTE_PAD: _bindgen_ty_14 = 258;
-pub const NN_BYTE_VOCAB: _bindgen_ty_14 = 259;
-pub type _bindgen_ty_14 = ::std::os::raw::c_uint;
+pub const NN_BYTE_BOS: _bindgen_ty_19 = 256;
+pub const NN_BYTE_EOS: _bindgen_ty_19 = 257;
+pub const NN_BYTE_PAD: _bindgen_ty_19 = 258;
+pub const NN_BYTE_VOCAB: _bindgen_ty_19 = 259;
+pub type _bindgen_ty_19 = ::std::os::raw::c_uint;
 extern "C" {
     pub fn nn_tokenizer_create_bytes(tokenizer: *mut *mut nn_tokenizer_t) -> nn_status_t;
 }
@@ -766,11 +841,11 @@ impl Default for nn_generate_options_t {
         }
     }
 }
-pub const NN_STOP_LENGTH: _bindgen_ty_15 = 1;
-pub const NN_STOP_ID: _bindgen_ty_15 = 2;
-pub const NN_STOP_CALLBACK: _bindgen_ty_15 = 3;
-pub const NN_STOP_CONTEXT: _bindgen_ty_15 = 4;
-pub type _bindgen_ty_15 = ::std::os::raw::c_uint;
+pub const NN_STOP_LENGTH: _bindgen_ty_20 = 1;
+pub const NN_STOP_ID: _bindgen_ty_20 = 2;
+pub const NN_STOP_CALLBACK: _bindgen_ty_20 = 3;
+pub const NN_STOP_CONTEXT: _bindgen_ty_20 = 4;
+pub type _bindgen_ty_20 = ::std::os::raw::c_uint;
 extern "C" {
     pub fn nn_session_generate(
         session: *mut nn_session_t,

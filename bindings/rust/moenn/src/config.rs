@@ -17,6 +17,32 @@ c_enum! {
         Mixtral = NN_FAMILY_MIXTRAL,
         /// GPT2LMHeadModel: dense.
         Gpt2 = NN_FAMILY_GPT2,
+        /// LlamaForCausalLM: dense.
+        Llama = NN_FAMILY_LLAMA,
+        /// MistralForCausalLM: dense, with a window.
+        Mistral = NN_FAMILY_MISTRAL,
+        /// Qwen2ForCausalLM: dense, biases on q, k and v.
+        Qwen2 = NN_FAMILY_QWEN2,
+        /// Qwen3ForCausalLM: dense, a norm per head of q and k.
+        Qwen3 = NN_FAMILY_QWEN3,
+        /// OlmoeForCausalLM: experts, norms of whole rows of q and k.
+        Olmoe = NN_FAMILY_OLMOE,
+        /// Qwen2MoeForCausalLM: experts and a gated shared expert.
+        Qwen2Moe = NN_FAMILY_QWEN2_MOE,
+        /// Qwen3MoeForCausalLM: experts, a norm per head of q and k.
+        Qwen3Moe = NN_FAMILY_QWEN3_MOE,
+        /// GraniteMoeForCausalLM: experts, four multipliers.
+        Granitemoe = NN_FAMILY_GRANITEMOE,
+        /// GptOssForCausalLM: experts with biases, sinks, a window.
+        GptOss = NN_FAMILY_GPT_OSS,
+        /// DeepseekV2ForCausalLM: latent attention, shared experts.
+        DeepseekV2 = NN_FAMILY_DEEPSEEK_V2,
+        /// DeepseekV3ForCausalLM: the same, sigmoid routing in groups.
+        DeepseekV3 = NN_FAMILY_DEEPSEEK_V3,
+        /// Glm4MoeForCausalLM: sigmoid routing, shared experts.
+        Glm4Moe = NN_FAMILY_GLM4_MOE,
+        /// PhimoeForCausalLM: experts, LayerNorm, sparse mixer.
+        Phimoe = NN_FAMILY_PHIMOE,
     }
 }
 
@@ -53,6 +79,8 @@ c_enum! {
         Swiglu = NN_FFN_SWIGLU,
         /// proj(gelu(fc(x))), gelu by its tanh approximation.
         GeluTanh = NN_FFN_GELU_TANH,
+        /// down(g * sigmoid(1.702 g) * (u + 1)), gate and up clamped.
+        SwigluClamped = NN_FFN_SWIGLU_CLAMPED,
     }
 }
 
@@ -65,6 +93,76 @@ c_enum! {
         Switch = NN_AUX_SWITCH,
         /// Of averages over all layers, as transformers computes it.
         Joint = NN_AUX_JOINT,
+    }
+}
+
+c_enum! {
+    /// Norms of queries and keys, before RoPE.
+    #[derive(Default)]
+    QkNorm {
+        /// None.
+        #[default]
+        None = NN_QK_NORM_NONE,
+        /// Of each head.
+        Head = NN_QK_NORM_HEAD,
+        /// Of the whole row of all heads.
+        Full = NN_QK_NORM_FULL,
+    }
+}
+
+c_enum! {
+    /// What a router makes of its logits.
+    #[derive(Default)]
+    Score {
+        /// Softmax over all experts.
+        #[default]
+        Softmax = NN_SCORE_SOFTMAX,
+        /// Sigmoid of each logit.
+        Sigmoid = NN_SCORE_SIGMOID,
+        /// Top 1 twice, each time softmax over the logits near the largest.
+        SparseMixer = NN_SCORE_SPARSE_MIXER,
+    }
+}
+
+c_enum! {
+    /// What becomes of the chosen experts' scores.
+    #[derive(Default)]
+    RouterNorm {
+        /// Each is divided by their sum.
+        #[default]
+        Sum = NN_ROUTER_NORM_SUM,
+        /// They are the weights.
+        None = NN_ROUTER_NORM_NONE,
+    }
+}
+
+c_enum! {
+    /// How experts' scores make their group's.
+    #[derive(Default)]
+    GroupScore {
+        /// The largest.
+        #[default]
+        Max = NN_GROUP_MAX,
+        /// The sum of the two largest.
+        Top2 = NN_GROUP_TOP2,
+    }
+}
+
+c_enum! {
+    /// How RoPE's angles are scaled to lengths beyond those trained.
+    #[derive(Default)]
+    RopeScaling {
+        /// They are not.
+        #[default]
+        None = NN_ROPE_NONE,
+        /// Frequencies divided by the factor.
+        Linear = NN_ROPE_LINEAR,
+        /// A base that grows with the sequence.
+        Dynamic = NN_ROPE_DYNAMIC,
+        /// By frequency.
+        Yarn = NN_ROPE_YARN,
+        /// By wavelength.
+        Llama3 = NN_ROPE_LLAMA3,
     }
 }
 
@@ -81,8 +179,12 @@ impl Biases {
     pub const O: Biases = Biases(sys::NN_BIAS_O as i32);
     /// The feed-forward network's.
     pub const FFN: Biases = Biases(sys::NN_BIAS_FFN as i32);
-    /// All of them.
+    /// All of the three above.
     pub const ALL: Biases = Biases(sys::NN_BIAS_ALL as i32);
+    /// The router's, part of its logits.
+    pub const ROUTER: Biases = Biases(sys::NN_BIAS_ROUTER as i32);
+    /// The head's.
+    pub const HEAD: Biases = Biases(sys::NN_BIAS_HEAD as i32);
 }
 
 impl BitOr for Biases {
@@ -146,6 +248,86 @@ pub struct Config {
     /// An expert takes at most ceil(factor * tokens * top_k / experts) slots of a training batch. 0: any
     /// number.
     pub capacity_factor: f32,
+    /// Width inside the FFN of a mixture's dense layers.
+    pub dense_ffn: usize,
+    /// Bit l % 64 of word l / 64: layer l of a mixture has a dense FFN instead of experts.
+    pub dense_layers: [u64; 4],
+    /// A query sees the last window keys, its own among them.
+    pub window: usize,
+    /// Which layers have the window, bits as in dense_layers; all zero: every layer.
+    pub window_layers: [u64; 4],
+    /// Norms of queries and keys.
+    pub qk_norm: QkNorm,
+    /// Queries, keys and values are clamped to +-qkv_clip, behind qk_norm.
+    pub qkv_clip: f32,
+    /// Width of the expert that every token of a mixture's sparse layers goes through.
+    pub shared_ffn: usize,
+    /// 1: what it gives is multiplied by sigmoid(<x, g>), g a parameter.
+    pub shared_gate: bool,
+    /// What the router makes of its logits.
+    pub router_score: Score,
+    /// What becomes of the chosen experts' scores.
+    pub router_norm: RouterNorm,
+    /// Multiplies experts' weights.
+    pub router_scale: f32,
+    /// 1: a parameter per expert is added to its score for the choice alone, has no gradient and is not
+    /// trained.
+    pub router_choice_bias: bool,
+    /// How experts' scores make their group's.
+    pub router_group_score: GroupScore,
+    /// Experts are in this many groups of neighbours, and only those of the best router_top_groups are
+    /// chosen from; divides experts.
+    pub router_groups: usize,
+    /// Required with router_groups, at most as many; 0 without.
+    pub router_top_groups: usize,
+    /// Of [`Score::SparseMixer`].
+    pub router_eps: f32,
+    /// 1: a parameter per query head joins its softmax as one more logit that has no value.
+    pub attention_sinks: bool,
+    /// Multiplies embeddings.
+    pub embedding_scale: f32,
+    /// Multiplies what attention and FFN add to the residual stream.
+    pub residual_scale: f32,
+    /// Multiplies attention's scores.
+    pub attention_scale: f32,
+    /// Multiplies logits.
+    pub logit_scale: f32,
+    /// RoPE rotates the first rotary_dim elements of a head, an even number.
+    pub rotary_dim: usize,
+    /// 0: element i is rotated against i + rotary_dim / 2.
+    pub rope_interleaved: bool,
+    /// How RoPE is scaled.
+    pub rope_scaling: RopeScaling,
+    /// Longest sequence trained before scaling.
+    pub rope_original_context: usize,
+    /// At least 1.
+    pub rope_factor: f32,
+    /// YaRN.
+    pub rope_beta_fast: f32,
+    /// YaRN.
+    pub rope_beta_slow: f32,
+    /// Llama 3.
+    pub rope_low_freq: f32,
+    /// Llama 3, above rope_low_freq.
+    pub rope_high_freq: f32,
+    /// YaRN: multiplies cosine and sine.
+    pub rope_attention_factor: f32,
+    /// YaRN.
+    pub rope_mscale: f32,
+    /// YaRN.
+    pub rope_mscale_all_dim: f32,
+    /// YaRN: 1: the ramp's ends are not rounded to whole dimensions.
+    pub rope_no_truncate: bool,
+    /// Of [`Ffn::SwigluClamped`], which needs it.
+    pub swiglu_limit: f32,
+    /// Latent attention (DeepSeek-AI, 2024): width of the queries' latent.
+    pub q_rank: usize,
+    /// Width of the latent of keys and values.
+    pub kv_rank: usize,
+    /// With kv_rank: how many of the head_dim elements of a query or key, the last ones, carry positions.
+    pub rope_head_dim: usize,
+    /// With kv_rank: width of a value.
+    pub value_head_dim: usize,
 }
 
 impl Config {
@@ -232,6 +414,45 @@ impl Config {
             aux_loss: AuxLoss::from_raw(raw.aux_loss)?,
             z_loss_coef: raw.z_loss_coef,
             capacity_factor: raw.capacity_factor,
+            dense_ffn: raw.dense_ffn as usize,
+            dense_layers: raw.dense_layers,
+            window: raw.window as usize,
+            window_layers: raw.window_layers,
+            qk_norm: QkNorm::from_raw(raw.qk_norm)?,
+            qkv_clip: raw.qkv_clip,
+            shared_ffn: raw.shared_ffn as usize,
+            shared_gate: raw.shared_gate != 0,
+            router_score: Score::from_raw(raw.router_score)?,
+            router_norm: RouterNorm::from_raw(raw.router_norm)?,
+            router_scale: raw.router_scale,
+            router_choice_bias: raw.router_choice_bias != 0,
+            router_group_score: GroupScore::from_raw(raw.router_group_score)?,
+            router_groups: raw.router_groups as usize,
+            router_top_groups: raw.router_top_groups as usize,
+            router_eps: raw.router_eps,
+            attention_sinks: raw.attention_sinks != 0,
+            embedding_scale: raw.embedding_scale,
+            residual_scale: raw.residual_scale,
+            attention_scale: raw.attention_scale,
+            logit_scale: raw.logit_scale,
+            rotary_dim: raw.rotary_dim as usize,
+            rope_interleaved: raw.rope_interleaved != 0,
+            rope_scaling: RopeScaling::from_raw(raw.rope_scaling)?,
+            rope_original_context: raw.rope_original_context as usize,
+            rope_factor: raw.rope_factor,
+            rope_beta_fast: raw.rope_beta_fast,
+            rope_beta_slow: raw.rope_beta_slow,
+            rope_low_freq: raw.rope_low_freq,
+            rope_high_freq: raw.rope_high_freq,
+            rope_attention_factor: raw.rope_attention_factor,
+            rope_mscale: raw.rope_mscale,
+            rope_mscale_all_dim: raw.rope_mscale_all_dim,
+            rope_no_truncate: raw.rope_no_truncate != 0,
+            swiglu_limit: raw.swiglu_limit,
+            q_rank: raw.q_rank as usize,
+            kv_rank: raw.kv_rank as usize,
+            rope_head_dim: raw.rope_head_dim as usize,
+            value_head_dim: raw.value_head_dim as usize,
         })
     }
 
@@ -261,6 +482,45 @@ impl Config {
             aux_loss: self.aux_loss.raw(),
             z_loss_coef: self.z_loss_coef,
             capacity_factor: self.capacity_factor,
+            dense_ffn: int64(self.dense_ffn),
+            dense_layers: self.dense_layers,
+            window: int64(self.window),
+            window_layers: self.window_layers,
+            qk_norm: self.qk_norm.raw(),
+            qkv_clip: self.qkv_clip,
+            shared_ffn: int64(self.shared_ffn),
+            shared_gate: self.shared_gate as i32,
+            router_score: self.router_score.raw(),
+            router_norm: self.router_norm.raw(),
+            router_scale: self.router_scale,
+            router_choice_bias: self.router_choice_bias as i32,
+            router_group_score: self.router_group_score.raw(),
+            router_groups: int64(self.router_groups),
+            router_top_groups: int64(self.router_top_groups),
+            router_eps: self.router_eps,
+            attention_sinks: self.attention_sinks as i32,
+            embedding_scale: self.embedding_scale,
+            residual_scale: self.residual_scale,
+            attention_scale: self.attention_scale,
+            logit_scale: self.logit_scale,
+            rotary_dim: int64(self.rotary_dim),
+            rope_interleaved: self.rope_interleaved as i32,
+            rope_scaling: self.rope_scaling.raw(),
+            rope_original_context: int64(self.rope_original_context),
+            rope_factor: self.rope_factor,
+            rope_beta_fast: self.rope_beta_fast,
+            rope_beta_slow: self.rope_beta_slow,
+            rope_low_freq: self.rope_low_freq,
+            rope_high_freq: self.rope_high_freq,
+            rope_attention_factor: self.rope_attention_factor,
+            rope_mscale: self.rope_mscale,
+            rope_mscale_all_dim: self.rope_mscale_all_dim,
+            rope_no_truncate: self.rope_no_truncate as i32,
+            swiglu_limit: self.swiglu_limit,
+            q_rank: int64(self.q_rank),
+            kv_rank: int64(self.kv_rank),
+            rope_head_dim: int64(self.rope_head_dim),
+            value_head_dim: int64(self.value_head_dim),
         })
     }
 }
