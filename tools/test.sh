@@ -83,6 +83,11 @@ binding() { # language: its own script, with the release build's library
   SOURCE_DIR=$root BUILD_DIR=$root/build/release bash "bindings/$1/test.sh"
 }
 
+conformance() { # against transformers and tokenizers, in a Python environment that stays in build/
+  tests/conformance/install.sh &&
+    ctest --preset release --parallel "$CMAKE_BUILD_PARALLEL_LEVEL" --label-regex '^conformance$'
+}
+
 fuzz() { # seconds for each target, on a copy of its corpus
   configure fuzz -DMOENN_TESTS=ON && cmake --build --preset fuzz || return 1
   local source name work
@@ -107,7 +112,8 @@ build_docs() {
 
 build_clang() { configure clang -DMOENN_TESTS=OFF && cmake --build --preset clang --target moenn moenn_static; }
 
-part "gcc, release" build_and_test release -DMOENN_WERROR=ON "${cuda_options[@]}"
+part "gcc, release" build_and_test release -DMOENN_WERROR=ON "${cuda_options[@]}" \
+  -- --label-exclude '^conformance$'
 part "the same on AVX2 alone" again avx2
 part "the same in plain C" again reference
 part "gcc, address and undefined-behaviour sanitizers" build_and_test asan -- --label-exclude "e2e"
@@ -115,6 +121,7 @@ part "gcc, thread sanitizer" build_and_test tsan -- --tests-regex "^(ops|train|i
 part "clang, release, no warnings" build_clang
 part "clang, fuzzing for 5 s each" fuzz 5
 part "reference without warnings" build_docs
+part "conformance with transformers and tokenizers" conformance
 for script in bindings/*/test.sh; do
   [ -e "$script" ] || continue
   part "binding: $(basename "$(dirname "$script")")" binding "$(basename "$(dirname "$script")")"

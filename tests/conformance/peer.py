@@ -1,0 +1,177 @@
+"""The reference: transformers' models on the CPU, eager attention, one thread."""
+
+import copy
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from batch import Batch, Result, Training
+from cases import Case
+from safetensors.torch import load_file
+
+torch.set_num_threads(1)
+transformers.utils.logging.disable_progress_bar()
+
+# Plain loops over heads and experts; other ways of theirs compute the same with limits on widths.
+EAGER = dict(attn_implementation="eager", experts_implementation="eager")
+DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+def build(case: Case) -> torch.nn.Module:
+    """A model of random weights, all of them large enough to matter: a class's own would leave
+    norms at ones, biases at zeros and scores so small that attention and routing were nearly
+    even."""
+    config = transformers.AutoConfig.for_model(case.model_type, **case.config)
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, dtype=torch.float32, **EAGER
+    ).eval()
+    generator = torch.Generator().manual_seed(case.seed)
+    std = config.hidden_size**-0.5
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            noise = torch.randn(tensor.shape, generator=generator)
+            if is_vector(name, tensor):
+                tensor.add_(0.2 * noise)
+            else:
+                tensor.copy_(std * noise)
+    return model
+
+
+def is_vector(name: str, tensor: torch.Tensor) -> bool:
+    """Norm weights and biases: what AdamW's decay spares. Of experts the biases have two
+    dimensions."""
+    return tensor.ndim == 1 or name.endswith("bias")
+
+
+def write(model: torch.nn.Module, folder: Path, dtype: str = "F32", **options) -> None:
+    """save_pretrained() of a copy of the model in a dtype."""
+    copy.deepcopy(model).to(DTYPES[dtype]).save_pretrained(folder, **options)
+
+
+def read(folder: Path, dtype: str = "F32") -> torch.nn.Module:
+    """from_pretrained(), which must use every tensor of the files and fill every parameter."""
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=DTYPES[dtype], output_loading_info=True, **EAGER
+    )
+    wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
+    assert not wrong, f"transformers loads {folder.name} with {wrong}"
+    return model.eval()
+
+
+def tensors(folder: Path) -> dict[str, np.ndarray]:
+    """What the files of a folder hold, as fp32."""
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        found |= {name: tensor.float().numpy() for name, tensor in load_file(path).items()}
+    return found
+
+
+def published(model: torch.nn.Module, values: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Tensors of the model's parameters, by the names and in the shapes that its files have:
+    written and read, since saving is what knows them."""
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, state_dict=values)
+        return tensors(Path(folder))
+
+
+def parameters(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    return published(model, {name: p.detach() for name, p in model.named_parameters()})
+
+
+def gradients(model: torch.nn.Module) -> dict[str, np.ndarray]:
+    """An expert without a token has a gradient of zero."""
+    return published(
+        model,
+        {
+            name: torch.zeros_like(p) if p.grad is None else p.grad
+            for name, p in model.named_parameters()
+            if p.requires_grad
+        },
+    )
+
+
+def run(model: torch.nn.Module, batch: Batch) -> Result:
+    """Forward and backward; gradients stay in the model too."""
+    model.zero_grad()
+    out = model(input_ids=torch.from_numpy(batch.tokens), labels=torch.from_numpy(batch.labels))
+    out.loss.backward()
+    aux = getattr(out, "aux_loss", None)
+    weight = getattr(model.config, "router_aux_loss_coef", 0.0)
+    return Result(
+        logits=out.logits.detach().float().numpy(),
+        loss=out.loss.item(),
+        aux=0.0 if aux is None else weight * aux.item(),
+        gradients=gradients(model),
+    )
+
+
+def greedy(model: torch.nn.Module, prompts: np.ndarray, count: int) -> np.ndarray:
+    """The likeliest token, count times after each prompt, with a key-value cache."""
+    made, past, ids = [], None, torch.from_numpy(prompts)
+    with torch.no_grad():
+        for _ in range(count):
+            out = model(input_ids=ids, past_key_values=past, use_cache=True)
+            past, ids = out.past_key_values, out.logits[:, -1:].argmax(-1)
+            made.append(ids.numpy())
+    return np.concatenate(made, axis=1)
+
+
+def train(model: torch.nn.Module, batch: Batch, how: Training) -> dict[str, np.ndarray]:
+    """AdamW steps on one batch; the change of each parameter. Norm weights and biases do not
+    decay."""
+    start = parameters(model)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    groups = [
+        dict(params=[p for name, p in named if is_vector(name, p)], weight_decay=0.0),
+        dict(
+            params=[p for name, p in named if not is_vector(name, p)], weight_decay=how.weight_decay
+        ),
+    ]
+    adamw = torch.optim.AdamW(groups, lr=how.lr, betas=(how.beta1, how.beta2), eps=how.eps)
+    for _ in range(how.steps):
+        run(model, batch)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), how.grad_clip)
+        adamw.step()
+    return {name: value - start[name] for name, value in parameters(model).items()}
+
+
+class Margins:
+    """Least distance, by row, of the last chosen to the best one left, over every choice of
+    experts."""
+
+    def __init__(self, sequences: int) -> None:
+        self.least = torch.full((sequences,), float("inf"))
+
+    @contextmanager
+    def watching(self):
+        topk = torch.topk
+
+        def watched(values, k, dim=-1, **options):
+            if k < values.shape[dim]:
+                best = topk(values.detach().float(), k + 1, dim=dim).values.movedim(dim, -1)
+                gap = (best[..., -2] - best[..., -1]).nan_to_num(posinf=1e9)
+                gap = gap.reshape(len(self.least), -1).amin(1)
+                self.least = torch.minimum(self.least, gap)
+            return topk(values, k, dim=dim, **options)
+
+        method, torch.topk, torch.Tensor.topk = torch.Tensor.topk, watched, watched
+        try:
+            yield
+        finally:
+            torch.topk, torch.Tensor.topk = topk, method
+
+
+def choose_batch(model: torch.nn.Module, case: Case) -> Batch:
+    """Of many random sequences those where the choice of experts is clearest: a choice that hangs
+    on the last bits is another one after rounding, and says nothing of either program."""
+    random = np.random.default_rng(case.seed)
+    tokens = random.integers(model.config.vocab_size, size=(64, case.length))
+    margins = Margins(len(tokens))
+    with margins.watching(), torch.no_grad():
+        model(input_ids=torch.from_numpy(tokens))
+    tokens = tokens[np.argsort(-margins.least.numpy(), kind="stable")[: case.batch]]
+    labels = np.where(random.random(tokens.shape) < 0.15, -100, tokens)
+    return Batch(tokens, labels)

@@ -1,0 +1,83 @@
+"""The comparisons. Each takes both sides' models and a batch, raises Mismatch where they differ,
+and returns the largest distance it met."""
+
+import tempfile
+from pathlib import Path
+
+import compare
+import here
+import moenn
+import numpy as np
+import peer
+from batch import Batch, Training
+
+GREEDY_TOKENS, GREEDY_PROMPTS = 32, 16
+TRAINING = Training()
+
+
+def passes(ours: moenn.Model, theirs, batch: Batch) -> dict[str, float]:
+    """Logits, loss, auxiliary loss and all gradients in fp32."""
+    a, b = here.run(ours, batch), peer.run(theirs, batch)
+    return {
+        "logits": compare.close("logits", a.logits, b.logits, compare.LOGITS),
+        "loss": compare.close("loss", a.loss, b.loss, compare.LOGITS),
+        "aux": compare.close("auxiliary loss", a.aux, b.aux, compare.LOGITS),
+        "gradients": compare.all_close("gradient", a.gradients, b.gradients, compare.GRADIENTS),
+    }
+
+
+def greedy(ours: moenn.Model, theirs, batch: Batch) -> dict[str, float]:
+    """32 tokens after a prompt of seven. Small random models soon repeat themselves: of many
+    prompts the one with the liveliest text is taken."""
+    prompts = np.random.default_rng(0).integers(ours.config.vocab_size, size=(GREEDY_PROMPTS, 7))
+    texts = peer.greedy(theirs, prompts, GREEDY_TOKENS)
+    distinct = [len(set(text)) for text in texts]
+    liveliest = int(np.argmax(distinct))
+    compare.same_tokens(
+        "greedy text",
+        here.greedy(ours, prompts[liveliest], GREEDY_TOKENS),
+        texts[liveliest].tolist(),
+    )
+    return {"distinct": distinct[liveliest]}
+
+
+def training(ours: moenn.Model, theirs, batch: Batch, how: Training = TRAINING) -> float:
+    """What three steps of AdamW change in every parameter."""
+    a, b = here.train(ours, batch, how), peer.train(theirs, batch, TRAINING)
+    return compare.all_close("change", a, b, compare.UPDATES)
+
+
+def saved(ours: moenn.Model, batch: Batch, folder: Path) -> float:
+    """A model saved here and loaded there, by logits, loss and auxiliary loss."""
+    ours.save(folder)
+    theirs = peer.read(folder)
+    compare.same_bits("saved model", here.parameters(ours), peer.parameters(theirs))
+    a, b = here.run(ours, batch), peer.run(theirs, batch)
+    compare.close("loss of the saved model", a.loss, b.loss, compare.LOGITS)
+    compare.close("auxiliary loss of the saved model", a.aux, b.aux, compare.LOGITS)
+    return compare.close("logits of the saved model", a.logits, b.logits, compare.LOGITS)
+
+
+def layouts(theirs, folder: Path) -> None:
+    """The same parameters from every way in which transformers writes them."""
+    for name, options in {"sharded": dict(max_shard_size="9KB")}.items():
+        peer.write(theirs, folder / name, **options)
+        compare.same_bits(name, here.parameters(here.read(folder / name)), peer.parameters(theirs))
+
+
+def half(ours: moenn.Model, theirs, exact, batch: Batch) -> dict[str, float]:
+    """A pass in bf16 here and there, against transformers' fp32 pass over the same weights: how far
+    ours is from it, as a share of its bound."""
+    a, b, reference = here.run(ours, batch), peer.run(theirs, batch), peer.run(exact, batch)
+    bound = compare.HALF * compare.distance(b.logits, reference.logits)
+    logits = compare.close("bf16 logits", a.logits, reference.logits, bound)
+    # A target's loss is the logarithm of a softmax: it moves by no more than twice what any logit
+    # moves.
+    loss_bound = 2 * bound * np.abs(reference.logits).max() / reference.loss
+    return {
+        "logits": logits / bound,
+        "loss": compare.close("bf16 loss", a.loss, reference.loss, loss_bound) / loss_bound,
+        "gradients": compare.rounded(
+            "bf16 gradient", a.gradients, b.gradients, reference.gradients
+        ),
+    }

@@ -1,0 +1,91 @@
+"""Every model of cases.py on both sides: passes, greedy text, training, files.
+
+    run.sh test_architectures.py [--quick] [NAME...]
+
+--quick takes the first model of each family, a NAME those whose name begins with it. Each line
+gives the largest distance met, and in bf16 the share of its bound (see compare.py)."""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+import traceback
+from pathlib import Path
+
+import cases
+import compare
+import here
+import moenn
+import peer
+import steps
+from batch import Batch
+
+
+def compare_case(case: cases.Case) -> tuple[str, str]:
+    """The distances, and what went wrong."""
+    found: dict[str, float] = {}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            compare_sides(case, Path(folder), found)
+        wrong = ""
+    except (compare.Mismatch, moenn.MoennError) as error:
+        wrong = f"{type(error).__name__}: {error}"
+    except Exception:
+        wrong = traceback.format_exc()
+    return " ".join(f"{name} {value:.1e}" for name, value in found.items()), wrong
+
+
+def compare_sides(case: cases.Case, folder: Path, found: dict[str, float]) -> None:
+    theirs = peer.build(case)
+    peer.write(theirs, folder / "published")
+    ours = here.read(folder / "published")
+    compare.same_bits("published names", here.parameters(ours), peer.tensors(folder / "published"))
+    batch = peer.choose_batch(theirs, case)
+    found |= steps.passes(ours, theirs, batch)
+    found |= steps.greedy(ours, theirs, batch)
+    steps.layouts(theirs, folder)
+    found |= {
+        "bf16 " + name: share
+        for name, share in compare_half(theirs, batch, folder / "bf16").items()
+    }
+    found["trained"] = steps.training(ours, theirs, batch)
+    found["saved"] = steps.saved(ours, batch, folder / "saved")
+
+
+def compare_half(model, batch: Batch, folder: Path) -> dict[str, float]:
+    peer.write(model, folder, "BF16")
+    ours = here.read(folder)
+    compare.same_bits("bf16 file", here.parameters(ours), peer.tensors(folder))
+    return steps.half(ours, peer.read(folder, "BF16"), peer.read(folder), batch)
+
+
+def chosen(arguments: argparse.Namespace) -> list[cases.Case]:
+    taken, families = [], set()
+    for case in cases.CASES:
+        if not (arguments.quick and case.model_type in families):
+            taken.append(case)
+        families.add(case.model_type)
+    return [c for c in taken if not arguments.names or c.name.startswith(tuple(arguments.names))]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    taken = chosen(parser.parse_args())
+    failed = 0
+    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
+        for case, (found, wrong) in zip(taken, pool.imap(compare_case, taken)):
+            print(f"{case.name}: {found}", flush=True)
+            if wrong:
+                print(f"  FAILED {wrong}", flush=True)
+            failed += bool(wrong)
+    print(f"{len(taken)} models, {failed} failed")
+    return 1 if failed or not taken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

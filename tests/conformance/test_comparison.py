@@ -1,0 +1,149 @@
+"""Each comparison fails where one side is a little wrong: what passes in test_architectures.py was
+compared."""
+
+import json
+import tempfile
+import unittest
+from dataclasses import replace
+from pathlib import Path
+from typing import Callable
+
+import cases
+import compare
+import here
+import moenn
+import numpy as np
+import peer
+import steps
+from safetensors.torch import load_file, save_file
+
+CASE = cases.Case("mixtral", {})
+ROUTER = "model.layers.1.block_sparse_moe.gate.weight"
+VALUES = "model.layers.0.self_attn.v_proj.weight"
+
+
+class ComparisonTest(unittest.TestCase):
+    def setUp(self) -> None:
+        holder = tempfile.TemporaryDirectory()
+        self.addCleanup(holder.cleanup)
+        self.folder = Path(holder.name)
+        self.theirs = peer.build(CASE)
+        self.batch = peer.choose_batch(self.theirs, CASE)
+        peer.write(self.theirs, self.folder / "model")
+
+    def ours(self) -> moenn.Model:
+        return here.read(self.folder / "model")
+
+    def edit_config(self, edit: Callable[[dict], None], folder: str = "model") -> None:
+        path = self.folder / folder / "config.json"
+        config = json.loads(path.read_text())
+        edit(config)
+        path.write_text(json.dumps(config))
+
+    def nudge(self, model: moenn.Model, name: str, part: float) -> None:
+        """Moves the largest element of a parameter by a part of itself."""
+        tensor = model.parameter(name)
+        values = tensor.copy()
+        values[np.unravel_index(np.abs(values).argmax(), values.shape)] *= 1 + part
+        tensor.assign(values)
+
+    def test_right_as_it_is(self) -> None:
+        steps.passes(self.ours(), self.theirs, self.batch)
+
+    def test_logits_notice_a_weight(self) -> None:
+        ours = self.ours()
+        self.nudge(ours, VALUES, 1e-3)
+        with self.assertRaisesRegex(compare.Mismatch, "^logits: differs"):
+            steps.passes(ours, self.theirs, self.batch)
+
+    def test_logits_notice_theta(self) -> None:
+        self.edit_config(lambda config: config["rope_parameters"].update(rope_theta=10100.0))
+        with self.assertRaisesRegex(compare.Mismatch, "^logits: differs"):
+            steps.passes(self.ours(), self.theirs, self.batch)
+
+    def test_loss_notices_a_target(self) -> None:
+        labels = self.batch.labels.copy()
+        labels[0, 3] = (labels[0, 3] + 1) % 61
+        a = here.run(self.ours(), self.batch)
+        b = peer.run(self.theirs, replace(self.batch, labels=labels))
+        compare.close("logits", a.logits, b.logits, compare.LOGITS)
+        with self.assertRaises(compare.Mismatch):
+            compare.close("loss", a.loss, b.loss, compare.LOGITS)
+
+    def test_auxiliary_loss_and_gradients_notice_the_coefficient(self) -> None:
+        self.edit_config(lambda config: config.update(router_aux_loss_coef=0.02001))
+        a, b = here.run(self.ours(), self.batch), peer.run(self.theirs, self.batch)
+        compare.close("logits", a.logits, b.logits, compare.LOGITS)
+        with self.assertRaises(compare.Mismatch):
+            compare.close("auxiliary loss", a.aux, b.aux, compare.LOGITS)
+        self.edit_config(lambda config: config.update(output_router_logits=False))
+        a = here.run(self.ours(), self.batch)
+        with self.assertRaisesRegex(compare.Mismatch, "^gradient of model"):
+            compare.all_close("gradient", a.gradients, b.gradients, compare.GRADIENTS)
+
+    def test_gradients_notice_one_that_is_lost(self) -> None:
+        a, b = here.run(self.ours(), self.batch), peer.run(self.theirs, self.batch)
+        compare.all_close("gradient", a.gradients, b.gradients, compare.GRADIENTS)
+        a.gradients[ROUTER][2] = 0
+        with self.assertRaisesRegex(compare.Mismatch, "^gradient of " + ROUTER):
+            compare.all_close("gradient", a.gradients, b.gradients, compare.GRADIENTS)
+        del a.gradients[ROUTER]
+        with self.assertRaisesRegex(compare.Mismatch, "only there"):
+            compare.all_close("gradient", a.gradients, b.gradients, compare.GRADIENTS)
+
+    def test_every_tensor_has_a_gradient(self) -> None:
+        """One that no logit depends on would be compared in vain."""
+        for name, gradient in peer.run(self.theirs, self.batch).gradients.items():
+            self.assertGreater(np.abs(gradient).max(), 1e-5, name)
+
+    def test_greedy_text_notices_a_weight(self) -> None:
+        ours = self.ours()
+        self.nudge(ours, VALUES, 1.0)
+        with self.assertRaises(compare.Mismatch):
+            steps.greedy(ours, self.theirs, self.batch)
+
+    def test_training_notices_its_options(self) -> None:
+        for wrong in (
+            dict(weight_decay=0.09),
+            dict(eps=2e-4),
+            dict(beta2=0.96),
+            dict(grad_clip=1.5),
+        ):
+            peer_model = peer.build(CASE)
+            with self.subTest(**wrong), self.assertRaises(compare.Mismatch):
+                steps.training(
+                    self.ours(), peer_model, self.batch, replace(steps.TRAINING, **wrong)
+                )
+
+    def test_bf16_notices_a_weight(self) -> None:
+        peer.write(self.theirs, self.folder / "bf16", "BF16")
+        ours = here.read(self.folder / "bf16")
+        sides = peer.read(self.folder / "bf16", "BF16"), peer.read(self.folder / "bf16")
+        steps.half(ours, *sides, self.batch)
+        tensor = ours.parameter(VALUES)
+        bits = tensor.copy()
+        bits[3] ^= 0x8000  # the signs of a row
+        tensor.assign(bits)
+        with self.assertRaisesRegex(compare.Mismatch, "^bf16 logits"):
+            steps.half(ours, *sides, self.batch)
+
+    def test_files_notice_a_tensor(self) -> None:
+        self.ours().save(self.folder / "saved")
+        peer.read(self.folder / "saved")
+        file = self.folder / "saved" / "model.safetensors"
+        tensors = load_file(file)
+        for wrong in (
+            {"extra": tensors[ROUTER].clone()},
+            {ROUTER: tensors[ROUTER][:2].clone()},
+            {ROUTER: None},
+        ):
+            changed = {
+                name: value for name, value in (tensors | wrong).items() if value is not None
+            }
+            save_file(changed, file, metadata={"format": "pt"})
+            with self.subTest(wrong=list(wrong)), self.assertRaises((AssertionError, RuntimeError)):
+                peer.read(self.folder / "saved")
+
+
+if __name__ == "__main__":
+    unittest.main()
