@@ -24,7 +24,8 @@
  * better, and what is stored as bf16 is rounded to the nearest.
  *
  * Shapes use: n tokens (rows), hidden, heads A, kv_heads K, head_dim D (at most 256), ffn F,
- * experts E, top_k k, vocab V. Row-major, last index fastest.
+ * experts E (at most 1024), top_k k (at most 64), vocab V. Row-major, last index fastest. Members
+ * called alpha, and those that say so, are factors of which 0 stands for 1 (backend_factor).
  *
  * This header is C11 and C++17. */
 #ifndef NN_BACKEND_H
@@ -41,9 +42,12 @@ extern "C" {
 
 /* Changes with anything below that a backend built before would misread. Until then the table and
  * the structs that begin with struct_size only grow at their ends. */
-#define BACKEND_ABI_VERSION 2
+#define BACKEND_ABI_VERSION 3
 
 typedef struct backend_device backend_device_t; /* owned by the backend */
+
+/* What a factor means of which 0 stands for 1. */
+static inline float backend_factor(float factor) { return factor == 0.0f ? 1.0f : factor; }
 
 /* Scratch memory lent to one operation until it is done. Its content is undefined before and after.
  * zero takes none, and fill_normal, which uses none, may be given NULL. */
@@ -72,7 +76,8 @@ typedef struct op_embed {
   const void *wte;         /* [V, hidden] */
   const void *wpe;         /* [context, hidden] or NULL */
   int32_t weight_dtype, act_dtype;
-  void *out;               /* [n, hidden] assigns wte[id] + wpe[position] */
+  float alpha;
+  void *out;               /* [n, hidden] assigns alpha wte[id] + wpe[position] */
 } op_embed_t;
 
 typedef struct op_embed_bwd {
@@ -80,33 +85,41 @@ typedef struct op_embed_bwd {
   const int32_t *ids, *position; /* [n] */
   int32_t act_dtype;
   const void *dout;              /* [n, hidden] */
-  float *dwte;                   /* [V, hidden] accumulates, rows in order of n */
+  float alpha;                   /* of dwte alone */
+  float *dwte;                   /* [V, hidden] accumulates alpha dout, rows in order of n */
   float *dwpe;                   /* [context, hidden] accumulates, or NULL */
 } op_embed_bwd_t;
 
 /* ---- norm: RMS or layer ---------------------------------------------------------------------- */
 
+/* Each of a row's groups of `hidden` elements is normed by itself, all with the same w and b: the
+ * heads of a query, or the whole row. */
 typedef struct op_norm {
   int64_t n, hidden;
-  int32_t kind; /* NN_NORM_ */
+  int64_t groups;   /* G of a row; 0: 1 */
+  int64_t ldx, ldy; /* elements between rows of x and of y; 0: G * hidden */
+  int32_t kind;     /* NN_NORM_ */
   float eps;
-  const void *x; /* [n, hidden] */
+  const void *x; /* [n, G, hidden] */
   const void *w; /* [hidden] */
   const void *b; /* [hidden] or NULL */
   int32_t weight_dtype, act_dtype;
-  void *y;     /* [n, hidden] assigns */
-  float *mean; /* [n] assigns, layer norm only; NULL: not wanted */
-  float *rstd; /* [n] assigns 1 / sqrt(variance or mean square + eps); NULL: not wanted */
+  void *y;     /* [n, G, hidden] assigns */
+  float *mean; /* [n, G] assigns, layer norm only; NULL: not wanted */
+  float *rstd; /* [n, G] assigns 1 / sqrt(variance or mean square + eps); NULL: not wanted */
 } op_norm_t;
 
 typedef struct op_norm_bwd {
   int64_t n, hidden;
+  int64_t groups;     /* as in forward */
+  int64_t ldx, ldy;   /* elements between rows of x, and of dy and dx; 0: G * hidden */
   int32_t kind;
-  const void *x, *dy; /* [n, hidden] */
+  int32_t assign;     /* 1: dx is assigned, and may be dy */
+  const void *x, *dy; /* [n, G, hidden] */
   const void *w;      /* [hidden] */
   int32_t weight_dtype, act_dtype;
-  const float *mean, *rstd; /* [n] from forward */
-  void *dx;                 /* [n, hidden] accumulates */
+  const float *mean, *rstd; /* [n, G] from forward */
+  void *dx;                 /* [n, G, hidden] accumulates */
   float *dw, *db;           /* [hidden] accumulate; db may be NULL */
 } op_norm_bwd_t;
 
@@ -118,9 +131,9 @@ enum {
   MATMUL_GELU_BWD = 2  /* d = v * gelu_tanh'(aux) */
 };
 
-/* v = op(a) [m, k] . op(b) [k, n] + bias (each row) + c; d = epilogue(v). Strides are in elements
- * between stored rows. A linear layer y = x W^T, W [out, in], is trans_b = 1; dx = dy W is neither;
- * dW = dy^T x is trans_a = 1. */
+/* v = alpha (op(a) [m, k] . op(b) [k, n] + bias (each row)) + c; d = epilogue(v). Strides are in
+ * elements between stored rows. A linear layer y = x W^T, W [out, in], is trans_b = 1; dx = dy W
+ * is neither; dW = dy^T x is trans_a = 1. */
 typedef struct op_matmul {
   int64_t m, n, k;
   int32_t trans_a; /* 0: a stored [m, k]; 1: stored [k, m] */
@@ -131,6 +144,7 @@ typedef struct op_matmul {
   int64_t ldb;
   int32_t a_dtype, b_dtype; /* act_dtype; weight_dtype or act_dtype */
   int32_t rounds;    /* 1: fp32 inputs may be rounded to bf16, as they may be beside a bf16 b */
+  float alpha;
   const void *bias;  /* [n] of b_dtype, or NULL */
   const void *c;     /* [m, n] or NULL; may be d (accumulation) or another matrix (residual) */
   int64_t ldc;
@@ -141,27 +155,56 @@ typedef struct op_matmul {
   void *aux;         /* [m, n], stride ldd */
 } op_matmul_t;
 
-/* out[j] += sum over rows i, in order, of x[i, j]: the gradient of a bias. */
+/* out[j] += alpha * the sum over rows i, in order, of x[i, j]: the gradient of a bias. */
 typedef struct op_column_sum {
   int64_t n, width;
   int32_t act_dtype;
+  float alpha;
   const void *x; /* [n, width] */
   int64_t ldx;
   float *out; /* [width] accumulates */
 } op_column_sum_t;
 
+/* ---- clamping -------------------------------------------------------------------------------- */
+
+/* y = x clamped to [-limit, limit]. */
+typedef struct op_clip {
+  int64_t n, width;
+  float limit; /* above 0 */
+  int32_t act_dtype;
+  const void *x; /* [n, width] */
+  int64_t ldx;
+  void *y; /* [n, width] assigns; may be x */
+  int64_t ldy;
+} op_clip_t;
+
+/* dx = 0 where x, forward's input, was beyond the limit; elsewhere it stays. */
+typedef struct op_clip_bwd {
+  int64_t n, width;
+  float limit;
+  int32_t act_dtype;
+  const void *x; /* [n, width] */
+  int64_t ldx;
+  void *dx; /* [n, width] of y, then of x */
+  int64_t lddx;
+} op_clip_bwd_t;
+
 /* ---- rotary positions ------------------------------------------------------------------------ */
 
-/* Rotates halves of the first `heads` heads of each row in place: y[i] = x[i] c - x[i+d/2] s,
- * y[i+d/2] = x[i+d/2] c + x[i] s; inverse = 1 rotates back (the backward pass). Query and key heads
- * are adjacent in a row, so one call turns both. */
+/* Rotates the first d = rotary_dim elements of the first `heads` heads of each row in place:
+ * y[a] = x[a] c_i - x[b] s_i, y[b] = x[b] c_i + x[a] s_i for i < d/2, with a = i and b = i + d/2,
+ * or interleaved a = 2i and b = 2i + 1. inverse = 1 has -s for s: the transpose, which is the
+ * backward pass, also where the table's numbers carry a factor. Query and key heads are adjacent in
+ * a row, so one call turns both. */
 typedef struct op_rope {
   int64_t n, heads, head_dim;
+  int64_t rotary_dim; /* 0: head_dim */
+  int32_t interleaved;
   int32_t act_dtype;
   void *x;       /* [n, heads of head_dim ...] */
   int64_t ldx;   /* elements between rows */
   const int32_t *position; /* [n] row of the table */
-  const float *table;      /* [positions, head_dim]: head_dim/2 cosines, then head_dim/2 sines */
+  const float *table;      /* [positions, d]: d/2 cosines, then d/2 sines */
   int32_t inverse;
 } op_rope_t;
 
@@ -169,11 +212,13 @@ typedef struct op_rope {
 
 /* o = softmax(scale q k^T, causal) v per head; head a reads key-value head a / (A / K). Heads of a
  * row are adjacent. Sequence b has kv_len[b] keys, the last q_len of which belong to its q rows:
- * row i sees keys up to kv_len[b] - q_len + i. With `sequence`, its keys are those of sequence[b]
- * in k and v. Never forms more than a tile of the scores. */
+ * row i sees keys up to kv_len[b] - q_len + i, with a window the last `window` of these. With
+ * `sequence`, its keys are those of sequence[b] in k and v. With sinks, softmax has one more logit,
+ * which is not scaled and has no value. Never forms more than a tile of the scores. */
 typedef struct op_attention {
   int64_t batch, q_len, heads, kv_heads, head_dim;
-  int32_t act_dtype;
+  int64_t window; /* 0: none */
+  int32_t weight_dtype, act_dtype; /* weight_dtype: of sinks */
   const void *q;         /* row i of sequence b at (b * q_len + i) * ldq, A heads of D */
   int64_t ldq;
   const void *k, *v;     /* row j of sequence b at b * kv_batch + j * ldkv, K heads of D */
@@ -181,24 +226,28 @@ typedef struct op_attention {
   const int32_t *kv_len; /* [batch], or NULL: q_len for each; 0: the sequence is skipped */
   const int32_t *sequence; /* [batch] which sequence of k and v each is, or NULL: the b-th */
   float scale;
+  const void *sinks;     /* [A] or NULL */
   void *o;               /* [batch * q_len, A * D] assigns; rows of skipped sequences become 0 */
-  float *lse;            /* [batch * q_len, A] assigns log-sum-exp of the scaled scores, -infinity
-                            for skipped sequences; or NULL */
+  float *lse;            /* [batch * q_len, A] assigns log-sum-exp of the scaled scores and the
+                            sink, -infinity for skipped sequences; or NULL */
 } op_attention_t;
 
 /* Gradients of the above for kv_len = NULL. */
 typedef struct op_attention_bwd {
   int64_t batch, q_len, heads, kv_heads, head_dim;
-  int32_t act_dtype;
+  int64_t window;
+  int32_t weight_dtype, act_dtype;
   const void *q;
   int64_t ldq;
   const void *k, *v;
   int64_t ldkv, kv_batch;
   float scale;
+  const void *sinks;
   const void *o, *dout;  /* [batch * q_len, A * D] */
   const float *lse;      /* [batch * q_len, A] */
   void *dq;              /* assigns, laid out as q */
   void *dk, *dv;         /* assign, laid out as k and v */
+  float *dsinks;         /* [A] accumulates, rows in order; NULL without sinks */
 } op_attention_bwd_t;
 
 /* Writes key and value rows into a cache: row i goes to sequence[i], position[i]; a negative
@@ -219,44 +268,63 @@ typedef struct op_kv_store {
  * s = t*k+j is token t's j-th choice; rows are slots sorted by expert, then by token. */
 typedef struct routing {
   int32_t *expert;   /* [n, k] chosen experts, best first; ties go to the lower index */
-  float *weight;     /* [n, k] softmax probabilities of the chosen, renormalised to sum 1 */
+  float *weight;     /* [n, k] what the chosen experts' outputs are multiplied by */
   int32_t *offset;   /* [E + 1] rows of expert e: offset[e] .. offset[e+1] - 1 */
   int32_t *row_slot; /* [n * k] slot of each row */
   int32_t *slot_row; /* [n * k] row of each slot, or -1 where capacity dropped it */
 } routing_t;
 
-/* logits = x w^T and softmax in fp32; top-k; renormalise; sort. */
+/* How experts are chosen and weighed. With the logits l = x w^T + b in fp32, p is their softmax or
+ * sigmoid, and c = p + choice_bias. Where there are groups of E / groups neighbours, those with the
+ * top_groups best scores remain, a group's score being its largest c or the sum of its two largest.
+ * Of what remains the top_k largest c are chosen, in falling order; all ties go to the lower index.
+ * The weight of a chosen expert is scale p, or divided by the sum of the chosen p, scale p / S. */
+typedef struct op_router {
+  int32_t score;       /* NN_SCORE_ */
+  int32_t norm;        /* NN_ROUTER_NORM_ */
+  int32_t group_score; /* NN_GROUP_ */
+  int64_t groups, top_groups; /* 0: no groups */
+  float scale;         /* 0: 1 */
+  const void *bias;        /* [E] of weight_dtype, or NULL */
+  const void *choice_bias; /* [E] of weight_dtype, or NULL */
+} op_router_t;
+
+/* Logits, scores, choice, sorting. */
 typedef struct op_route {
   int64_t n, hidden, experts, top_k;
   int64_t capacity; /* most rows of an expert; 0: no bound */
   const void *x;    /* [n, hidden] */
   const void *w;    /* [E, hidden] */
   int32_t weight_dtype, act_dtype;
+  op_router_t router;
   routing_t out;      /* assigns */
-  float *prob;        /* [n, E] assigns softmax */
+  float *prob;        /* [n, E] assigns p */
   float *lse;         /* [n] assigns log-sum-exp of the logits */
   float *share;       /* [E] assigns the share of the n*k slots that chose e, drops included */
-  float *mean_prob;   /* [E] assigns the mean over n of prob */
+  float *mean_prob;   /* [E] assigns the mean over n of p, a row of sigmoids divided by its sum */
   float *mean_lse2;   /* [1] assigns the mean over n of lse^2 */
   int64_t *stat_count; /* [E + 1] accumulates slots per expert, drops included; [E]: drops; or
                           NULL */
-  double *stat_prob;   /* [E] accumulates the sum over n of prob; NULL with stat_count */
+  double *stat_prob;   /* [E] accumulates n times mean_prob; NULL with stat_count */
 } op_route_t;
 
-/* dlogits from dweight through renormalisation and softmax, plus the auxiliary losses:
+/* dlogits from dweight through the weights' definition and the scores, the choice held fixed, plus
+ * the auxiliary losses, which only NN_SCORE_SOFTMAX has:
  * dprob[t,e] += aux_scale * aux_share[e] / n; dlogit[t,e] += z_scale * 2 lse[t] prob[t,e] / n. */
 typedef struct op_route_bwd {
   int64_t n, hidden, experts, top_k;
   const void *x; /* [n, hidden] */
   const void *w; /* [E, hidden] */
   int32_t weight_dtype, act_dtype;
+  op_router_t router;
   routing_t routing;      /* expert and weight are read */
   const float *prob, *lse; /* from forward */
   const float *dweight;   /* [n, k], zero for dropped slots */
   const float *aux_share; /* [E] */
   float aux_scale, z_scale;
-  void *dx;  /* [n, hidden] accumulates */
-  float *dw; /* [E, hidden] accumulates */
+  void *dx;     /* [n, hidden] accumulates */
+  float *dw;    /* [E, hidden] accumulates */
+  float *dbias; /* [E] accumulates; NULL without a bias */
 } op_route_bwd_t;
 
 /* The auxiliary losses of a pass from its layers' statistics, coefficients left out:
@@ -270,48 +338,101 @@ typedef struct op_router_loss {
   float *mean_share;  /* [E] assigns the mean of share over layers */
 } op_router_loss_t;
 
+/* ---- gated linear units ---------------------------------------------------------------------- */
+
+/* act(g, u) of a row's gate g (its first F elements) and up u (its last F): silu(g) u, or with a
+ * limit l > 0 g' sigmoid(1.702 g') (u' + 1), g' = min(g, l), u' = u clamped to [-l, l]. A dense FFN
+ * is a product of 2F columns, this, and a product back; op_experts has it inside. */
+typedef struct op_glu {
+  int64_t n, ffn;
+  float limit; /* 0: silu */
+  int32_t act_dtype;
+  const void *x;       /* [n, 2F] */
+  const float *weight; /* [n] factors of the rows of y, or NULL */
+  void *y;             /* [n, F] assigns weight act(g, u) */
+} op_glu_t;
+
+typedef struct op_glu_bwd {
+  int64_t n, ffn;
+  float limit;
+  int32_t act_dtype;
+  const void *x; /* [n, 2F] */
+  const float *weight;
+  const void *dy; /* [n, F] */
+  void *dx;       /* [n, 2F] assigns; may be x */
+  void *y;        /* [n, F] assigns what forward did; may be dy; or NULL */
+  float *dweight; /* [n] assigns <dy, act(g, u)>; NULL without weight */
+} op_glu_bwd_t;
+
+/* gate[t] = sigmoid(<x_t, w>): the weight of a shared expert. */
+typedef struct op_row_gate {
+  int64_t n, width;
+  const void *x; /* [n, width] */
+  const void *w; /* [width] */
+  int32_t weight_dtype, act_dtype;
+  float *gate; /* [n] assigns */
+} op_row_gate_t;
+
+typedef struct op_row_gate_bwd {
+  int64_t n, width;
+  const void *x, *w;
+  int32_t weight_dtype, act_dtype;
+  const float *gate, *dgate; /* [n] */
+  void *dx;                  /* [n, width] accumulates */
+  float *dw;                 /* [width] accumulates, rows in order */
+} op_row_gate_bwd_t;
+
 /* ---- experts --------------------------------------------------------------------------------- */
 
 /* out[t] = residual[t] + sum over j, in slot order, of
- * weight[t,j] * down_e(silu(gate_e x) * up_e x). */
+ * weight[t,j] * (down_e act(gate_e x + gate_bias_e, up_e x + up_bias_e) + down_bias_e). */
 typedef struct op_experts {
   int64_t n, hidden, ffn, experts, top_k;
+  float limit;   /* of act, as in op_glu_t */
   const void *x; /* [n, hidden] */
   routing_t routing;
   const void *gate, *up; /* expert 0's [F, hidden] */
   const void *down;      /* expert 0's [hidden, F] */
   int64_t expert_stride; /* elements from one expert's matrix to the next one's, in all three */
+  const void *gate_bias, *up_bias; /* expert 0's [F]; or NULL, all three */
+  const void *down_bias;           /* expert 0's [hidden] */
+  int64_t bias_stride;             /* elements from one expert's bias to the next one's */
   int32_t weight_dtype, act_dtype;
-  void *pre; /* [n * k, 2F] assigns gate x (first F) and up x (last F) per row; NULL: not kept */
+  void *pre; /* [n * k, 2F] assigns gate x + bias (first F) and up x + bias per row; or NULL */
   const void *residual; /* [n, hidden] or NULL */
   void *out;            /* [n, hidden] assigns; not x; may be residual; NULL: pre is all */
 } op_experts_t;
 
 /* Nothing but x, pre and the routing is kept from forward: the activation is made again from pre,
- * and dweight of a row is <dout W_down, a>. */
+ * and dweight of a row is <dout W_down, a> + <dout, down_bias>. */
 typedef struct op_experts_bwd {
   int64_t n, hidden, ffn, experts, top_k;
+  float limit;
   const void *x; /* [n, hidden] */
   routing_t routing;
   const void *gate, *up, *down; /* as in forward */
   int64_t expert_stride;        /* of the weights and of their gradients */
+  const void *down_bias;        /* or NULL: no biases */
+  int64_t bias_stride;          /* of the biases and of their gradients */
   int32_t weight_dtype, act_dtype;
   void *pre;        /* [n * k, 2F] from forward; may be overwritten */
   const void *dout; /* [n, hidden] */
   void *dx;         /* [n, hidden] assigns; not dout */
   float *dweight;   /* [n, k] assigns; 0 for dropped slots */
   float *dgate, *dup, *ddown; /* of expert 0; accumulate */
+  float *dgate_bias, *dup_bias, *ddown_bias; /* of expert 0; accumulate; NULL without biases */
 } op_experts_bwd_t;
 
 /* ---- loss ------------------------------------------------------------------------------------ */
 
-/* Head and cross-entropy together, over chunks of rows, so that all logits never exist at once:
- * row_loss[i] = logsumexp(w x_i) - (w x_i)[target_i], 0 where target_i < 0. */
+/* Head and cross-entropy together, over chunks of rows, so that all logits l_i = alpha w x_i never
+ * exist at once: row_loss[i] = logsumexp(l_i) - l_i[target_i], 0 where target_i < 0. */
 typedef struct op_head_loss {
   int64_t n, hidden, vocab;
   const void *x; /* [n, hidden] */
   const void *w; /* [V, hidden] */
   int32_t weight_dtype, act_dtype;
+  float alpha;           /* of the logits */
   const int32_t *target; /* [n] */
   float *row_loss;       /* [n] assigns */
   double *loss_sum;      /* [1] assigns the sum of row_loss */
@@ -347,8 +468,8 @@ typedef struct op_grad_norm {
 } op_grad_norm_t;
 
 /* AdamW; see nn_optim_step(). Does nothing when scale[1] comes with a norm (scale[0]) that is not
- * finite. bf16 parameters have fp32 masters, of which p is the nearest bf16 number (halves away from
- * zero) and p_low the rest: seen as integers, master = p * 65536 + p_low. */
+ * finite. bf16 parameters have fp32 masters, of which p is the nearest bf16 number (halves away
+ * from zero) and p_low the rest: seen as integers, master = p * 65536 + p_low. */
 typedef struct op_adamw {
   int64_t count;
   int64_t decayed; /* weight_decay is of elements [0, decayed); the others have none */
@@ -412,8 +533,8 @@ typedef struct backend {
   void (*close)(backend_device_t *device); /* waits for what runs; NULL is ignored */
   void (*describe)(const backend_device_t *device, backend_info_t *info);
 
-  /* Memory. alloc is 64-byte aligned, on a GPU 256-byte aligned; bytes > 0. free takes what alloc gave, with its size. Ranges
-   * of copies do not overlap. `host` pointers are host memory. */
+  /* Memory. alloc is 64-byte aligned, on a GPU 256-byte aligned; bytes > 0. free takes what alloc
+   * gave, with its size. Ranges of copies do not overlap. `host` pointers are host memory. */
   nn_status_t (*alloc)(backend_device_t *device, size_t bytes, void **data);
   void (*free)(backend_device_t *device, void *data, size_t bytes);
   nn_status_t (*copy_in)(backend_device_t *device, void *data, const void *host, size_t bytes);
@@ -429,6 +550,8 @@ typedef struct backend {
   BACKEND_OP(norm_bwd, op_norm_bwd_t);
   BACKEND_OP(matmul, op_matmul_t);
   BACKEND_OP(column_sum, op_column_sum_t);
+  BACKEND_OP(clip, op_clip_t);
+  BACKEND_OP(clip_bwd, op_clip_bwd_t);
   BACKEND_OP(rope, op_rope_t);
   BACKEND_OP(attention, op_attention_t);
   BACKEND_OP(attention_bwd, op_attention_bwd_t);
@@ -436,6 +559,10 @@ typedef struct backend {
   BACKEND_OP(route, op_route_t);
   BACKEND_OP(route_bwd, op_route_bwd_t);
   BACKEND_OP(router_loss, op_router_loss_t);
+  BACKEND_OP(glu, op_glu_t);
+  BACKEND_OP(glu_bwd, op_glu_bwd_t);
+  BACKEND_OP(row_gate, op_row_gate_t);
+  BACKEND_OP(row_gate_bwd, op_row_gate_bwd_t);
   BACKEND_OP(experts, op_experts_t);
   BACKEND_OP(experts_bwd, op_experts_bwd_t);
   BACKEND_OP(head_loss, op_head_loss_t);

@@ -1,7 +1,8 @@
 /* Causal attention, one query row and head at a time: a running maximum and a running sum, so that
  * no scores are kept (Milakov and Gimelshein, 2018). Backward makes the probabilities again from
  * the log-sum-exp: once per query row for dq, once per key row for dk and dv, so that each output
- * row has one writer. Sums run over keys, or over heads and then queries, in order. */
+ * row has one writer. Sums run over keys, or over heads and then queries, in order. A sink is where
+ * the running sum begins; its gradient is -exp(sink - lse) <dout, o>, summed over rows in order. */
 #include <math.h>
 
 #include "ref.h"
@@ -25,6 +26,11 @@ static void attention_add(attention_sum_t *sum, double score, const float *v, in
   for (int64_t d = 0; d < dim; d++) sum->value[d] += weight * v[d];
 }
 
+/* The first key that a query sees whose own key is `last`. */
+static int64_t attention_first(int64_t window, int64_t last) {
+  return window && last >= window ? last - window + 1 : 0;
+}
+
 /* item: a row of q and o, and a head. */
 static void attention_row(void *context, int64_t item, int32_t thread) {
   const op_attention_t *op = context;
@@ -38,7 +44,9 @@ static void attention_row(void *context, int64_t item, int32_t thread) {
   q += row * op->ldq + head * dim, k += kv, v += kv;
 
   attention_sum_t sum = {.largest = -INFINITY};
-  for (int64_t j = 0; j <= last; j++)
+  if (op->sinks && last >= 0)
+    sum.largest = ref_load(op->sinks, op->weight_dtype, head), sum.weight = 1;
+  for (int64_t j = attention_first(op->window, last); j <= last; j++)
     attention_add(&sum, op->scale * ref_dot(q, k + j * op->ldkv, dim), v + j * op->ldkv, dim);
   float *o = op->o;
   o += (row * op->heads + head) * dim;
@@ -86,7 +94,7 @@ static void attention_bwd_query(void *context, int64_t item, int32_t thread) {
   bwd->delta[item] = ref_dot(dout + item * dim, o + item * dim, dim);
   k += b * op->kv_batch + kv_head * dim;
   double sum[ATTENTION_DIM] = {0};
-  for (int64_t j = 0; j <= i; j++) {
+  for (int64_t j = attention_first(op->window, i); j <= i; j++) {
     double dscore;
     attention_score_bwd(bwd, b, head, i, j, &dscore);
     for (int64_t d = 0; d < dim; d++) sum[d] += dscore * k[j * op->ldkv + d];
@@ -104,9 +112,10 @@ static void attention_bwd_key(void *context, int64_t item, int32_t thread) {
   int64_t dim = op->head_dim, group = op->heads / op->kv_heads;
   int64_t kv_head = item % op->kv_heads, b = item / op->kv_heads / op->q_len;
   int64_t j = item / op->kv_heads % op->q_len;
+  int64_t end = op->window ? ref_min(op->q_len, j + op->window) : op->q_len;
   double dk[ATTENTION_DIM] = {0}, dv[ATTENTION_DIM] = {0};
   for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
-    for (int64_t i = j; i < op->q_len; i++) {
+    for (int64_t i = j; i < end; i++) {
       int64_t row = b * op->q_len + i;
       const float *q = op->q, *dout = op->dout;
       q += row * op->ldq + head * dim, dout += (row * op->heads + head) * dim;
@@ -125,10 +134,21 @@ static void attention_bwd_key(void *context, int64_t item, int32_t thread) {
   }
 }
 
+static void attention_bwd_sink(void *context, int64_t head, int32_t thread) {
+  const attention_bwd_t *bwd = context;
+  const op_attention_bwd_t *op = bwd->op;
+  (void)thread;
+  double sink = ref_load(op->sinks, op->weight_dtype, head), sum = 0;
+  for (int64_t at = head; at < op->batch * op->q_len * op->heads; at += op->heads)
+    sum += exp(sink - op->lse[at]) * bwd->delta[at];
+  op->dsinks[head] = (float)(op->dsinks[head] - sum);
+}
+
 nn_status_t ref_attention_bwd(backend_device_t *device, const op_attention_bwd_t *op,
                               backend_scratch_t scratch) {
   attention_bwd_t bwd = {op, scratch.data};
   int64_t rows = op->batch * op->q_len;
   STATUS_TRY(pool_run(device->pool, rows * op->heads, attention_bwd_query, &bwd));
+  if (op->sinks) STATUS_TRY(pool_run(device->pool, op->heads, attention_bwd_sink, &bwd));
   return pool_run(device->pool, rows * op->kv_heads, attention_bwd_key, &bwd);
 }

@@ -1,4 +1,4 @@
-/* Sums of columns, rows in order; accumulates. Threads divide the columns. */
+/* Sums of columns, rows in order, times alpha; accumulates. Threads divide the columns. */
 #include "ref.h"
 
 enum { SUM_COLS = 64 };
@@ -11,7 +11,9 @@ static void column_sum_columns(void *context, int64_t item, int32_t thread) {
   int64_t begin = item * SUM_COLS, cols = ref_min(op->width - begin, SUM_COLS);
   for (int64_t row = 0; row < op->n; row++)
     for (int64_t c = 0; c < cols; c++) sum[c] += x[row * op->ldx + begin + c];
-  for (int64_t c = 0; c < cols; c++) op->out[begin + c] = (float)(op->out[begin + c] + sum[c]);
+  double alpha = backend_factor(op->alpha);
+  for (int64_t c = 0; c < cols; c++)
+    op->out[begin + c] = (float)(op->out[begin + c] + alpha * sum[c]);
 }
 
 nn_status_t ref_column_sum(backend_device_t *device, const op_column_sum_t *op,

@@ -1,16 +1,15 @@
-/* The experts' SwiGLU networks over the routed rows, one expert at a time and a slab of its rows at
- * a time, so that activations need little scratch.
+/* The experts' gated networks over the routed rows, one expert at a time and a slab of its rows at
+ * a time, so that activations need little scratch. Each product may have a bias.
  *
- * Forward, for row r of token t and expert e: g = gate x_t, u = up x_t, a = silu(g) u,
+ * Forward, for row r of token t and expert e: g = gate x_t, u = up x_t, a = act(g, u),
  *   y_r = down a, out_t = residual_t + sum over slots, in order, of weight y.  Assigns. Without
  *   out, g and u are all.
- * Backward, with d = down^T dout_t and da = weight d: dg = da u silu'(g) and du = da silu(g), which
+ * Backward, with d = down^T dout_t and da = weight d: dg = da dact/dg and du = da dact/du, which
  * replace g and u in pre;
- *   dweight = <d, a>, dx_t = sum over slots, in order, of gate^T dg + up^T du.  Both assign.
- *   dgate += dg x_t, dup += du x_t, ddown += dout_t (weight a): rows in order within a slab, slabs
- *   in order. */
-#include <math.h>
-
+ *   dweight = <d, a> + <dout_t, down_bias>, dx_t = sum over slots, in order, of
+ *   gate^T dg + up^T du.  Both assign.
+ *   dgate += dg x_t, dup += du x_t, ddown += dout_t (weight a), and of the biases dg, du and
+ *   weight dout_t: rows in order within a slab, slabs in order. */
 #include "ref.h"
 
 enum {
@@ -51,7 +50,15 @@ static const void *experts_weight(const void *first, int64_t stride, int32_t dty
   return (const char *)first + expert * stride * (dtype == NN_BF16 ? 2 : 4);
 }
 
-static double silu(double x) { return x / (1 + exp(-x)); }
+/* Adds an expert's bias to the columns of a tile. */
+static void experts_add_bias(ref_tile_t *tile, const void *bias, int64_t stride, int32_t dtype,
+                             int64_t expert, int64_t j, int64_t width) {
+  int64_t cols = ref_min(width - j, REF_TILE_COLS);
+  for (int64_t c = 0; bias && c < cols; c++) {
+    double value = ref_load(bias, dtype, expert * stride + j + c);
+    for (int64_t r = 0; r < REF_TILE_ROWS; r++) tile->sum[r][c] += value;
+  }
+}
 
 /* item: REF_TILE_ROWS rows by REF_TILE_COLS of F. */
 static void experts_up(void *context, int64_t item, int32_t thread) {
@@ -68,6 +75,8 @@ static void experts_up(void *context, int64_t item, int32_t thread) {
   ref_tile_t g = {{{0}}}, u = {{{0}}};
   ref_tile_add(&g, &x, &gate, slab->rows, op->ffn, op->hidden, i, j);
   ref_tile_add(&u, &x, &up, slab->rows, op->ffn, op->hidden, i, j);
+  experts_add_bias(&g, op->gate_bias, op->bias_stride, op->weight_dtype, slab->expert, j, op->ffn);
+  experts_add_bias(&u, op->up_bias, op->bias_stride, op->weight_dtype, slab->expert, j, op->ffn);
   if (op->pre) {
     float *pre = op->pre;
     pre += slab->begin * 2 * op->ffn;
@@ -76,7 +85,8 @@ static void experts_up(void *context, int64_t item, int32_t thread) {
   }
   if (!op->out) return;
   for (int64_t r = 0; r < REF_TILE_ROWS; r++)
-    for (int64_t c = 0; c < REF_TILE_COLS; c++) g.sum[r][c] = silu(g.sum[r][c]) * u.sum[r][c];
+    for (int64_t c = 0; c < REF_TILE_COLS; c++) 
+      g.sum[r][c] = ref_act(g.sum[r][c], u.sum[r][c], op->limit);
   ref_tile_assign(&g, slab->act, op->ffn, 1, slab->rows, op->ffn, i, j);
 }
 
@@ -92,6 +102,8 @@ static void experts_down(void *context, int64_t item, int32_t thread) {
   ref_matrix_t down = {down_e, op->weight_dtype, 1, op->ffn, NULL};
   ref_tile_t y = {{{0}}};
   ref_tile_add(&y, &act, &down, slab->rows, op->hidden, op->ffn, i, j);
+  experts_add_bias(&y, op->down_bias, op->bias_stride, op->weight_dtype, slab->expert, j,
+                   op->hidden);
   ref_tile_assign(&y, slab->y + slab->begin * op->hidden, op->hidden, 1, slab->rows, op->hidden, i,
                   j);
 }
@@ -156,15 +168,15 @@ typedef struct experts_bwd_slab {
 /* Replaces g and u of a row's tile by their gradients, keeps weight a; d: down^T dout. Returns the
  * tile's part of <d, a>. */
 static double experts_bwd_activation(float *g, float *u, float *act, const double *d, int64_t cols,
-                                     double weight) {
+                                     double weight, double limit) {
   double dot = 0;
   for (int64_t c = 0; c < cols; c++) {
-    double s = 1 / (1 + exp(-(double)g[c])), a = g[c] * s * u[c], da = weight * d[c];
+    double a = ref_act(g[c], u[c], limit), da = weight * d[c], by_g, by_u;
+    ref_act_slopes(g[c], u[c], limit, &by_g, &by_u);
     dot += d[c] * a;
     act[c] = (float)(weight * a);
-    double dg = da * u[c] * s * (1 + g[c] * (1 - s));
-    u[c] = (float)(da * g[c] * s);
-    g[c] = (float)dg;
+    g[c] = (float)(da * by_g);
+    u[c] = (float)(da * by_u);
   }
   return dot;
 }
@@ -186,7 +198,7 @@ static void experts_bwd_down(void *context, int64_t item, int32_t thread) {
     float *g = slab->pre + (slab->begin + r) * 2 * op->ffn + j;
     double weight = op->routing.weight[op->routing.row_slot[slab->begin + r]];
     slab->dot[r * across + j / REF_TILE_COLS] = experts_bwd_activation(
-        g, g + op->ffn, slab->act + r * op->ffn + j, d.sum[r - i], cols, weight);
+        g, g + op->ffn, slab->act + r * op->ffn + j, d.sum[r - i], cols, weight, op->limit);
   }
 }
 
@@ -238,11 +250,22 @@ static void experts_bwd_up(void *context, int64_t item, int32_t thread) {
                   i, j);
 }
 
+static double experts_bwd_bias_dot(const experts_bwd_slab_t *slab, int64_t row) {
+  const op_experts_bwd_t *op = slab->op;
+  const float *dout = op->dout;
+  double sum = 0;
+  dout += slab->token[slab->begin + row] * op->hidden;
+  for (int64_t c = 0; op->down_bias && c < op->hidden; c++)
+    sum += dout[c] * ref_load(op->down_bias, op->weight_dtype,
+                              slab->expert * op->bias_stride + c);
+  return sum;
+}
+
 static void experts_bwd_dweight(const experts_bwd_slab_t *slab) {
   const op_experts_bwd_t *op = slab->op;
   int64_t across = ref_blocks(op->ffn, REF_TILE_COLS);
   for (int64_t r = 0; r < slab->rows; r++) {
-    double sum = 0;
+    double sum = experts_bwd_bias_dot(slab, r);
     for (int64_t part = 0; part < across; part++) sum += slab->dot[r * across + part];
     op->dweight[op->routing.row_slot[slab->begin + r]] = (float)sum;
   }
@@ -267,6 +290,29 @@ static void experts_bwd_combine(void *context, int64_t item, int32_t thread) {
   }
 }
 
+/* The slab's part of the biases' gradients. */
+static void experts_bwd_biases(const experts_bwd_slab_t *slab) {
+  const op_experts_bwd_t *op = slab->op;
+  int64_t first = slab->expert * op->bias_stride, end = slab->begin + slab->rows;
+  for (int64_t c = 0; c < op->ffn; c++) {
+    double gate = 0, up = 0;
+    for (int64_t r = slab->begin; r < end; r++) {
+      gate += slab->pre[r * 2 * op->ffn + c];
+      up += slab->pre[r * 2 * op->ffn + op->ffn + c];
+    }
+    op->dgate_bias[first + c] = (float)(op->dgate_bias[first + c] + gate);
+    op->dup_bias[first + c] = (float)(op->dup_bias[first + c] + up);
+  }
+  const float *dout = op->dout;
+  for (int64_t c = 0; c < op->hidden; c++) {
+    double down = 0;
+    for (int64_t r = slab->begin; r < end; r++)
+      down += (double)op->routing.weight[op->routing.row_slot[r]] *
+              dout[slab->token[r] * op->hidden + c];
+    op->ddown_bias[first + c] = (float)(op->ddown_bias[first + c] + down);
+  }
+}
+
 static nn_status_t experts_bwd_run(backend_device_t *device, experts_bwd_slab_t *slab) {
   const op_experts_bwd_t *op = slab->op;
   int64_t tall = ref_blocks(slab->rows, REF_TILE_ROWS);
@@ -274,6 +320,7 @@ static nn_status_t experts_bwd_run(backend_device_t *device, experts_bwd_slab_t 
   STATUS_TRY(
       pool_run(device->pool, tall * ref_blocks(op->ffn, REF_TILE_COLS), experts_bwd_down, slab));
   experts_bwd_dweight(slab);
+  if (op->dgate_bias) experts_bwd_biases(slab);
   STATUS_TRY(pool_run(device->pool, 3 * ref_blocks(op->ffn, REF_TILE_ROWS) * wide,
                       experts_bwd_weights, slab));
   return pool_run(device->pool, tall * wide, experts_bwd_up, slab);

@@ -1,8 +1,9 @@
 /* The head's logits and their cross-entropy over chunks of rows, and softmax of rows.
  *
- * row_loss = logsumexp(l) - l[target] with l = w x; with dl = scale (softmax(l) - onehot(target)),
- * rows without a target left out, dx = dl w is assigned and dw += dl^T x accumulated, rows in order
- * within a chunk, chunks in order. Sums over the vocabulary run in order. */
+ * row_loss = logsumexp(l) - l[target] with l = alpha w x; with
+ * dl = scale alpha (softmax(l) - onehot(target)), rows without a target left out, dx = dl w is
+ * assigned and dw += dl^T x accumulated, rows in order within a chunk, chunks in order. Sums over
+ * the vocabulary run in order. */
 #include <math.h>
 
 #include "ref.h"
@@ -33,9 +34,10 @@ static void loss_logits(void *context, int64_t item, int32_t thread) {
   ref_tile_assign(&tile, chunk->logits, op->vocab, 1, chunk->rows, op->vocab, i, j);
 }
 
-static double row_largest(const float *row, int64_t width) {
-  double largest = row[0];
-  for (int64_t i = 1; i < width; i++) largest = row[i] > largest ? row[i] : largest;
+/* The largest of alpha times each element. */
+static double row_largest(const float *row, int64_t width, double alpha) {
+  double largest = alpha * row[0];
+  for (int64_t i = 1; i < width; i++) largest = alpha * row[i] > largest ? alpha * row[i] : largest;
   return largest;
 }
 
@@ -46,14 +48,15 @@ static void loss_row(void *context, int64_t item, int32_t thread) {
   (void)thread;
   float *row = chunk->logits + item * op->vocab;
   int64_t target = op->target[chunk->begin + item];
-  double largest = row_largest(row, op->vocab), sum = 0;
-  for (int64_t i = 0; i < op->vocab; i++) sum += exp(row[i] - largest);
+  double alpha = backend_factor(op->alpha), sum = 0;
+  double largest = row_largest(row, op->vocab, alpha);
+  for (int64_t i = 0; i < op->vocab; i++) sum += exp(alpha * row[i] - largest);
   double lse = largest + log(sum);
-  op->row_loss[chunk->begin + item] = target < 0 ? 0 : (float)(lse - row[target]);
+  op->row_loss[chunk->begin + item] = target < 0 ? 0 : (float)(lse - alpha * row[target]);
   if (!op->dx) return;
-  double scale = target < 0 ? 0 : op->scale;
+  double scale = target < 0 ? 0 : op->scale * alpha;
   for (int64_t i = 0; i < op->vocab; i++)
-    row[i] = (float)(scale * (exp(row[i] - lse) - (i == target)));
+    row[i] = (float)(scale * (exp(alpha * row[i] - lse) - (i == target)));
 }
 
 static void loss_dx(void *context, int64_t item, int32_t thread) {
@@ -115,7 +118,7 @@ static void softmax_row(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const float *x = op->x + item * op->width;
   float *y = op->y + item * op->width;
-  double largest = row_largest(x, op->width), sum = 0;
+  double largest = row_largest(x, op->width, 1), sum = 0;
   for (int64_t i = 0; i < op->width; i++) sum += exp(x[i] - largest);
   for (int64_t i = 0; i < op->width; i++) y[i] = (float)(exp(x[i] - largest) / sum);
 }

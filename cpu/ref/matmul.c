@@ -1,6 +1,6 @@
-/* Matrix product d = epilogue(op(a) op(b) + bias + c); assigns. A product is cut into tiles of d,
- * each the work of one thread; k is walked in order, in chunks that are first widened to double and
- * packed. */
+/* Matrix product d = epilogue(alpha (op(a) op(b) + bias) + c); assigns. A product is cut into tiles
+ * of d, each the work of one thread; k is walked in order, in chunks that are first widened to
+ * double and packed. */
 #include <math.h>
 
 #include "ref.h"
@@ -97,6 +97,7 @@ static void matmul_store(const op_matmul_t *op, double value, int64_t i, int64_t
   const float *c = op->c;
   float *d = op->d, *aux = op->aux;
   if (op->bias) value += ref_load(op->bias, op->b_dtype, j);
+  value *= backend_factor(op->alpha);
   if (c) value += c[i * op->ldc + j];
   int64_t at = i * op->ldd + j;
   if (op->epilogue == MATMUL_GELU) {

@@ -1,19 +1,28 @@
-/* RMS norm and layer norm over rows of [n, hidden].
+/* RMS norm and layer norm over each of the G groups of rows [n, G, hidden].
  *
  * Forward assigns y = xhat w + b with xhat = (x - mean) rstd (mean 0 for RMS). Backward, g = dy w:
  *   dx += rstd (g - mean(g) - xhat mean(g xhat)), without mean(g) for RMS,
- *   dw += sum of dy xhat and db += sum of dy over the rows, in order.
- * Row sums run over columns in order. */
+ *   dw += sum of dy xhat and db += sum of dy over the rows and their groups, in order.
+ * Sums over a group run over columns in order. dw and db come first, since dx may be dy. */
 #include <math.h>
 
 #include "ref.h"
 
 enum { NORM_ROWS = 8, NORM_COLS = 64 };
 
-static void norm_row(const op_norm_t *op, int64_t row) {
+static int64_t norm_groups(int64_t groups) { return groups ? groups : 1; }
+
+/* First element of a group, counted over all rows. */
+static int64_t norm_at(int64_t group, int64_t groups, int64_t hidden, int64_t ld) {
+  groups = norm_groups(groups);
+  return group / groups * (ld ? ld : groups * hidden) + group % groups * hidden;
+}
+
+static void norm_group(const op_norm_t *op, int64_t group) {
   const float *x = op->x;
   float *y = op->y;
-  x += row * op->hidden, y += row * op->hidden;
+  x += norm_at(group, op->groups, op->hidden, op->ldx);
+  y += norm_at(group, op->groups, op->hidden, op->ldy);
   double mean = 0, square = 0;
   if (op->kind == NN_NORM_LAYER) {
     for (int64_t c = 0; c < op->hidden; c++) mean += x[c];
@@ -25,31 +34,33 @@ static void norm_row(const op_norm_t *op, int64_t row) {
     double bias = op->b ? ref_load(op->b, op->weight_dtype, c) : 0;
     y[c] = (float)((x[c] - mean) * rstd * ref_load(op->w, op->weight_dtype, c) + bias);
   }
-  if (op->mean && op->kind == NN_NORM_LAYER) op->mean[row] = (float)mean;
-  if (op->rstd) op->rstd[row] = (float)rstd;
+  if (op->mean && op->kind == NN_NORM_LAYER) op->mean[group] = (float)mean;
+  if (op->rstd) op->rstd[group] = (float)rstd;
 }
 
 static void norm_rows(void *context, int64_t item, int32_t thread) {
   const op_norm_t *op = context;
   (void)thread;
-  int64_t end = ref_min(op->n, (item + 1) * NORM_ROWS);
-  for (int64_t row = item * NORM_ROWS; row < end; row++) norm_row(op, row);
+  int64_t end = ref_min(op->n * norm_groups(op->groups), (item + 1) * NORM_ROWS);
+  for (int64_t group = item * NORM_ROWS; group < end; group++) norm_group(op, group);
 }
 
 nn_status_t ref_norm(backend_device_t *device, const op_norm_t *op, backend_scratch_t scratch) {
   (void)scratch;
-  return pool_run(device->pool, ref_blocks(op->n, NORM_ROWS), norm_rows, (void *)op);
+  int64_t count = op->n * norm_groups(op->groups);
+  return pool_run(device->pool, ref_blocks(count, NORM_ROWS), norm_rows, (void *)op);
 }
 
-static double norm_mean(const op_norm_bwd_t *op, int64_t row) {
-  return op->kind == NN_NORM_LAYER ? op->mean[row] : 0;
+static double norm_mean(const op_norm_bwd_t *op, int64_t group) {
+  return op->kind == NN_NORM_LAYER ? op->mean[group] : 0;
 }
 
-static void norm_bwd_row(const op_norm_bwd_t *op, int64_t row) {
+static void norm_bwd_group(const op_norm_bwd_t *op, int64_t group) {
   const float *x = op->x, *dy = op->dy;
   float *dx = op->dx;
-  x += row * op->hidden, dy += row * op->hidden, dx += row * op->hidden;
-  double mean = norm_mean(op, row), rstd = op->rstd[row], sum = 0, dot = 0;
+  int64_t at = norm_at(group, op->groups, op->hidden, op->ldy);
+  x += norm_at(group, op->groups, op->hidden, op->ldx), dy += at, dx += at;
+  double mean = norm_mean(op, group), rstd = op->rstd[group], sum = 0, dot = 0;
   for (int64_t c = 0; c < op->hidden; c++) {
     double g = (double)dy[c] * ref_load(op->w, op->weight_dtype, c);
     sum += g;
@@ -59,15 +70,16 @@ static void norm_bwd_row(const op_norm_bwd_t *op, int64_t row) {
   dot /= (double)op->hidden;
   for (int64_t c = 0; c < op->hidden; c++) {
     double g = (double)dy[c] * ref_load(op->w, op->weight_dtype, c);
-    dx[c] = (float)(dx[c] + rstd * (g - sum - (x[c] - mean) * rstd * dot));
+    double before = op->assign ? 0 : dx[c];
+    dx[c] = (float)(before + rstd * (g - sum - (x[c] - mean) * rstd * dot));
   }
 }
 
 static void norm_bwd_rows(void *context, int64_t item, int32_t thread) {
   const op_norm_bwd_t *op = context;
   (void)thread;
-  int64_t end = ref_min(op->n, (item + 1) * NORM_ROWS);
-  for (int64_t row = item * NORM_ROWS; row < end; row++) norm_bwd_row(op, row);
+  int64_t end = ref_min(op->n * norm_groups(op->groups), (item + 1) * NORM_ROWS);
+  for (int64_t group = item * NORM_ROWS; group < end; group++) norm_bwd_group(op, group);
 }
 
 static void norm_bwd_columns(void *context, int64_t item, int32_t thread) {
@@ -75,10 +87,11 @@ static void norm_bwd_columns(void *context, int64_t item, int32_t thread) {
   (void)thread;
   double dw[NORM_COLS] = {0}, db[NORM_COLS] = {0};
   int64_t begin = item * NORM_COLS, cols = ref_min(op->hidden - begin, NORM_COLS);
-  for (int64_t row = 0; row < op->n; row++) {
+  for (int64_t group = 0; group < op->n * norm_groups(op->groups); group++) {
     const float *x = op->x, *dy = op->dy;
-    x += row * op->hidden + begin, dy += row * op->hidden + begin;
-    double mean = norm_mean(op, row), rstd = op->rstd[row];
+    x += norm_at(group, op->groups, op->hidden, op->ldx) + begin;
+    dy += norm_at(group, op->groups, op->hidden, op->ldy) + begin;
+    double mean = norm_mean(op, group), rstd = op->rstd[group];
     for (int64_t c = 0; c < cols; c++) {
       dw[c] += dy[c] * (x[c] - mean) * rstd;
       db[c] += dy[c];
@@ -92,6 +105,8 @@ static void norm_bwd_columns(void *context, int64_t item, int32_t thread) {
 nn_status_t ref_norm_bwd(backend_device_t *device, const op_norm_bwd_t *op,
                          backend_scratch_t scratch) {
   (void)scratch;
-  STATUS_TRY(pool_run(device->pool, ref_blocks(op->n, NORM_ROWS), norm_bwd_rows, (void *)op));
-  return pool_run(device->pool, ref_blocks(op->hidden, NORM_COLS), norm_bwd_columns, (void *)op);
+  int64_t count = op->n * norm_groups(op->groups);
+  STATUS_TRY(
+      pool_run(device->pool, ref_blocks(op->hidden, NORM_COLS), norm_bwd_columns, (void *)op));
+  return pool_run(device->pool, ref_blocks(count, NORM_ROWS), norm_bwd_rows, (void *)op);
 }

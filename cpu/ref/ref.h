@@ -73,6 +73,14 @@ void ref_tile_assign(const ref_tile_t *tile, float *out, int64_t row, int64_t co
 void ref_tile_accumulate(const ref_tile_t *tile, float *out, int64_t row, int64_t col, int64_t m,
                          int64_t n, int64_t i, int64_t j);
 
+/* ---- glu.c: the activation of gated linear units --------------------------------------------- */
+
+/* act(g, u) as op_glu_t defines it. */
+double ref_act(double g, double u, double limit);
+
+/* Its derivatives by g and u. */
+void ref_act_slopes(double g, double u, double limit, double *by_g, double *by_u);
+
 /* ---- scratch --------------------------------------------------------------------------------- */
 
 /* Bytes that suffice, within the limits, for every operation below that the table holds. */
@@ -95,6 +103,8 @@ REF_OP(norm, op_norm_t);
 REF_OP(norm_bwd, op_norm_bwd_t);
 REF_OP(matmul, op_matmul_t);
 REF_OP(column_sum, op_column_sum_t);
+REF_OP(clip, op_clip_t);
+REF_OP(clip_bwd, op_clip_bwd_t);
 REF_OP(rope, op_rope_t);
 REF_OP(attention, op_attention_t);
 REF_OP(attention_bwd, op_attention_bwd_t);
@@ -102,6 +112,10 @@ REF_OP(kv_store, op_kv_store_t);
 REF_OP(route, op_route_t);
 REF_OP(route_bwd, op_route_bwd_t);
 REF_OP(router_loss, op_router_loss_t);
+REF_OP(glu, op_glu_t);
+REF_OP(glu_bwd, op_glu_bwd_t);
+REF_OP(row_gate, op_row_gate_t);
+REF_OP(row_gate_bwd, op_row_gate_bwd_t);
 REF_OP(experts, op_experts_t);
 REF_OP(experts_bwd, op_experts_bwd_t);
 REF_OP(head_loss, op_head_loss_t);

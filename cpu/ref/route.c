@@ -1,12 +1,14 @@
-/* Routing: softmax of x w^T over the experts, the k most probable (ties to the lower index),
- * renormalised, and the slots sorted by expert; assigns. Where capacity bounds an expert, its first
- * tokens stay. Backward: with p the probabilities, S the sum of the chosen ones and w_j = p_j / S,
- *   dprob_j = (dweight_j - sum_i dweight_i w_i) / S for the chosen, and for all
- *   dprob_e += aux_scale aux_share_e / n,
- *   dlogit_e = p_e (dprob_e - sum_i p_i dprob_i) + 2 z_scale lse p_e / n,
- * and then dx += dlogit w and dw += dlogit^T x. Sums over tokens run in order. */
+/* Routing: the experts' scores p (softmax or sigmoid of x w^T + b), the choice of op_router_t, and
+ * the slots sorted by expert; assigns. Where capacity bounds an expert, its first tokens stay.
+ * Backward, with S the sum of the chosen p and w_j = scale p_j / S (or scale p_j):
+ *   dprob_j = (scale dweight_j - sum_i dweight_i w_i) / S (or scale dweight_j) for the chosen, and
+ *   for all dprob_e += aux_scale aux_share_e / n,
+ *   dlogit_e = p_e (dprob_e - sum_i p_i dprob_i) + 2 z_scale lse p_e / n for softmax,
+ *   dlogit_e = p_e (1 - p_e) dprob_e for sigmoid,
+ * and then dx += dlogit w, dw += dlogit^T x and db += dlogit. Sums over tokens run in order. */
 #include <math.h>
 
+#include "choice.h"
 #include "ref.h"
 
 enum { ROUTE_ROWS = REF_TILE_ROWS };
@@ -22,31 +24,32 @@ static void route_logits(const op_route_t *op, int64_t begin) {
   }
 }
 
-/* Turns a row of logits into probabilities; returns the log-sum-exp. */
-static double route_softmax(float *row, int64_t experts) {
+static void route_add_bias(const op_route_t *op, float *row) {
+  for (int64_t e = 0; e < op->experts; e++)
+    row[e] += ref_load(op->router.bias, op->weight_dtype, e);
+}
+
+/* Turns a row of logits into scores; returns the log-sum-exp of the logits. */
+static double route_scores(int32_t score, float *row, int64_t experts) {
   double largest = row[0], sum = 0;
   for (int64_t e = 1; e < experts; e++) largest = row[e] > largest ? row[e] : largest;
   for (int64_t e = 0; e < experts; e++) sum += exp(row[e] - largest);
-  for (int64_t e = 0; e < experts; e++) row[e] = (float)(exp(row[e] - largest) / sum);
+  for (int64_t e = 0; e < experts; e++)
+    row[e] = (float)(score == NN_SCORE_SIGMOID ? 1 / (1 + exp(-(double)row[e]))
+                                               : exp(row[e] - largest) / sum);
   return largest + log(sum);
 }
 
-/* The k largest in falling order. Later entries move behind equals, and NaN behind everything, so
- * the indices are valid and distinct whatever the numbers are. */
-static void route_choose(const float *prob, int64_t experts, int64_t k, int32_t *expert,
-                         float *weight) {
-  int64_t kept = 0;
-  for (int64_t e = 0; e < experts; e++) {
-    int64_t j = kept;
-    while (j > 0 && prob[e] > prob[expert[j - 1]]) j--;
-    if (j == k) continue;
-    kept = ref_min(kept + 1, k);
-    memmove(expert + j + 1, expert + j, (size_t)(kept - 1 - j) * sizeof *expert);
-    expert[j] = (int32_t)e;
-  }
-  double sum = 0;
-  for (int64_t j = 0; j < k; j++) sum += prob[expert[j]];
-  for (int64_t j = 0; j < k; j++) weight[j] = (float)(prob[expert[j]] / sum);
+/* The choice for a token with scores `prob`, and its weights. */
+static void route_token(const op_route_t *op, const float *prob, int32_t *expert, float *weight) {
+  float choice[CHOICE_EXPERTS];
+  for (int64_t e = 0; op->router.choice_bias && e < op->experts; e++)
+    choice[e] = prob[e] + ref_load(op->router.choice_bias, op->weight_dtype, e);
+  choice_make(&op->router, op->router.choice_bias ? choice : prob, op->experts, op->top_k, expert);
+  double sum = 0, scale = backend_factor(op->router.scale);
+  for (int64_t j = 0; j < op->top_k; j++) sum += prob[expert[j]];
+  if (op->router.norm == NN_ROUTER_NORM_NONE) sum = 1;
+  for (int64_t j = 0; j < op->top_k; j++) weight[j] = (float)(scale * prob[expert[j]] / sum);
 }
 
 static void route_rows(void *context, int64_t item, int32_t thread) {
@@ -56,9 +59,9 @@ static void route_rows(void *context, int64_t item, int32_t thread) {
   route_logits(op, begin);
   for (int64_t t = begin; t < end; t++) {
     float *prob = op->prob + t * op->experts;
-    op->lse[t] = (float)route_softmax(prob, op->experts);
-    route_choose(prob, op->experts, op->top_k, op->out.expert + t * op->top_k,
-                 op->out.weight + t * op->top_k);
+    if (op->router.bias) route_add_bias(op, prob);
+    op->lse[t] = (float)route_scores(op->router.score, prob, op->experts);
+    route_token(op, prob, op->out.expert + t * op->top_k, op->out.weight + t * op->top_k);
   }
 }
 
@@ -88,20 +91,27 @@ static void route_sort(const op_route_t *op, int32_t *cursor) {
   }
 }
 
-static void route_statistics(const op_route_t *op) {
+/* sum: [E] of the probabilities over the tokens. */
+static void route_statistics(const op_route_t *op, double *sum) {
   double lse2 = 0;
-  for (int64_t t = 0; t < op->n; t++) lse2 += (double)op->lse[t] * op->lse[t];
+  memset(sum, 0, (size_t)op->experts * sizeof *sum);
+  for (int64_t t = 0; t < op->n; t++) {
+    const float *prob = op->prob + t * op->experts;
+    double all = op->router.score == NN_SCORE_SIGMOID ? 0 : 1;
+    for (int64_t e = 0; op->router.score == NN_SCORE_SIGMOID && e < op->experts; e++)
+      all += prob[e];
+    for (int64_t e = 0; e < op->experts; e++) sum[e] += prob[e] / all;
+    lse2 += (double)op->lse[t] * op->lse[t];
+  }
   *op->mean_lse2 = (float)(lse2 / (double)op->n);
   for (int64_t e = 0; e < op->experts; e++) {
-    double sum = 0;
-    for (int64_t t = 0; t < op->n; t++) sum += op->prob[t * op->experts + e];
-    op->mean_prob[e] = (float)(sum / (double)op->n);
-    if (op->stat_prob) op->stat_prob[e] += sum;
+    op->mean_prob[e] = (float)(sum[e] / (double)op->n);
+    if (op->stat_prob) op->stat_prob[e] += sum[e];
   }
 }
 
 size_t ref_route_scratch(const backend_limits_t *limits) {
-  size_t forward = ref_piece(1, limits->experts, sizeof(int32_t));
+  size_t forward = ref_piece(1, limits->experts, sizeof(double)); /* of sorting: less */
   size_t backward = ref_piece(limits->rows, limits->experts, sizeof(float));
   return limits->training && backward > forward ? backward : forward;
 }
@@ -109,7 +119,7 @@ size_t ref_route_scratch(const backend_limits_t *limits) {
 nn_status_t ref_route(backend_device_t *device, const op_route_t *op, backend_scratch_t scratch) {
   STATUS_TRY(pool_run(device->pool, ref_blocks(op->n, ROUTE_ROWS), route_rows, (void *)op));
   route_sort(op, scratch.data);
-  route_statistics(op);
+  route_statistics(op, scratch.data);
   return NN_OK;
 }
 
@@ -123,14 +133,21 @@ static void route_dlogit(const op_route_bwd_t *op, int64_t t, float *dlogit) {
   const float *weight = op->routing.weight + t * op->top_k, *dweight = op->dweight + t * op->top_k;
   const int32_t *expert = op->routing.expert + t * op->top_k;
   double n = (double)op->n, chosen = 0, mean = 0, dot = 0;
+  double scale = backend_factor(op->router.scale);
   for (int64_t j = 0; j < op->top_k; j++) {
     chosen += prob[expert[j]];
     mean += (double)dweight[j] * weight[j];
   }
+  if (op->router.norm == NN_ROUTER_NORM_NONE) chosen = 1, mean = 0;
   for (int64_t e = 0; e < op->experts; e++)
     dlogit[e] = (float)(op->aux_scale * op->aux_share[e] / n);
   for (int64_t j = 0; j < op->top_k; j++)
-    dlogit[expert[j]] = (float)(dlogit[expert[j]] + (dweight[j] - mean) / chosen);
+    dlogit[expert[j]] = (float)(dlogit[expert[j]] + (scale * dweight[j] - mean) / chosen);
+  if (op->router.score == NN_SCORE_SIGMOID) {
+    for (int64_t e = 0; e < op->experts; e++)
+      dlogit[e] = (float)((double)prob[e] * (1 - prob[e]) * dlogit[e]);
+    return;
+  }
   for (int64_t e = 0; e < op->experts; e++) dot += (double)prob[e] * dlogit[e];
   double z = 2.0 * op->z_scale * op->lse[t] / n;
   for (int64_t e = 0; e < op->experts; e++) dlogit[e] = (float)(prob[e] * (dlogit[e] - dot + z));
@@ -164,10 +181,20 @@ static void route_bwd_weights(void *context, int64_t item, int32_t thread) {
   ref_tile_accumulate(&tile, op->dw, op->hidden, 1, op->experts, op->hidden, e, c);
 }
 
+static void route_bwd_bias(const route_bwd_t *bwd) {
+  const op_route_bwd_t *op = bwd->op;
+  for (int64_t e = 0; e < op->experts; e++) {
+    double sum = 0;
+    for (int64_t t = 0; t < op->n; t++) sum += bwd->dlogit[t * op->experts + e];
+    op->dbias[e] = (float)(op->dbias[e] + sum);
+  }
+}
+
 nn_status_t ref_route_bwd(backend_device_t *device, const op_route_bwd_t *op,
                           backend_scratch_t scratch) {
   route_bwd_t bwd = {op, scratch.data};
   STATUS_TRY(pool_run(device->pool, ref_blocks(op->n, ROUTE_ROWS), route_bwd_rows, &bwd));
+  if (op->dbias) route_bwd_bias(&bwd);
   int64_t tiles = ref_blocks(op->experts, REF_TILE_ROWS) * ref_blocks(op->hidden, REF_TILE_COLS);
   return pool_run(device->pool, tiles, route_bwd_weights, &bwd);
 }

@@ -8,6 +8,8 @@ void ref_table(backend_t *table) {
   table->norm_bwd = ref_norm_bwd;
   table->matmul = ref_matmul;
   table->column_sum = ref_column_sum;
+  table->clip = ref_clip;
+  table->clip_bwd = ref_clip_bwd;
   table->rope = ref_rope;
   table->attention = ref_attention;
   table->attention_bwd = ref_attention_bwd;
@@ -15,6 +17,10 @@ void ref_table(backend_t *table) {
   table->route = ref_route;
   table->route_bwd = ref_route_bwd;
   table->router_loss = ref_router_loss;
+  table->glu = ref_glu;
+  table->glu_bwd = ref_glu_bwd;
+  table->row_gate = ref_row_gate;
+  table->row_gate_bwd = ref_row_gate_bwd;
   table->experts = ref_experts;
   table->experts_bwd = ref_experts_bwd;
   table->head_loss = ref_head_loss;

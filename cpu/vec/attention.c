@@ -3,7 +3,7 @@
  *
  * Where the rows of a key-value head fill at most one tile (decoding), long sequences are split
  * into chunks of keys, whose results are merged by log-sum-exp in order. The split depends on
- * shapes alone. */
+ * shapes alone. Keys that a window hides from all rows of a tile are left out. */
 #include <float.h>
 #include <math.h>
 
@@ -35,7 +35,8 @@ static void attention_item(const attention_t *job, int64_t index, attention_item
    * see most keys come first, so that threads finish together. */
   int64_t tile = job->tiles - 1 - index % job->tiles, rest = index / job->tiles;
   int64_t head = rest % op->kv_heads, batch = rest / op->kv_heads / job->chunks;
-  attention_rows_set(&item->tile, batch, head, tile, op->q_len, job->group, op->head_dim);
+  attention_rows_set(&item->tile, batch, head, tile, op->q_len, job->group, op->head_dim,
+                     op->window);
   item->chunk = rest / op->kv_heads % job->chunks;
 
   int64_t place = (op->sequence ? op->sequence[batch] : batch) * op->kv_batch + head * op->head_dim;
@@ -43,9 +44,20 @@ static void attention_item(const attention_t *job, int64_t index, attention_item
   item->k = k + place;
   item->v = v + place;
   item->past = (op->kv_len ? op->kv_len[batch] : op->q_len) - op->q_len;
-  item->begin = item->chunk * job->chunk;
+  item->begin = attention_begin(&item->tile, item->past) + item->chunk * job->chunk;
   item->end = attention_seen(&item->tile, item->past);
   if (job->chunks > 1) item->end = vec_min(item->end, item->begin + job->chunk);
+}
+
+/* Where the running maximum and sum of a row begin: at its sink, which the first chunk has. */
+static void attention_start(const attention_t *job, const attention_item_t *item, int64_t r,
+                            float *max, float *sum) {
+  const op_attention_t *op = job->op;
+  *max = -FLT_MAX; /* not -infinity, whose difference to itself is NaN */
+  *sum = 0.0f;
+  if (!op->sinks || item->chunk || item->past < 0) return;
+  *max = vec_weight(op->sinks, item->tile.head[r], op->weight_dtype);
+  *sum = 1.0f;
 }
 
 /* ---- what an item leaves --------------------------------------------------------------------- */
@@ -74,13 +86,13 @@ static float *attention_out(const attention_t *job, const attention_item_t *item
 
 /* Scores [count, rows] of keys j .. j + count - 1 become probabilities against the new running
  * maximum of one vector of rows; returns what earlier sums and outputs are to be multiplied by. */
-VEC_INLINE vf attention_softmax(float *score, int64_t count, int64_t j, vf last_key, int masked,
-                                float *max, float *sum) {
+VEC_INLINE vf attention_softmax(float *score, int64_t count, int64_t j, vf last_key,
+                                int64_t window, int masked, float *max, float *sum) {
   vf old = vf_load(max), top = old;
   for (int64_t i = 0; i < count; i++) {
     vf s = vf_load(score + i * ATTENTION_ROWS);
     if (masked) {
-      s = vf_select(vf_at_least(last_key, vf_set1((float)(j + i))), s, vf_set1(-INFINITY));
+      s = attention_mask(s, vf_set1(-INFINITY), last_key, window, j + i);
       vf_store(score + i * ATTENTION_ROWS, s);
     }
     top = vf_max(top, s);
@@ -111,10 +123,8 @@ static void attention_tile(const attention_t *job, const attention_item_t *item,
   attention_pack(tile, op->q, op->ldq, op->scale, q, NULL);
   int64_t vectors = attention_last_keys(tile, item->past, last_key);
   memset(o, 0, (size_t)(dim * ATTENTION_ROWS) * sizeof *o);
-  for (int64_t r = 0; r < vectors * VEC_WIDTH; r++) {
-    max[r] = -FLT_MAX; /* not -infinity, whose difference to itself is NaN */
-    sum[r] = 0.0f;
-  }
+  for (int64_t r = 0; r < vectors * VEC_WIDTH; r++)
+    attention_start(job, item, vec_min(r, tile->rows - 1), max + r, sum + r);
   for (int64_t j = item->begin; j < item->end; j += ATTENTION_KEYS) {
     int64_t count = vec_min(ATTENTION_KEYS, item->end - j);
     int64_t first = attention_first_vector(last_key, vectors, j) * VEC_WIDTH;
@@ -125,9 +135,10 @@ static void attention_tile(const attention_t *job, const attention_item_t *item,
                                 .c = score + first, .ldc = ATTENTION_ROWS});
     for (int64_t r = first; r < vectors * VEC_WIDTH; r += VEC_WIDTH) {
       vf last = vf_load(last_key + r);
-      int masked = last_key[r] < (float)(j + count - 1);
-      vf scale = masked ? attention_softmax(score + r, count, j, last, 1, max + r, sum + r)
-                        : attention_softmax(score + r, count, j, last, 0, max + r, sum + r);
+      int masked = attention_masked(last_key + r, op->window, j, count);
+      vf scale =
+          masked ? attention_softmax(score + r, count, j, last, op->window, 1, max + r, sum + r)
+                 : attention_softmax(score + r, count, j, last, op->window, 0, max + r, sum + r);
       vf_store(factor + r, scale);
     }
     attention_values(&(outer_t){.rows = dim, .columns = columns, .terms = count,
@@ -201,15 +212,16 @@ static void attention_direct(const attention_t *job, const attention_item_t *ite
     const float *row = op->q;
     row += attention_offset(tile, r, op->ldq);
     for (int64_t d = 0; d < dim; d++) q[r * dim + d] = op->scale * row[d];
-    max[r] = -FLT_MAX;
-    sum[r] = 0.0f;
+    attention_start(job, item, r, max + r, sum + r);
   }
   for (int64_t j = item->begin; j < item->end; j += ATTENTION_DIRECT_KEYS) {
     int64_t count = vec_min(ATTENTION_DIRECT_KEYS, item->end - j);
     attention_dots(q, tile->rows, dim, item->k + j * op->ldkv, op->ldkv, count, score);
     for (int64_t r = 0; r < tile->rows; r++) {
       float *row = score + r * ATTENTION_DIRECT_KEYS;
-      int64_t seen = item->past + tile->query[r] + 1 - j;
+      int64_t own = item->past + tile->query[r], seen = own + 1 - j;
+      int64_t hidden = vec_min(count, attention_first_key(op->window, own) - j);
+      for (int64_t i = 0; i < hidden; i++) row[i] = -INFINITY;
       for (int64_t i = seen > 0 ? seen : 0; i < count; i++) row[i] = -INFINITY;
       float factor = attention_softmax_row(row, count, max + r, sum + r);
       for (int64_t d = 0; d < dim; d++) o[r * dim + d] *= factor;
@@ -272,6 +284,7 @@ VEC_OP(attention, op_attention_t) {
   int64_t group = op->heads / op->kv_heads, keys = op->kv_len ? 0 : op->q_len;
   for (int64_t b = 0; op->kv_len && b < op->batch; b++)
     if (op->kv_len[b] > keys) keys = op->kv_len[b];
+  if (op->window) keys = vec_min(keys, op->window + op->q_len - 1); /* of all rows together */
   attention_t job = {.op = op, .group = group, .work = scratch.data};
   job.tiles = vec_blocks(op->q_len * group, ATTENTION_ROWS);
   job.chunk = attention_chunk(keys);

@@ -21,18 +21,21 @@ typedef struct attention_rows {
   int64_t rows, last_query; /* rows in use; query of the last one */
   int64_t first_query;      /* row of q of the sequence's query 0 */
   int64_t head_dim;
+  int64_t window;           /* keys that a row sees; 0: all */
   int32_t query[ATTENTION_ROWS], head[ATTENTION_ROWS];
 } attention_rows_t;
 
 /* Tile number `index` of a sequence's q_len queries and the `group` heads of key-value head
  * kv_head. */
 VEC_INLINE void attention_rows_set(attention_rows_t *tile, int64_t batch, int64_t kv_head,
-                                   int64_t index, int64_t q_len, int64_t group, int64_t head_dim) {
+                                   int64_t index, int64_t q_len, int64_t group, int64_t head_dim,
+                                   int64_t window) {
   int64_t first = index * ATTENTION_ROWS, query = first / group, member = first % group;
   tile->rows = vec_min(ATTENTION_ROWS, q_len * group - first);
   tile->last_query = (first + tile->rows - 1) / group;
   tile->first_query = batch * q_len;
   tile->head_dim = head_dim;
+  tile->window = window;
   for (int64_t r = 0; r < tile->rows; r++) {
     tile->query[r] = (int32_t)query;
     tile->head[r] = (int32_t)(kv_head * group + member);
@@ -46,6 +49,16 @@ VEC_INLINE void attention_rows_set(attention_rows_t *tile, int64_t batch, int64_
 /* Keys that the last row sees, when `past` keys are older than query 0: no row sees more. */
 VEC_INLINE int64_t attention_seen(const attention_rows_t *tile, int64_t past) {
   return past + tile->last_query + 1;
+}
+
+/* The first key that a query sees whose own key is `own`. */
+VEC_INLINE int64_t attention_first_key(int64_t window, int64_t own) {
+  return window && own >= window ? own - window + 1 : 0;
+}
+
+/* The first key that the first row sees: no row sees older ones. */
+VEC_INLINE int64_t attention_begin(const attention_rows_t *tile, int64_t past) {
+  return attention_first_key(tile->window, past + tile->query[0]);
 }
 
 /* Elements from the start of a matrix [batch * q_len, heads * head_dim], stride ld, to row r. */
@@ -119,6 +132,22 @@ VEC_INLINE int64_t attention_first_vector(const float *last_key, int64_t vectors
   int64_t v = 0;
   while (v < vectors - 1 && last_key[v * VEC_WIDTH + VEC_WIDTH - 1] < (float)j) v++;
   return v;
+}
+
+/* Of a vector of rows, whose last keys begin at last_key: whether some row does not see all of keys
+ * j .. j + count - 1. */
+VEC_INLINE int attention_masked(const float *last_key, int64_t window, int64_t j, int64_t count) {
+  return last_key[0] < (float)(j + count - 1) ||
+         (window && last_key[VEC_WIDTH - 1] - (float)window >= (float)j);
+}
+
+/* The scores of the rows that see key j; `other` for the others. */
+VEC_INLINE vf attention_mask(vf score, vf other, vf last_key, int64_t window, int64_t j) {
+  vf key = vf_set1((float)j);
+  score = vf_select(vf_at_least(last_key, key), score, other);
+  if (!window) return score;
+  vf first = vf_sub(last_key, vf_set1((float)(window - 1)));
+  return vf_select(vf_at_least(key, first), score, other);
 }
 
 #endif

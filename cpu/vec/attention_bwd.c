@@ -5,8 +5,10 @@
  * An item takes the row tiles of one key-value head, goes over the keys of each, and adds to dk
  * and dv in the order of tiles. Where sequences and key-value heads alone are too few items,
  * every S-th row tile makes an item; each has its own dk and dv, added up in order at the end. S
- * depends on shapes alone, so the sums do not depend on the number of threads. */
+ * depends on shapes alone, so the sums do not depend on the number of threads. A sink's gradient is
+ * -sum of exp(sink - lse) delta over the rows, in order. */
 #include <float.h>
+#include <math.h>
 
 #include "vec/attention.h"
 #include "vec/ops.h"
@@ -95,11 +97,10 @@ static void attention_bwd_rows(const op_attention_bwd_t *op, const attention_row
 
 /* p: scores become P. ds: dP becomes dS. One vector of rows, keys j .. j + count - 1. */
 VEC_INLINE void attention_bwd_softmax(float *p, float *ds, int64_t count, int64_t j, vf last_key,
-                                      int masked, vf lse, vf delta) {
+                                      int64_t window, int masked, vf lse, vf delta) {
   for (int64_t i = 0; i < count; i++, p += ATTENTION_ROWS, ds += ATTENTION_ROWS) {
     vf prob = vf_exp(vf_sub(vf_load(p), lse));
-    if (masked)
-      prob = vf_select(vf_at_least(last_key, vf_set1((float)(j + i))), prob, vf_zero());
+    if (masked) prob = attention_mask(prob, vf_zero(), last_key, window, j + i);
     vf_store(p, prob);
     vf_store(ds, vf_mul(prob, vf_sub(vf_load(ds), delta)));
   }
@@ -126,9 +127,9 @@ static void attention_bwd_keys(const op_attention_bwd_t *op, const attention_row
 
   for (int64_t r = first; r < vectors * VEC_WIDTH; r += VEC_WIDTH) {
     vf last = vf_load(t->last_key + r), lse = vf_load(t->lse + r), delta = vf_load(t->delta + r);
-    if (t->last_key[r] < (float)(j + count - 1))
-      attention_bwd_softmax(t->p + r, t->ds + r, count, j, last, 1, lse, delta);
-    else attention_bwd_softmax(t->p + r, t->ds + r, count, j, last, 0, lse, delta);
+    if (attention_masked(t->last_key + r, tile->window, j, count))
+      attention_bwd_softmax(t->p + r, t->ds + r, count, j, last, tile->window, 1, lse, delta);
+    else attention_bwd_softmax(t->p + r, t->ds + r, count, j, last, tile->window, 0, lse, delta);
   }
 
   attention_bwd_add(&(outer_t){.rows = dim, .columns = columns, .terms = count,
@@ -154,7 +155,7 @@ static void attention_bwd_tile(const op_attention_bwd_t *op, const attention_row
   int64_t vectors = attention_last_keys(tile, 0, t->last_key);
   attention_bwd_rows(op, tile, vectors, t);
   memset(t->dq, 0, (size_t)(dim * ATTENTION_ROWS) * sizeof *t->dq);
-  for (int64_t j = 0; j < attention_seen(tile, 0); j += ATTENTION_KEYS)
+  for (int64_t j = attention_begin(tile, 0); j < attention_seen(tile, 0); j += ATTENTION_KEYS)
     attention_bwd_keys(op, tile, vectors, t, j, sums);
   for (int64_t r = 0; r < vectors * VEC_WIDTH; r++) t->delta[r] = op->scale;
   attention_unpack(tile, t->dq, t->delta, op->dq, op->ldq);
@@ -176,9 +177,30 @@ static void attention_bwd_item(void *context, int64_t item, int32_t thread) {
     int64_t index = split + i * job->splits;
     if (index >= job->tiles) continue;
     attention_rows_t tile;
-    attention_rows_set(&tile, batch, head, index, op->q_len, job->group, dim);
+    attention_rows_set(&tile, batch, head, index, op->q_len, job->group, dim, op->window);
     attention_bwd_tile(op, &tile, &t, &sums);
   }
+}
+
+/* ---- sinks ----------------------------------------------------------------------------------- */
+
+static void attention_bwd_sink(void *context, int64_t head, int32_t thread) {
+  (void)thread;
+  const op_attention_bwd_t *op = context;
+  int64_t dim = op->head_dim, rows = op->batch * op->q_len;
+  float sink = vec_weight(op->sinks, head, op->weight_dtype);
+  double total = 0;
+  for (int64_t row = 0; row < rows; row++) {
+    int64_t at = row * op->heads + head;
+    const float *o = op->o, *dout = op->dout;
+    vf sum = vf_zero();
+    for (int64_t d = at * dim; d < (at + 1) * dim; d += VEC_WIDTH) {
+      int64_t left = (at + 1) * dim - d;
+      sum = vf_fma(vf_load_next(o + d, left), vf_load_next(dout + d, left), sum);
+    }
+    total += (double)expf(sink - op->lse[at]) * vf_sum(sum);
+  }
+  op->dsinks[head] = (float)(op->dsinks[head] - total);
 }
 
 /* ---- parts ----------------------------------------------------------------------------------- */
@@ -221,6 +243,11 @@ VEC_OP(attention_bwd, op_attention_bwd_t) {
     job.end = vec_min(count, job.begin + step);
     STATUS_TRY(vec_run(device, pairs * job.splits, pairs * job.tiles * tile_work,
                        attention_bwd_item, &job));
+  }
+  if (op->sinks) {
+    op_attention_bwd_t args = *op;
+    STATUS_TRY(vec_run(device, op->heads, op->batch * op->q_len * op->heads * op->head_dim,
+                       attention_bwd_sink, &args));
   }
   if (job.splits == 1) return NN_OK;
   return vec_run(device, pairs * vec_blocks(op->q_len, BWD_REDUCE_KEYS),

@@ -1,4 +1,4 @@
-/* out[j] += sum over i of x[i, j], rows in order; split over strips of columns. */
+/* out[j] += alpha * sum over i of x[i, j], rows in order; split over strips of columns. */
 #include "vec/ops.h"
 
 enum { COLUMN_VECTORS = 4, COLUMN_STRIP = COLUMN_VECTORS * VEC_WIDTH };
@@ -8,6 +8,7 @@ static void column_sum_strip(void *context, int64_t item, int32_t thread) {
   const op_column_sum_t *op = context;
   const float *x = op->x;
   int64_t j = item * COLUMN_STRIP, left = op->width - j;
+  vf alpha = vf_set1(backend_factor(op->alpha));
   vmask mask[COLUMN_VECTORS];
   vf sum[COLUMN_VECTORS];
   for (int v = 0; v < COLUMN_VECTORS; v++) {
@@ -20,7 +21,7 @@ static void column_sum_strip(void *context, int64_t item, int32_t thread) {
       sum[v] = vf_add(sum[v], vf_load_mask(x + i * op->ldx + j + v * VEC_WIDTH, mask[v]));
   for (int v = 0; v < COLUMN_VECTORS; v++) {
     float *out = op->out + j + v * VEC_WIDTH;
-    vf_store_mask(out, mask[v], vf_add(vf_load_mask(out, mask[v]), sum[v]));
+    vf_store_mask(out, mask[v], vf_fma(alpha, sum[v], vf_load_mask(out, mask[v])));
   }
 }
 

@@ -1,5 +1,5 @@
-/* Embedding: out[i] = wte[ids[i]] + wpe[position[i]], and its gradient. The gradient is split over
- * columns, so that every row of dwte and dwpe is summed in the order of i. */
+/* Embedding: out[i] = alpha wte[ids[i]] + wpe[position[i]], and its gradient. The gradient
+ * is split over columns, so that every row of dwte and dwpe is summed in the order of i. */
 #include "vec/ops.h"
 
 enum { EMBED_ROWS = 16, EMBED_STRIP = 64 };
@@ -7,11 +7,12 @@ enum { EMBED_ROWS = 16, EMBED_STRIP = 64 };
 VEC_INLINE void embed_row(const op_embed_t *op, int64_t i, int32_t dtype) {
   int64_t token = op->ids[i] * op->hidden;
   int64_t place = op->wpe ? op->position[i] * op->hidden : 0;
+  vf alpha = vf_set1(backend_factor(op->alpha));
   float *out = op->out;
   out += i * op->hidden;
   for (int64_t j = 0; j < op->hidden; j += VEC_WIDTH) {
     int64_t left = op->hidden - j;
-    vf x = vf_load_weight_next(op->wte, token + j, left, dtype);
+    vf x = vf_mul(alpha, vf_load_weight_next(op->wte, token + j, left, dtype));
     if (op->wpe) x = vf_add(x, vf_load_weight_next(op->wpe, place + j, left, dtype));
     vf_store_next(out + j, left, x);
   }
@@ -33,16 +34,17 @@ VEC_OP(embed, op_embed_t) {
   return vec_run(device, vec_blocks(op->n, EMBED_ROWS), op->n * op->hidden, embed_rows, &job);
 }
 
-/* rows[index[i]] += dout[i] over columns begin .. end - 1. */
-static void embed_add(const op_embed_bwd_t *op, float *rows, const int32_t *index, int64_t begin,
-                      int64_t end) {
+/* rows[index[i]] += alpha dout[i] over columns begin .. end - 1. */
+static void embed_add(const op_embed_bwd_t *op, float *rows, const int32_t *index, float alpha,
+                      int64_t begin, int64_t end) {
   for (int64_t i = 0; i < op->n; i++) {
     float *sum = rows + index[i] * op->hidden;
     const float *dout = op->dout;
     dout += i * op->hidden;
     for (int64_t j = begin; j < end; j += VEC_WIDTH)
       vf_store_next(sum + j, end - j,
-                    vf_add(vf_load_next(sum + j, end - j), vf_load_next(dout + j, end - j)));
+                    vf_fma(vf_set1(alpha), vf_load_next(dout + j, end - j),
+                           vf_load_next(sum + j, end - j)));
   }
 }
 
@@ -50,8 +52,8 @@ static void embed_bwd_strip(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const op_embed_bwd_t *op = context;
   int64_t begin = item * EMBED_STRIP, end = vec_min(op->hidden, begin + EMBED_STRIP);
-  embed_add(op, op->dwte, op->ids, begin, end);
-  if (op->dwpe) embed_add(op, op->dwpe, op->position, begin, end);
+  embed_add(op, op->dwte, op->ids, backend_factor(op->alpha), begin, end);
+  if (op->dwpe) embed_add(op, op->dwpe, op->position, 1, begin, end);
 }
 
 VEC_OP(embed_bwd, op_embed_bwd_t) {

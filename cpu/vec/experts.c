@@ -1,18 +1,19 @@
-/* The experts' SwiGLU networks as grouped products, one group per expert, over chunks of tokens.
+/* The experts' gated networks as grouped products, one group per expert, over chunks of tokens.
  *
- * Forward, for row r of token t and expert e: g = gate_e x_t, u = up_e x_t, a = silu(g) u and
- * y_r = down_e a; out_t = residual_t + sum over slots, in order, of weight y. Assigns. Without
- * out, g and u are all.
+ * Forward, for row r of token t and expert e: g = gate_e x_t, u = up_e x_t, a = act(g, u) and
+ * y_r = down_e a, each plus its bias where there are biases; out_t = residual_t + sum over slots,
+ * in order, of weight y. Assigns. Without out, g and u are all.
  *
- * Backward, with d = down_e^T dout_t: dweight = <d, a>; da = weight d, dg = da u silu'(g) and
- * du = da silu(g) replace g and u in pre; dx_t = sum over slots, in order, of
- * gate_e^T dg + up_e^T du is assigned; dgate_e += dg x_t^T, dup_e += du x_t^T and
+ * Backward, with d = down_e^T dout_t: dweight = <d, a>, plus <dout_t, down_bias_e>; with
+ * da = weight d, dg = da dact/dg and du = da dact/du replace g and u in pre; dx_t = sum over slots,
+ * in order, of gate_e^T dg + up_e^T du is assigned; dgate_e += dg x_t^T, dup_e += du x_t^T and
  * ddown_e += dout_t (weight a)^T accumulate, summed over the rows of a chunk as in gemm.h, chunks
- * in order.
+ * in order. The biases' gradients sum dg, du and weight dout_t over the rows in order.
  *
  * Rows of x and dout are gathered while they are packed. Rows of an expert are sorted by token,
  * so those of a chunk are contiguous. */
 #include "vec/gemm.h"
+#include "vec/glu.h"
 
 /* What both directions share. A row has two numbers: its place in the routing (pre), and its place
  * among the rows of the chunk (token, act, y, dot), where experts follow each other too. */
@@ -153,6 +154,11 @@ static void experts_up_store(void *context, int64_t e, int64_t i, int64_t rows, 
   int64_t f = j / 2, left = op->ffn - f;
   for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
     vf g = vf_load(tile), u = vf_load(tile + VEC_WIDTH);
+    if (op->gate_bias) {
+      int64_t at = e * op->bias_stride + f;
+      g = vf_add(g, vf_load_weight_next(op->gate_bias, at, left, op->weight_dtype));
+      u = vf_add(u, vf_load_weight_next(op->up_bias, at, left, op->weight_dtype));
+    }
     if (all_pre) {
       float *pre = all_pre + (experts->row[e] + r) * 2 * op->ffn + f;
       vf_store_next(pre, left, g);
@@ -160,7 +166,7 @@ static void experts_up_store(void *context, int64_t e, int64_t i, int64_t rows, 
     }
     if (!op->out) continue;
     vf_store_next(experts->act + (experts->local[e] + r) * op->ffn + f, left,
-                  vf_mul(vf_mul(g, vf_sigmoid(g)), u));
+                  glu_act(g, u, op->limit));
   }
 }
 
@@ -179,10 +185,16 @@ static gemm_group_t experts_down(const experts_t *experts, int64_t e) {
 static void experts_y_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,
                             int64_t columns, const float *tile) {
   const experts_t *experts = context;
+  const op_experts_t *op = experts->forward;
   for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
     float *y = experts->y + (experts->local[e] + r) * experts->hidden + j;
-    for (int64_t q = 0; q < columns; q += VEC_WIDTH)
-      vf_store_next(y + q, columns - q, vf_load(tile + q));
+    for (int64_t q = 0; q < columns; q += VEC_WIDTH) {
+      vf value = vf_load(tile + q);
+      if (op && op->down_bias)
+        value = vf_add(value, vf_load_weight_next(op->down_bias, e * op->bias_stride + j + q,
+                                                  columns - q, op->weight_dtype));
+      vf_store_next(y + q, columns - q, value);
+    }
   }
 }
 
@@ -255,13 +267,11 @@ static gemm_group_t experts_bwd_down(const experts_t *experts, int64_t e) {
 /* Replaces g and u by their gradients, keeps weight a; returns the lanes' parts of <d, a>. What
  * is read beyond `left` is 0. */
 VEC_INLINE vf experts_bwd_activation(float *pre_g, float *pre_u, float *act, vf d, vf weight,
-                                     int64_t left) {
-  vf g = vf_load_next(pre_g, left), u = vf_load_next(pre_u, left), s = vf_sigmoid(g);
-  vf silu = vf_mul(g, s), a = vf_mul(silu, u), da = vf_mul(weight, d);
-  /* silu' = s (1 + g (1 - s)) = s + silu (1 - s) */
-  vf slope = vf_fma(silu, vf_sub(vf_set1(1.0f), s), s);
-  vf_store_next(pre_g, left, vf_mul(vf_mul(da, u), slope));
-  vf_store_next(pre_u, left, vf_mul(da, silu));
+                                     float limit, int64_t left) {
+  vf g = vf_load_next(pre_g, left), u = vf_load_next(pre_u, left);
+  vf a = glu_act_bwd(&g, &u, vf_mul(weight, d), limit);
+  vf_store_next(pre_g, left, g);
+  vf_store_next(pre_u, left, u);
   vf_store_next(act, left, vf_mul(weight, a));
   return vf_mul(d, a);
 }
@@ -278,7 +288,7 @@ static void experts_bwd_down_store(void *context, int64_t e, int64_t i, int64_t 
     vf dot = vf_zero();
     for (int64_t q = 0; q < columns; q += VEC_WIDTH)
       dot = vf_add(dot, experts_bwd_activation(g + q, g + op->ffn + q, act + q, vf_load(tile + q),
-                                               weight, columns - q));
+                                               weight, op->limit, columns - q));
     experts->dot[local * experts_parts(experts) + j / GEMM_NR] = vf_sum(dot);
   }
 }
@@ -359,6 +369,47 @@ static void experts_bwd_dup_store(void *context, int64_t e, int64_t i, int64_t r
   }
 }
 
+/* <dout_t, down_bias_e> of a slot. */
+static float experts_bias_dot(const op_experts_bwd_t *op, int64_t t, int64_t e) {
+  const float *dout = op->dout;
+  vf sum = vf_zero();
+  for (int64_t c = 0; c < op->hidden; c += VEC_WIDTH) {
+    int64_t left = op->hidden - c;
+    sum = vf_fma(vf_load_next(dout + t * op->hidden + c, left),
+                 vf_load_weight_next(op->down_bias, e * op->bias_stride + c, left,
+                                     op->weight_dtype),
+                 sum);
+  }
+  return vf_sum(sum);
+}
+
+/* out[c] += sum over the chunk's rows of an expert, in order, of factor(r) x[index(r) * ld + c]. */
+static void experts_sum_rows(float *out, int64_t width, const float *x, int64_t ld, int64_t rows,
+                             const int32_t *index, const op_experts_bwd_t *op, int64_t first) {
+  for (int64_t c = 0; c < width; c += VEC_WIDTH) {
+    vf sum = vf_zero();
+    for (int64_t r = 0; r < rows; r++) {
+      vf value = vf_load_next(x + (index ? index[r] : r) * ld + c, width - c);
+      float weight = index ? op->routing.weight[op->routing.row_slot[first + r]] : 1.0f;
+      sum = vf_fma(vf_set1(weight), value, sum);
+    }
+    vf_store_next(out + c, width - c, vf_add(vf_load_next(out + c, width - c), sum));
+  }
+}
+
+/* item: an expert, whose biases' gradients take the chunk's rows. */
+static void experts_bwd_biases(void *context, int64_t e, int32_t thread) {
+  const experts_t *experts = context;
+  const op_experts_bwd_t *op = experts->backward;
+  (void)thread;
+  int64_t rows = experts->rows[e], first = experts->row[e], at = e * op->bias_stride;
+  const float *pre = experts_pre(experts, e);
+  const int32_t *token = experts->token + experts->local[e];
+  experts_sum_rows(op->dgate_bias + at, op->ffn, pre, 2 * op->ffn, rows, NULL, op, first);
+  experts_sum_rows(op->dup_bias + at, op->ffn, pre + op->ffn, 2 * op->ffn, rows, NULL, op, first);
+  experts_sum_rows(op->ddown_bias + at, op->hidden, op->dout, op->hidden, rows, token, op, first);
+}
+
 static float experts_dweight(const experts_t *experts, int64_t row) {
   if (row < 0) return 0;
   float sum = 0;
@@ -375,8 +426,12 @@ static void experts_bwd_combine_item(void *context, int64_t item, int32_t thread
   int64_t first = experts->begin + item * EXPERTS_TOKENS;
   int64_t last = vec_min(first + EXPERTS_TOKENS, experts->end);
   for (int64_t t = first; t < last; t++) {
-    for (int64_t s = t * op->top_k; s < (t + 1) * op->top_k; s++)
-      op->dweight[s] = experts_dweight(experts, experts_local_row(experts, s));
+    for (int64_t s = t * op->top_k; s < (t + 1) * op->top_k; s++) {
+      int64_t row = experts_local_row(experts, s);
+      op->dweight[s] = experts_dweight(experts, row);
+      if (op->down_bias && row >= 0)
+        op->dweight[s] += experts_bias_dot(op, t, op->routing.expert[s]);
+    }
     for (int64_t c = 0; c < op->hidden; c += VEC_WIDTH) {
       int64_t left = op->hidden - c;
       vf sum = vf_zero();
@@ -403,6 +458,10 @@ nn_status_t VEC(experts_bwd)(backend_device_t *device, const op_experts_bwd_t *o
     experts_begin_chunk(&experts, experts.end);
     STATUS_TRY(
         experts_product(device, &experts, experts_bwd_down, experts_bwd_down_store, scratch));
+    if (op->dgate_bias)
+      STATUS_TRY(vec_run(device, op->experts,
+                         (experts.end - experts.begin) * op->top_k * (2 * op->ffn + op->hidden),
+                         experts_bwd_biases, &experts));
     STATUS_TRY(
         experts_product(device, &experts, experts_bwd_ddown, experts_bwd_ddown_store, scratch));
     STATUS_TRY(experts_product(device, &experts, experts_bwd_dx, experts_y_store, scratch));

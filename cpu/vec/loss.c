@@ -1,8 +1,8 @@
 /* The head's logits and their cross-entropy over chunks of rows, and softmax of rows.
  *
- * row_loss = logsumexp(l) - l[target], l = w x; with dl = scale (softmax(l) - onehot(target)),
- * rows without a target left out, dx = dl w is assigned and dw += dl^T x accumulated: products
- * as in gemm.h, chunks in order. A row's sum of exponentials runs over blocks of ROW_BLOCK in
+ * row_loss = logsumexp(l) - l[target], l = alpha w x; with
+ * dl = scale alpha (softmax(l) - onehot(target)), rows without a target left out, dx = dl w is
+ * assigned and dw += dl^T x accumulated: products as in gemm.h, chunks in order. A row's sum of exponentials runs over blocks of ROW_BLOCK in
  * order, lanes within. */
 #include <math.h>
 
@@ -72,8 +72,9 @@ static void head_loss_row(const head_chunk_t *chunk, int64_t r) {
   double sum = row_exp(row, largest, row, op->vocab);
   *loss = (float)(log(sum) + ((double)largest - chosen));
   if (!op->dx) return;
-  row_scale(row, (float)(op->scale / sum), op->vocab);
-  row[target] -= op->scale;
+  float scale = op->scale * backend_factor(op->alpha);
+  row_scale(row, (float)(scale / sum), op->vocab);
+  row[target] -= scale;
 }
 
 static void head_loss_item(void *context, int64_t item, int32_t thread) {
@@ -96,6 +97,7 @@ static nn_status_t head_loss_forward(backend_device_t *device, head_chunk_t *chu
                         .b = op->w,
                         .ldb = op->hidden,
                         .b_dtype = op->weight_dtype,
+                        .alpha = op->alpha,
                         .d = chunk->logits,
                         .ldd = op->vocab};
   STATUS_TRY(VEC(matmul)(device, &logits, scratch));

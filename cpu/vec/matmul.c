@@ -1,5 +1,5 @@
-/* op_matmul: d = epilogue(op(a) op(b) + bias + c) by one product; bias, c and the epilogue are
- * applied once to the whole sum, tile by tile. */
+/* op_matmul: d = epilogue(alpha (op(a) op(b) + bias) + c) by one product; alpha, bias, c and the
+ * epilogue are applied once to the whole sum, tile by tile. */
 #include "vec/gemm.h"
 
 /* gelu_tanh(v) = v sigmoid(2u) with u = sqrt(2 / pi) (v + 0.044715 v^3). */
@@ -25,6 +25,7 @@ VEC_INLINE void matmul_finish(const op_matmul_t *op, int64_t i, int64_t j, int64
   float *d = op->d, *aux = op->aux;
   int64_t at = i * op->ldd + j;
   if (op->bias) v = vf_add(v, vf_load_weight_next(op->bias, j, left, op->b_dtype));
+  if (op->alpha != 0.0f) v = vf_mul(v, vf_set1(op->alpha));
   if (c) {
     c += i * op->ldc + j;
     gemm_request_right(c);

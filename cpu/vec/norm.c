@@ -1,6 +1,7 @@
-/* RMS and layer norm: y = (x - mean) * rstd * w + b with mean = 0 for RMS, and the gradients.
- * dx, dw and db accumulate. Sums over a row are taken in fp32, four vectors wide; sums over rows
- * for dw and db in blocks that depend on n alone, whose partial sums are added in order. */
+/* RMS and layer norm of each group of a row: y = (x - mean) * rstd * w + b with mean = 0 for RMS,
+ * and the gradients. dx (unless assigned), dw and db accumulate. Sums over a group are taken in
+ * fp32, four vectors wide; sums over rows for dw and db in blocks that depend on n alone, whose
+ * partial sums are added in order. */
 #include <math.h>
 
 #include "vec/ops.h"
@@ -24,11 +25,20 @@ VEC_INLINE float norm_reduce(const float *x, int64_t hidden, int square, float m
   return vf_sum(vf_add(vf_add(sum[0], sum[1]), vf_add(sum[2], sum[3])));
 }
 
-VEC_INLINE void norm_row(const op_norm_t *op, int64_t i, int32_t dtype) {
+/* What lies where in a row: groups of `hidden` elements, rows ldx and ldy apart. */
+typedef struct norm_shape {
+  int64_t groups, ldx, ldy;
+} norm_shape_t;
+
+static norm_shape_t norm_shape(int64_t groups, int64_t hidden, int64_t ldx, int64_t ldy) {
+  groups = groups ? groups : 1;
+  return (norm_shape_t){groups, ldx ? ldx : groups * hidden, ldy ? ldy : groups * hidden};
+}
+
+/* i: of the group, counted over all rows. */
+VEC_INLINE void norm_group(const op_norm_t *op, const float *x, float *y, int64_t i,
+                           int32_t dtype) {
   int64_t hidden = op->hidden;
-  const float *x = op->x;
-  float *y = op->y;
-  x += i * hidden, y += i * hidden;
   float mean = op->kind == NN_NORM_LAYER ? norm_reduce(x, hidden, 0, 0.0f) / (float)hidden : 0.0f;
   float rstd = 1.0f / sqrtf(norm_reduce(x, hidden, 1, mean) / (float)hidden + op->eps);
   vf center = vf_set1(mean), scale = vf_set1(rstd);
@@ -46,35 +56,40 @@ VEC_INLINE void norm_row(const op_norm_t *op, int64_t i, int32_t dtype) {
 static void norm_rows(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const op_norm_t *op = context;
+  norm_shape_t shape = norm_shape(op->groups, op->hidden, op->ldx, op->ldy);
+  const float *x = op->x;
+  float *y = op->y;
   int64_t end = vec_min(op->n, (item + 1) * NORM_ROWS);
-  for (int64_t i = item * NORM_ROWS; i < end; i++) {
-    if (op->weight_dtype == NN_BF16) norm_row(op, i, NN_BF16);
-    else norm_row(op, i, NN_F32);
-  }
+  for (int64_t i = item * NORM_ROWS; i < end; i++)
+    for (int64_t g = 0; g < shape.groups; g++) {
+      const float *from = x + i * shape.ldx + g * op->hidden;
+      float *to = y + i * shape.ldy + g * op->hidden;
+      if (op->weight_dtype == NN_BF16) norm_group(op, from, to, i * shape.groups + g, NN_BF16);
+      else norm_group(op, from, to, i * shape.groups + g, NN_F32);
+    }
 }
 
 VEC_OP(norm, op_norm_t) {
   (void)scratch;
   op_norm_t job = *op;
-  return vec_run(device, vec_blocks(op->n, NORM_ROWS), op->n * op->hidden, norm_rows, &job);
+  int64_t work = op->n * op->hidden * (op->groups ? op->groups : 1);
+  return vec_run(device, vec_blocks(op->n, NORM_ROWS), work, norm_rows, &job);
 }
 
 /* ---- backward -------------------------------------------------------------------------------- */
 
 typedef struct norm_bwd {
   const op_norm_bwd_t *op;
+  norm_shape_t shape;
   int64_t rows, blocks; /* rows of a block */
   float *partial;       /* [blocks, 2, hidden]: dw, db */
 } norm_bwd_t;
 
 /* With g = dy * w and the normalised row z: dx += rstd * (g - mean(g) - z * mean(g z)), where
  * RMS has no mean(g); dw += dy * z; db += dy. */
-VEC_INLINE void norm_bwd_row(const op_norm_bwd_t *op, int64_t i, int32_t dtype, float *dw,
-                             float *db) {
+VEC_INLINE void norm_bwd_group(const op_norm_bwd_t *op, const float *x, const float *dy, float *dx,
+                               int64_t i, int32_t dtype, float *dw, float *db) {
   int64_t hidden = op->hidden;
-  const float *x = op->x, *dy = op->dy;
-  float *dx = op->dx;
-  x += i * hidden, dy += i * hidden, dx += i * hidden;
   int layer = op->kind == NN_NORM_LAYER;
   vf center = vf_set1(layer ? op->mean[i] : 0.0f), scale = vf_set1(op->rstd[i]);
   vf sum = vf_zero(), product = vf_zero();
@@ -95,7 +110,8 @@ VEC_INLINE void norm_bwd_row(const op_norm_bwd_t *op, int64_t i, int32_t dtype, 
     vf z = vf_mul(vf_sub(vf_load_next(x + j, left), center), scale);
     vf g = vf_mul(vf_load_next(dy + j, left), vf_load_weight_next(op->w, j, left, dtype));
     vf inner = vf_fnma(z, slope, vf_sub(g, mean));
-    vf_store_next(dx + j, left, vf_fma(scale, inner, vf_load_next(dx + j, left)));
+    vf before = op->assign ? vf_zero() : vf_load_next(dx + j, left);
+    vf_store_next(dx + j, left, vf_fma(scale, inner, before));
   }
 }
 
@@ -105,11 +121,18 @@ static void norm_bwd_block(void *context, int64_t item, int32_t thread) {
   const op_norm_bwd_t *op = job->op;
   float *dw = job->partial + item * 2 * op->hidden, *db = dw + op->hidden;
   memset(dw, 0, 2 * (size_t)op->hidden * sizeof *dw);
-  int64_t end = vec_min(op->n, (item + 1) * job->rows);
-  for (int64_t i = item * job->rows; i < end; i++) {
-    if (op->weight_dtype == NN_BF16) norm_bwd_row(op, i, NN_BF16, dw, db);
-    else norm_bwd_row(op, i, NN_F32, dw, db);
-  }
+  const float *x = op->x, *dy = op->dy;
+  float *dx = op->dx;
+  int64_t end = vec_min(op->n, (item + 1) * job->rows), groups = job->shape.groups;
+  for (int64_t i = item * job->rows; i < end; i++)
+    for (int64_t g = 0; g < groups; g++) {
+      const float *from = x + i * job->shape.ldx + g * op->hidden;
+      int64_t at = i * job->shape.ldy + g * op->hidden, group = i * groups + g;
+      if (op->weight_dtype == NN_BF16)
+        norm_bwd_group(op, from, dy + at, dx + at, group, NN_BF16, dw, db);
+      else
+        norm_bwd_group(op, from, dy + at, dx + at, group, NN_F32, dw, db);
+    }
 }
 
 /* total[j] += the blocks' partial sums of one kind, in order, for columns begin .. end - 1. */
@@ -135,8 +158,10 @@ static void norm_bwd_strip(void *context, int64_t item, int32_t thread) {
 VEC_OP(norm_bwd, op_norm_bwd_t) {
   int64_t rows = vec_round_up(vec_blocks(op->n, NORM_BWD_BLOCKS), NORM_BWD_ROWS);
   if (!rows) return NN_OK;
-  norm_bwd_t job = {op, rows, vec_blocks(op->n, rows), scratch.data};
-  STATUS_TRY(vec_run(device, job.blocks, op->n * op->hidden, norm_bwd_block, &job));
+  norm_shape_t shape = norm_shape(op->groups, op->hidden, op->ldx, op->ldy);
+  norm_bwd_t job = {op, shape, rows, vec_blocks(op->n, rows), scratch.data};
+  int64_t work = op->n * op->hidden * shape.groups;
+  STATUS_TRY(vec_run(device, job.blocks, work, norm_bwd_block, &job));
   return vec_run(device, vec_blocks(op->hidden, NORM_STRIP), job.blocks * 2 * op->hidden,
                  norm_bwd_strip, &job);
 }

@@ -1,5 +1,6 @@
-/* Rotary positions, in place: element i of the first half of a head and element i of the second are
- * turned by the angle that the table gives for (position, i); inverse turns back. */
+/* Rotary positions, in place: element i of the first half of a head's first rotary_dim elements and
+ * element i of the second, or elements 2i and 2i + 1, are turned by the angle that the table gives
+ * for (position, i); inverse is the transpose. */
 #include "vec/ops.h"
 
 enum { ROPE_ROWS = 16 };
@@ -16,15 +17,29 @@ static void rope_head(float *x, const float *table, int64_t half, int32_t invers
   }
 }
 
+static void rope_pairs(float *x, const float *table, int64_t half, int32_t inverse) {
+  float sign = inverse ? -1.0f : 1.0f;
+  for (int64_t i = 0; i < half; i++) {
+    float a = x[2 * i], b = x[2 * i + 1], c = table[i], s = sign * table[half + i];
+    x[2 * i] = a * c - b * s;
+    x[2 * i + 1] = b * c + a * s;
+  }
+}
+
 static void rope_rows(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const op_rope_t *op = context;
   float *x = op->x;
+  int64_t width = op->rotary_dim ? op->rotary_dim : op->head_dim;
   int64_t end = vec_min(op->n, (item + 1) * ROPE_ROWS);
-  for (int64_t i = item * ROPE_ROWS; i < end; i++)
-    for (int64_t head = 0; head < op->heads; head++)
-      rope_head(x + i * op->ldx + head * op->head_dim,
-                op->table + op->position[i] * op->head_dim, op->head_dim / 2, op->inverse);
+  for (int64_t i = item * ROPE_ROWS; i < end; i++) {
+    const float *table = op->table + op->position[i] * width;
+    for (int64_t head = 0; head < op->heads; head++) {
+      float *at = x + i * op->ldx + head * op->head_dim;
+      if (op->interleaved) rope_pairs(at, table, width / 2, op->inverse);
+      else rope_head(at, table, width / 2, op->inverse);
+    }
+  }
 }
 
 VEC_OP(rope, op_rope_t) {

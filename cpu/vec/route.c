@@ -1,15 +1,18 @@
-/* Routing: softmax of x w^T over the experts, the k most probable (ties to the lower index),
- * renormalised, and the slots sorted by expert, then by token; assigns. Backward: with p the
- * probabilities, S the sum of the chosen ones and w_j = p_j / S,
+/* Routing: the experts' scores p (softmax or sigmoid of x w^T + b), the choice of op_router_t, and
+ * the slots sorted by expert, then by token; assigns. Backward: with S the sum of the chosen p and
+ * w_j = scale p_j / S (without that norm S is 1, and the sum over i is left out),
  *
- *   dprob_e  = (dweight_j - sum_i dweight_i w_i) / S if e is choice j, + aux_scale aux_share_e / n
- *   dlogit_e = p_e (dprob_e - sum_i p_i dprob_i + 2 z_scale lse / n)
+ *   dprob_e  = (scale dweight_j - sum_i dweight_i w_i) / S if e is choice j,
+ *              + aux_scale aux_share_e / n
+ *   dlogit_e = p_e (dprob_e - sum_i p_i dprob_i + 2 z_scale lse / n) of softmax,
+ *              p_e (1 - p_e) dprob_e of sigmoid
  *
- * and then dx += dlogit w, dw += dlogit^T x. A token's numbers do not depend on its neighbours,
- * so decoding chooses the experts that training chose. Sums over tokens are taken in blocks of
+ * and then dx += dlogit w, dw += dlogit^T x, db += dlogit. A token's numbers do not depend on its
+ * neighbours, so decoding chooses the experts that training chose. Sums over tokens are taken in blocks of
  * ROUTE_BLOCK, added up in order. */
 #include <math.h>
 
+#include "choice.h"
 #include "vec/ops.h"
 #include "vec/outer.h"
 
@@ -55,8 +58,8 @@ VEC_INLINE void route_dots(const op_route_t *op, int64_t t, int64_t end, int64_t
         op->prob[(t + i) * op->experts + e + j] = vf_sum(sum[i][j]);
 }
 
-/* Turns a row of logits into probabilities; returns the log-sum-exp. */
-static float route_softmax(float *row, int64_t experts) {
+/* Turns a row of logits into scores; returns the log-sum-exp of the logits. */
+static float route_scores(int32_t score, float *row, int64_t experts) {
   vf top = vf_set1(-INFINITY), total = vf_zero();
   for (int64_t e = 0; e < experts; e += VEC_WIDTH) {
     vmask mask = vf_mask(vec_min(VEC_WIDTH, experts - e));
@@ -65,31 +68,42 @@ static float route_softmax(float *row, int64_t experts) {
   float largest = vf_max_lane(top);
   for (int64_t e = 0; e < experts; e += VEC_WIDTH) {
     vmask mask = vf_mask(vec_min(VEC_WIDTH, experts - e));
-    vf p = vf_exp(vf_sub(vf_load_mask(row + e, mask), vf_set1(largest)));
-    vf_store_mask(row + e, mask, p);
+    vf logit = vf_load_mask(row + e, mask), p = vf_exp(vf_sub(logit, vf_set1(largest)));
+    vf_store_mask(row + e, mask, score == NN_SCORE_SIGMOID ? vf_sigmoid(logit) : p);
     total = vf_add(total, vf_select(mask, p, vf_zero()));
   }
   float sum = vf_sum(total);
-  for (int64_t e = 0; e < experts; e += VEC_WIDTH)
+  for (int64_t e = 0; score != NN_SCORE_SIGMOID && e < experts; e += VEC_WIDTH)
     vf_store_next(row + e, experts - e,
                   vf_div(vf_load_next(row + e, experts - e), vf_set1(sum)));
   return largest + logf(sum);
 }
 
-/* The k largest in falling order, by insertion. What compares false (equals, NaN) goes behind,
- * so the indices are valid and distinct whatever the numbers are. */
-static void route_choose(const float *prob, int64_t experts, int64_t k, int32_t *expert,
-                         float *weight) {
-  int64_t kept = 0;
-  for (int64_t e = 0; e < experts; e++) {
-    if (kept == k && !(prob[e] > prob[expert[k - 1]])) continue;
-    int64_t j = kept < k ? kept++ : k - 1;
-    for (; j > 0 && prob[e] > prob[expert[j - 1]]; j--) expert[j] = expert[j - 1];
-    expert[j] = (int32_t)e;
+static void route_add_bias(const op_route_t *op, float *row) {
+  for (int64_t e = 0; e < op->experts; e += VEC_WIDTH) {
+    int64_t left = op->experts - e;
+    vf bias = vf_load_weight_next(op->router.bias, e, left, op->weight_dtype);
+    vf_store_next(row + e, left, vf_add(vf_load_next(row + e, left), bias));
   }
-  float sum = 0.0f;
-  for (int64_t j = 0; j < k; j++) sum += prob[expert[j]];
-  for (int64_t j = 0; j < k; j++) weight[j] = prob[expert[j]] / sum;
+}
+
+/* The choice for a token with scores `prob`, and its weights. */
+static void route_token(const op_route_t *op, const float *prob, int32_t *expert, float *weight) {
+  float choice[CHOICE_EXPERTS], sum = 0.0f, scale = backend_factor(op->router.scale);
+  for (int64_t e = 0; op->router.choice_bias && e < op->experts; e++)
+    choice[e] = prob[e] + vec_weight(op->router.choice_bias, e, op->weight_dtype);
+  choice_make(&op->router, op->router.choice_bias ? choice : prob, op->experts, op->top_k, expert);
+  for (int64_t j = 0; j < op->top_k; j++) sum += prob[expert[j]];
+  if (op->router.norm == NN_ROUTER_NORM_NONE) sum = 1.0f;
+  for (int64_t j = 0; j < op->top_k; j++) weight[j] = scale * prob[expert[j]] / sum;
+}
+
+/* Adds a token's probabilities to the sums; those of sigmoids are divided by their sum. */
+static void route_sum(const op_route_t *op, const float *prob, double *sums) {
+  double all = op->router.score == NN_SCORE_SIGMOID ? 0 : 1;
+  if (op->router.score == NN_SCORE_SIGMOID)
+    for (int64_t e = 0; e < op->experts; e++) all += prob[e];
+  for (int64_t e = 0; e < op->experts; e++) sums[e] += prob[e] / all;
 }
 
 static void route_block(void *context, int64_t item, int32_t thread) {
@@ -109,10 +123,11 @@ static void route_block(void *context, int64_t item, int32_t thread) {
   for (int64_t t = begin; t < end; t++) {
     float *prob = op->prob + t * op->experts;
     int32_t *expert = op->out.expert + t * op->top_k;
-    op->lse[t] = route_softmax(prob, op->experts);
-    route_choose(prob, op->experts, op->top_k, expert, op->out.weight + t * op->top_k);
+    if (op->router.bias) route_add_bias(op, prob);
+    op->lse[t] = route_scores(op->router.score, prob, op->experts);
+    route_token(op, prob, expert, op->out.weight + t * op->top_k);
     for (int64_t j = 0; j < op->top_k; j++) count[expert[j]]++;
-    for (int64_t e = 0; e < op->experts; e++) sums[e] += prob[e];
+    route_sum(op, prob, sums);
     sums[op->experts] += (double)op->lse[t] * op->lse[t];
   }
 }
@@ -188,14 +203,20 @@ static void route_dlogit(const op_route_bwd_t *op, int64_t t, float *dlogit) {
   const float *prob = op->prob + t * op->experts;
   const float *weight = op->routing.weight + t * op->top_k, *dweight = op->dweight + t * op->top_k;
   const int32_t *expert = op->routing.expert + t * op->top_k;
-  float chosen = 0.0f, mean = 0.0f, dot = 0.0f;
+  float chosen = 0.0f, mean = 0.0f, dot = 0.0f, scale = backend_factor(op->router.scale);
   float aux = op->aux_scale / (float)op->n, z = 2.0f * op->z_scale * op->lse[t] / (float)op->n;
   for (int64_t j = 0; j < op->top_k; j++) {
     chosen += prob[expert[j]];
     mean += dweight[j] * weight[j];
   }
+  if (op->router.norm == NN_ROUTER_NORM_NONE) chosen = 1.0f, mean = 0.0f;
   for (int64_t e = 0; e < op->experts; e++) dlogit[e] = aux * op->aux_share[e];
-  for (int64_t j = 0; j < op->top_k; j++) dlogit[expert[j]] += (dweight[j] - mean) / chosen;
+  for (int64_t j = 0; j < op->top_k; j++)
+    dlogit[expert[j]] += (scale * dweight[j] - mean) / chosen;
+  if (op->router.score == NN_SCORE_SIGMOID) {
+    for (int64_t e = 0; e < op->experts; e++) dlogit[e] *= prob[e] * (1.0f - prob[e]);
+    return;
+  }
   for (int64_t e = 0; e < op->experts; e++) dot += prob[e] * dlogit[e];
   for (int64_t e = 0; e < op->experts; e++) dlogit[e] = prob[e] * (dlogit[e] - dot + z);
 }
@@ -229,9 +250,24 @@ static void route_bwd_strip(void *context, int64_t item, int32_t thread) {
   }
 }
 
+/* item: VEC_WIDTH experts; tokens in order. */
+static void route_bwd_bias(void *context, int64_t item, int32_t thread) {
+  (void)thread;
+  const route_bwd_t *job = context;
+  const op_route_bwd_t *op = job->op;
+  int64_t e = item * VEC_WIDTH, left = op->experts - e;
+  vf sum = vf_zero();
+  for (int64_t t = 0; t < op->n; t++)
+    sum = vf_add(sum, vf_load_next(job->dlogit + t * op->experts + e, left));
+  vf_store_next(op->dbias + e, left, vf_add(vf_load_next(op->dbias + e, left), sum));
+}
+
 VEC_OP(route_bwd, op_route_bwd_t) {
   route_bwd_t job = {op, scratch.data};
   int64_t work = op->n * op->experts * op->hidden;
   STATUS_TRY(vec_run(device, vec_blocks(op->n, ROUTE_BLOCK), work, route_bwd_block, &job));
+  if (op->dbias)
+    STATUS_TRY(vec_run(device, vec_blocks(op->experts, VEC_WIDTH), op->n * op->experts,
+                       route_bwd_bias, &job));
   return vec_run(device, vec_blocks(op->hidden, ROUTE_STRIP), work, route_bwd_strip, &job);
 }

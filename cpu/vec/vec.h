@@ -203,6 +203,15 @@ VEC_INLINE vf vf_load_weight_next(const void *w, int64_t i, int64_t left, int32_
   return left >= VEC_WIDTH ? vf_load_weight(w, i, dtype) : vf_load_weight_part(w, i, left, dtype);
 }
 
+/* One element of it. */
+VEC_INLINE float vec_weight(const void *w, int64_t i, int32_t dtype) {
+  if (dtype != NN_BF16) return ((const float *)w)[i];
+  uint32_t bits = (uint32_t)((const uint16_t *)w)[i] << 16;
+  float value;
+  memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
 /* ---- over the lanes: halves are folded onto each other until one lane is left ---------------- */
 
 VEC_INLINE __m128 vec_fold_sum(vf x) {
