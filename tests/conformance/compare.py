@@ -42,7 +42,11 @@ def close(what: str, ours: np.ndarray, theirs: np.ndarray, bound: float) -> floa
     found = distance(ours, theirs)
     if not found <= bound:
         where = np.unravel_index(np.argmax(np.abs(np.asarray(ours) - theirs)), np.shape(theirs))
-        at, here, there = [int(i) for i in where], np.asarray(ours)[where], np.asarray(theirs)[where]
+        at, here, there = (
+            [int(i) for i in where],
+            np.asarray(ours)[where],
+            np.asarray(theirs)[where],
+        )
         raise Mismatch(
             f"{what}: differs by {found:.2e} of its largest element, and {bound:.2e} is allowed; "
             f"at {at} it is {here:.9g} here and {there:.9g} there"

@@ -10,6 +10,7 @@ import moenn
 import numpy as np
 import peer
 from batch import Batch, Training
+from layouts import ALL
 
 GREEDY_TOKENS, GREEDY_PROMPTS = 32, 16
 TRAINING = Training()
@@ -58,11 +59,30 @@ def saved(ours: moenn.Model, batch: Batch, folder: Path) -> float:
     return compare.close("logits of the saved model", a.logits, b.logits, compare.LOGITS)
 
 
-def layouts(theirs, folder: Path) -> None:
-    """The same parameters from every way in which transformers writes them."""
-    for name, options in {"sharded": dict(max_shard_size="9KB")}.items():
-        peer.write(theirs, folder / name, **options)
-        compare.same_bits(name, here.parameters(here.read(folder / name)), peer.parameters(theirs))
+def layouts(ours: moenn.Model, theirs, folder: Path) -> None:
+    """The same configuration and parameters from every way in which the model may be written."""
+    for write in ALL:
+        write(theirs, folder / write.__name__)
+        again = here.read(folder / write.__name__)
+        compare.same_bits(write.__name__, here.parameters(again), here.parameters(ours))
+        if again.config != ours.config:
+            raise compare.Mismatch(f"{write.__name__}: {again.config}, and before {ours.config}")
+
+
+def types(theirs, folder: Path) -> None:
+    """What files of every type hold, read in fp32, and fp32 rounded as it is read."""
+    for dtype in peer.DTYPES:
+        peer.write(theirs, folder / dtype, dtype)
+        compare.same_bits(
+            dtype + " file",
+            here.parameters(here.read(folder / dtype, moenn.DType.F32)),
+            peer.tensors(folder / dtype),
+        )
+    compare.same_bits(
+        "F32 file as bf16",
+        here.parameters(here.read(folder / "F32", moenn.DType.BF16)),
+        peer.tensors(folder / "BF16"),
+    )
 
 
 def half(ours: moenn.Model, theirs, exact, batch: Batch) -> dict[str, float]:

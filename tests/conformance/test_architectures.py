@@ -44,20 +44,15 @@ def compare_sides(case: cases.Case, folder: Path, found: dict[str, float]) -> No
     batch = peer.choose_batch(theirs, case)
     found |= steps.passes(ours, theirs, batch)
     found |= steps.greedy(ours, theirs, batch)
-    steps.layouts(theirs, folder)
-    found |= {
-        "bf16 " + name: share
-        for name, share in compare_half(theirs, batch, folder / "bf16").items()
-    }
+    steps.types(theirs, folder)
+    steps.layouts(ours, theirs, folder)
+    found |= {"bf16 " + name: share for name, share in compare_half(batch, folder / "BF16").items()}
     found["trained"] = steps.training(ours, theirs, batch)
     found["saved"] = steps.saved(ours, batch, folder / "saved")
 
 
-def compare_half(model, batch: Batch, folder: Path) -> dict[str, float]:
-    peer.write(model, folder, "BF16")
-    ours = here.read(folder)
-    compare.same_bits("bf16 file", here.parameters(ours), peer.tensors(folder))
-    return steps.half(ours, peer.read(folder, "BF16"), peer.read(folder), batch)
+def compare_half(batch: Batch, folder: Path) -> dict[str, float]:
+    return steps.half(here.read(folder), peer.read(folder, "BF16"), peer.read(folder), batch)
 
 
 def chosen(arguments: argparse.Namespace) -> list[cases.Case]:

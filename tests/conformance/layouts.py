@@ -1,0 +1,46 @@
+"""Ways in which one model lies in a folder: as transformers writes it, and as older programs did."""
+
+import json
+from pathlib import Path
+
+import peer
+import torch
+from safetensors.torch import load_file, save_file
+
+
+def sharded(model: torch.nn.Module, folder: Path) -> None:
+    peer.write(model, folder, max_shard_size="9KB")
+
+
+def older(model: torch.nn.Module, folder: Path) -> None:
+    """As transformers 4 and before: theta and the scaling of RoPE are keys of their own, masks,
+    frequencies and a tied head lie beside the parameters, GPT-2's names have no prefix."""
+    peer.write(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    rope = config.pop("rope_parameters", None)
+    if rope:
+        config["rope_theta"] = rope.pop("rope_theta")
+        if "partial_rotary_factor" in rope:
+            config["partial_rotary_factor"] = rope.pop("partial_rotary_factor")
+        kind = rope.pop("rope_type")
+        config["rope_scaling"] = None if kind == "default" else {"type": kind} | rope
+    config["torch_dtype"] = config.pop("dtype")
+    (folder / "config.json").write_text(json.dumps(config))
+
+    tensors = load_file(folder / "model.safetensors")
+    for layer in range(config.get("num_hidden_layers", 0)):
+        name = f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"
+        tensors[name] = model.model.rotary_emb.inv_freq.clone()
+    if config["tie_word_embeddings"]:
+        tensors["lm_head.weight"] = model.get_output_embeddings().weight.detach().clone()
+    if config["model_type"] == "gpt2":
+        tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+        positions = config["n_positions"]
+        for layer in range(config["n_layer"]):
+            mask = torch.ones(positions, positions).tril().view(1, 1, positions, positions)
+            tensors[f"h.{layer}.attn.bias"] = mask
+            tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+ALL = (sharded, older)
