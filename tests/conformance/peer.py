@@ -4,6 +4,7 @@ import copy
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +21,15 @@ EAGER = dict(attn_implementation="eager", experts_implementation="eager")
 DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
+def configuration(model_type: str, keys: dict[str, Any]) -> transformers.PreTrainedConfig:
+    return transformers.AutoConfig.for_model(model_type, **keys)
+
+
 def build(case: Case) -> torch.nn.Module:
     """A model of random weights, all of them large enough to matter: a class's own would leave
     norms at ones, biases at zeros and scores so small that attention and routing were nearly
     even."""
-    config = transformers.AutoConfig.for_model(case.model_type, **case.config)
+    config = configuration(case.model_type, case.config)
     model = transformers.AutoModelForCausalLM.from_config(
         config, dtype=torch.float32, **EAGER
     ).eval()

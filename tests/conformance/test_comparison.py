@@ -22,6 +22,13 @@ ROUTER = "model.layers.1.block_sparse_moe.gate.weight"
 VALUES = "model.layers.0.self_attn.v_proj.weight"
 
 
+def edit_config(folder: Path, edit: Callable[[dict], None]) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text())
+    edit(config)
+    path.write_text(json.dumps(config))
+
+
 class ComparisonTest(unittest.TestCase):
     def setUp(self) -> None:
         holder = tempfile.TemporaryDirectory()
@@ -34,11 +41,8 @@ class ComparisonTest(unittest.TestCase):
     def ours(self) -> moenn.Model:
         return here.read(self.folder / "model")
 
-    def edit_config(self, edit: Callable[[dict], None], folder: str = "model") -> None:
-        path = self.folder / folder / "config.json"
-        config = json.loads(path.read_text())
-        edit(config)
-        path.write_text(json.dumps(config))
+    def edit_config(self, edit: Callable[[dict], None]) -> None:
+        edit_config(self.folder / "model", edit)
 
     def nudge(self, model: moenn.Model, name: str, part: float) -> None:
         """Moves the largest element of a parameter by a part of itself."""
@@ -90,6 +94,21 @@ class ComparisonTest(unittest.TestCase):
         del a.gradients[ROUTER]
         with self.assertRaisesRegex(compare.Mismatch, "only there"):
             compare.all_close("gradient", a.gradients, b.gradients, compare.GRADIENTS)
+
+    def test_every_key_counts(self) -> None:
+        """Of each model with keys of its own: without one of them it is another model here, or none."""
+        for case in cases.CASES:
+            for key in [] if case.idle else case.keys:
+                with self.subTest(case=case.name, key=key), tempfile.TemporaryDirectory() as folder:
+                    theirs = peer.build(case)
+                    peer.write(theirs, Path(folder))
+                    family = peer.configuration(case.model_type, cases.FAMILIES[case.model_type])
+                    name = family.attribute_map.get(key, key)
+                    usual = {name: family.to_dict()[name]}
+                    edit_config(Path(folder), lambda config: config.update(usual))
+                    batch = peer.choose_batch(theirs, case)
+                    with self.assertRaises((compare.Mismatch, moenn.MoennError)):
+                        steps.passes(here.read(Path(folder)), theirs, batch)
 
     def test_every_tensor_has_a_gradient(self) -> None:
         """One that no logit depends on would be compared in vain."""
