@@ -23,8 +23,8 @@ nn_status_t api_config_write(nn_model_config_t *target, const nn_model_config_t 
   for (size_t i = target->struct_size; i < sizeof *config; i++)
     if (((const char *)config)[i])
       return status_fail(NN_ERR_STRUCT_SIZE,
-                         "nn_model_config_t: struct_size is %zu, and the configuration has members up "
-                         "to byte %zu; build with a header of this release",
+                         "nn_model_config_t: struct_size is %zu, and the configuration has members "
+                         "up to byte %zu; build with a header of this release",
                          target->struct_size, i);
   status_write_result(target, config, sizeof *config);
   return NN_OK;

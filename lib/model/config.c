@@ -8,6 +8,7 @@
 
 #include "base/mem.h"
 #include "base/status.h"
+#include "model/family.h"
 #include "model/params.h"
 
 /* ---- presets --------------------------------------------------------------------------------- */
@@ -242,7 +243,7 @@ static nn_status_t config_check_layers(const nn_model_config_t *config) {
   STATUS_TRY(config_check_pattern(config, "window_layers", config->window_layers));
   if (layers_any(config->dense_layers) && !config_sparse_layers(config))
     return status_fail(NN_ERR_ARGUMENT,
-                       "dense_layers has every layer; without experts it must be 0, and experts too");
+                       "dense_layers has every layer; a model without experts has experts 0");
   if (!config->window && layers_any(config->window_layers))
     return status_fail(NN_ERR_ARGUMENT, "window_layers is set; without a window it must be 0");
   return NN_OK;
@@ -299,8 +300,8 @@ static nn_status_t config_check_latent(const nn_model_config_t *config) {
   if (config->rope_head_dim < 2 || config->rope_head_dim % 2 ||
       config->rope_head_dim > config->head_dim)
     return status_fail(NN_ERR_ARGUMENT,
-                       "rope_head_dim is %lld; with kv_rank it must be even, at least 2 and at most "
-                       "head_dim, which is %lld",
+                       "rope_head_dim is %lld; with kv_rank it must be even, at least 2 and at "
+                       "most head_dim, which is %lld",
                        (long long)config->rope_head_dim, (long long)config->head_dim);
   if (config->kv_heads != config->heads)
     return status_fail(NN_ERR_ARGUMENT, "kv_heads is %lld; with kv_rank it must be heads, %lld",
@@ -320,8 +321,8 @@ static nn_status_t config_check_attention(const nn_model_config_t *config) {
           (double)config->rope_theta, (double)config->rope_ntk_alpha);
     if (config->rotary_dim || config->rope_scaling || config->rope_interleaved || config->kv_rank)
       return status_fail(NN_ERR_ARGUMENT,
-                         "rotary_dim is %lld, rope_scaling %d, rope_interleaved %d and kv_rank %lld; "
-                         "with learned positions they must be 0",
+                         "rotary_dim is %lld, rope_scaling %d, rope_interleaved %d and kv_rank "
+                         "%lld; with learned positions they must be 0",
                          (long long)config->rotary_dim, config->rope_scaling,
                          config->rope_interleaved, (long long)config->kv_rank);
     return NN_OK;
@@ -352,7 +353,8 @@ static nn_status_t config_check_attention(const nn_model_config_t *config) {
 static nn_status_t config_check_router(const nn_model_config_t *config) {
   int64_t groups = config->router_groups;
   if (!groups && config->router_top_groups)
-    return status_fail(NN_ERR_ARGUMENT, "router_top_groups is %lld; without router_groups it must be 0",
+    return status_fail(NN_ERR_ARGUMENT,
+                       "router_top_groups is %lld; without router_groups it must be 0",
                        (long long)config->router_top_groups);
   if (groups && config->experts % groups)
     return status_fail(NN_ERR_ARGUMENT,
@@ -416,7 +418,8 @@ static nn_status_t config_check_experts(const nn_model_config_t *config) {
 
 /* ---- what is computed ------------------------------------------------------------------------ */
 
-/* The one place that refuses what no block code computes: a line goes when its member is computed. */
+/* The one place that refuses what no block code computes: a line goes when its member is
+ * computed. */
 static const struct {
   const char *name;
   size_t offset, bytes;
@@ -450,48 +453,7 @@ nn_status_t config_check_computed(const nn_model_config_t *config) {
   return NN_OK;
 }
 
-/* ---- what a family's files can hold ---------------------------------------------------------- */
-
-static nn_status_t config_no_form(const char *family, const char *member, int64_t value,
-                                  const char *needed) {
-  return status_fail(
-      NN_ERR_UNSUPPORTED,
-      "%s is %lld; this combination has no published form in the %s family: it needs %s", member,
-      (long long)value, family, needed);
-}
-
-/* The one place that says which combinations have names and shapes to be saved under. */
-static nn_status_t config_check_family(const nn_model_config_t *config) {
-  const nn_model_config_t *c = config;
-  if (c->family > NN_FAMILY_GPT2)
-    return status_fail(NN_ERR_UNSUPPORTED, "family is %d; this release knows the names of 0 and 1",
-                       c->family);
-  if (c->family == NN_FAMILY_MIXTRAL) {
-    const char *family = "mixtral";
-    if (c->norm != NN_NORM_RMS) return config_no_form(family, "norm", c->norm, "NN_NORM_RMS");
-    if (c->position != NN_POSITION_ROPE)
-      return config_no_form(family, "position", c->position, "NN_POSITION_ROPE");
-    if (c->ffn_kind != NN_FFN_SWIGLU)
-      return config_no_form(family, "ffn_kind", c->ffn_kind, "NN_FFN_SWIGLU");
-    if (c->biases) return config_no_form(family, "biases", c->biases, "0");
-    if (!c->experts) return config_no_form(family, "experts", c->experts, "at least 1");
-    return NN_OK;
-  }
-  const char *family = "gpt2";
-  if (c->norm != NN_NORM_LAYER) return config_no_form(family, "norm", c->norm, "NN_NORM_LAYER");
-  if (c->position != NN_POSITION_LEARNED)
-    return config_no_form(family, "position", c->position, "NN_POSITION_LEARNED");
-  if (c->ffn_kind != NN_FFN_GELU_TANH)
-    return config_no_form(family, "ffn_kind", c->ffn_kind, "NN_FFN_GELU_TANH");
-  if (c->biases != NN_BIAS_ALL) return config_no_form(family, "biases", c->biases, "7");
-  if (!c->tied_head) return config_no_form(family, "tied_head", c->tied_head, "1");
-  if (c->experts) return config_no_form(family, "experts", c->experts, "0");
-  if (c->kv_heads != c->heads)
-    return config_no_form(family, "kv_heads", c->kv_heads, "as many as heads");
-  if (c->heads * c->head_dim != c->hidden)
-    return config_no_form(family, "head_dim", c->head_dim, "hidden / heads");
-  return NN_OK;
-}
+/* ---- all of it ------------------------------------------------------------------------------- */
 
 nn_status_t config_validate(nn_model_config_t *config) {
   nn_model_config_t checked = *config;
@@ -505,7 +467,7 @@ nn_status_t config_validate(nn_model_config_t *config) {
   STATUS_TRY(config_check_attention(&checked));
   STATUS_TRY(config_check_experts(&checked));
   STATUS_TRY(config_check_layers(&checked));
-  STATUS_TRY(config_check_family(&checked));
+  STATUS_TRY(family_check(&checked));
   param_table_t counts;
   STATUS_TRY(param_table_count(&checked, &counts));
   *config = checked;

@@ -16,18 +16,18 @@ enum {
 /* The validated configuration of a name; NN_ERR_NOT_FOUND lists the names. */
 nn_status_t config_preset(const char *name, nn_model_config_t *config);
 
-/* Writes the defaults in place of zeros, in members before dense_ffn, and checks every member: NN_ERR_ARGUMENT names the member,
- * its value and what it must be; NN_ERR_UNSUPPORTED a combination that the family has no published
- * form for. On failure the configuration is as before. Validating twice changes nothing. */
+/* Writes the defaults in place of zeros, in members before dense_ffn, and checks every member:
+ * NN_ERR_ARGUMENT names the member, its value and what it must be; NN_ERR_UNSUPPORTED a combination
+ * that the family has no published form for. On failure the configuration is as before. Validating twice changes nothing. */
 nn_status_t config_validate(nn_model_config_t *config);
 
-/* NN_ERR_UNSUPPORTED, naming the member, where no block code computes what a validated configuration
- * asks for. Whoever makes or plans a model asks first. */
+/* NN_ERR_UNSUPPORTED, naming the member, where no block code computes what a validated
+ * configuration asks for. Whoever makes or plans a model asks first. */
 nn_status_t config_check_computed(const nn_model_config_t *config);
 
 /* Of a validated configuration; layer is from 0 to layers - 1. */
 bool config_layer_is_dense(const nn_model_config_t *config, int64_t layer); /* has no experts */
-int64_t config_layer_ffn(const nn_model_config_t *config, int64_t layer); /* width of dense FFN or expert */
+int64_t config_layer_ffn(const nn_model_config_t *config, int64_t layer); /* dense or of an expert */
 int64_t config_layer_window(const nn_model_config_t *config, int64_t layer); /* 0: all keys */
 int64_t config_sparse_layers(const nn_model_config_t *config); /* layers with experts */
 

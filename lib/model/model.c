@@ -67,6 +67,10 @@ static float model_initial(const nn_model_config_t *config, const param_t *param
   switch (param->role) {
     case PARAM_NORM1:
     case PARAM_NORM2:
+    case PARAM_Q_NORM:
+    case PARAM_K_NORM:
+    case PARAM_Q_A_NORM:
+    case PARAM_KV_A_NORM:
     case PARAM_NORM_FINAL: *constant = 1; return 0;
     case PARAM_NORM1_BIAS:
     case PARAM_NORM2_BIAS:
@@ -76,8 +80,14 @@ static float model_initial(const nn_model_config_t *config, const param_t *param
     case PARAM_V_BIAS:
     case PARAM_QKV_BIAS:
     case PARAM_O_BIAS:
+    case PARAM_ROUTER_BIAS:
+    case PARAM_ROUTER_CHOICE_BIAS:
+    case PARAM_DENSE_GATE_BIAS:
+    case PARAM_DENSE_UP_BIAS:
+    case PARAM_DENSE_DOWN_BIAS:
     case PARAM_FC_BIAS:
-    case PARAM_PROJ_BIAS: return 0;
+    case PARAM_PROJ_BIAS:
+    case PARAM_HEAD_BIAS: return 0;
     case PARAM_O:
     case PARAM_PROJ: /* GPT-2 scales what adds to the residual stream (Radford et al., 2019) */
       if (config->family == NN_FAMILY_GPT2)
@@ -89,9 +99,22 @@ static float model_initial(const nn_model_config_t *config, const param_t *param
     case PARAM_K:
     case PARAM_V:
     case PARAM_QKV:
+    case PARAM_Q_A:
+    case PARAM_Q_B:
+    case PARAM_KV_A:
+    case PARAM_KV_B:
+    case PARAM_SINKS:
     case PARAM_ROUTER:
+    case PARAM_DENSE_GATE:
+    case PARAM_DENSE_UP:
+    case PARAM_DENSE_DOWN:
+    case PARAM_SHARED_GATE:
+    case PARAM_SHARED_UP:
+    case PARAM_SHARED_DOWN:
+    case PARAM_SHARED_EXPERT_GATE:
     case PARAM_GATE:
     case PARAM_UP:
+    case PARAM_GATE_UP:
     case PARAM_DOWN:
     case PARAM_FC:
     case PARAM_HEAD: return config->init_std;
@@ -121,22 +144,35 @@ static nn_status_t model_fill_constant(nn_model_t *model, const param_t *param, 
   return NN_OK;
 }
 
-nn_status_t model_initialise(nn_model_t *model, uint64_t seed) {
+/* Normal with a standard deviation above 0; stream: of the random numbers. */
+static nn_status_t model_fill_normal(nn_model_t *model, const param_t *param, float std,
+                                     uint64_t seed, uint64_t stream) {
   nn_device_t *device = model->device;
   size_t element = nn_dtype_bytes(model->dtype);
+  op_fill_normal_t op = {.dtype = model->dtype, .count = param->elements / param->runs, .std = std};
+  op.seed = seed;
+  for (int64_t run = 0; run < param->runs; run++) {
+    op.out = (char *)model->buffer->data +
+             (size_t)(param->offset + run * param->run_stride) * element;
+    op.stream = stream + (uint64_t)run;
+    STATUS_TRY(device->backend->fill_normal(device->place, &op, (backend_scratch_t){0}));
+  }
+  return NN_OK;
+}
+
+nn_status_t model_initialise(nn_model_t *model, uint64_t seed) {
+  nn_device_t *device = model->device;
   nn_status_t status = NN_OK;
+  uint64_t stream = 0;
   device_lock(device);
   for (int64_t i = 0; status == NN_OK && i < model->params.count; i++) {
     const param_t *param = &model->params.items[i];
     float constant, std = model_initial(&model->config, param, &constant);
-    if (std == 0) {
-      status = model_fill_constant(model, param, constant);
-      continue;
-    }
-    op_fill_normal_t op = {.dtype = model->dtype, .count = param->elements, .std = std};
-    op.out = (char *)model->buffer->data + (size_t)param->offset * element;
-    op.seed = seed, op.stream = (uint64_t)i;
-    status = device->backend->fill_normal(device->place, &op, (backend_scratch_t){0});
+    if (std == 0)
+      status = model_fill_constant(model, param, constant); /* vectors, which are one run */
+    else
+      status = model_fill_normal(model, param, std, seed, stream);
+    stream += (uint64_t)param->runs;
   }
   device_leave(device);
   return status;

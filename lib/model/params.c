@@ -5,160 +5,155 @@
 
 #include "base/mem.h"
 #include "base/status.h"
+#include "model/config.h"
+#include "model/family.h"
 
-/* ---- what each family has -------------------------------------------------------------------- */
+/* ---- which parts there are, and how large ---------------------------------------------------- */
 
-/* Where a parameter repeats. The items of a table follow this order, experts inside their layer. */
-typedef enum scope { SCOPE_FIRST, SCOPE_LAYER, SCOPE_EXPERT, SCOPE_LAST, SCOPES } scope_t;
-
-typedef enum dim {
-  DIM_NONE, /* second dimension of a vector */
-  DIM_VOCAB,
-  DIM_CONTEXT,
-  DIM_HIDDEN,
-  DIM_QUERY, /* heads * head_dim */
-  DIM_KEY,   /* kv_heads * head_dim */
-  DIM_QKV,   /* query and twice key */
-  DIM_FFN,
-  DIM_EXPERTS
-} dim_t;
-
-typedef struct part {
-  param_role_t role;
-  scope_t scope;
-  const char *name; /* behind the prefix of its scope */
-  dim_t rows, cols; /* as stored */
-  bool transposed;  /* published as [cols, rows] */
-} part_t;
-
-/* Parts in the order of the family's state dict; those of one scope adjacent but for the layer's,
- * which may stand on both sides of its experts. */
-typedef struct family {
-  const char *layer_prefix, *expert_prefix;
-  const part_t *parts;
-  int32_t count;
-} family_t;
-
-static const part_t mixtral_parts[] = {
-    {PARAM_WTE, SCOPE_FIRST, "model.embed_tokens.weight", DIM_VOCAB, DIM_HIDDEN, false},
-    {PARAM_Q, SCOPE_LAYER, "self_attn.q_proj.weight", DIM_QUERY, DIM_HIDDEN, false},
-    {PARAM_K, SCOPE_LAYER, "self_attn.k_proj.weight", DIM_KEY, DIM_HIDDEN, false},
-    {PARAM_V, SCOPE_LAYER, "self_attn.v_proj.weight", DIM_KEY, DIM_HIDDEN, false},
-    {PARAM_O, SCOPE_LAYER, "self_attn.o_proj.weight", DIM_HIDDEN, DIM_QUERY, false},
-    {PARAM_ROUTER, SCOPE_LAYER, "block_sparse_moe.gate.weight", DIM_EXPERTS, DIM_HIDDEN, false},
-    {PARAM_GATE, SCOPE_EXPERT, "w1.weight", DIM_FFN, DIM_HIDDEN, false},
-    {PARAM_DOWN, SCOPE_EXPERT, "w2.weight", DIM_HIDDEN, DIM_FFN, false},
-    {PARAM_UP, SCOPE_EXPERT, "w3.weight", DIM_FFN, DIM_HIDDEN, false},
-    {PARAM_NORM1, SCOPE_LAYER, "input_layernorm.weight", DIM_HIDDEN, DIM_NONE, false},
-    {PARAM_NORM2, SCOPE_LAYER, "post_attention_layernorm.weight", DIM_HIDDEN, DIM_NONE, false},
-    {PARAM_NORM_FINAL, SCOPE_LAST, "model.norm.weight", DIM_HIDDEN, DIM_NONE, false},
-    {PARAM_HEAD, SCOPE_LAST, "lm_head.weight", DIM_VOCAB, DIM_HIDDEN, false},
-};
-
-static const part_t gpt2_parts[] = {
-    {PARAM_WTE, SCOPE_FIRST, "transformer.wte.weight", DIM_VOCAB, DIM_HIDDEN, false},
-    {PARAM_WPE, SCOPE_FIRST, "transformer.wpe.weight", DIM_CONTEXT, DIM_HIDDEN, false},
-    {PARAM_NORM1, SCOPE_LAYER, "ln_1.weight", DIM_HIDDEN, DIM_NONE, false},
-    {PARAM_NORM1_BIAS, SCOPE_LAYER, "ln_1.bias", DIM_HIDDEN, DIM_NONE, false},
-    {PARAM_QKV, SCOPE_LAYER, "attn.c_attn.weight", DIM_QKV, DIM_HIDDEN, true},
-    {PARAM_QKV_BIAS, SCOPE_LAYER, "attn.c_attn.bias", DIM_QKV, DIM_NONE, false},
-    {PARAM_O, SCOPE_LAYER, "attn.c_proj.weight", DIM_HIDDEN, DIM_QUERY, true},
-    {PARAM_O_BIAS, SCOPE_LAYER, "attn.c_proj.bias", DIM_HIDDEN, DIM_NONE, false},
-    {PARAM_NORM2, SCOPE_LAYER, "ln_2.weight", DIM_HIDDEN, DIM_NONE, false},
-    {PARAM_NORM2_BIAS, SCOPE_LAYER, "ln_2.bias", DIM_HIDDEN, DIM_NONE, false},
-    {PARAM_FC, SCOPE_LAYER, "mlp.c_fc.weight", DIM_FFN, DIM_HIDDEN, true},
-    {PARAM_FC_BIAS, SCOPE_LAYER, "mlp.c_fc.bias", DIM_FFN, DIM_NONE, false},
-    {PARAM_PROJ, SCOPE_LAYER, "mlp.c_proj.weight", DIM_HIDDEN, DIM_FFN, true},
-    {PARAM_PROJ_BIAS, SCOPE_LAYER, "mlp.c_proj.bias", DIM_HIDDEN, DIM_NONE, false},
-    {PARAM_NORM_FINAL, SCOPE_LAST, "transformer.ln_f.weight", DIM_HIDDEN, DIM_NONE, false},
-    {PARAM_NORM_FINAL_BIAS, SCOPE_LAST, "transformer.ln_f.bias", DIM_HIDDEN, DIM_NONE, false},
-    {PARAM_HEAD, SCOPE_LAST, "lm_head.weight", DIM_VOCAB, DIM_HIDDEN, false},
-};
-
-static const family_t families[] = {
-    [NN_FAMILY_MIXTRAL] = {"model.layers.", "block_sparse_moe.experts.", mixtral_parts,
-                           sizeof mixtral_parts / sizeof *mixtral_parts},
-    [NN_FAMILY_GPT2] = {"transformer.h.", "", gpt2_parts, sizeof gpt2_parts / sizeof *gpt2_parts},
-};
-
-static bool part_present(const part_t *part, const nn_model_config_t *config) {
-  return part->role != PARAM_HEAD || !config->tied_head;
+/* In a dense layer or a sparse one; the kind of layer is nothing to parts outside. */
+static bool part_present(const part_t *part, const nn_model_config_t *c, bool dense) {
+  switch (part->role) {
+    case PARAM_NORM1_BIAS:
+    case PARAM_NORM2_BIAS:
+    case PARAM_NORM_FINAL_BIAS: return c->norm == NN_NORM_LAYER;
+    case PARAM_Q: return !c->q_rank;
+    case PARAM_Q_A:
+    case PARAM_Q_A_NORM:
+    case PARAM_Q_B: return c->q_rank;
+    case PARAM_Q_BIAS:
+    case PARAM_K_BIAS:
+    case PARAM_V_BIAS:
+    case PARAM_QKV_BIAS: return c->biases & NN_BIAS_QKV;
+    case PARAM_O_BIAS: return c->biases & NN_BIAS_O;
+    case PARAM_Q_NORM:
+    case PARAM_K_NORM: return c->qk_norm;
+    case PARAM_SINKS: return c->attention_sinks;
+    case PARAM_ROUTER:
+    case PARAM_GATE:
+    case PARAM_UP:
+    case PARAM_GATE_UP:
+    case PARAM_DOWN: return !dense;
+    case PARAM_ROUTER_BIAS: return !dense && c->biases & NN_BIAS_ROUTER;
+    case PARAM_ROUTER_CHOICE_BIAS: return !dense && c->router_choice_bias;
+    case PARAM_DENSE_GATE:
+    case PARAM_DENSE_UP:
+    case PARAM_DENSE_DOWN:
+    case PARAM_FC:
+    case PARAM_PROJ: return dense;
+    case PARAM_DENSE_GATE_BIAS:
+    case PARAM_DENSE_UP_BIAS:
+    case PARAM_DENSE_DOWN_BIAS:
+    case PARAM_FC_BIAS:
+    case PARAM_PROJ_BIAS: return dense && c->biases & NN_BIAS_FFN;
+    case PARAM_SHARED_GATE:
+    case PARAM_SHARED_UP:
+    case PARAM_SHARED_DOWN: return !dense && c->shared_ffn;
+    case PARAM_SHARED_EXPERT_GATE: return !dense && c->shared_gate;
+    case PARAM_HEAD: return !c->tied_head;
+    case PARAM_HEAD_BIAS: return c->biases & NN_BIAS_HEAD;
+    case PARAM_WTE:
+    case PARAM_WPE:
+    case PARAM_NORM1:
+    case PARAM_K:
+    case PARAM_V:
+    case PARAM_QKV:
+    case PARAM_KV_A:
+    case PARAM_KV_A_NORM:
+    case PARAM_KV_B:
+    case PARAM_O:
+    case PARAM_NORM2:
+    case PARAM_NORM_FINAL: return true;
+  }
+  return true;
 }
 
-static int64_t part_dim(dim_t dim, const nn_model_config_t *config) {
+static int64_t part_dim(dim_t dim, const nn_model_config_t *c) {
+  int64_t value_dim = c->value_head_dim ? c->value_head_dim : c->head_dim;
+  bool full = c->qk_norm == NN_QK_NORM_FULL;
   switch (dim) {
-    case DIM_VOCAB: return config->vocab_size;
-    case DIM_CONTEXT: return config->context;
-    case DIM_HIDDEN: return config->hidden;
-    case DIM_QUERY: return config->heads * config->head_dim;
-    case DIM_KEY: return config->kv_heads * config->head_dim;
-    case DIM_QKV: return (config->heads + 2 * config->kv_heads) * config->head_dim;
-    case DIM_FFN: return config->ffn;
-    case DIM_EXPERTS: return config->experts;
-    default: return 1;
+    case DIM_NONE:
+    case DIM_ONE: return 1;
+    case DIM_VOCAB: return c->vocab_size;
+    case DIM_CONTEXT: return c->context;
+    case DIM_HIDDEN: return c->hidden;
+    case DIM_QUERY: return c->heads * c->head_dim;
+    case DIM_KEY: return c->kv_heads * c->head_dim;
+    case DIM_QKV: return (c->heads + 2 * c->kv_heads) * c->head_dim;
+    case DIM_VALUES: return c->heads * value_dim;
+    case DIM_HEADS: return c->heads;
+    case DIM_QUERY_NORM: return full ? c->heads * c->head_dim : c->head_dim;
+    case DIM_KEY_NORM: return full ? c->kv_heads * c->head_dim : c->head_dim;
+    case DIM_FFN: return c->ffn;
+    case DIM_GATE_UP: return 2 * c->ffn;
+    case DIM_DENSE_FFN: return c->experts && c->dense_ffn ? c->dense_ffn : c->ffn;
+    case DIM_SHARED_FFN: return c->shared_ffn;
+    case DIM_EXPERTS: return c->experts;
+    case DIM_Q_RANK: return c->q_rank;
+    case DIM_KV_RANK: return c->kv_rank;
+    case DIM_KV_AND_ROPE: return c->kv_rank + c->rope_head_dim;
+    case DIM_KEYS_VALUES: return c->heads * (c->head_dim - c->rope_head_dim + value_dim);
   }
+  return 1;
 }
 
 static bool part_decays(const part_t *part) { return part->cols != DIM_NONE; }
 
 /* ---- the layout of the buffer ---------------------------------------------------------------- */
 
+enum { SPARSE, DENSE, LAYER_KINDS };
+
 /* [0, decayed): first parts, then layer after layer (its parts, then expert after expert), then
  * last parts; behind it the vectors, likewise. Inside each of these, parts stand in the order of
  * param_role_t, which puts Q, K, V and an expert's gate, up, down side by side. */
 typedef struct layout {
-  int64_t size[SCOPES][2]; /* elements of one instance of a scope: [0] vectors, [1] matrices */
-  int64_t layer[2];        /* elements of a layer with its experts */
+  int64_t size[LAYER_KINDS][SCOPES][2]; /* elements of one instance of a scope, in a layer of a
+                                           kind: [0] vectors, [1] matrices */
+  int64_t items[LAYER_KINDS][SCOPES];   /* parts present in a scope, those of all experts apart */
+  int64_t stacked;                      /* parts of all experts at once */
+  int64_t layers[LAYER_KINDS];          /* of each kind */
+  int64_t layer[LAYER_KINDS][2];        /* elements of a layer with its experts */
   int64_t total[2];
-  int64_t items[SCOPES];   /* parts present in a scope */
 } layout_t;
 
 /* Element counts stay below this, so that the bytes of an fp32 buffer fit half of a size_t. */
 static const int64_t most_elements = PTRDIFF_MAX / (int64_t)sizeof(float);
 
+static bool layout_count_parts(const nn_model_config_t *config, layout_t *layout) {
+  for (int kind = 0; kind < LAYER_KINDS; kind++)
+    for (const part_t *part = families[config->family].parts; part->name; part++) {
+      if (!part_present(part, config, kind == DENSE)) continue;
+      int64_t *size = &layout->size[kind][part->scope][part_decays(part)], elements;
+      if (!mem_mul(part_dim(part->rows, config), part_dim(part->cols, config), &elements) ||
+          !mem_add(*size, elements, size))
+        return false;
+      if (part->form == FORM_STACKED)
+        layout->stacked++;
+      else
+        layout->items[kind][part->scope]++;
+    }
+  return true;
+}
+
 static bool layout_count(const nn_model_config_t *config, layout_t *layout) {
-  const family_t *family = &families[config->family];
   memset(layout, 0, sizeof *layout);
-  for (int32_t i = 0; i < family->count; i++) {
-    const part_t *part = &family->parts[i];
-    if (!part_present(part, config)) continue;
-    int64_t *size = &layout->size[part->scope][part_decays(part)], elements;
-    if (!mem_mul(part_dim(part->rows, config), part_dim(part->cols, config), &elements) ||
-        !mem_add(*size, elements, size))
-      return false;
-    layout->items[part->scope]++;
-  }
+  layout->layers[SPARSE] = config_sparse_layers(config);
+  layout->layers[DENSE] = config->layers - layout->layers[SPARSE];
+  if (!layout_count_parts(config, layout)) return false;
   for (int decays = 0; decays < 2; decays++) {
-    int64_t experts, layers, *layer = &layout->layer[decays], *total = &layout->total[decays];
-    if (!mem_mul(layout->size[SCOPE_EXPERT][decays], config->experts, &experts) ||
-        !mem_add(layout->size[SCOPE_LAYER][decays], experts, layer) ||
-        !mem_mul(*layer, config->layers, &layers) ||
-        !mem_add(layout->size[SCOPE_FIRST][decays], layers, total) ||
-        !mem_add(*total, layout->size[SCOPE_LAST][decays], total))
+    int64_t *total = &layout->total[decays];
+    if (!mem_add(layout->size[SPARSE][SCOPE_FIRST][decays],
+                 layout->size[SPARSE][SCOPE_LAST][decays], total))
       return false;
+    for (int kind = 0; kind < LAYER_KINDS; kind++) {
+      int64_t experts, layers, *layer = &layout->layer[kind][decays];
+      if (!mem_mul(layout->size[kind][SCOPE_EXPERT][decays], config->experts, &experts) ||
+          !mem_add(layout->size[kind][SCOPE_LAYER][decays], experts, layer) ||
+          !mem_mul(*layer, layout->layers[kind], &layers) || !mem_add(*total, layers, total))
+        return false;
+    }
   }
   int64_t elements;
   return mem_add(layout->total[0], layout->total[1], &elements) && elements <= most_elements;
-}
-
-/* First element of a part in its layer and expert. */
-static int64_t layout_offset(const nn_model_config_t *config, const layout_t *layout,
-                             const part_t *part, int64_t layer, int64_t expert) {
-  const family_t *family = &families[config->family];
-  bool decays = part_decays(part);
-  int64_t offset = decays ? 0 : layout->total[1];
-  if (part->scope != SCOPE_FIRST) offset += layout->size[SCOPE_FIRST][decays];
-  if (part->scope == SCOPE_LAST) offset += config->layers * layout->layer[decays];
-  if (part->scope == SCOPE_LAYER || part->scope == SCOPE_EXPERT)
-    offset += layer * layout->layer[decays];
-  if (part->scope == SCOPE_EXPERT)
-    offset += layout->size[SCOPE_LAYER][decays] + expert * layout->size[SCOPE_EXPERT][decays];
-  for (int32_t i = 0; i < family->count; i++) {
-    const part_t *other = &family->parts[i];
-    if (other->scope == part->scope && part_decays(other) == decays && other->role < part->role)
-      offset += part_dim(other->rows, config) * part_dim(other->cols, config);
-  }
-  return offset;
 }
 
 /* ---- the table ------------------------------------------------------------------------------- */
@@ -172,70 +167,124 @@ nn_status_t param_table_count(const nn_model_config_t *config, param_table_t *co
         "%lld make more parameters than memory can address",
         (long long)config->vocab_size, (long long)config->context, (long long)config->layers,
         (long long)config->hidden, (long long)config->ffn, (long long)config->experts);
-  int64_t idle = config->layers * (config->experts - config->top_k) * layout.size[SCOPE_EXPERT][1];
+  int64_t expert = layout.size[SPARSE][SCOPE_EXPERT][1];
+  int64_t idle = layout.layers[SPARSE] * (config->experts - config->top_k) * expert;
   int64_t looked_up = config->tied_head ? 0 : config->vocab_size * config->hidden;
   int64_t elements = layout.total[0] + layout.total[1];
   *counts = (param_table_t){
-      .count = layout.items[SCOPE_FIRST] + layout.items[SCOPE_LAST] +
-               config->layers *
-                   (layout.items[SCOPE_LAYER] + config->experts * layout.items[SCOPE_EXPERT]),
+      .count = layout.items[SPARSE][SCOPE_FIRST] + layout.items[SPARSE][SCOPE_LAST] +
+               layout.layers[DENSE] * layout.items[DENSE][SCOPE_LAYER] +
+               layout.layers[SPARSE] *
+                   (layout.items[SPARSE][SCOPE_LAYER] + layout.stacked +
+                    config->experts * layout.items[SPARSE][SCOPE_EXPERT]),
       .elements = elements,
       .decayed = layout.total[1],
       .active = elements - looked_up - idle,
-      .expert_elements = layout.size[SCOPE_EXPERT][1],
+      .expert_elements = expert,
   };
   return NN_OK;
 }
 
-static void param_describe(const nn_model_config_t *config, const layout_t *layout,
-                           const part_t *part, int64_t layer, int64_t expert, param_t *param) {
-  const family_t *family = &families[config->family];
-  int64_t rows = part_dim(part->rows, config), cols = part_dim(part->cols, config);
-  *param = (param_t){.role = part->role,
-                     .layer = layer,
-                     .expert = expert,
-                     .ndim = part_decays(part) ? 2 : 1,
-                     .shape = {part->transposed ? cols : rows, part->transposed ? rows : cols},
-                     .stride = {part->transposed ? 1 : cols, part->transposed ? cols : 1},
-                     .offset = layout_offset(config, layout, part, layer, expert),
-                     .elements = rows * cols};
+/* Where items are being appended. */
+typedef struct place {
+  const nn_model_config_t *config;
+  const family_t *family;
+  const layout_t *layout;
+  param_table_t *table;
+  int64_t layer, expert; /* -1 outside */
+  int kind;              /* of the layer */
+  int64_t before[2];     /* elements of the layers before it */
+} place_t;
+
+/* First element of a part. */
+static int64_t place_offset(const place_t *place, const part_t *part) {
+  const layout_t *layout = place->layout;
+  const bool decays = part_decays(part);
+  int64_t offset = decays ? 0 : layout->total[1];
+  if (part->scope != SCOPE_FIRST)
+    offset += layout->size[SPARSE][SCOPE_FIRST][decays] + place->before[decays];
+  if (part->scope == SCOPE_EXPERT)
+    offset += layout->size[place->kind][SCOPE_LAYER][decays] +
+              (place->expert > 0 ? place->expert : 0) *
+                  layout->size[place->kind][SCOPE_EXPERT][decays];
+  for (const part_t *other = place->family->parts; other->name; other++)
+    if (other->scope == part->scope && part_decays(other) == decays && other->role < part->role &&
+        part_present(other, place->config, place->kind == DENSE))
+      offset += part_dim(other->rows, place->config) * part_dim(other->cols, place->config);
+  return offset;
+}
+
+static void place_name(const place_t *place, const part_t *part, param_t *param) {
+  const family_t *family = place->family;
+  const long long layer = place->layer, expert = place->expert;
+  const size_t room = sizeof param->name;
   if (part->scope == SCOPE_LAYER)
-    snprintf(param->name, sizeof param->name, "%s%lld.%s", family->layer_prefix, (long long)layer,
+    snprintf(param->name, room, "%s%lld.%s", family->layer_prefix, layer, part->name);
+  else if (part->scope == SCOPE_EXPERT && expert < 0)
+    snprintf(param->name, room, "%s%lld.%s%s", family->layer_prefix, layer, family->expert_prefix,
              part->name);
   else if (part->scope == SCOPE_EXPERT)
-    snprintf(param->name, sizeof param->name, "%s%lld.%s%lld.%s", family->layer_prefix,
-             (long long)layer, family->expert_prefix, (long long)expert, part->name);
+    snprintf(param->name, room, "%s%lld.%s%lld.%s", family->layer_prefix, layer,
+             family->expert_prefix, expert, part->name);
   else
-    snprintf(param->name, sizeof param->name, "%s", part->name);
+    snprintf(param->name, room, "%s", part->name);
 }
 
-/* Appends the items of parts [begin, end), which share a scope, for one layer and expert. */
-static void param_append(param_table_t *table, const nn_model_config_t *config,
-                         const layout_t *layout, int32_t begin, int32_t end, int64_t layer,
-                         int64_t expert) {
-  const part_t *parts = families[config->family].parts;
-  for (int32_t i = begin; i < end; i++)
-    if (part_present(&parts[i], config))
-      param_describe(config, layout, &parts[i], layer, expert, &table->items[table->count++]);
+static void place_append(const place_t *place, const part_t *part) {
+  const int64_t rows = part_dim(part->rows, place->config);
+  const int64_t cols = part_dim(part->cols, place->config);
+  param_t *param = &place->table->items[place->table->count++];
+  *param = (param_t){.role = part->role,
+                     .layer = place->layer,
+                     .expert = place->expert,
+                     .ndim = part_decays(part) ? 2 : 1,
+                     .shape = {rows, cols},
+                     .stride = {cols, 1},
+                     .offset = place_offset(place, part),
+                     .elements = rows * cols,
+                     .runs = 1};
+  place_name(place, part, param);
+  if (part->form == FORM_TRANSPOSED) {
+    param->shape[0] = cols, param->shape[1] = rows;
+    param->stride[0] = 1, param->stride[1] = cols;
+  } else if (part->form == FORM_STACKED) {
+    param->runs = place->config->experts;
+    param->run_stride = place->layout->size[place->kind][SCOPE_EXPERT][part_decays(part)];
+    param->elements *= param->runs;
+    param->ndim = 3;
+    param->shape[0] = param->runs, param->shape[1] = rows, param->shape[2] = cols;
+    param->stride[0] = param->run_stride, param->stride[1] = cols, param->stride[2] = 1;
+  }
 }
 
-/* One past the last part that shares the scope of part i. */
-static int32_t part_run_end(const family_t *family, int32_t i) {
-  scope_t scope = family->parts[i].scope;
-  while (i < family->count && family->parts[i].scope == scope) i++;
-  return i;
+/* Appends the parts [part, end), which share a scope; stacked: those of all experts, or the
+ * others. */
+static void place_append_parts(const place_t *place, const part_t *part, const part_t *end,
+                               bool stacked) {
+  for (; part < end; part++)
+    if (part_present(part, place->config, place->kind == DENSE) &&
+        stacked == (part->form == FORM_STACKED))
+      place_append(place, part);
 }
 
-static void param_append_layer(param_table_t *table, const nn_model_config_t *config,
-                               const layout_t *layout, int32_t begin, int32_t end, int64_t layer) {
-  const family_t *family = &families[config->family];
-  for (int32_t i = begin, next; i < end; i = next) {
-    next = part_run_end(family, i);
-    if (family->parts[i].scope == SCOPE_LAYER)
-      param_append(table, config, layout, i, next, layer, -1);
-    else
-      for (int64_t expert = 0; expert < config->experts; expert++)
-        param_append(table, config, layout, i, next, layer, expert);
+/* One past the last part that shares the scope of a part. */
+static const part_t *part_run_end(const part_t *part) {
+  scope_t scope = part->scope;
+  while (part->name && part->scope == scope) part++;
+  return part;
+}
+
+static void place_append_layer(place_t *place, const part_t *part) {
+  for (const part_t *next; part->scope != SCOPE_LAST; part = next) {
+    next = part_run_end(part);
+    if (part->scope == SCOPE_EXPERT) {
+      place_append_parts(place, part, next, true);
+      for (place->expert = 0; place->expert < place->config->experts; place->expert++)
+        place_append_parts(place, part, next, false);
+      place->expert = -1;
+    } else {
+      place_append_parts(place, part, next, false);
+    }
   }
 }
 
@@ -250,12 +299,20 @@ nn_status_t param_table_build(const nn_model_config_t *config, param_table_t *ta
   built.count = 0; /* counted up again as items are appended */
 
   const family_t *family = &families[config->family];
-  int32_t begin = part_run_end(family, 0), end = begin;
-  while (family->parts[end].scope != SCOPE_LAST) end++;
-  param_append(&built, config, &layout, 0, begin, -1, -1);
-  for (int64_t layer = 0; layer < config->layers; layer++)
-    param_append_layer(&built, config, &layout, begin, end, layer);
-  param_append(&built, config, &layout, end, family->count, -1, -1);
+  place_t place = {.config = config, .family = family, .layout = &layout, .table = &built,
+                   .layer = -1, .expert = -1};
+  const part_t *layer_parts = part_run_end(family->parts), *last = layer_parts;
+  while (last->scope != SCOPE_LAST) last++;
+  place_append_parts(&place, family->parts, layer_parts, false);
+  for (int64_t layer = 0; layer < config->layers; layer++) {
+    place.layer = layer;
+    place.kind = config_layer_is_dense(config, layer) ? DENSE : SPARSE;
+    place_append_layer(&place, layer_parts);
+    for (int decays = 0; decays < 2; decays++)
+      place.before[decays] += layout.layer[place.kind][decays];
+  }
+  place.layer = -1;
+  place_append_parts(&place, last, part_run_end(last), false);
   *table = built;
   return NN_OK;
 }

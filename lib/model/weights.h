@@ -9,16 +9,24 @@
 typedef struct block_weights {
   void *norm1, *norm1_bias;
   void *qkv, *qkv_bias; /* [(A + 2K) D, hidden]: query rows, then key, then value rows */
+  void *q_norm, *k_norm; /* [D], or [A D] and [K D] */
+  void *sinks;           /* [A] */
   void *o, *o_bias;     /* [hidden, A D] */
   void *norm2, *norm2_bias;
-  void *router;              /* [E, hidden] */
+  void *router, *router_bias, *choice_bias; /* [E, hidden], [E], [E] */
   void *gate, *up, *down;    /* of expert 0 */
+  void *shared_gate_up;      /* [2 shared ffn, hidden]: gate rows, then up rows */
+  void *shared_down;         /* [hidden, shared ffn] */
+  void *shared_expert_gate;  /* [hidden] */
+  void *dense_gate_up, *dense_gate_up_bias; /* [2 dense ffn, hidden]: gate rows, then up rows */
+  void *dense_down, *dense_down_bias;       /* [hidden, dense ffn] */
   void *fc, *fc_bias, *proj, *proj_bias;
 } block_weights_t;
 
 typedef struct weights {
   void *wte, *wpe, *norm_final, *norm_final_bias;
   void *head; /* the embedding when tied */
+  void *head_bias;
   block_weights_t *blocks; /* [layers] */
   int64_t expert_stride;   /* elements from an expert's matrix to the next expert's */
 } weights_t;

@@ -5,6 +5,8 @@
 
 #include "base/mem.h"
 #include "files.h"
+#include "model/config.h"
+#include "model/family.h"
 
 /* The parameter of a role, or NULL. */
 static const param_t *param_get(const param_table_t *table, param_role_t role, int64_t layer,
@@ -31,15 +33,18 @@ static void check_cover(const nn_model_config_t *config) {
     int64_t elements = 1;
     for (int32_t d = 0; d < param->ndim; d++) elements *= param->shape[d];
     assert_int_equal(param->elements, elements);
-    assert_int_equal(param->offset < table.decayed, param->ndim == 2);
-    /* published element (r, c) is at offset + r stride[0] + c stride[1] */
-    int64_t rows = param->shape[0], cols = param->ndim == 2 ? param->shape[1] : 1;
-    for (int64_t r = 0; r < rows; r++)
-      for (int64_t c = 0; c < cols; c++) {
-        int64_t at = param->offset + r * param->stride[0] + c * param->stride[1];
-        assert_in_range(at, 0, table.elements - 1);
-        assert_int_equal(taken[at]++, 0);
-      }
+    assert_int_equal(param->offset < table.decayed, param->ndim >= 2);
+    /* published element (p, r, c) is at offset + p stride[0] + r stride[1] + c stride[2] */
+    for (int64_t e = 0; e < elements; e++) {
+      int64_t at = param->offset, rest = e;
+      for (int32_t d = param->ndim - 1; d >= 0; rest /= param->shape[d--])
+        at += rest % param->shape[d] * param->stride[d];
+      assert_in_range(at, 0, table.elements - 1);
+      assert_int_equal(taken[at]++, 0);
+      int64_t within = at - param->offset;
+      if (param->run_stride) within %= param->run_stride;
+      assert_in_range(within, 0, elements / param->runs - 1);
+    }
     assert_ptr_equal(param_find(&table, param->name), param);
     assert_ptr_equal(param_get(&table, param->role, param->layer, param->expert), param);
   }
@@ -49,14 +54,66 @@ static void check_cover(const nn_model_config_t *config) {
   assert_null(table.items);
 }
 
+/* A small configuration of a family that has every tensor that the family knows. */
+static nn_model_config_t full(int32_t family) {
+  nn_model_config_t config = files_mixtral();
+  config.family = family;
+  config.layers = 3;
+  config.tied_head = 0;
+  const family_t *row = &families[family];
+  config.norm = row->norm;
+  config.biases = row->biases | row->attention_biases | row->ffn_biases | row->head_biases;
+  if (!row->sparse)
+    config.experts = config.top_k = 0, config.aux_loss_coef = 0, config.aux_loss = 0;
+  switch (family) {
+    case NN_FAMILY_GPT2: config = files_gpt2(); break;
+    case NN_FAMILY_OLMOE: config.qk_norm = NN_QK_NORM_FULL; break;
+    case NN_FAMILY_QWEN3: config.qk_norm = NN_QK_NORM_HEAD; break;
+    case NN_FAMILY_QWEN2_MOE:
+      config.shared_ffn = 5, config.shared_gate = 1;
+      config.dense_layers[0] = 5, config.dense_ffn = 9;
+      break;
+    case NN_FAMILY_QWEN3_MOE:
+      config.qk_norm = NN_QK_NORM_HEAD;
+      config.dense_layers[0] = 2, config.dense_ffn = 9;
+      break;
+    case NN_FAMILY_DEEPSEEK_V2:
+    case NN_FAMILY_DEEPSEEK_V3:
+      config.kv_heads = config.heads;
+      config.q_rank = 5, config.kv_rank = 3, config.rope_head_dim = 2, config.value_head_dim = 3;
+      config.dense_layers[0] = 1, config.shared_ffn = 5, config.rope_interleaved = 1;
+      config.router_norm = NN_ROUTER_NORM_NONE;
+      if (family == NN_FAMILY_DEEPSEEK_V3)
+        config.router_score = NN_SCORE_SIGMOID, config.router_choice_bias = 1,
+        config.router_group_score = NN_GROUP_TOP2;
+      break;
+    case NN_FAMILY_GLM4_MOE:
+      config.qk_norm = NN_QK_NORM_HEAD;
+      config.dense_layers[0] = 1, config.shared_ffn = 5;
+      config.router_score = NN_SCORE_SIGMOID, config.router_choice_bias = 1;
+      config.router_group_score = NN_GROUP_TOP2;
+      break;
+    case NN_FAMILY_PHIMOE:
+      config.router_score = NN_SCORE_SPARSE_MIXER, config.router_norm = NN_ROUTER_NORM_NONE;
+      config.router_eps = 0.01f;
+      break;
+    default: break;
+  }
+  CHECK(config_validate(&config));
+  return config;
+}
+
 static void every_element_belongs_to_one_parameter(void **state) {
   (void)state;
   nn_model_config_t config = files_mixtral();
   check_cover(&config);
   config.tied_head = 1;
   check_cover(&config);
-  config = files_gpt2();
-  check_cover(&config);
+  for (int32_t family = 0; family < FAMILIES; family++) {
+    if (!families[family].model_type) continue;
+    config = full(family);
+    check_cover(&config);
+  }
 }
 
 static void check_adjacent(const param_t *first, const param_t *next) {
@@ -86,6 +143,38 @@ static void neighbours_are_where_the_blocks_want_them(void **state) {
   assert_null(param_get(&table, PARAM_Q, config.layers, -1));
   assert_null(param_get(&table, PARAM_GATE, 0, config.experts));
   assert_null(param_find(&table, "model.layers.2.self_attn.q_proj.weight"));
+  param_table_free(&table);
+}
+
+static void gates_and_ups_are_one_matrix(void **state) {
+  (void)state;
+  nn_model_config_t config = full(NN_FAMILY_QWEN2_MOE);
+  param_table_t table = files_table(&config);
+  check_adjacent(param_get(&table, PARAM_Q_BIAS, 2, -1), param_get(&table, PARAM_K_BIAS, 2, -1));
+  check_adjacent(param_get(&table, PARAM_K_BIAS, 2, -1), param_get(&table, PARAM_V_BIAS, 2, -1));
+  check_adjacent(param_get(&table, PARAM_DENSE_GATE, 2, -1),
+                 param_get(&table, PARAM_DENSE_UP, 2, -1));
+  check_adjacent(param_get(&table, PARAM_SHARED_GATE, 1, -1),
+                 param_get(&table, PARAM_SHARED_UP, 1, -1));
+  check_adjacent(param_get(&table, PARAM_GATE, 1, 2), param_get(&table, PARAM_UP, 1, 2));
+  assert_int_equal(param_get(&table, PARAM_DENSE_GATE, 0, -1)->shape[0], 9);
+  assert_null(param_get(&table, PARAM_DENSE_GATE, 1, -1));
+  assert_null(param_get(&table, PARAM_ROUTER, 0, -1));
+  param_table_free(&table);
+
+  config = full(NN_FAMILY_LLAMA);
+  table = files_table(&config);
+  check_adjacent(param_get(&table, PARAM_DENSE_GATE_BIAS, 1, -1),
+                 param_get(&table, PARAM_DENSE_UP_BIAS, 1, -1));
+  param_table_free(&table);
+
+  config = full(NN_FAMILY_GRANITEMOE);
+  table = files_table(&config);
+  const param_t *gate_up =
+      param_find(&table, "model.layers.1.block_sparse_moe.input_linear.weight");
+  const param_t *down = param_find(&table, "model.layers.1.block_sparse_moe.output_linear.weight");
+  assert_int_equal(gate_up->run_stride, 3 * config.ffn * config.hidden);
+  assert_int_equal(down->offset - gate_up->offset, 2 * config.ffn * config.hidden);
   param_table_free(&table);
 }
 
@@ -183,6 +272,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(every_element_belongs_to_one_parameter),
       cmocka_unit_test(neighbours_are_where_the_blocks_want_them),
+      cmocka_unit_test(gates_and_ups_are_one_matrix),
       cmocka_unit_test(mixtral_has_its_published_names),
       cmocka_unit_test(gpt2_has_its_published_names),
       cmocka_unit_test(a_table_needs_its_memory),
