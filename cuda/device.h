@@ -60,7 +60,8 @@ static inline void *cuda_take(cuda_arena_t *arena, int64_t count, size_t size) {
   return at;
 }
 
-static inline size_t cuda_dtype_bytes(int32_t dtype) { return dtype == NN_BF16 ? 2 : 4; }
+static inline bool cuda_is_half(int32_t dtype) { return dtype == NN_BF16 || dtype == NN_F16; }
+static inline size_t cuda_dtype_bytes(int32_t dtype) { return cuda_is_half(dtype) ? 2 : 4; }
 
 static inline int64_t cuda_blocks(int64_t count, int64_t size) { return (count + size - 1) / size; }
 

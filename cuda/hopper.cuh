@@ -2,8 +2,8 @@
  * warpgroups (wgmma) with their operands in shared memory.
  *
  * Addresses are of shared memory. Operands lie in rows of 128 bytes with the 128-byte swizzle, from
- * a multiple of 1024 on: K-major (a row is 64 bf16 along K) or MN-major (a row is 64 along M or N,
- * one row a k), groups of 8 rows following one another. Tensor maps: hopper.h. */
+ * a multiple of 1024 on: K-major (a row is 64 numbers along K) or MN-major (a row is 64 along M or
+ * N, one row a k), groups of 8 rows following one another. Tensor maps: hopper.h. */
 #ifndef NN_CUDA_HOPPER_CUH
 #define NN_CUDA_HOPPER_CUH
 
@@ -179,6 +179,17 @@ __device__ __forceinline__ uint64_t hopper_operand(uint32_t address, uint32_t ch
   return swizzle_128 | eight_rows | (uint64_t)(chunk_bytes >> 4) << 16 | (address & 0x3ffff) >> 4;
 }
 
+/* A product of T, bf16 or fp16. shape: the instruction's; adds: the operand that says whether d is
+ * added; body: the operands; behind it what asm is told of them. */
+#define HOPPER_MULTIPLY(T, shape, adds, body, ...)               \
+  if constexpr (half_is_f16<T>)                                  \
+    HOPPER_WGMMA(shape ".f32.f16.f16 ", adds, body, __VA_ARGS__); \
+  else                                                           \
+    HOPPER_WGMMA(shape ".f32.bf16.bf16 ", adds, body, __VA_ARGS__)
+#define HOPPER_WGMMA(kind, adds, body, ...)                              \
+  asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " adds ", 0;\n"         \
+               "wgmma.mma_async.sync.aligned." kind body ";\n}" __VA_ARGS__)
+
 #define HOPPER_TIED8(d, i)                                                                    \
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
       "+f"(d[i + 6]), "+f"(d[i + 7])
@@ -186,13 +197,10 @@ __device__ __forceinline__ uint64_t hopper_operand(uint32_t address, uint32_t ch
 /* d = a b (+ d where add): 64 rows of as many columns as the name says, with 16 along K. Thread t
  * of the warpgroup holds in d[4 j + i] the row 16 (t / 32) + t % 32 / 4 + 8 (i / 2) and the column
  * 8 j + 2 (t % 4) + i % 2. */
-template <bool a_mn_major, bool b_mn_major>
+template <typename T, bool a_mn_major, bool b_mn_major>
 __device__ __forceinline__ void hopper_multiply_256(float *d, uint64_t a, uint64_t b, int add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %130, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+  HOPPER_MULTIPLY(
+      T, "m64n256k16", "%130",
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
@@ -202,8 +210,7 @@ __device__ __forceinline__ void hopper_multiply_256(float *d, uint64_t a, uint64
       "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111,"
       "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
       "%127}, "
-      "%128, %129, p, 1, 1, %131, %132;\n"
-      "}"
+      "%128, %129, p, 1, 1, %131, %132",
       : HOPPER_TIED8(d, 0), HOPPER_TIED8(d, 8), HOPPER_TIED8(d, 16), HOPPER_TIED8(d, 24),
         HOPPER_TIED8(d, 32), HOPPER_TIED8(d, 40), HOPPER_TIED8(d, 48), HOPPER_TIED8(d, 56),
         HOPPER_TIED8(d, 64), HOPPER_TIED8(d, 72), HOPPER_TIED8(d, 80), HOPPER_TIED8(d, 88),
@@ -211,69 +218,54 @@ __device__ __forceinline__ void hopper_multiply_256(float *d, uint64_t a, uint64
       : "l"(a), "l"(b), "r"(add), "n"(a_mn_major ? 1 : 0), "n"(b_mn_major ? 1 : 0));
 }
 
-template <bool a_mn_major, bool b_mn_major>
+template <typename T, bool a_mn_major, bool b_mn_major>
 __device__ __forceinline__ void hopper_multiply_128(float *d, uint64_t a, uint64_t b, int add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
+  HOPPER_MULTIPLY(
+      T, "m64n128k16", "%66",
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
-      "%64, %65, p, 1, 1, %67, %68;\n"
-      "}"
+      "%64, %65, p, 1, 1, %67, %68",
       : HOPPER_TIED8(d, 0), HOPPER_TIED8(d, 8), HOPPER_TIED8(d, 16), HOPPER_TIED8(d, 24),
         HOPPER_TIED8(d, 32), HOPPER_TIED8(d, 40), HOPPER_TIED8(d, 48), HOPPER_TIED8(d, 56)
       : "l"(a), "l"(b), "r"(add), "n"(a_mn_major ? 1 : 0), "n"(b_mn_major ? 1 : 0));
 }
 
-template <bool a_mn_major, bool b_mn_major>
+template <typename T, bool a_mn_major, bool b_mn_major>
 __device__ __forceinline__ void hopper_multiply_96(float *d, uint64_t a, uint64_t b, int add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %50, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n96k16.f32.bf16.bf16 "
+  HOPPER_MULTIPLY(
+      T, "m64n96k16", "%50",
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
       "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47}, "
-      "%48, %49, p, 1, 1, %51, %52;\n"
-      "}"
+      "%48, %49, p, 1, 1, %51, %52",
       : HOPPER_TIED8(d, 0), HOPPER_TIED8(d, 8), HOPPER_TIED8(d, 16), HOPPER_TIED8(d, 24),
         HOPPER_TIED8(d, 32), HOPPER_TIED8(d, 40)
       : "l"(a), "l"(b), "r"(add), "n"(a_mn_major ? 1 : 0), "n"(b_mn_major ? 1 : 0));
 }
 
-template <bool a_mn_major, bool b_mn_major>
+template <typename T, bool a_mn_major, bool b_mn_major>
 __device__ __forceinline__ void hopper_multiply_64(float *d, uint64_t a, uint64_t b, int add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %34, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+  HOPPER_MULTIPLY(
+      T, "m64n64k16", "%34",
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "%32, %33, p, 1, 1, %35, %36;\n"
-      "}"
+      "%32, %33, p, 1, 1, %35, %36",
       : HOPPER_TIED8(d, 0), HOPPER_TIED8(d, 8), HOPPER_TIED8(d, 16), HOPPER_TIED8(d, 24)
       : "l"(a), "l"(b), "r"(add), "n"(a_mn_major ? 1 : 0), "n"(b_mn_major ? 1 : 0));
 }
 
 /* The same with a, 64 x 16, in registers: a[0] and a[1] are where d[0], d[1] and d[2], d[3] would
  * be, packed; a[2] and a[3] the same of 8 columns further. b: MN-major. */
+template <typename T>
 __device__ __forceinline__ void hopper_multiply_64_registers(float *d, const uint32_t *a,
                                                              uint64_t b, int add) {
-  asm volatile(
-      "{\n"
-      ".reg .pred p;\n"
-      "setp.ne.b32 p, %37, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+  HOPPER_MULTIPLY(
+      T, "m64n64k16", "%37",
       "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
-      "{%32, %33, %34, %35}, %36, p, 1, 1, 1;\n"
-      "}"
+      "{%32, %33, %34, %35}, %36, p, 1, 1, 1",
       : HOPPER_TIED8(d, 0), HOPPER_TIED8(d, 8), HOPPER_TIED8(d, 16), HOPPER_TIED8(d, 24)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }

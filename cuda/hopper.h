@@ -13,7 +13,7 @@ enum { HOPPER_MOST_DIMS = 5 };
  * base and all strides are multiples of 16 bytes. */
 typedef struct hopper_tensor {
   const void *base;
-  int32_t dtype; /* NN_BF16 or NN_F32 */
+  int32_t dtype; /* NN_F32, or NN_BF16 for either type of 16 bits: copies look at no number */
   int dims;
   int64_t dim[HOPPER_MOST_DIMS];
   int64_t stride[HOPPER_MOST_DIMS - 1]; /* in elements, of dim[1] on */

@@ -1,25 +1,33 @@
-/* What kernels share: numbers of either dtype as fp32, vector loads, sums in a fixed order. */
+/* What kernels share: numbers of any dtype as fp32, vector loads, sums in a fixed order. */
 #ifndef NN_CUDA_KERNEL_CUH
 #define NN_CUDA_KERNEL_CUH
 
 #include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <stdint.h>
 
 #include "device.h"
 
 typedef __nv_bfloat16 bf16_t;
+typedef __half f16_t;
 
-/* Calls f<float> or f<bf16_t>(...) by the dtype of activations and parameters, which is one. */
-#define CUDA_BY_DTYPE(dtype, f, ...)     \
-  do {                                   \
-    if ((dtype) == NN_BF16)              \
-      f<bf16_t>(__VA_ARGS__);            \
-    else                                 \
-      f<float>(__VA_ARGS__);             \
+/* f<bf16_t> or f<f16_t>(...) by a dtype of 16 bits, as an expression. */
+#define CUDA_BY_HALF(dtype, f, ...) \
+  ((dtype) == NN_F16 ? f<f16_t>(__VA_ARGS__) : f<bf16_t>(__VA_ARGS__))
+
+/* Calls f<float>, f<bf16_t> or f<f16_t>(...) by the dtype of activations and parameters, which is
+ * one. */
+#define CUDA_BY_DTYPE(dtype, f, ...)         \
+  do {                                       \
+    if (cuda_is_half(dtype))                 \
+      CUDA_BY_HALF(dtype, f, __VA_ARGS__);   \
+    else                                     \
+      f<float>(__VA_ARGS__);                 \
   } while (0)
 
 __device__ __forceinline__ float to_float(float x) { return x; }
 __device__ __forceinline__ float to_float(bf16_t x) { return __bfloat162float(x); }
+__device__ __forceinline__ float to_float(f16_t x) { return __half2float(x); }
 
 template <typename T>
 __device__ __forceinline__ T from_float(float x);
@@ -32,14 +40,60 @@ __device__ __forceinline__ bf16_t from_float<bf16_t>(float x) {
   return __float2bfloat16_rn(x);
 }
 
-/* Two neighbours in memory. */
-__device__ __forceinline__ uint32_t bf16_pair(float low, float high) {
-  uint32_t pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
+template <>
+__device__ __forceinline__ f16_t from_float<f16_t>(float x) {
+  return __float2half_rn(x);
 }
 
-/* Sixteen bytes of T in registers: 4 floats or 8 bf16. */
+/* ---- what differs between the types of 16 bits, bf16_t and f16_t ----------------------------- */
+
+template <typename T>
+inline constexpr bool half_is_f16 = false;
+template <>
+inline constexpr bool half_is_f16<f16_t> = true;
+
+/* Two neighbours in memory. */
+template <typename T>
+__device__ __forceinline__ uint32_t half_pair(float low, float high) {
+  uint32_t pair;
+  if constexpr (half_is_f16<T>)
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  else
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
+}
+template <typename T>
+__device__ __forceinline__ float2 half_unpack(uint32_t pair) {
+  if constexpr (half_is_f16<T>)
+    return __half22float2(*reinterpret_cast<const __half2 *>(&pair));
+  else
+    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
+}
+
+/* c += a b by a warp (mma.m16n8k16): a 16 x 16, b 16 x 8, sums in fp32. */
+#define HALF_MULTIPLY(type)                                                                  \
+  asm("mma.sync.aligned.m16n8k16.row.col.f32." type "." type ".f32 {%0, %1, %2, %3}, "       \
+      "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                        \
+      : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)                                               \
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1))
+template <typename T>
+__device__ __forceinline__ void half_multiply(float &c0, float &c1, float &c2, float &c3,
+                                              uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                              uint32_t b0, uint32_t b1) {
+  if constexpr (half_is_f16<T>)
+    HALF_MULTIPLY("f16");
+  else
+    HALF_MULTIPLY("bf16");
+}
+template <typename T>
+__device__ __forceinline__ void half_multiply(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
+                                              uint32_t a3, uint32_t b0, uint32_t b1) {
+  half_multiply<T>(c[0], c[1], c[2], c[3], a0, a1, a2, a3, b0, b1);
+}
+
+/* ---- vectors --------------------------------------------------------------------------------- */
+
+/* Sixteen bytes of T in registers: 4 floats or 8 numbers of 16 bits. */
 template <typename T>
 struct alignas(16) vec_t {
   static constexpr int width = 16 / sizeof(T);
@@ -54,6 +108,8 @@ template <typename T>
 __device__ __forceinline__ void vec_store(T *to, const vec_t<T> &v) {
   *reinterpret_cast<vec_t<T> *>(to) = v;
 }
+
+/* ---- sums ------------------------------------------------------------------------------------ */
 
 /* The same sum in all 32 threads, in one order. */
 __device__ __forceinline__ float warp_sum(float x) {

@@ -23,7 +23,7 @@ int attention_aligned(const void *const *pointers, int count, const int64_t *str
 }
 
 static int attention_flash_shape(int32_t dtype, int64_t head_dim) {
-  return dtype == NN_BF16 && (head_dim == 64 || head_dim == 128);
+  return cuda_is_half(dtype) && (head_dim == 64 || head_dim == 128);
 }
 
 /* ---- parts ----------------------------------------------------------------------------------- */
@@ -224,7 +224,7 @@ size_t cuda_attention_scratch(const backend_device_t *device, const backend_limi
   if (limits->training) {
     float2 *stats;
     float *partial;
-    int flash = limits->weight_dtype == NN_BF16 && limits->head_dim >= 64;
+    int flash = cuda_is_half(limits->weight_dtype) && limits->head_dim >= 64;
     attention_bwd_take(device, &backward, limits->rows, limits->batch, limits->heads,
                        limits->kv_heads, flash, &stats, &partial);
   }

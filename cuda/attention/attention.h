@@ -4,7 +4,7 @@
  * sequence and the h-th of the group = A / K heads. A tile of packed rows shares each tile of keys,
  * and its rows see nearly the same keys.
  *
- * Each product exists for fp32 and bf16 of any shape (general.cu, general_bwd.cu), for bf16 by
+ * Each product exists for any dtype and shape (general.cu, general_bwd.cu), for 16 bits by
  * tensor cores (flash*.cu), and for few rows against a cache by reading keys straight
  * into fragments (decode.cu). attention.cu chooses. The grid of a launch follows shapes and
  * capacity, never what device memory holds. */
@@ -56,7 +56,7 @@ void attention_general_bwd(backend_device_t *device, const op_attention_bwd_t *o
 int attention_aligned(const void *const *pointers, int count, const int64_t *strides,
                       int stride_count, int64_t dim, int32_t dtype);
 
-/* flash.cu, flash_bwd.cu and decode.cu take bf16, head dim 64 or 128, rows of whole aligned 16
+/* flash.cu, flash_bwd.cu and decode.cu take 16 bits, head dim 64 or 128, rows of whole aligned 16
  * bytes, and forward a positive scale. */
 
 /* flash.cu */

@@ -1,7 +1,7 @@
-/* Attention of few query rows against a cache (Flash-Decoding): bf16, head dim D 64 or 128. A block
- * takes 16 packed rows and a part of the keys that the sequence has; its warps take turns at steps
- * of 2048 / D keys and keep sums of their own. Keys and values are read once, 16 bytes a lane, and
- * are fragments as they come:
+/* Attention of few query rows against a cache (Flash-Decoding): T bf16 or fp16, head dim D 64 or
+ * 128. A block takes 16 packed rows and a part of the keys that the sequence has; its warps take
+ * turns at steps of 2048 / D keys and keep sums of their own. Keys and values are read once, 16
+ * bytes a lane, and are fragments as they come:
  *
  * - lane 4g + t reads numbers 8t .. 8t + 7 of 32 of key g. A sum over the head dim may run in any
  *   order if both factors agree, so these are the four registers of two products' B, and queries
@@ -42,13 +42,14 @@ struct decode_state_t {
   float acc[D / 8][4];
 };
 
-__device__ __forceinline__ uint4 decode_load(const bf16_t *from, bool take) {
+template <typename T>
+__device__ __forceinline__ uint4 decode_load(const T *from, bool take) {
   return take ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
 }
 
 /* Queries first + g and first + g + 8 as A. */
-template <int D>
-__device__ __forceinline__ void decode_queries(uint32_t (&a)[D / 16][4], const bf16_t *q,
+template <int D, typename T>
+__device__ __forceinline__ void decode_queries(uint32_t (&a)[D / 16][4], const T *q,
                                                int64_t stride, const attention_rows_t &rows,
                                                int first) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -56,7 +57,7 @@ __device__ __forceinline__ void decode_queries(uint32_t (&a)[D / 16][4], const b
   for (int half = 0; half < 2; half++) {
     int r = first + half * 8 + g;
     bool take = r < rows.count;
-    const bf16_t *from = q + (take ? rows_at(rows, r, stride, D) : 0) + t * 8;
+    const T *from = q + (take ? rows_at(rows, r, stride, D) : 0) + t * 8;
 #pragma unroll
     for (int x = 0; x < D / 32; x++) {
       uint4 y = decode_load(from + x * 32, take);
@@ -67,10 +68,10 @@ __device__ __forceinline__ void decode_queries(uint32_t (&a)[D / 16][4], const b
 }
 
 /* One step of keys; seen: keys of the part that each row sees, from the step's first on. */
-template <int D>
+template <typename T, int D>
 __device__ __forceinline__ void decode_take(decode_state_t<D> &state,
-                                            const uint32_t (&a)[D / 16][4], const bf16_t *k,
-                                            const bf16_t *v, int64_t ld, int keys,
+                                            const uint32_t (&a)[D / 16][4], const T *k,
+                                            const T *v, int64_t ld, int keys,
                                             const int (&seen)[2], float scale) {
   constexpr int STEP = decode_step<D>;
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -95,8 +96,8 @@ __device__ __forceinline__ void decode_take(decode_state_t<D> &state,
   for (int n = 0; n < STEP / 8; n++)
 #pragma unroll
     for (int x = 0; x < D / 32; x++) {
-      tile_mma(s[n], a[2 * x], key[n][x].x, key[n][x].y);
-      tile_mma(s[n], a[2 * x + 1], key[n][x].z, key[n][x].w);
+      tile_mma<T>(s[n], a[2 * x], key[n][x].x, key[n][x].y);
+      tile_mma<T>(s[n], a[2 * x + 1], key[n][x].z, key[n][x].w);
     }
 
 #pragma unroll
@@ -131,9 +132,9 @@ __device__ __forceinline__ void decode_take(decode_state_t<D> &state,
 
 #pragma unroll
   for (int n = 0; n < STEP / 16; n++) {
-    uint32_t p[4] = {bf16_pair(s[2 * n][0], s[2 * n][1]), bf16_pair(s[2 * n][2], s[2 * n][3]),
-                     bf16_pair(s[2 * n + 1][0], s[2 * n + 1][1]),
-                     bf16_pair(s[2 * n + 1][2], s[2 * n + 1][3])};
+    uint32_t p[4] = {half_pair<T>(s[2 * n][0], s[2 * n][1]), half_pair<T>(s[2 * n][2], s[2 * n][3]),
+                     half_pair<T>(s[2 * n + 1][0], s[2 * n + 1][1]),
+                     half_pair<T>(s[2 * n + 1][2], s[2 * n + 1][3])};
 #pragma unroll
     for (int h = 0; h < D / 64; h++) {
       const uint4(&y)[4] = value[n][h];
@@ -143,9 +144,9 @@ __device__ __forceinline__ void decode_take(decode_state_t<D> &state,
                                    {y[0].w, y[1].w, y[2].w, y[3].w}};
 #pragma unroll
       for (int j = 0; j < 4; j++) {
-        tile_mma(state.acc[h * 8 + 2 * j], p, __byte_perm(word[j][0], word[j][1], 0x5410),
+        tile_mma<T>(state.acc[h * 8 + 2 * j], p, __byte_perm(word[j][0], word[j][1], 0x5410),
                  __byte_perm(word[j][2], word[j][3], 0x5410));
-        tile_mma(state.acc[h * 8 + 2 * j + 1], p, __byte_perm(word[j][0], word[j][1], 0x7632),
+        tile_mma<T>(state.acc[h * 8 + 2 * j + 1], p, __byte_perm(word[j][0], word[j][1], 0x7632),
                  __byte_perm(word[j][2], word[j][3], 0x7632));
       }
     }
@@ -237,17 +238,17 @@ __device__ __forceinline__ void decode_shrink(float2 (&weight)[DECODE_WARPS + 1]
 }
 
 /* One number of the output. */
-template <int D>
+template <typename T, int D>
 __device__ __forceinline__ void decode_write(const decode_t &a, int64_t out, int d,
                                              decode_sum_t sum) {
   float weight = sum.weight.y;
-  ((bf16_t *)a.op.o)[out * D + d] = __float2bfloat16_rn(weight == 0 ? 0 : sum.value / weight);
+  ((T *)a.op.o)[out * D + d] = from_float<T>(weight == 0 ? 0 : sum.value / weight);
   if (a.op.lse && d == 0)
     a.op.lse[out] = weight == 0 ? -INFINITY : sum.weight.x * ATTENTION_LN_2 + logf(weight);
 }
 
 /* Four numbers of the output, or of a part's sum: rows of both allow whole vectors. */
-template <int D>
+template <typename T, int D>
 __device__ __forceinline__ void decode_write_four(const decode_t &a, int64_t out, int d, int part,
                                                   bool whole, float2 weight, float4 sum) {
   float largest = weight.x * ATTENTION_LN_2, scale = weight.y == 0 ? 0 : 1 / weight.y;
@@ -257,13 +258,13 @@ __device__ __forceinline__ void decode_write_four(const decode_t &a, int64_t out
     if (d == 0) a.parts.weight[at] = make_float2(largest, weight.y);
     return;
   }
-  *(uint2 *)((bf16_t *)a.op.o + out * D + d) = make_uint2(
-      bf16_pair(sum.x * scale, sum.y * scale), bf16_pair(sum.z * scale, sum.w * scale));
+  *(uint2 *)((T *)a.op.o + out * D + d) = make_uint2(
+      half_pair<T>(sum.x * scale, sum.y * scale), half_pair<T>(sum.z * scale, sum.w * scale));
   if (a.op.lse && d == 0) a.op.lse[out] = weight.y == 0 ? -INFINITY : largest + logf(weight.y);
 }
 
 /* Blocks: sequences and key-value heads; in each, tiles of rows; in each, parts. */
-template <int D, bool CLUSTER>
+template <typename T, int D, bool CLUSTER>
 __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode_t a) {
   extern __shared__ __align__(16) float shared[];
   __shared__ float2 weight[DECODE_WARPS + 1][DECODE_ROWS];
@@ -280,17 +281,17 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode
   /* Few keys are no work for a cluster: its first block takes them all. */
   bool alone = parts == 1 || (CLUSTER && keys <= DECODE_ALONE * STEP * DECODE_WARPS);
   rows_part(keys, alone ? 1 : parts, part, STEP, &begin, &end);
-  const bf16_t *k = (const bf16_t *)a.op.k + place.kv, *v = (const bf16_t *)a.op.v + place.kv;
+  const T *k = (const T *)a.op.k + place.kv, *v = (const T *)a.op.v + place.kv;
   for (int key = begin + (int)threadIdx.x; key < end; key += DECODE_THREADS) {
-    launch_prefetch(k + key * a.op.ldkv, D * sizeof(bf16_t));
-    launch_prefetch(v + key * a.op.ldkv, D * sizeof(bf16_t));
+    launch_prefetch(k + key * a.op.ldkv, D * sizeof(T));
+    launch_prefetch(v + key * a.op.ldkv, D * sizeof(T));
   }
   launch_wait();
   if (alone && part) return;
 
   uint32_t q[D / 16][4];
   decode_queries<D>(q,
-                    (const bf16_t *)a.op.q + (int64_t)place.b * a.rows.q_len * a.op.ldq +
+                    (const T *)a.op.q + (int64_t)place.b * a.rows.q_len * a.op.ldq +
                         (int64_t)place.kv_head * a.rows.group * D,
                     a.op.ldq, a.rows, first);
 #pragma unroll
@@ -300,8 +301,8 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode
   decode_state_t<D> state = {{-INFINITY, -INFINITY}, {0, 0}, {}};
   for (int key = begin + warp * STEP; key < end; key += DECODE_WARPS * STEP) {
     int seen[2] = {sees[0] - key, sees[1] - key};
-    decode_take<D>(state, q, k + key * a.op.ldkv, v + key * a.op.ldkv, a.op.ldkv, end - key, seen,
-                   a.scale);
+    decode_take<T, D>(state, q, k + key * a.op.ldkv, v + key * a.op.ldkv, a.op.ldkv, end - key,
+                      seen, a.scale);
   }
   decode_put<D>(state, shared + warp * SIZE, weight[warp]);
   __syncthreads();
@@ -323,8 +324,8 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode
     if (CLUSTER && !alone)
       *(float4 *)(block_sum + place_in) = sum;
     else if (first + row < a.rows.count)
-      decode_write_four<D>(a, rows_out(a.rows, place.b, place.kv_head, first + row), d, part, alone,
-                           block_weight[row], sum);
+      decode_write_four<T, D>(a, rows_out(a.rows, place.b, place.kv_head, first + row), d, part,
+                              alone, block_weight[row], sum);
   }
   if (!CLUSTER || alone) return;
 
@@ -340,19 +341,28 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode
                              decode_remote(&block_weight[row].y, i));
         },
         [&](int i) { return decode_remote(block_sum + row * decode_pitch<D> + d, i); });
-    decode_write<D>(a, rows_out(a.rows, place.b, place.kv_head, first + row), d, sum);
+    decode_write<T, D>(a, rows_out(a.rows, place.b, place.kv_head, first + row), d, sum);
   }
   decode_cluster_wait(); /* nobody leaves while others read its memory */
 }
 
-template <int D>
+template <typename T, int D>
 static void decode_launch(backend_device_t *device, const decode_t *a, unsigned blocks,
                           int cluster) {
   constexpr int bytes = decode_bytes<D>;
-  auto kernel = cluster ? decode_forward<D, true> : decode_forward<D, false>;
+  auto kernel = cluster ? decode_forward<T, D, true> : decode_forward<T, D, false>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   launch_chained(device, kernel, blocks, DECODE_THREADS, bytes,
                  cluster ? (unsigned)a->parts.count : 0, *a);
+}
+
+template <typename T>
+static void decode_choose(backend_device_t *device, const decode_t *a, unsigned blocks,
+                          int cluster) {
+  if (a->op.head_dim == 64)
+    decode_launch<T, 64>(device, a, blocks, cluster);
+  else
+    decode_launch<T, 128>(device, a, blocks, cluster);
 }
 
 void attention_decode(backend_device_t *device, const op_attention_t *op,
@@ -361,10 +371,7 @@ void attention_decode(backend_device_t *device, const op_attention_t *op,
   int tiles = (int)cuda_blocks(rows.count, DECODE_ROWS);
   decode_t a = {*op, rows, *parts, tiles, op->scale * ATTENTION_LOG2_E};
   unsigned blocks = (unsigned)(op->batch * op->kv_heads * tiles * parts->count);
-  if (op->head_dim == 64)
-    decode_launch<64>(device, &a, blocks, cluster);
-  else
-    decode_launch<128>(device, &a, blocks, cluster);
+  CUDA_BY_HALF(op->act_dtype, decode_choose, device, &a, blocks, cluster);
 }
 
 /* ---- parts in device memory ------------------------------------------------------------------ */

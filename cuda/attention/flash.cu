@@ -1,6 +1,6 @@
-/* Attention forward by tensor cores (FlashAttention-2): bf16, head dim D 64 or 128. A block takes
- * 128 packed rows, 32 a warp, and walks over tiles of 64 or 32 keys from the first; o = sum_j
- * exp(s_j - m) v_j / sum_j exp(s_j - m), in base 2.
+/* Attention forward by tensor cores (FlashAttention-2): T bf16 or fp16, head dim D 64 or 128. A
+ * block takes 128 packed rows, 32 a warp, and walks over tiles of 64 or 32 keys from the first;
+ * o = sum_j exp(s_j - m) v_j / sum_j exp(s_j - m), in base 2.
  *
  * m is the largest score only up to a slack: it is raised, and what was summed is scaled down, when
  * a score exceeds it by 8, a factor of 256. Any m gives the same quotient.
@@ -75,7 +75,7 @@ __device__ __forceinline__ void flash_raise(flash_state_t &state, float (&acc)[F
 }
 
 /* The scores of a tile of keys become weights, and acc takes the values. */
-template <int D, int N>
+template <typename T, int D, int N>
 __device__ __forceinline__ void flash_take(flash_state_t &state, float (&acc)[FLASH_M][D / 8][4],
                                            float (&s)[FLASH_M][N][4], uint32_t values, float scale,
                                            bool first) {
@@ -101,11 +101,11 @@ __device__ __forceinline__ void flash_take(flash_state_t &state, float (&acc)[FL
           s[m][n][x] = tile_exp2(fmaf(s[m][n][x], scale, -state.shift[m][x / 2]));
           state.sum[m][x / 2] += s[m][n][x];
         }
-    tile_add<D, FLASH_M, N / 2>(acc, s, k, values + k * 32 * D);
+    tile_add<T, D, FLASH_M, N / 2>(acc, s, k, values + k * 32 * D);
   }
 }
 
-template <int D>
+template <typename T, int D>
 __device__ __forceinline__ void flash_write(const op_attention_t &op, const attention_rows_t &rows,
                                             const rows_place_t &place, flash_state_t &state,
                                             const float (&acc)[FLASH_M][D / 8][4],
@@ -124,14 +124,14 @@ __device__ __forceinline__ void flash_write(const op_attention_t &op, const atte
             sum == 0 ? -INFINITY : state.shift[m][half] * ATTENTION_LN_2 + logf(sum);
     }
   int64_t stride = (int64_t)rows.heads * D;
-  bf16_t *o = (bf16_t *)op.o + (int64_t)place.b * rows.q_len * stride +
+  T *o = (T *)op.o + (int64_t)place.b * rows.q_len * stride +
               (int64_t)place.kv_head * rows.group * D;
   tile_store_rows<D, FLASH_M>(tile, o, stride, rows, row, acc, scale);
 }
 
 /* Blocks: tiles of rows from the last, which sees the most keys, to the first; in each, sequences
  * and key-value heads. scale: log2(e) * op.scale. */
-template <int D>
+template <typename T, int D>
 __global__ void __launch_bounds__(TILE_THREADS, 2)
     flash_forward(const op_attention_t op, const attention_rows_t rows, int pairs, float scale) {
   extern __shared__ __align__(128) unsigned char shared[];
@@ -146,9 +146,9 @@ __global__ void __launch_bounds__(TILE_THREADS, 2)
     all_see = rows_visible(rows, place.kv_len, row);
   }
 
-  const bf16_t *q = (const bf16_t *)op.q + (int64_t)place.b * rows.q_len * op.ldq +
+  const T *q = (const T *)op.q + (int64_t)place.b * rows.q_len * op.ldq +
                     (int64_t)place.kv_head * rows.group * D;
-  const bf16_t *k = (const bf16_t *)op.k + place.kv, *v = (const bf16_t *)op.v + place.kv;
+  const T *k = (const T *)op.k + place.kv, *v = (const T *)op.v + place.kv;
   constexpr int KEYS = flash_keys<D>;
   constexpr uint32_t key_bytes = KEYS * 2 * D;
   uint32_t queries = tile_address(shared), keys = queries + FLASH_ROWS * 2 * D;
@@ -179,33 +179,38 @@ __global__ void __launch_bounds__(TILE_THREADS, 2)
       float s[FLASH_M][KEYS / 8][4];
       tile_zero(s);
       if constexpr (keep)
-        tile_dot<D, FLASH_M, KEYS / 16>(s, a, stage);
+        tile_dot<T, D, FLASH_M, KEYS / 16>(s, a, stage);
       else
-        tile_dot_shared<D, FLASH_M, KEYS / 16>(s, own, stage);
+        tile_dot_shared<T, D, FLASH_M, KEYS / 16>(s, own, stage);
       if (key + KEYS > all_see) flash_mask(s, rows, place.kv_len, row, key);
-      flash_take<D, KEYS / 8>(state, acc, s, stage + key_bytes, scale, key == 0);
+      flash_take<T, D, KEYS / 8>(state, acc, s, stage + key_bytes, scale, key == 0);
     }
     stage = next;
   }
   tile_copy_wait(); /* without keys, the queries may still be on their way */
   __syncthreads();
-  flash_write<D>(op, rows, place, state, acc, shared + warp * 16 * FLASH_M * 2 * D, row);
+  flash_write<T, D>(op, rows, place, state, acc, shared + warp * 16 * FLASH_M * 2 * D, row);
 }
 
-template <int D>
+template <typename T, int D>
 static void flash_launch(backend_device_t *device, const op_attention_t *op) {
   attention_rows_t rows = attention_rows(op->q_len, op->heads, op->kv_heads);
   int pairs = (int)(op->batch * op->kv_heads);
   unsigned blocks = (unsigned)(cuda_blocks(rows.count, FLASH_ROWS) * pairs);
-  cudaFuncSetAttribute(flash_forward<D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaFuncSetAttribute(flash_forward<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        flash_bytes<D>);
-  flash_forward<D><<<blocks, TILE_THREADS, flash_bytes<D>, device->stream>>>(
+  flash_forward<T, D><<<blocks, TILE_THREADS, flash_bytes<D>, device->stream>>>(
       *op, rows, pairs, op->scale * ATTENTION_LOG2_E);
 }
 
-void attention_flash(backend_device_t *device, const op_attention_t *op) {
+template <typename T>
+static void flash_choose(backend_device_t *device, const op_attention_t *op) {
   if (op->head_dim == 64)
-    flash_launch<64>(device, op);
+    flash_launch<T, 64>(device, op);
   else
-    flash_launch<128>(device, op);
+    flash_launch<T, 128>(device, op);
+}
+
+void attention_flash(backend_device_t *device, const op_attention_t *op) {
+  CUDA_BY_HALF(op->act_dtype, flash_choose, device, op);
 }

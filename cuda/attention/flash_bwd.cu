@@ -1,5 +1,5 @@
-/* Attention backward by tensor cores: bf16, head dim D 64 or 128. With p = exp(s - lse) made again
- * and ds = p * (<dout, v> - delta): dv = p^T dout, dk = scale ds^T q, dq = scale ds k.
+/* Attention backward by tensor cores: T bf16 or fp16, head dim D 64 or 128. With p = exp(s - lse)
+ * made again and ds = p * (<dout, v> - delta): dv = p^T dout, dk = scale ds^T q, dq = scale ds k.
  *
  * Two kernels, so that each sum has one writer and no order to chance: one holds a block of keys
  * and walks over packed query rows, with everything transposed (a warp's fragments are keys by
@@ -44,16 +44,16 @@ __device__ __forceinline__ int flash_bwd_first_tile(const flash_bwd_keys_t &a, i
 }
 
 /* Tile `at` of the rows of a pair: q, dout behind it, and the statistics. */
-template <int D>
+template <typename T, int D>
 __device__ __forceinline__ void flash_bwd_load_rows(const flash_bwd_keys_t &a, uint32_t tile,
                                                     uint32_t stats, int pair, int at) {
   int64_t width = (int64_t)a.rows.heads * D;
   int64_t first_row = (int64_t)(pair / a.rows.kv_heads) * a.rows.q_len;
   int head = pair % a.rows.kv_heads * a.rows.group * D;
-  tile_load_rows<D, FLASH_BWD_ROWS>(tile, (const bf16_t *)a.op.q + first_row * a.op.ldq + head,
+  tile_load_rows<D, FLASH_BWD_ROWS>(tile, (const T *)a.op.q + first_row * a.op.ldq + head,
                                     a.op.ldq, a.rows, at * FLASH_BWD_ROWS);
   tile_load_rows<D, FLASH_BWD_ROWS>(tile + FLASH_BWD_ROWS * 2 * D,
-                                    (const bf16_t *)a.op.dout + first_row * width + head, width,
+                                    (const T *)a.op.dout + first_row * width + head, width,
                                     a.rows, at * FLASH_BWD_ROWS);
   if (threadIdx.x < FLASH_BWD_ROWS / 2)
     tile_copy(stats + threadIdx.x * 16,
@@ -90,7 +90,7 @@ __device__ __forceinline__ void flash_bwd_weights(float (&s)[M][FLASH_BWD_STEP /
 
 /* One tile of rows: dk and dv of the warp's keys take its two steps. v lies behind k, and dout
  * behind q, in shared memory. */
-template <int D>
+template <typename T, int D>
 __device__ __forceinline__ void flash_bwd_keys_tile(const flash_bwd_keys_t &a,
                                                     float (&dk)[flash_bwd_m<D>][D / 8][4],
                                                     float (&dv)[flash_bwd_m<D>][D / 8][4],
@@ -103,12 +103,12 @@ __device__ __forceinline__ void flash_bwd_keys_tile(const flash_bwd_keys_t &a,
   for (int step = 0; step < FLASH_BWD_ROWS / FLASH_BWD_STEP; step++) {
     float s[M][2 * N][4], ds[M][2 * N][4];
     tile_zero(s);
-    tile_dot_shared<D, M, N>(s, k, q);
+    tile_dot_shared<T, D, M, N>(s, k, q);
     flash_bwd_weights<M>(s, stats, a.scale, masked, a.rows, key, row);
 #pragma unroll
-    for (int x = 0; x < N; x++) tile_add<D, M, N>(dv, s, x, q + tile + x * 32 * D);
+    for (int x = 0; x < N; x++) tile_add<T, D, M, N>(dv, s, x, q + tile + x * 32 * D);
     tile_zero(ds);
-    tile_dot_shared<D, M, N>(ds, k + held, q + tile);
+    tile_dot_shared<T, D, M, N>(ds, k + held, q + tile);
 #pragma unroll
     for (int n = 0; n < 2 * N; n++) {
       float4 stat = stats[n * 4 + t];
@@ -119,15 +119,15 @@ __device__ __forceinline__ void flash_bwd_keys_tile(const flash_bwd_keys_t &a,
           ds[m][n][x] = s[m][n][x] * (ds[m][n][x] - (x & 1 ? stat.w : stat.y));
     }
 #pragma unroll
-    for (int x = 0; x < N; x++) tile_add<D, M, N>(dk, ds, x, q + x * 32 * D);
+    for (int x = 0; x < N; x++) tile_add<T, D, M, N>(dk, ds, x, q + x * 32 * D);
     q += FLASH_BWD_STEP * 2 * D, stats += FLASH_BWD_STEP / 2, row += FLASH_BWD_STEP;
   }
 }
 
-template <int D>
+template <typename T, int D>
 __device__ __forceinline__ void flash_bwd_keys_write(const flash_bwd_keys_t &a,
                                                      const float (&acc)[flash_bwd_m<D>][D / 8][4],
-                                                     bf16_t *to, float *partial, int key,
+                                                     T *to, float *partial, int key,
                                                      int warp_key, float scale) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
@@ -143,14 +143,14 @@ __device__ __forceinline__ void flash_bwd_keys_write(const flash_bwd_keys_t &a,
         if (partial)
           *(float2 *)(partial + at * D + d) = make_float2(x, y);
         else
-          *(uint32_t *)(to + (int64_t)(key + at) * a.op.ldkv + d) = bf16_pair(x, y);
+          *(uint32_t *)(to + (int64_t)(key + at) * a.op.ldkv + d) = half_pair<T>(x, y);
       }
     }
 }
 
 /* Blocks: the first keys, which the most rows see, come first; in each, pairs of sequence and
  * key-value head, and chunks. A block without rows leaves at once. */
-template <int D>
+template <typename T, int D>
 __global__ void __launch_bounds__(TILE_THREADS, 2) flash_bwd_keys(const flash_bwd_keys_t a) {
   extern __shared__ __align__(128) unsigned char shared[];
   __shared__ float4 stat_room[2][FLASH_BWD_ROWS / 2];
@@ -168,9 +168,9 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) flash_bwd_keys(const flash_bw
 
   uint32_t k = tile_address(shared), v = k + held, stages = v + held;
   uint32_t stats = tile_address(stat_room);
-  tile_load<D, flash_bwd_held<D>>(k, (const bf16_t *)a.op.k + kv, a.op.ldkv, key, a.rows.q_len);
-  tile_load<D, flash_bwd_held<D>>(v, (const bf16_t *)a.op.v + kv, a.op.ldkv, key, a.rows.q_len);
-  flash_bwd_load_rows<D>(a, stages, stats, pair, at);
+  tile_load<D, flash_bwd_held<D>>(k, (const T *)a.op.k + kv, a.op.ldkv, key, a.rows.q_len);
+  tile_load<D, flash_bwd_held<D>>(v, (const T *)a.op.v + kv, a.op.ldkv, key, a.rows.q_len);
+  flash_bwd_load_rows<T, D>(a, stages, stats, pair, at);
 
   float dk[M][D / 8][4], dv[M][D / 8][4];
   tile_zero(dk);
@@ -181,22 +181,22 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) flash_bwd_keys(const flash_bw
     __syncthreads(); /* this tile is there, and the other stage has been read */
     uint32_t now = stages + stage * 2 * tile, other = stages + (stage ^ 1) * 2 * tile;
     if (at + 1 < end)
-      flash_bwd_load_rows<D>(a, other, stats + (stage ^ 1) * stat_bytes, pair, at + 1);
+      flash_bwd_load_rows<T, D>(a, other, stats + (stage ^ 1) * stat_bytes, pair, at + 1);
     int row = at * FLASH_BWD_ROWS, first_key = key + warp_key;
     if (rows_query(a.rows, min(row + FLASH_BWD_ROWS, a.rows.count) - 1) < first_key) continue;
     bool masked = rows_query(a.rows, row) < first_key + 16 * M - 1;
-    flash_bwd_keys_tile<D>(a, dk, dv, k + warp_key * 2 * D, now, stat_room[stage], first_key, row,
-                           masked);
+    flash_bwd_keys_tile<T, D>(a, dk, dv, k + warp_key * 2 * D, now, stat_room[stage], first_key,
+                              row, masked);
   }
 
   float *partial = a.partial ? a.partial + (int64_t)blockIdx.x * 2 * FLASH_BWD_HELD : NULL;
-  flash_bwd_keys_write<D>(a, dk, (bf16_t *)a.op.dk + kv, partial, key, warp_key, a.op.scale);
-  flash_bwd_keys_write<D>(a, dv, (bf16_t *)a.op.dv + kv, partial ? partial + FLASH_BWD_HELD : NULL,
+  flash_bwd_keys_write<T, D>(a, dk, (T *)a.op.dk + kv, partial, key, warp_key, a.op.scale);
+  flash_bwd_keys_write<T, D>(a, dv, (T *)a.op.dv + kv, partial ? partial + FLASH_BWD_HELD : NULL,
                           key, warp_key, 1);
 }
 
 /* dk and dv from the chunks' sums, four numbers a thread. */
-template <int D>
+template <typename T, int D>
 __global__ void __launch_bounds__(256) flash_bwd_keys_sum(const flash_bwd_keys_t a) {
   int64_t at = ((int64_t)blockIdx.x * 256 + threadIdx.x) * 4;
   int inside = (int)(at % (2 * FLASH_BWD_HELD)), which = inside / FLASH_BWD_HELD;
@@ -212,8 +212,8 @@ __global__ void __launch_bounds__(256) flash_bwd_keys_sum(const flash_bwd_keys_t
     sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
   }
   int64_t kv = pair / a.rows.kv_heads * a.op.kv_batch + pair % a.rows.kv_heads * D;
-  bf16_t *to = (bf16_t *)(which ? a.op.dv : a.op.dk) + kv + (int64_t)key * a.op.ldkv + d;
-  *(uint2 *)to = make_uint2(bf16_pair(sum.x, sum.y), bf16_pair(sum.z, sum.w));
+  T *to = (T *)(which ? a.op.dv : a.op.dk) + kv + (int64_t)key * a.op.ldkv + d;
+  *(uint2 *)to = make_uint2(half_pair<T>(sum.x, sum.y), half_pair<T>(sum.z, sum.w));
 }
 
 /* ---- dq -------------------------------------------------------------------------------------- */
@@ -253,7 +253,7 @@ __device__ __forceinline__ void flash_bwd_row_weights(float (&s)[M][FLASH_BWD_ST
 }
 
 /* One tile of keys: dq of the warp's rows takes its two steps. */
-template <int D>
+template <typename T, int D>
 __device__ __forceinline__ void flash_bwd_queries_tile(
     const flash_bwd_queries_t &a, float (&dq)[flash_bwd_m<D>][D / 8][4],
     const uint32_t (&q)[D / 16][flash_bwd_m<D>][4],
@@ -264,10 +264,10 @@ __device__ __forceinline__ void flash_bwd_queries_tile(
   for (int step = 0; step < TILE_KEYS / FLASH_BWD_STEP; step++) {
     float s[M][2 * N][4], ds[M][2 * N][4];
     tile_zero(s);
-    tile_dot<D, M, N>(s, q, k);
+    tile_dot<T, D, M, N>(s, q, k);
     flash_bwd_row_weights<M>(s, stat, a.scale, masked, a.rows, row, key);
     tile_zero(ds);
-    tile_dot<D, M, N>(ds, dout, v);
+    tile_dot<T, D, M, N>(ds, dout, v);
 #pragma unroll
     for (int m = 0; m < M; m++)
 #pragma unroll
@@ -275,13 +275,13 @@ __device__ __forceinline__ void flash_bwd_queries_tile(
 #pragma unroll
         for (int x = 0; x < 4; x++) ds[m][n][x] = s[m][n][x] * (ds[m][n][x] - stat[m][x / 2].y);
 #pragma unroll
-    for (int x = 0; x < N; x++) tile_add<D, M, N>(dq, ds, x, k + x * 32 * D);
+    for (int x = 0; x < N; x++) tile_add<T, D, M, N>(dq, ds, x, k + x * 32 * D);
     k += FLASH_BWD_STEP * 2 * D, v += FLASH_BWD_STEP * 2 * D, key += FLASH_BWD_STEP;
   }
 }
 
 /* Blocks: tiles of rows from the last, which sees the most keys, to the first; in each, pairs. */
-template <int D>
+template <typename T, int D>
 __global__ void __launch_bounds__(TILE_THREADS, 2) flash_bwd_queries(const flash_bwd_queries_t a) {
   extern __shared__ __align__(128) unsigned char shared[];
   constexpr int M = flash_bwd_m<D>, ROWS = flash_bwd_held<D>;
@@ -295,11 +295,11 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) flash_bwd_queries(const flash
 
   int64_t width = (int64_t)a.rows.heads * D, head = (int64_t)kv_head * a.rows.group * D;
   int64_t first_row = (int64_t)b * a.rows.q_len, kv = b * a.op.kv_batch + kv_head * D;
-  const bf16_t *k = (const bf16_t *)a.op.k + kv, *v = (const bf16_t *)a.op.v + kv;
+  const T *k = (const T *)a.op.k + kv, *v = (const T *)a.op.v + kv;
   uint32_t queries = tile_address(shared), stages = queries + 2 * held;
-  tile_load_rows<D, ROWS>(queries, (const bf16_t *)a.op.q + first_row * a.op.ldq + head, a.op.ldq,
+  tile_load_rows<D, ROWS>(queries, (const T *)a.op.q + first_row * a.op.ldq + head, a.op.ldq,
                           a.rows, first);
-  tile_load_rows<D, ROWS>(queries + held, (const bf16_t *)a.op.dout + first_row * width + head,
+  tile_load_rows<D, ROWS>(queries + held, (const T *)a.op.dout + first_row * width + head,
                           width, a.rows, first);
   tile_load<D, TILE_KEYS>(stages, k, a.op.ldkv, 0, end);
   tile_load<D, TILE_KEYS>(stages + tile, v, a.op.ldkv, 0, end);
@@ -334,14 +334,14 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) flash_bwd_queries(const flash
     }
     if (key >= warp_end) continue;
     bool masked = key + TILE_KEYS - 1 > rows_query(a.rows, row);
-    flash_bwd_queries_tile<D>(a, dq, q, dout, stat, now, now + tile, row, key, masked);
+    flash_bwd_queries_tile<T, D>(a, dq, q, dout, stat, now, now + tile, row, key, masked);
   }
 
   float scale[M][2];
 #pragma unroll
   for (int m = 0; m < M; m++) scale[m][0] = scale[m][1] = a.op.scale;
   tile_store_rows<D, M>(shared + warp * 16 * M * 2 * D,
-                        (bf16_t *)a.op.dq + first_row * a.op.ldq + head, a.op.ldq, a.rows, row, dq,
+                        (T *)a.op.dq + first_row * a.op.ldq + head, a.op.ldq, a.rows, row, dq,
                         scale);
 }
 
@@ -367,7 +367,7 @@ int64_t attention_flash_bwd_partial(const backend_device_t *device, int64_t rows
   return most * 2 * FLASH_BWD_HELD;
 }
 
-template <int D>
+template <typename T, int D>
 static void flash_bwd_launch_keys(backend_device_t *device, const op_attention_bwd_t *op,
                                   const attention_rows_t *rows, const float2 *stats,
                                   float *partial) {
@@ -380,32 +380,42 @@ static void flash_bwd_launch_keys(backend_device_t *device, const op_attention_b
   a.chunks = (int)cuda_blocks(a.tiles, a.chunk);
   if (a.chunks > 1) a.partial = partial;
   unsigned blocks = (unsigned)(key_blocks * a.pairs);
-  cudaFuncSetAttribute(flash_bwd_keys<D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaFuncSetAttribute(flash_bwd_keys<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        flash_bwd_bytes<D>);
-  flash_bwd_keys<D><<<blocks * a.chunks, TILE_THREADS, flash_bwd_bytes<D>, device->stream>>>(a);
+  flash_bwd_keys<T, D><<<blocks * a.chunks, TILE_THREADS, flash_bwd_bytes<D>, device->stream>>>(a);
   if (a.partial)
-    flash_bwd_keys_sum<D><<<blocks * (2 * FLASH_BWD_HELD / 1024), 256, 0, device->stream>>>(a);
+    flash_bwd_keys_sum<T, D><<<blocks * (2 * FLASH_BWD_HELD / 1024), 256, 0, device->stream>>>(a);
 }
 
-template <int D>
+template <typename T, int D>
 static void flash_bwd_launch_queries(backend_device_t *device, const op_attention_bwd_t *op,
                                      const attention_rows_t *rows, const float2 *stats) {
   int pairs = (int)(op->batch * op->kv_heads);
   flash_bwd_queries_t a = {*op, *rows, stats, pairs, op->scale * ATTENTION_LOG2_E};
   unsigned blocks = (unsigned)(cuda_blocks(rows->count, flash_bwd_held<D>) * pairs);
-  cudaFuncSetAttribute(flash_bwd_queries<D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+  cudaFuncSetAttribute(flash_bwd_queries<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,
                        flash_bwd_bytes<D>);
-  flash_bwd_queries<D><<<blocks, TILE_THREADS, flash_bwd_bytes<D>, device->stream>>>(a);
+  flash_bwd_queries<T, D><<<blocks, TILE_THREADS, flash_bwd_bytes<D>, device->stream>>>(a);
+}
+
+template <typename T, int D>
+static void flash_bwd_launch(backend_device_t *device, const op_attention_bwd_t *op,
+                             const float2 *stats, float *partial) {
+  attention_rows_t rows = attention_rows(op->q_len, op->heads, op->kv_heads);
+  flash_bwd_launch_keys<T, D>(device, op, &rows, stats, partial);
+  flash_bwd_launch_queries<T, D>(device, op, &rows, stats);
+}
+
+template <typename T>
+static void flash_bwd_choose(backend_device_t *device, const op_attention_bwd_t *op,
+                             const float2 *stats, float *partial) {
+  if (op->head_dim == 64)
+    flash_bwd_launch<T, 64>(device, op, stats, partial);
+  else
+    flash_bwd_launch<T, 128>(device, op, stats, partial);
 }
 
 void attention_flash_bwd(backend_device_t *device, const op_attention_bwd_t *op,
                          const float2 *stats, float *partial) {
-  attention_rows_t rows = attention_rows(op->q_len, op->heads, op->kv_heads);
-  if (op->head_dim == 64) {
-    flash_bwd_launch_keys<64>(device, op, &rows, stats, partial);
-    flash_bwd_launch_queries<64>(device, op, &rows, stats);
-  } else {
-    flash_bwd_launch_keys<128>(device, op, &rows, stats, partial);
-    flash_bwd_launch_queries<128>(device, op, &rows, stats);
-  }
+  CUDA_BY_HALF(op->act_dtype, flash_bwd_choose, device, op, stats, partial);
 }

@@ -1,5 +1,5 @@
-/* Attention backward on sm_90a: bf16, head dim 64; formulas and two kernels as in flash_bwd.cu,
- * with products by warpgroups whose left operands p and ds stay in registers.
+/* Attention backward on sm_90a: T bf16 or fp16, head dim 64; formulas and two kernels as in
+ * flash_bwd.cu, with products by warpgroups whose left operands p and ds stay in registers.
  *
  * Keys held: blocks of 128 keys, 64 a warpgroup, and up to 96 packed rows at a time. What a cut of
  * the line of line_sm90.cuh leaves of a key block goes to `partial` in fp32 and is added in the
@@ -112,8 +112,9 @@ __device__ __forceinline__ void bwd90_mask(float (&s)[48], int first0, int first
 }
 
 /* acc of the warp's 16 keys of 64 goes to the tensor, or to a piece's sums. */
+template <typename T>
 __device__ __forceinline__ void bwd90_write(const bwd90_keys_args_t &a, const float (&acc)[32],
-                                            bf16_t *to, float *partial, int block, int at,
+                                            T *to, float *partial, int block, int at,
                                             float scale) {
   int t = threadIdx.x & 3;
 #pragma unroll
@@ -128,11 +129,12 @@ __device__ __forceinline__ void bwd90_write(const bwd90_keys_args_t &a, const fl
       if (partial)
         *(float2 *)(partial + inside * TILES90_DIM + d) = make_float2(x, y);
       else
-        *(uint32_t *)(to + key * a.op.ldkv + d) = bf16_pair(x, y);
+        *(uint32_t *)(to + key * a.op.ldkv + d) = half_pair<T>(x, y);
     }
   }
 }
 
+template <typename T>
 __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
                                                    unsigned char *shared, uint32_t base,
                                                    int group) {
@@ -154,9 +156,9 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
     hopper_hold(s);
     hopper_hold(ds);
     hopper_begin();
-    tiles90_dot(s, k, q);
+    tiles90_dot<T>(s, k, q);
     hopper_commit();
-    tiles90_dot(ds, k + BWD90_HELD_BYTES, q + BWD90_STEP_BYTES);
+    tiles90_dot<T>(ds, k + BWD90_HELD_BYTES, q + BWD90_STEP_BYTES);
     hopper_commit();
     for (int step = 0;; step++) {
       const float4 *stats =
@@ -179,7 +181,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
         int first = (key + own - position) * a.rows.group;
         bwd90_mask(s, first, first + 8 * a.rows.group, end);
       }
-      tiles90_round(p, s);
+      tiles90_round<T>(p, s);
       hopper_done<0>();
       hopper_hold(ds);
 #pragma unroll
@@ -189,7 +191,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
         for (int i = 0; i < 4; i++)
           ds[4 * n + i] = s[4 * n + i] * (ds[4 * n + i] - (i & 1 ? stat.w : stat.y));
       }
-      tiles90_round(r, ds);
+      tiles90_round<T>(r, ds);
       hopper_hold(p);
       hopper_hold(r);
       if (step + 1 == piece->count) break;
@@ -202,19 +204,19 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
       hopper_hold(dk);
       hopper_hold(dv);
       hopper_begin();
-      tiles90_add(dv, p, last + BWD90_STEP_BYTES, step);
-      tiles90_add(dk, r, last, step);
+      tiles90_add<T>(dv, p, last + BWD90_STEP_BYTES, step);
+      tiles90_add<T>(dk, r, last, step);
       hopper_commit();
-      tiles90_dot(s, k, q);
+      tiles90_dot<T>(s, k, q);
       hopper_commit();
-      tiles90_dot(ds, k + BWD90_HELD_BYTES, q + BWD90_STEP_BYTES);
+      tiles90_dot<T>(ds, k + BWD90_HELD_BYTES, q + BWD90_STEP_BYTES);
       hopper_commit();
     }
     hopper_hold(dk);
     hopper_hold(dv);
     hopper_begin();
-    tiles90_add(dv, p, q + BWD90_STEP_BYTES, piece->count > 1);
-    tiles90_add(dk, r, q, piece->count > 1);
+    tiles90_add<T>(dv, p, q + BWD90_STEP_BYTES, piece->count > 1);
+    tiles90_add<T>(dk, r, q, piece->count > 1);
     hopper_commit();
     hopper_done<0>();
     hopper_hold(dk);
@@ -229,14 +231,15 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
       partial = a.partial + (2 * (int64_t)blockIdx.x + piece->begins) * 2 * BWD90_HELD;
     __syncwarp();
     if (signals) hopper_arrive(bwd90_held_empty(base, room));
-    bwd90_write(a, dk, (bf16_t *)a.op.dk + kv, partial, block, own, a.op.scale);
-    bwd90_write(a, dv, (bf16_t *)a.op.dv + kv, partial ? partial + BWD90_HELD : NULL, block, own,
+    bwd90_write<T>(a, dk, (T *)a.op.dk + kv, partial, block, own, a.op.scale);
+    bwd90_write<T>(a, dv, (T *)a.op.dv + kv, partial ? partial + BWD90_HELD : NULL, block, own,
                 1);
   }
 }
 
 #endif
 
+template <typename T>
 __global__ void __launch_bounds__(BWD90_KEYS_THREADS, 1)
     bwd90_keys(const __grid_constant__ bwd90_keys_args_t a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -266,7 +269,7 @@ __global__ void __launch_bounds__(BWD90_KEYS_THREADS, 1)
     if (threadIdx.x == 0) bwd90_keys_produce(a, shared, base);
   } else {
     hopper_take_registers<240>();
-    bwd90_keys_consume(a, shared, base, (int)(threadIdx.x / HOPPER_GROUP) - 1);
+    bwd90_keys_consume<T>(a, shared, base, (int)(threadIdx.x / HOPPER_GROUP) - 1);
   }
 #endif
 }
@@ -274,6 +277,7 @@ __global__ void __launch_bounds__(BWD90_KEYS_THREADS, 1)
 /* dk and dv of key blocks that were cut, four numbers a thread. */
 enum { BWD90_SUM_THREADS = 256, BWD90_SUM_BLOCKS = 2 * BWD90_HELD / (4 * BWD90_SUM_THREADS) };
 
+template <typename T>
 __global__ void __launch_bounds__(BWD90_SUM_THREADS)
     bwd90_keys_sum(const __grid_constant__ bwd90_keys_args_t a) {
   int item = blockIdx.x / BWD90_SUM_BLOCKS, pair = item % a.line.pairs, block = item / a.line.pairs;
@@ -291,8 +295,8 @@ __global__ void __launch_bounds__(BWD90_SUM_THREADS)
     sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
   }
   int64_t kv = pair / a.rows.kv_heads * a.op.kv_batch + pair % a.rows.kv_heads * TILES90_DIM;
-  bf16_t *to = (bf16_t *)(which ? a.op.dv : a.op.dk) + kv + row * a.op.ldkv + inside % TILES90_DIM;
-  *(uint2 *)to = make_uint2(bf16_pair(sum.x, sum.y), bf16_pair(sum.z, sum.w));
+  T *to = (T *)(which ? a.op.dv : a.op.dk) + kv + row * a.op.ldkv + inside % TILES90_DIM;
+  *(uint2 *)to = make_uint2(half_pair<T>(sum.x, sum.y), half_pair<T>(sum.z, sum.w));
 }
 
 /* ---- dq -------------------------------------------------------------------------------------- */
@@ -365,6 +369,7 @@ __device__ __forceinline__ void bwd90_rows_produce(const bwd90_rows_args_t &a, u
   }
 }
 
+template <typename T>
 __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
                                                    unsigned char *shared, uint32_t base,
                                                    int group) {
@@ -397,9 +402,9 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
     hopper_hold(s);
     hopper_hold(ds);
     hopper_begin();
-    tiles90_dot(s, q, k);
+    tiles90_dot<T>(s, q, k);
     hopper_commit();
-    tiles90_dot(ds, q + BWD90_Q_BYTES, k + BWD90_KEY_BYTES);
+    tiles90_dot<T>(ds, q + BWD90_Q_BYTES, k + BWD90_KEY_BYTES);
     hopper_commit();
     for (int step = 0;; step++) {
       hopper_done<1>();
@@ -419,7 +424,7 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
       hopper_hold(ds);
 #pragma unroll
       for (int i = 0; i < 32; i++) ds[i] = s[i] * (ds[i] - stat[i / 2 % 2].y);
-      tiles90_round(r, ds);
+      tiles90_round<T>(r, ds);
       hopper_hold(r);
       if (step + 1 == steps) break;
       uint32_t before = k;
@@ -430,16 +435,16 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
       hopper_hold(ds);
       hopper_hold(dq);
       hopper_begin();
-      tiles90_add(dq, r, before, step);
+      tiles90_add<T>(dq, r, before, step);
       hopper_commit();
-      tiles90_dot(s, q, k);
+      tiles90_dot<T>(s, q, k);
       hopper_commit();
-      tiles90_dot(ds, q + BWD90_Q_BYTES, k + BWD90_KEY_BYTES);
+      tiles90_dot<T>(ds, q + BWD90_Q_BYTES, k + BWD90_KEY_BYTES);
       hopper_commit();
     }
     hopper_hold(dq);
     hopper_begin();
-    tiles90_add(dq, r, k, steps > 1);
+    tiles90_add<T>(dq, r, k, steps > 1);
     hopper_commit();
     hopper_done<0>();
     hopper_hold(dq);
@@ -448,7 +453,7 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
 
     hopper_named_sync(BWD90_OWN + group, HOPPER_GROUP); /* all have read the queries */
     int b = tile.pair / a.rows.kv_heads, kv_head = tile.pair % a.rows.kv_heads;
-    bf16_t *to = (bf16_t *)a.op.dq + (int64_t)b * a.rows.q_len * a.op.ldq +
+    T *to = (T *)a.op.dq + (int64_t)b * a.rows.q_len * a.op.ldq +
                  (int64_t)kv_head * a.rows.group * TILES90_DIM;
     tiles90_store(shared + own_warp, to, a.op.ldq, a.rows, row, end, dq, a.op.scale, a.op.scale);
     hopper_fence();
@@ -459,6 +464,7 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
 
 #endif
 
+template <typename T>
 __global__ void __launch_bounds__(BWD90_ROWS_THREADS, 1)
     bwd90_rows(const __grid_constant__ bwd90_rows_args_t a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -483,7 +489,7 @@ __global__ void __launch_bounds__(BWD90_ROWS_THREADS, 1)
     if (threadIdx.x == 0) bwd90_rows_produce(a, base);
   } else {
     hopper_take_registers<160>();
-    bwd90_rows_consume(a, bwd90_shared + (base - start), base,
+    bwd90_rows_consume<T>(a, bwd90_shared + (base - start), base,
                        (int)(threadIdx.x / HOPPER_GROUP) - 1);
   }
 #endif
@@ -507,6 +513,7 @@ static nn_status_t bwd90_maps(backend_device_t *device, const op_attention_bwd_t
   return hopper_map(device, "attention_bwd", &at, v);
 }
 
+template <typename T>
 static nn_status_t bwd90_launch_keys(backend_device_t *device, const op_attention_bwd_t *op,
                                      const float2 *stats, float *partial) {
   bwd90_keys_args_t a = {};
@@ -516,15 +523,17 @@ static nn_status_t bwd90_launch_keys(backend_device_t *device, const op_attentio
   CUDA_TRY(bwd90_maps(device, op, &a.rows, a.line.positions, BWD90_KEYS, &a.q, &a.dout, &a.k,
                       &a.v));
   CUDA_TRY(cuda_check(device, "attention_bwd",
-                      cudaFuncSetAttribute(bwd90_keys, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                      cudaFuncSetAttribute(bwd90_keys<T>,
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            BWD90_KEYS_SHARED)));
   unsigned grid = (unsigned)cuda_blocks(a.line.total, a.line.share);
-  bwd90_keys<<<grid, BWD90_KEYS_THREADS, BWD90_KEYS_SHARED, device->stream>>>(a);
-  int items = line90_key_blocks(&a.rows) * a.line.pairs;
-  bwd90_keys_sum<<<(unsigned)(items * BWD90_SUM_BLOCKS), BWD90_SUM_THREADS, 0, device->stream>>>(a);
+  bwd90_keys<T><<<grid, BWD90_KEYS_THREADS, BWD90_KEYS_SHARED, device->stream>>>(a);
+  unsigned blocks = (unsigned)(line90_key_blocks(&a.rows) * a.line.pairs * BWD90_SUM_BLOCKS);
+  bwd90_keys_sum<T><<<blocks, BWD90_SUM_THREADS, 0, device->stream>>>(a);
   return NN_OK;
 }
 
+template <typename T>
 static nn_status_t bwd90_launch_rows(backend_device_t *device, const op_attention_bwd_t *op,
                                      const float2 *stats) {
   bwd90_rows_args_t a = {};
@@ -534,9 +543,10 @@ static nn_status_t bwd90_launch_rows(backend_device_t *device, const op_attentio
   CUDA_TRY(bwd90_maps(device, op, &a.rows, a.tiles.positions, BWD90_STEP_KEYS, &a.q, &a.dout, &a.k,
                       &a.v));
   CUDA_TRY(cuda_check(device, "attention_bwd",
-                      cudaFuncSetAttribute(bwd90_rows, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                      cudaFuncSetAttribute(bwd90_rows<T>,
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            BWD90_ROWS_SHARED)));
-  bwd90_rows<<<tiles90_grid(device, &a.tiles), BWD90_ROWS_THREADS, BWD90_ROWS_SHARED,
+  bwd90_rows<T><<<tiles90_grid(device, &a.tiles), BWD90_ROWS_THREADS, BWD90_ROWS_SHARED,
                device->stream>>>(a);
   return NN_OK;
 }
@@ -551,8 +561,14 @@ int attention_flash90_bwd_takes(const backend_device_t *device, const op_attenti
          op->heads / op->kv_heads <= TILES90_MOST_GROUP;
 }
 
+template <typename T>
+static nn_status_t bwd90_launch(backend_device_t *device, const op_attention_bwd_t *op,
+                                const float2 *stats, float *partial) {
+  CUDA_TRY(bwd90_launch_keys<T>(device, op, stats, partial));
+  return bwd90_launch_rows<T>(device, op, stats);
+}
+
 nn_status_t attention_flash90_bwd(backend_device_t *device, const op_attention_bwd_t *op,
                                   const float2 *stats, float *partial) {
-  CUDA_TRY(bwd90_launch_keys(device, op, stats, partial));
-  return bwd90_launch_rows(device, op, stats);
+  return CUDA_BY_HALF(op->act_dtype, bwd90_launch, device, op, stats, partial);
 }

@@ -1,5 +1,5 @@
-/* Attention forward on sm_90a (FlashAttention-3): bf16, head dim 64; o = sum_j exp(s_j - m) v_j /
- * sum_j exp(s_j - m), in base 2.
+/* Attention forward on sm_90a (FlashAttention-3): T bf16 or fp16, head dim 64;
+ * o = sum_j exp(s_j - m) v_j / sum_j exp(s_j - m), in base 2.
  *
  * m is the row's largest score of the first step. Any m gives the same quotient while the weights
  * are numbers, so no other step looks for the largest: it looks at the sum of its weights, and only
@@ -26,8 +26,9 @@ enum {
   FLASH90_THREADS = (1 + FLASH90_GROUPS) * HOPPER_GROUP
 };
 
-/* m is raised where a thread's weights of one row and step sum to more. */
-[[maybe_unused]] static constexpr float flash90_most = 65536;
+/* m is raised where a thread's weights of one row and step sum to more. fp16 has no 65536. */
+template <typename T>
+[[maybe_unused]] static constexpr float flash90_most = half_is_f16<T> ? 32768 : 65536;
 
 typedef struct flash90_args {
   CUtensorMap q, k, v;
@@ -171,6 +172,7 @@ __device__ __forceinline__ void flash90_weigh(const flash90_state_t &state, floa
 }
 
 /* The scores once more, by one warp alone; queries: the tile's. */
+template <typename T>
 __device__ __forceinline__ void flash90_again(float (&s)[64], uint32_t queries, uint32_t keys) {
   uint32_t thread = (uint32_t)flash90_thread(), lane = thread % 32;
   uint32_t row = thread / 32 * 16 + lane % 16; /* from here as tile_by_rows, tile_by_columns */
@@ -186,13 +188,14 @@ __device__ __forceinline__ void flash90_again(float (&s)[64], uint32_t queries, 
     for (int n = 0; n < FLASH90_KEYS / 16; n++) {
       uint32_t y[4];
       tile_matrices(y, (y_at ^ (k << 5)) + n * 16 * HOPPER_ROW_BYTES);
-      tile_mma(reinterpret_cast<float(&)[4]>(s[8 * n]), x, y[0], y[1]);
-      tile_mma(reinterpret_cast<float(&)[4]>(s[8 * n + 4]), x, y[2], y[3]);
+      tile_mma<T>(reinterpret_cast<float(&)[4]>(s[8 * n]), x, y[0], y[1]);
+      tile_mma<T>(reinterpret_cast<float(&)[4]>(s[8 * n + 4]), x, y[2], y[3]);
     }
   }
 }
 
 /* o and lse of a warp's 16 rows from row on. */
+template <typename T>
 __device__ __forceinline__ void flash90_write(const flash90_args_t &a, const tiles90_tile_t &tile,
                                               const flash90_state_t &state, const float (&o)[32],
                                               unsigned char *queries) {
@@ -210,12 +213,13 @@ __device__ __forceinline__ void flash90_write(const flash90_args_t &a, const til
       a.op.lse[rows_out(a.rows, b, kv_head, r)] = state.shift[half] * ATTENTION_LN_2 + logf(sum);
   }
   int64_t stride = (int64_t)a.rows.heads * TILES90_DIM;
-  bf16_t *to = (bf16_t *)a.op.o + (int64_t)b * a.rows.q_len * stride +
+  T *to = (T *)a.op.o + (int64_t)b * a.rows.q_len * stride +
                (int64_t)kv_head * a.rows.group * TILES90_DIM;
   tiles90_store(queries + inside * HOPPER_ROW_BYTES, to, stride, a.rows, row, end, o, scale[0],
                 scale[1]);
 }
 
+template <typename T>
 __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigned char *shared,
                                                 uint32_t base, int group) {
   bool signals = threadIdx.x % 32 == 0;
@@ -234,7 +238,7 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
     hopper_wait(flash90_k_full(base, slot), count / FLASH90_STAGES & 1);
     hopper_hold(s);
     hopper_begin();
-    tiles90_dot(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
+    tiles90_dot<T>(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
     hopper_commit();
     hopper_done<0>();
     hopper_hold(s);
@@ -243,7 +247,7 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
     float shrink[2] = {0, 0};
     flash90_raise(state, s, a.scale, shrink);
     flash90_weigh(state, s, a.scale, state.sum);
-    tiles90_round(p, s);
+    tiles90_round<T>(p, s);
 
     for (int key = FLASH90_KEYS; key < flash90_keys(a, tile); key += FLASH90_KEYS) {
       uint32_t before = count % FLASH90_STAGES;
@@ -255,9 +259,9 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
       hopper_hold(o);
       hopper_hold(p);
       hopper_begin();
-      tiles90_dot(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
+      tiles90_dot<T>(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
       hopper_commit();
-      tiles90_add(o, p, base + FLASH90_VALUE_AT + before * FLASH90_KEY_BYTES, 1);
+      tiles90_add<T>(o, p, base + FLASH90_VALUE_AT + before * FLASH90_KEY_BYTES, 1);
       hopper_commit();
       hopper_done<1>();
       flash90_turn_end(turn);
@@ -266,9 +270,9 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
       flash90_mask(s, a.rows, tile.position, key);
       flash90_weigh(state, s, a.scale, sum);
       shrink[0] = shrink[1] = 1;
-      bool raised = __any_sync(0xffffffffu, fmaxf(sum[0], sum[1]) > flash90_most);
+      bool raised = __any_sync(0xffffffffu, fmaxf(sum[0], sum[1]) > flash90_most<T>);
       if (raised) {
-        flash90_again(s, base + room * FLASH90_Q_BYTES,
+        flash90_again<T>(s, base + room * FLASH90_Q_BYTES,
                       base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
         flash90_mask(s, a.rows, tile.position, key);
         flash90_raise(state, s, a.scale, shrink);
@@ -285,14 +289,14 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
 #pragma unroll
         for (int i = 0; i < 32; i++) o[i] *= shrink[i / 2 % 2];
       }
-      tiles90_round(p, s);
+      tiles90_round<T>(p, s);
     }
     slot = count % FLASH90_STAGES;
     hopper_wait(flash90_v_full(base, slot), count / FLASH90_STAGES & 1);
     hopper_hold(o);
     hopper_hold(p);
     hopper_begin();
-    tiles90_add(o, p, base + FLASH90_VALUE_AT + slot * FLASH90_KEY_BYTES, 1);
+    tiles90_add<T>(o, p, base + FLASH90_VALUE_AT + slot * FLASH90_KEY_BYTES, 1);
     hopper_commit();
     hopper_done<0>();
     hopper_hold(o);
@@ -300,7 +304,7 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
     count++;
 
     hopper_named_sync(FLASH90_OWN + group, HOPPER_GROUP); /* all have read the queries */
-    flash90_write(a, tile, state, o, shared + room * FLASH90_Q_BYTES);
+    flash90_write<T>(a, tile, state, o, shared + room * FLASH90_Q_BYTES);
     hopper_fence();
     __syncwarp();
     if (signals) hopper_arrive(flash90_q_empty(base, room));
@@ -310,6 +314,7 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
 
 #endif
 
+template <typename T>
 __global__ void __launch_bounds__(FLASH90_THREADS, 1)
     flash90_forward(const __grid_constant__ flash90_args_t a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -342,7 +347,7 @@ __global__ void __launch_bounds__(FLASH90_THREADS, 1)
   } else {
     hopper_take_registers<160>();
     int group = __shfl_sync(0xffffffffu, threadIdx.x / HOPPER_GROUP, 0); /* one for the warp */
-    flash90_consume(a, flash90_shared + (base - start), base, group - 1);
+    flash90_consume<T>(a, flash90_shared + (base - start), base, group - 1);
   }
 #endif
 }
@@ -353,7 +358,8 @@ int attention_flash90_takes(const backend_device_t *device, const op_attention_t
          op->heads / op->kv_heads <= TILES90_MOST_GROUP;
 }
 
-nn_status_t attention_flash90(backend_device_t *device, const op_attention_t *op) {
+template <typename T>
+static nn_status_t flash90_launch(backend_device_t *device, const op_attention_t *op) {
   flash90_args_t a = {};
   a.op = *op, a.rows = attention_rows(op->q_len, op->heads, op->kv_heads);
   a.scale = op->scale * ATTENTION_LOG2_E;
@@ -368,10 +374,14 @@ nn_status_t attention_flash90(backend_device_t *device, const op_attention_t *op
   CUDA_TRY(hopper_map(device, "attention", &k, &a.k));
   CUDA_TRY(hopper_map(device, "attention", &v, &a.v));
   CUDA_TRY(cuda_check(device, "attention",
-                      cudaFuncSetAttribute(flash90_forward,
+                      cudaFuncSetAttribute(flash90_forward<T>,
                                            cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            FLASH90_SHARED)));
-  flash90_forward<<<tiles90_grid(device, &a.tiles), FLASH90_THREADS, FLASH90_SHARED,
-                    device->stream>>>(a);
+  flash90_forward<T><<<tiles90_grid(device, &a.tiles), FLASH90_THREADS, FLASH90_SHARED,
+                       device->stream>>>(a);
   return NN_OK;
+}
+
+nn_status_t attention_flash90(backend_device_t *device, const op_attention_t *op) {
+  return CUDA_BY_HALF(op->act_dtype, flash90_launch, device, op);
 }

@@ -1,4 +1,5 @@
-/* Tiles of bf16 in shared memory and products of 16 x 8 x 16 by tensor cores (mma.m16n8k16).
+/* Tiles of bf16 or fp16 (T) in shared memory and products of 16 x 8 x 16 by tensor cores
+ * (mma.m16n8k16).
  *
  * A tile has rows of D numbers without padding; the 16-byte chunks of row r lie at chunk ^ (r & 7),
  * so that the eight rows of an 8 x 8 matrix meet all banks once. In a fragment, lane = 4 g + t
@@ -44,12 +45,10 @@ __device__ __forceinline__ void tile_matrices_transposed(uint32_t (&m)[4], uint3
                : "memory");
 }
 
+template <typename T>
 __device__ __forceinline__ void tile_mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0,
                                          uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  half_multiply<T>(c, a[0], a[1], a[2], a[3], b0, b1);
 }
 
 __device__ __forceinline__ float tile_exp2(float x) {
@@ -96,7 +95,7 @@ __device__ __forceinline__ void tile_load_a(uint32_t (&a)[D / 16][M][4], uint32_
 }
 
 /* s += a b^T: a 16 M rows in registers, b 16 N rows in shared memory, both of D columns. */
-template <int D, int M, int N>
+template <typename T, int D, int M, int N>
 __device__ __forceinline__ void tile_dot(float (&s)[M][2 * N][4], const uint32_t (&a)[D / 16][M][4],
                                          uint32_t b) {
 #pragma unroll
@@ -107,14 +106,14 @@ __device__ __forceinline__ void tile_dot(float (&s)[M][2 * N][4], const uint32_t
       tile_matrices(y, b + (tile_by_columns<D>() ^ (k << 5)) + n * 32 * D);
 #pragma unroll
       for (int m = 0; m < M; m++) {
-        tile_mma(s[m][2 * n], a[k][m], y[0], y[1]);
-        tile_mma(s[m][2 * n + 1], a[k][m], y[2], y[3]);
+        tile_mma<T>(s[m][2 * n], a[k][m], y[0], y[1]);
+        tile_mma<T>(s[m][2 * n + 1], a[k][m], y[2], y[3]);
       }
     }
 }
 
 /* The same with a in shared memory. */
-template <int D, int M, int N>
+template <typename T, int D, int M, int N>
 __device__ __forceinline__ void tile_dot_shared(float (&s)[M][2 * N][4], uint32_t a, uint32_t b) {
 #pragma unroll
   for (int k = 0; k < D / 16; k++) {
@@ -128,16 +127,16 @@ __device__ __forceinline__ void tile_dot_shared(float (&s)[M][2 * N][4], uint32_
       tile_matrices(y, b + (tile_by_columns<D>() ^ (k << 5)) + n * 32 * D);
 #pragma unroll
       for (int m = 0; m < M; m++) {
-        tile_mma(s[m][2 * n], x[m], y[0], y[1]);
-        tile_mma(s[m][2 * n + 1], x[m], y[2], y[3]);
+        tile_mma<T>(s[m][2 * n], x[m], y[0], y[1]);
+        tile_mma<T>(s[m][2 * n + 1], x[m], y[2], y[3]);
       }
     }
   }
 }
 
-/* acc += p b: p 16 M rows x 16 columns, results of a product, rounded to bf16; b 16 rows of D in
+/* acc += p b: p 16 M rows x 16 columns, results of a product, rounded to T; b 16 rows of D in
  * shared memory. `first`: which 16 columns of s are p. */
-template <int D, int M, int N>
+template <typename T, int D, int M, int N>
 __device__ __forceinline__ void tile_add(float (&acc)[M][D / 8][4], const float (&s)[M][2 * N][4],
                                          int first, uint32_t b) {
   uint32_t p[M][4];
@@ -145,8 +144,8 @@ __device__ __forceinline__ void tile_add(float (&acc)[M][D / 8][4], const float 
   for (int m = 0; m < M; m++)
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-      p[m][2 * half] = bf16_pair(s[m][2 * first + half][0], s[m][2 * first + half][1]);
-      p[m][2 * half + 1] = bf16_pair(s[m][2 * first + half][2], s[m][2 * first + half][3]);
+      p[m][2 * half] = half_pair<T>(s[m][2 * first + half][0], s[m][2 * first + half][1]);
+      p[m][2 * half + 1] = half_pair<T>(s[m][2 * first + half][2], s[m][2 * first + half][3]);
     }
 #pragma unroll
   for (int n = 0; n < D / 16; n++) {
@@ -154,8 +153,8 @@ __device__ __forceinline__ void tile_add(float (&acc)[M][D / 8][4], const float 
     tile_matrices_transposed(y, b + (tile_by_rows<D>() ^ (n << 5)));
 #pragma unroll
     for (int m = 0; m < M; m++) {
-      tile_mma(acc[m][2 * n], p[m], y[0], y[1]);
-      tile_mma(acc[m][2 * n + 1], p[m], y[2], y[3]);
+      tile_mma<T>(acc[m][2 * n], p[m], y[0], y[1]);
+      tile_mma<T>(acc[m][2 * n + 1], p[m], y[2], y[3]);
     }
   }
 }
@@ -178,8 +177,8 @@ __device__ __forceinline__ uint32_t tile_chunk(int row, int chunk) {
 }
 
 /* Rows first .. first + ROWS of a matrix with stride ld; zeros from row `end` on. */
-template <int D, int ROWS>
-__device__ __forceinline__ void tile_load(uint32_t tile, const bf16_t *from, int64_t ld, int first,
+template <int D, int ROWS, typename T>
+__device__ __forceinline__ void tile_load(uint32_t tile, const T *from, int64_t ld, int first,
                                           int end) {
   constexpr int chunks = D / 8, step = TILE_THREADS / chunks;
   int chunk = threadIdx.x % chunks, row = threadIdx.x / chunks;
@@ -192,8 +191,8 @@ __device__ __forceinline__ void tile_load(uint32_t tile, const bf16_t *from, int
 }
 
 /* Packed rows first .. first + ROWS; zeros behind the last. */
-template <int D, int ROWS>
-__device__ __forceinline__ void tile_load_rows(uint32_t tile, const bf16_t *from, int64_t stride,
+template <int D, int ROWS, typename T>
+__device__ __forceinline__ void tile_load_rows(uint32_t tile, const T *from, int64_t stride,
                                                const attention_rows_t &rows, int first) {
   constexpr int chunks = D / 8, step = TILE_THREADS / chunks;
   int chunk = threadIdx.x % chunks, row = threadIdx.x / chunks;
@@ -207,8 +206,8 @@ __device__ __forceinline__ void tile_load_rows(uint32_t tile, const bf16_t *from
 
 /* One warp writes its 16 M packed rows from `first` on, acc times scale[m][row half], through its
  * own rows of a tile. */
-template <int D, int M>
-__device__ __forceinline__ void tile_store_rows(unsigned char *tile, bf16_t *to, int64_t stride,
+template <int D, int M, typename T>
+__device__ __forceinline__ void tile_store_rows(unsigned char *tile, T *to, int64_t stride,
                                                 const attention_rows_t &rows, int first,
                                                 const float (&acc)[M][D / 8][4],
                                                 const float (&scale)[M][2]) {
@@ -221,7 +220,7 @@ __device__ __forceinline__ void tile_store_rows(unsigned char *tile, bf16_t *to,
     for (int n = 0; n < D / 8; n++)
 #pragma unroll
       for (int half = 0; half < 2; half++) {
-        uint32_t pair = bf16_pair(acc[m][n][2 * half] * scale[m][half],
+        uint32_t pair = half_pair<T>(acc[m][n][2 * half] * scale[m][half],
                                   acc[m][n][2 * half + 1] * scale[m][half]);
         *(uint32_t *)(tile + tile_chunk<D>(m * 16 + half * 8 + g, n) + t * 4) = pair;
       }

@@ -1,5 +1,5 @@
 /* Attention on sm_90a: what its kernels load by the bulk copy engine, their products, and the order
- * in which they take tiles. bf16, head dim 64, keys that are the rows' own.
+ * in which they take tiles. T bf16 or fp16, head dim 64, keys that are the rows' own.
  *
  * A tile of queries is `positions` whole positions of a group's heads, so that one box of the
  * tensor [batch, positions, heads, 64] is packed rows as attention.h has them. Tiles are operands
@@ -71,34 +71,34 @@ __device__ __forceinline__ void tiles90_zero(float (&d)[N]) {
 }
 
 /* d = a b^T over head dim: 64 rows of a, 2 N rows of b. */
-template <int N>
+template <typename T, int N>
 __device__ __forceinline__ void tiles90_dot(float (&d)[N], uint32_t a, uint32_t b) {
   static_assert(N == 32 || N == 48 || N == 64, "there are products for these");
   uint64_t x = hopper_operand(a, 16), y = hopper_operand(b, 16);
 #pragma unroll
   for (int k = 0; k < TILES90_DIM / 16; k++) {
     uint64_t x_k = x + k * HOPPER_NEXT_K, y_k = y + k * HOPPER_NEXT_K;
-    if constexpr (N == 32) hopper_multiply_64<false, false>(d, x_k, y_k, k);
-    if constexpr (N == 48) hopper_multiply_96<false, false>(d, x_k, y_k, k);
-    if constexpr (N == 64) hopper_multiply_128<false, false>(d, x_k, y_k, k);
+    if constexpr (N == 32) hopper_multiply_64<T, false, false>(d, x_k, y_k, k);
+    if constexpr (N == 48) hopper_multiply_96<T, false, false>(d, x_k, y_k, k);
+    if constexpr (N == 64) hopper_multiply_128<T, false, false>(d, x_k, y_k, k);
   }
 }
 
 /* d = a b (+ d where add): a 64 x 4 N in registers, as tiles90_round makes it; b 4 N rows. */
-template <int N>
+template <typename T, int N>
 __device__ __forceinline__ void tiles90_add(float (&d)[32], const uint32_t (&a)[N], uint32_t b,
                                             int add) {
   uint64_t y = hopper_operand(b, 16);
 #pragma unroll
   for (int k = 0; k < N / 4; k++)
-    hopper_multiply_64_registers(d, a + 4 * k, y + k * HOPPER_NEXT_ROWS, k || add);
+    hopper_multiply_64_registers<T>(d, a + 4 * k, y + k * HOPPER_NEXT_ROWS, k || add);
 }
 
 /* A result becomes the left operand of another product: no number moves to another thread. */
-template <int N>
+template <typename T, int N>
 __device__ __forceinline__ void tiles90_round(uint32_t (&p)[N], const float (&s)[2 * N]) {
 #pragma unroll
-  for (int i = 0; i < N; i++) p[i] = bf16_pair(s[2 * i], s[2 * i + 1]);
+  for (int i = 0; i < N; i++) p[i] = half_pair<T>(s[2 * i], s[2 * i + 1]);
 }
 
 /* The tile of a block's round, from the last tile of rows, which sees the most keys, to the first;
@@ -120,16 +120,17 @@ __device__ __forceinline__ bool tiles90_find(const tiles90_t &tiles, int round,
 
 /* A warp writes its 16 packed rows from `first` on, those before `end`: acc times a scale for each
  * of the thread's two, through its own rows of a tile in shared memory. */
-__device__ __forceinline__ void tiles90_store(unsigned char *own, bf16_t *to, int64_t stride,
+template <typename T>
+__device__ __forceinline__ void tiles90_store(unsigned char *own, T *to, int64_t stride,
                                               const attention_rows_t &rows, int first, int end,
                                               const float (&acc)[32], float scale0, float scale1) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int n = 0; n < 8; n++) {
     *(uint32_t *)(own + tile_chunk<64>(g, n) + t * 4) =
-        bf16_pair(acc[4 * n] * scale0, acc[4 * n + 1] * scale0);
+        half_pair<T>(acc[4 * n] * scale0, acc[4 * n + 1] * scale0);
     *(uint32_t *)(own + tile_chunk<64>(8 + g, n) + t * 4) =
-        bf16_pair(acc[4 * n + 2] * scale1, acc[4 * n + 3] * scale1);
+        half_pair<T>(acc[4 * n + 2] * scale1, acc[4 * n + 3] * scale1);
   }
   __syncwarp();
 #pragma unroll

@@ -208,10 +208,10 @@ static nn_status_t experts_thin(backend_device_t *device, const op_experts_t *op
                                 const grouped_t *grouped, const experts_room_t *room) {
   void *act = op->out ? room->act : NULL;
   few_up_t up = {op->x, op->routing.row_slot, op->top_k, op->gate, op->up, op->pre, act};
-  CUDA_TRY(thin_up(device, grouped, &up));
+  CUDA_TRY(thin_up(device, op->act_dtype, grouped, &up));
   if (!op->out) return NN_OK;
   grouped_down_t down = {room->act, op->down, room->x};
-  CUDA_TRY(thin_down(device, grouped, &down));
+  CUDA_TRY(thin_down(device, op->act_dtype, grouped, &down));
   return experts_sum(device, op, room);
 }
 
@@ -226,19 +226,21 @@ nn_status_t cuda_experts(backend_device_t *device, const op_experts_t *op,
   experts_room_t room = experts_take(&arena, grouped.rows, op->hidden, op->ffn, dtype, 0);
   if (grouped.rows <= FEW_ROWS) return experts_few(device, op, &grouped, &room);
   uintptr_t at = (uintptr_t)op->x | (uintptr_t)op->gate | (uintptr_t)op->up | (uintptr_t)op->down;
-  if (dtype == NN_BF16 && thin_fits(&grouped, at)) return experts_thin(device, op, &grouped, &room);
+  if (cuda_is_half(dtype) && thin_fits(&grouped, at))
+    return experts_thin(device, op, &grouped, &room);
 
-  int fast = dtype == NN_BF16 && sm90_fits(device, &grouped);
+  int fast = cuda_is_half(dtype) && sm90_fits(device, &grouped);
   experts_gather_t gather = {};
   gather.n = op->n, gather.top_k = op->top_k, gather.hidden = op->hidden;
   gather.slot_row = op->routing.slot_row;
   gather.x = op->x, gather.x_row = room.x;
   CUDA_TRY(experts_gather_rows(device, dtype, &gather));
   grouped_up_t up = {room.x, op->gate, op->up, op->pre, op->out ? room.act : NULL};
-  CUDA_TRY(fast ? sm90_up(device, &grouped, &up) : portable_up(device, dtype, &grouped, &up));
+  CUDA_TRY(fast ? sm90_up(device, dtype, &grouped, &up)
+                : portable_up(device, dtype, &grouped, &up));
   if (!op->out) return NN_OK;
   grouped_down_t down = {room.act, op->down, room.x};
-  CUDA_TRY(fast ? sm90_down(device, &grouped, &down)
+  CUDA_TRY(fast ? sm90_down(device, dtype, &grouped, &down)
                 : portable_down(device, dtype, &grouped, &down));
   return experts_sum(device, op, &room);
 }
@@ -249,14 +251,14 @@ nn_status_t cuda_experts(backend_device_t *device, const op_experts_t *op,
 static nn_status_t experts_bwd_products(backend_device_t *device, const op_experts_bwd_t *op,
                                         const grouped_t *grouped, const experts_room_t *room) {
   int32_t dtype = op->act_dtype;
-  int fast = dtype == NN_BF16 && sm90_fits(device, grouped);
+  int fast = cuda_is_half(dtype) && sm90_fits(device, grouped);
   grouped_dact_t dact = {room->dy, op->down, room->weight, op->pre, room->act, room->dot};
   grouped_dw_t dw = {op->pre, room->x, room->dy, room->act, op->dgate, op->dup, op->ddown};
   grouped_dx_t dx = {op->pre, op->gate, op->up, room->x};
   if (fast) {
-    CUDA_TRY(sm90_dact(device, grouped, &dact));
-    CUDA_TRY(sm90_dw(device, grouped, &dw));
-    return sm90_dx(device, grouped, &dx);
+    CUDA_TRY(sm90_dact(device, dtype, grouped, &dact));
+    CUDA_TRY(sm90_dw(device, dtype, grouped, &dw));
+    return sm90_dx(device, dtype, grouped, &dx);
   }
   CUDA_TRY(portable_dact(device, dtype, grouped, &dact));
   CUDA_TRY(portable_dw(device, dtype, grouped, &dw));

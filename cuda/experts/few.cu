@@ -41,8 +41,8 @@ struct few_vec_t {
   __device__ __forceinline__ float at(int v) const {
     if constexpr (V == 1 || sizeof(T) == 4)
       return __uint_as_float(word[v]);
-    else /* the upper half of an fp32's bits */
-      return __uint_as_float(v & 1 ? word[v / 2] & 0xffff0000u : word[v / 2] << 16);
+    else
+      return v & 1 ? half_unpack<T>(word[v / 2]).y : half_unpack<T>(word[v / 2]).x;
   }
 };
 
@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(FEW_THREADS, FEW_BLOCKS)
 /* ---- launches -------------------------------------------------------------------------------- */
 
 template <typename T, int V>
-static void few_up_launch(backend_device_t *device, const grouped_t *grouped, const few_up_t *op) {
+static void few_up_run(backend_device_t *device, const grouped_t *grouped, const few_up_t *op) {
   int64_t groups = grouped->rows < grouped->experts ? grouped->rows : grouped->experts;
   int64_t blocks = cuda_blocks(groups * grouped->ffn, FEW_WARPS);
   int64_t wave = (int64_t)FEW_BLOCKS * device->multiprocessors;
@@ -219,8 +219,8 @@ static void few_up_launch(backend_device_t *device, const grouped_t *grouped, co
 }
 
 template <typename T, int V>
-static void few_down_launch(backend_device_t *device, const grouped_t *grouped,
-                            const few_down_t *op) {
+static void few_down_run(backend_device_t *device, const grouped_t *grouped,
+                         const few_down_t *op) {
   launch_chained(device, few_down_kernel<T, V>,
                  (unsigned)cuda_blocks(grouped->hidden, FEW_COLUMNS), FEW_THREADS, 0, 0, *grouped,
                  *op);
@@ -233,23 +233,29 @@ static bool few_vectors(int32_t dtype, const grouped_t *grouped, uintptr_t at) {
          grouped->stride % width == 0;
 }
 
+template <typename T>
+static void few_up_launch(backend_device_t *device, const grouped_t *grouped, const few_up_t *op,
+                          bool vectors) {
+  (vectors ? few_up_run<T, vec_t<T>::width> : few_up_run<T, 1>)(device, grouped, op);
+}
+
+template <typename T>
+static void few_down_launch(backend_device_t *device, const grouped_t *grouped,
+                            const few_down_t *op, bool vectors) {
+  (vectors ? few_down_run<T, vec_t<T>::width> : few_down_run<T, 1>)(device, grouped, op);
+}
+
 nn_status_t few_up(backend_device_t *device, int32_t dtype, const grouped_t *grouped,
                    const few_up_t *op) {
   uintptr_t at = (uintptr_t)op->x | (uintptr_t)op->gate | (uintptr_t)op->up;
   bool vectors = few_vectors(dtype, grouped, at);
-  if (dtype == NN_BF16)
-    (vectors ? few_up_launch<bf16_t, 8> : few_up_launch<bf16_t, 1>)(device, grouped, op);
-  else
-    (vectors ? few_up_launch<float, 4> : few_up_launch<float, 1>)(device, grouped, op);
+  CUDA_BY_DTYPE(dtype, few_up_launch, device, grouped, op, vectors);
   return cuda_launched(device, "experts");
 }
 
 nn_status_t few_down(backend_device_t *device, int32_t dtype, const grouped_t *grouped,
                      const few_down_t *op) {
   bool vectors = few_vectors(dtype, grouped, (uintptr_t)op->act | (uintptr_t)op->down);
-  if (dtype == NN_BF16)
-    (vectors ? few_down_launch<bf16_t, 8> : few_down_launch<bf16_t, 1>)(device, grouped, op);
-  else
-    (vectors ? few_down_launch<float, 4> : few_down_launch<float, 1>)(device, grouped, op);
+  CUDA_BY_DTYPE(dtype, few_down_launch, device, grouped, op, vectors);
   return cuda_launched(device, "experts");
 }

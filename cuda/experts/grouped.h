@@ -2,7 +2,7 @@
  * matrices. Offsets lie on the device and are never read by the host; rows behind offset[experts] are
  * neither read into a result nor written. Every sum has one fixed order.
  *
- * Each product exists for fp32 and bf16 on any device (portable.cu), for bf16 on sm_90a by the
+ * Each product exists for any dtype on any device (portable.cu), for 16 bits on sm_90a by the
  * bulk copy engine and warpgroup products (sm90.cu), and for few rows by streaming the weights
  * (few.cu). experts.cu chooses. H: hidden, F: ffn. Matrices of activations are row-major and packed. */
 #ifndef NN_CUDA_GROUPED_H
@@ -69,13 +69,13 @@ nn_status_t portable_dact(backend_device_t *, int32_t dtype, const grouped_t *, 
 nn_status_t portable_dx(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_dx_t *);
 nn_status_t portable_dw(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_dw_t *);
 
-/* sm90.cu: bf16 alone. sm90_fits says whether this device and these shapes can be done so. */
+/* sm90.cu: 16 bits alone. sm90_fits says whether this device and these shapes can be done so. */
 int sm90_fits(const backend_device_t *, const grouped_t *);
-nn_status_t sm90_up(backend_device_t *, const grouped_t *, const grouped_up_t *);
-nn_status_t sm90_down(backend_device_t *, const grouped_t *, const grouped_down_t *);
-nn_status_t sm90_dact(backend_device_t *, const grouped_t *, const grouped_dact_t *);
-nn_status_t sm90_dx(backend_device_t *, const grouped_t *, const grouped_dx_t *);
-nn_status_t sm90_dw(backend_device_t *, const grouped_t *, const grouped_dw_t *);
+nn_status_t sm90_up(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_up_t *);
+nn_status_t sm90_down(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_down_t *);
+nn_status_t sm90_dact(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_dact_t *);
+nn_status_t sm90_dx(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_dx_t *);
+nn_status_t sm90_dw(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_dw_t *);
 
 /* few.cu: forward for at most FEW_ROWS rows, each streaming its expert's weights. Here row r's x is
  * x[row_slot[r] / top_k], and the sum over a token's slots comes with the down product: out[t] =
@@ -100,10 +100,10 @@ typedef struct few_down_args {
 nn_status_t few_up(backend_device_t *, int32_t dtype, const grouped_t *, const few_up_t *);
 nn_status_t few_down(backend_device_t *, int32_t dtype, const grouped_t *, const few_down_t *);
 
-/* thin.cu: forward for few rows of each expert, bf16 alone; rows as above. thin_fits: so many rows of
- * these shapes, at these addresses (or-ed), can be done so and gain from it. */
+/* thin.cu: forward for few rows of each expert, 16 bits alone; rows as above. thin_fits: so many
+ * rows of these shapes, at these addresses (or-ed), can be done so and gain from it. */
 int thin_fits(const grouped_t *, uintptr_t at);
-nn_status_t thin_up(backend_device_t *, const grouped_t *, const few_up_t *);
-nn_status_t thin_down(backend_device_t *, const grouped_t *, const grouped_down_t *);
+nn_status_t thin_up(backend_device_t *, int32_t dtype, const grouped_t *, const few_up_t *);
+nn_status_t thin_down(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_down_t *);
 
 #endif

@@ -1,6 +1,6 @@
 /* The experts' grouped products on any device: a block makes 128 rows by 128 columns (or 64 of gate
  * and the same 64 of up) of one expert, which it finds from the offsets. Each sum runs over k in
- * order; bf16 in whole vectors goes through tensor cores, all else through fused multiply-adds. */
+ * order; 16 bits in whole vectors go through tensor cores, all else through fused multiply-adds. */
 #include "experts/grouped.cuh"
 #include "experts/portable_tile.cuh"
 
@@ -306,15 +306,22 @@ static nn_status_t portable_launch(backend_device_t *device, int64_t blocks,
   return cuda_launched(device, "experts");
 }
 
+template <typename T, template <typename> class Product, typename Args>
+static nn_status_t portable_half(backend_device_t *device, const grouped_t *grouped,
+                                 const Args *op, int64_t blocks, uintptr_t at) {
+  if (at % 16 || grouped->hidden % 8 || grouped->ffn % 8 || grouped->stride % 8)
+    return portable_launch<fma_tile<T>>(device, blocks, Product<T>{*grouped, *op});
+  return portable_launch<mma_tile<T>>(device, blocks, Product<T>{*grouped, *op});
+}
+
 /* at: the product's addresses, one or-ed with the other. */
 template <template <typename> class Product, typename Args>
 static nn_status_t portable_run(backend_device_t *device, int32_t dtype, const grouped_t *grouped,
                                 const Args *op, int64_t blocks, uintptr_t at) {
-  if (dtype != NN_BF16)
-    return portable_launch<fma_tile<float>>(device, blocks, Product<float>{*grouped, *op});
-  if (at % 16 || grouped->hidden % 8 || grouped->ffn % 8 || grouped->stride % 8)
-    return portable_launch<fma_tile<bf16_t>>(device, blocks, Product<bf16_t>{*grouped, *op});
-  return portable_launch<mma_tile>(device, blocks, Product<bf16_t>{*grouped, *op});
+  if (dtype == NN_BF16)
+    return portable_half<bf16_t, Product>(device, grouped, op, blocks, at);
+  if (dtype == NN_F16) return portable_half<f16_t, Product>(device, grouped, op, blocks, at);
+  return portable_launch<fma_tile<float>>(device, blocks, Product<float>{*grouped, *op});
 }
 
 static int64_t portable_blocks(const grouped_t *grouped, int64_t width, int64_t step) {

@@ -1,7 +1,7 @@
 /* Tiles of 128 by 128 sums, made by 256 threads of 8 by 8 each, for portable.cu: by tensor cores
- * from bf16 in whole vectors (mma_tile), or by fused multiply-adds for any type, size and alignment
- * (fma_tile). A thread's columns 4 to 7 lie 64 right of its columns 0 to 3. Each sum runs over k in
- * order: 16 at a time, within which the order is the tensor core's, or one by one. */
+ * from 16 bits in whole vectors (mma_tile), or by fused multiply-adds for any type, size and
+ * alignment (fma_tile). A thread's columns 4 to 7 lie 64 right of its columns 0 to 3. Each sum runs
+ * over k in order: 16 at a time, within which the order is the tensor core's, or one by one. */
 #ifndef NN_CUDA_PORTABLE_TILE_CUH
 #define NN_CUDA_PORTABLE_TILE_CUH
 
@@ -34,8 +34,9 @@ __device__ __forceinline__ panel_t<T> panel_from(const panel_t<T> &panel, bool s
 __device__ __forceinline__ void pair_store(float *to, float a, float b) {
   *reinterpret_cast<float2 *>(to) = make_float2(a, b);
 }
-__device__ __forceinline__ void pair_store(bf16_t *to, float a, float b) {
-  *reinterpret_cast<__nv_bfloat162 *>(to) = __floats2bfloat162_rn(a, b);
+template <typename T>
+__device__ __forceinline__ void pair_store(T *to, float a, float b) {
+  *reinterpret_cast<uint32_t *>(to) = half_pair<T>(a, b);
 }
 template <class Tile, typename T>
 __device__ __forceinline__ void pair_put(T *to, int64_t left, float a, float b) {
@@ -51,8 +52,9 @@ __device__ __forceinline__ void pair_put(T *to, int64_t left, float a, float b) 
 __device__ __forceinline__ float2 pair_load(const float *from) {
   return *reinterpret_cast<const float2 *>(from);
 }
-__device__ __forceinline__ float2 pair_load(const bf16_t *from) {
-  return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162 *>(from));
+template <typename T>
+__device__ __forceinline__ float2 pair_load(const T *from) {
+  return half_unpack<T>(*reinterpret_cast<const uint32_t *>(from));
 }
 template <class Tile, typename T>
 __device__ __forceinline__ float2 pair_get(const T *from, int64_t left) {
@@ -71,8 +73,9 @@ __device__ __forceinline__ float2 pair_get(const T *from, int64_t left) {
 /* Eight warps, two down and four across: a warp has 64 rows by 16 columns of either half. A stage
  * holds 32 of k: lines of k (inner) or lines along the panel, padded so that the eight rows of a
  * fragment lie in different banks. */
+template <typename T>
 struct mma_tile {
-  typedef bf16_t element;
+  typedef T element;
   static constexpr bool pairs = true;
   static constexpr int blocks = 2; /* at once on a multiprocessor */
   static constexpr int lanes_across = 4, warps_across = 4;
@@ -99,7 +102,7 @@ struct mma_tile {
 
   /* Starts the copy of a panel's next 32 of k, k_left of which exist; what does not becomes 0. */
   template <bool INNER, bool HALVES>
-  static __device__ __forceinline__ void fetch(uint32_t to, const panel_t<bf16_t> &panel,
+  static __device__ __forceinline__ void fetch(uint32_t to, const panel_t<T> &panel,
                                                int32_t k_left) {
 #pragma unroll
     for (int i = 0; i < 2; i++) {
@@ -109,7 +112,7 @@ struct mma_tile {
       bool other = HALVES && line >= PORTABLE_HALF;
       int from = HALVES ? line & (PORTABLE_HALF - 1) : line;
       bool inside = from < panel.lines && k < k_left;
-      const bf16_t *source = other ? panel.also : panel.at;
+      const T *source = other ? panel.also : panel.at;
       if (inside) source += INNER ? from * panel.ld + k : k * panel.ld + from;
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(at),
                    "l"(__cvta_generic_to_global(source)), "r"(inside ? 16 : 0)
@@ -134,11 +137,7 @@ struct mma_tile {
   static __device__ __forceinline__ void multiply(float &c0, float &c1, float &c2, float &c3,
                                                   const uint32_t (&a)[4], uint32_t b0,
                                                   uint32_t b1) {
-    asm volatile(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, "
-        "{%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
-        : "+f"(c0), "+f"(c1), "+f"(c2), "+f"(c3)
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+    half_multiply<T>(c0, c1, c2, c3, a[0], a[1], a[2], a[3], b0, b1);
   }
 
   /* One stage: a and b are its panels in shared memory. */
@@ -171,8 +170,7 @@ struct mma_tile {
   /* acc += over `segments` runs of k, with three stages in flight. */
   template <class Form>
   static __device__ __forceinline__ void run(char *shared, float (&acc)[8][8],
-                                             const panel_t<bf16_t> &a, const panel_t<bf16_t> &b,
-                                             int32_t k) {
+                                             const panel_t<T> &a, const panel_t<T> &b, int32_t k) {
     uint32_t room = (uint32_t)__cvta_generic_to_shared(shared);
     int32_t once = (k + depth - 1) / depth, steps = once * Form::segments;
     auto start = [&](int32_t step, int stage) {

@@ -101,7 +101,7 @@ __device__ __forceinline__ uint32_t sm90_lane() {
   return lane;
 }
 
-/* A warp's box of results: 16 rows of 128 bytes, 64 columns of bf16, whose blocks of 16 bytes are
+/* A warp's box of results: 16 rows of 128 bytes, 64 columns, whose blocks of 16 bytes are
  * swizzled. A fragment is 8 rows (the first or the second half) of 32 columns (of one of two
  * pieces); its word i of a thread has the columns 8 i + 2 (lane % 4) and the next of the row
  * lane / 4. */
@@ -140,9 +140,9 @@ __device__ __forceinline__ void sm90_put(uint32_t at, uint4 v) {
 
 /* ---- the pipeline ---------------------------------------------------------------------------- */
 
-/* A product P has: args_t, tile_t, columns (of a tile), a_mn_major, b_mn_major, k_grouped (K runs
- * over rows), behind (256 columns, else 0: stages that the second warpgroup goes behind the first),
- * staged (128 columns: the epilogue has operands of its own), and
+/* A product P has: element (bf16_t or f16_t), args_t, tile_t, columns (of a tile), a_mn_major,
+ * b_mn_major, k_grouped (K runs over rows), behind (256 columns, else 0: stages that the second
+ * warpgroup goes behind the first), staged (128 columns: the epilogue has operands of its own), and
  *   find(args, walk, t, tile)                 the block's tile of the t-th pair, false behind the
  *                                             last
  *   blocks(args, tile)                        blocks along K, at least 1; 128 columns: as many for
@@ -270,14 +270,15 @@ __device__ __forceinline__ void sm90_products(float (&d)[128], uint32_t stage, i
   uint64_t b = hopper_operand(stage, P::b_mn_major ? SM90_BOX_BYTES : 16);
   b += SM90_A_BYTES >> 4;
   if (!sm90_plan<P>::alternate) a += group * box;
+  typedef typename P::element T;
 #pragma unroll
   for (int k = 0; k < SM90_K / 16; k++) {
     uint64_t a_k = a + k * a_step, b_k = b + k * b_step;
     if (!sm90_plan<P>::alternate) {
-      hopper_multiply_256<P::a_mn_major, P::b_mn_major>(d, a_k, b_k, k || add);
+      hopper_multiply_256<T, P::a_mn_major, P::b_mn_major>(d, a_k, b_k, k || add);
     } else {
-      hopper_multiply_128<P::a_mn_major, P::b_mn_major>(d, a_k, b_k, k || add);
-      hopper_multiply_128<P::a_mn_major, P::b_mn_major>(d + 64, a_k + box, b_k, k || add);
+      hopper_multiply_128<T, P::a_mn_major, P::b_mn_major>(d, a_k, b_k, k || add);
+      hopper_multiply_128<T, P::a_mn_major, P::b_mn_major>(d + 64, a_k + box, b_k, k || add);
     }
   }
 }

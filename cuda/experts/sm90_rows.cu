@@ -22,7 +22,7 @@ typedef struct rows_tile {
 /* Where results go: [rows, parts, cols], and the same as a tensor of a warp's boxes. */
 typedef struct rows_matrix {
   CUtensorMap map;
-  bf16_t *base; /* NULL: nowhere */
+  uint16_t *base; /* NULL: nowhere */
   int parts, cols;
 } rows_matrix_t;
 
@@ -107,7 +107,8 @@ __device__ __forceinline__ uint32_t rows_box(sm90_state_t &state, int thread) {
   return box;
 }
 
-/* Sums of 64 columns as results. */
+/* Sums of 64 columns as results of T. */
+template <typename T>
 __device__ __forceinline__ void rows_put(const rows_matrix_t &to, const rows_tile_t &tile,
                                          int thread, int top, sm90_state_t &state, const float *d,
                                          int part, int col) {
@@ -119,7 +120,7 @@ __device__ __forceinline__ void rows_put(const rows_matrix_t &to, const rows_til
 #pragma unroll
     for (int k = 0; k < 4; k++) {
       const float *pair = d + 4 * (4 * piece + k) + 2 * half;
-      w[k] = bf16_pair(pair[0], pair[1]);
+      w[k] = half_pair<T>(pair[0], pair[1]);
     }
     sm90_put_fragment(sm90_fragment(box, half, piece), w);
   }
@@ -129,18 +130,21 @@ __device__ __forceinline__ void rows_put(const rows_matrix_t &to, const rows_til
 }
 
 /* A whole tile of 256 columns. */
+template <typename T>
 __device__ __forceinline__ void rows_put_tile(const rows_matrix_t &to, const rows_tile_t &tile,
                                               int thread, sm90_state_t &state,
                                               const float (&d)[128]) {
 #pragma unroll
   for (int box = 0; box < 4; box++)
-    rows_put(to, tile, thread, 0, state, d + 32 * box, 0, tile.across * 256 + 64 * box);
+    rows_put<T>(to, tile, thread, 0, state, d + 32 * box, 0, tile.across * 256 + 64 * box);
 }
 
 #endif
 
 /* What every product here has. */
+template <typename T>
 struct rows_base {
+  typedef T element;
   typedef rows_tile_t tile_t;
   static constexpr bool a_mn_major = false, k_grouped = false;
   static constexpr int columns = 256, behind = 1;
@@ -163,7 +167,8 @@ struct rows_base {
 /* ---- up -------------------------------------------------------------------------------------- */
 
 /* A tile's 128 columns are 64 of gate and the same 64 of up, so that a thread has both sums. */
-struct rows_up : rows_base {
+template <typename T>
+struct rows_up : rows_base<T> {
   struct args_t {
     CUtensorMap x, gate, up;
     rows_shape_t shape;
@@ -190,7 +195,7 @@ struct rows_up : rows_base {
       const int at = 4 * (i % 8) + 2 * (i / 8);
       const float *g = gate + at, *u = up + at;
       w[i / 8 * 2 + i % 8 / 4][i % 4] =
-          bf16_pair(g[0] * rows_sigmoid(g[0]) * u[0], g[1] * rows_sigmoid(g[1]) * u[1]);
+          half_pair<T>(g[0] * rows_sigmoid(g[0]) * u[0], g[1] * rows_sigmoid(g[1]) * u[1]);
     }
     uint32_t box = rows_box(state, thread);
 #pragma unroll
@@ -208,8 +213,8 @@ struct rows_up : rows_base {
       const float *gate = d + top, *up = gate + 32;
       int col = tile.across * width;
       if (args.pre.base) {
-        rows_put(args.pre, tile, thread, top, state, gate, 0, col);
-        rows_put(args.pre, tile, thread, top, state, up, 1, col);
+        rows_put<T>(args.pre, tile, thread, top, state, gate, 0, col);
+        rows_put<T>(args.pre, tile, thread, top, state, up, 1, col);
       }
       if (args.act.base) put_act(args, tile, thread, top, state, gate, up, col);
     }
@@ -219,12 +224,14 @@ struct rows_up : rows_base {
 
 /* ---- down ------------------------------------------------------------------------------------ */
 
-struct rows_down : rows_base {
+template <typename T>
+struct rows_down : rows_base<T> {
   struct args_t {
     CUtensorMap act, down;
     rows_shape_t shape;
     rows_matrix_t y;
   };
+  static constexpr int columns = rows_base<T>::columns;
   static constexpr bool b_mn_major = false;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -239,7 +246,7 @@ struct rows_down : rows_base {
   static __device__ __forceinline__ void finish(const args_t &args, const rows_tile_t &tile,
                                                 int thread, sm90_state_t &state,
                                                 const float (&d)[128]) {
-    rows_put_tile(args.y, tile, thread, state, d);
+    rows_put_tile<T>(args.y, tile, thread, state, d);
   }
 #endif
 };
@@ -261,7 +268,8 @@ __device__ __forceinline__ void rows_load_mn_major(const CUtensorMap &map, uint3
 
 /* pre comes by boxes of 64 columns of g and the same of u, over which the epilogue writes its
  * results and stores them from there. */
-struct rows_dact : rows_base {
+template <typename T>
+struct rows_dact : rows_base<T> {
   struct args_t {
     CUtensorMap dy, down;
     CUtensorMap pre_in; /* in boxes of a whole tile's rows */
@@ -289,23 +297,19 @@ struct rows_dact : rows_base {
     hopper_copy(args.pre_in, at + 2 * SM90_BOX_BYTES, barrier, n, 1, tile.row);
   }
 
-  static __device__ __forceinline__ float2 unpack(uint32_t pair) {
-    return make_float2(__uint_as_float(pair << 16), __uint_as_float(pair & 0xffff0000u));
-  }
-
   /* Two columns: g and u become dg and du; returns weight a, packed, and adds to dot. */
   static __device__ __forceinline__ uint32_t derive(float weight, const float *d, uint32_t *gate,
                                                     uint32_t *up, float *dot) {
-    float2 g = unpack(*gate), u = unpack(*up);
+    float2 g = half_unpack<T>(*gate), u = half_unpack<T>(*up);
     float s0 = rows_sigmoid(g.x), s1 = rows_sigmoid(g.y);
     float silu0 = g.x * s0, silu1 = g.y * s1;
     float a0 = silu0 * u.x, a1 = silu1 * u.y;
     float da0 = weight * d[0], da1 = weight * d[1];
     *dot += d[0] * a0;
     *dot += d[1] * a1;
-    *gate = bf16_pair(da0 * u.x * (s0 + silu0 * (1 - s0)), da1 * u.y * (s1 + silu1 * (1 - s1)));
-    *up = bf16_pair(da0 * silu0, da1 * silu1);
-    return bf16_pair(weight * a0, weight * a1);
+    *gate = half_pair<T>(da0 * u.x * (s0 + silu0 * (1 - s0)), da1 * u.y * (s1 + silu1 * (1 - s1)));
+    *up = half_pair<T>(da0 * silu0, da1 * silu1);
+    return half_pair<T>(weight * a0, weight * a1);
   }
 
   /* The warp's boxes of 64 columns; d: of their sums. */
@@ -382,12 +386,14 @@ struct rows_dact : rows_base {
 /* ---- dx -------------------------------------------------------------------------------------- */
 
 /* K is gate's F, then up's, each in blocks of its own. */
-struct rows_dx : rows_base {
+template <typename T>
+struct rows_dx : rows_base<T> {
   struct args_t {
     CUtensorMap dpre, gate, up;
     rows_shape_t shape;
     rows_matrix_t dx;
   };
+  static constexpr int columns = rows_base<T>::columns;
   static constexpr bool b_mn_major = true;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -403,7 +409,7 @@ struct rows_dx : rows_base {
   static __device__ __forceinline__ void finish(const args_t &args, const rows_tile_t &tile,
                                                 int thread, sm90_state_t &state,
                                                 const float (&d)[128]) {
-    rows_put_tile(args.dx, tile, thread, state, d);
+    rows_put_tile<T>(args.dx, tile, thread, state, d);
   }
 #endif
 };
@@ -426,7 +432,7 @@ static nn_status_t rows_map(backend_device_t *device, const hopper_tensor_t &ten
 
 static nn_status_t rows_result(backend_device_t *device, const grouped_t *grouped, void *base,
                                int64_t parts, int64_t cols, rows_matrix_t *matrix) {
-  matrix->base = (bf16_t *)base;
+  matrix->base = (uint16_t *)base;
   matrix->parts = (int)parts;
   matrix->cols = (int)cols;
   if (!base) return NN_OK;
@@ -434,37 +440,38 @@ static nn_status_t rows_result(backend_device_t *device, const grouped_t *groupe
                   &matrix->map);
 }
 
-nn_status_t sm90_up(backend_device_t *device, const grouped_t *grouped, const grouped_up_t *up) {
-  if (!grouped->rows) return NN_OK;
-  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(f, rows_up::width);
-  rows_up::args_t args;
+template <typename T>
+static nn_status_t rows_run_up(backend_device_t *device, const grouped_t *grouped,
+                                 const grouped_up_t *up) {
+  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(f, rows_up<T>::width);
+  typename rows_up<T>::args_t args;
   args.shape = rows_make_shape(grouped, across, cuda_blocks(h, SM90_K));
   CUDA_TRY(rows_map(device, sm90_activations(up->x, grouped->rows, 1, h, SM90_M), &args.x));
-  CUDA_TRY(rows_map(device, sm90_weights(grouped, up->gate, f, h, rows_up::width), &args.gate));
-  CUDA_TRY(rows_map(device, sm90_weights(grouped, up->up, f, h, rows_up::width), &args.up));
+  CUDA_TRY(rows_map(device, sm90_weights(grouped, up->gate, f, h, rows_up<T>::width), &args.gate));
+  CUDA_TRY(rows_map(device, sm90_weights(grouped, up->up, f, h, rows_up<T>::width), &args.up));
   CUDA_TRY(rows_result(device, grouped, up->pre, 2, f, &args.pre));
   CUDA_TRY(rows_result(device, grouped, up->act, 1, f, &args.act));
-  return sm90_launch<rows_up>(device, "experts", args, rows_pairs(grouped, across));
+  return sm90_launch<rows_up<T>>(device, "experts", args, rows_pairs(grouped, across));
 }
 
-nn_status_t sm90_down(backend_device_t *device, const grouped_t *grouped,
-                      const grouped_down_t *down) {
-  if (!grouped->rows) return NN_OK;
-  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(h, rows_down::columns);
-  int half = rows_down::columns / SM90_PAIR;
-  rows_down::args_t args;
+template <typename T>
+static nn_status_t rows_run_down(backend_device_t *device, const grouped_t *grouped,
+                                   const grouped_down_t *down) {
+  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(h, rows_down<T>::columns);
+  int half = rows_down<T>::columns / SM90_PAIR;
+  typename rows_down<T>::args_t args;
   args.shape = rows_make_shape(grouped, across, cuda_blocks(f, SM90_K));
   CUDA_TRY(rows_map(device, sm90_activations(down->act, grouped->rows, 1, f, SM90_M), &args.act));
   CUDA_TRY(rows_map(device, sm90_weights(grouped, down->down, h, f, half), &args.down));
   CUDA_TRY(rows_result(device, grouped, down->y, 1, h, &args.y));
-  return sm90_launch<rows_down>(device, "experts", args, rows_pairs(grouped, across));
+  return sm90_launch<rows_down<T>>(device, "experts", args, rows_pairs(grouped, across));
 }
 
-nn_status_t sm90_dact(backend_device_t *device, const grouped_t *grouped,
-                      const grouped_dact_t *dact) {
-  if (!grouped->rows) return NN_OK;
-  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(f, rows_dact::columns);
-  rows_dact::args_t args;
+template <typename T>
+static nn_status_t rows_run_dact(backend_device_t *device, const grouped_t *grouped,
+                                   const grouped_dact_t *dact) {
+  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(f, rows_dact<T>::columns);
+  typename rows_dact<T>::args_t args;
   args.shape = rows_make_shape(grouped, across, cuda_blocks(h, SM90_K));
   args.weight = dact->weight;
   args.dot = dact->dot;
@@ -474,17 +481,42 @@ nn_status_t sm90_dact(backend_device_t *device, const grouped_t *grouped,
                     &args.pre_in));
   CUDA_TRY(rows_result(device, grouped, dact->pre, 2, f, &args.pre));
   CUDA_TRY(rows_result(device, grouped, dact->act, 1, f, &args.act));
-  return sm90_launch<rows_dact>(device, "experts", args, rows_pairs(grouped, across));
+  return sm90_launch<rows_dact<T>>(device, "experts", args, rows_pairs(grouped, across));
 }
 
-nn_status_t sm90_dx(backend_device_t *device, const grouped_t *grouped, const grouped_dx_t *dx) {
-  if (!grouped->rows) return NN_OK;
-  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(h, rows_dx::columns);
-  rows_dx::args_t args;
+template <typename T>
+static nn_status_t rows_run_dx(backend_device_t *device, const grouped_t *grouped,
+                                 const grouped_dx_t *dx) {
+  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(h, rows_dx<T>::columns);
+  typename rows_dx<T>::args_t args;
   args.shape = rows_make_shape(grouped, across, 2 * cuda_blocks(f, SM90_K));
   CUDA_TRY(rows_map(device, sm90_activations(dx->dpre, grouped->rows, 2, f, SM90_M), &args.dpre));
   CUDA_TRY(rows_map(device, sm90_weights(grouped, dx->gate, f, h, SM90_K), &args.gate));
   CUDA_TRY(rows_map(device, sm90_weights(grouped, dx->up, f, h, SM90_K), &args.up));
   CUDA_TRY(rows_result(device, grouped, dx->dx, 1, h, &args.dx));
-  return sm90_launch<rows_dx>(device, "experts", args, rows_pairs(grouped, across));
+  return sm90_launch<rows_dx<T>>(device, "experts", args, rows_pairs(grouped, across));
+}
+
+nn_status_t sm90_up(backend_device_t *device, int32_t dtype, const grouped_t *grouped,
+                    const grouped_up_t *up) {
+  if (!grouped->rows) return NN_OK;
+  return CUDA_BY_HALF(dtype, rows_run_up, device, grouped, up);
+}
+
+nn_status_t sm90_down(backend_device_t *device, int32_t dtype, const grouped_t *grouped,
+                      const grouped_down_t *down) {
+  if (!grouped->rows) return NN_OK;
+  return CUDA_BY_HALF(dtype, rows_run_down, device, grouped, down);
+}
+
+nn_status_t sm90_dact(backend_device_t *device, int32_t dtype, const grouped_t *grouped,
+                      const grouped_dact_t *dact) {
+  if (!grouped->rows) return NN_OK;
+  return CUDA_BY_HALF(dtype, rows_run_dact, device, grouped, dact);
+}
+
+nn_status_t sm90_dx(backend_device_t *device, int32_t dtype, const grouped_t *grouped,
+                    const grouped_dx_t *dx) {
+  if (!grouped->rows) return NN_OK;
+  return CUDA_BY_HALF(dtype, rows_run_dx, device, grouped, dx);
 }

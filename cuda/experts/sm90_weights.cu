@@ -13,7 +13,9 @@ typedef struct weights_tile {
 } weights_tile_t;
 
 /* A and B are both MN-major: rows of dpre and x, or of dy and act. */
+template <typename T>
 struct weights_dw {
+  typedef T element;
   struct args_t {
     CUtensorMap dpre, x, dy, act;
     const int32_t *offset;
@@ -129,10 +131,11 @@ static nn_status_t weights_gradient(backend_device_t *device, const grouped_t *g
   return hopper_map(device, "experts", &tensor, map);
 }
 
-nn_status_t sm90_dw(backend_device_t *device, const grouped_t *grouped, const grouped_dw_t *dw) {
-  if (!grouped->rows) return NN_OK;
+template <typename T>
+static nn_status_t weights_run(backend_device_t *device, const grouped_t *grouped,
+                               const grouped_dw_t *dw) {
   int64_t h = grouped->hidden, f = grouped->ffn;
-  weights_dw::args_t args;
+  typename weights_dw<T>::args_t args;
   args.offset = grouped->offset;
   args.experts = (int)grouped->experts;
   args.hidden = (int)h;
@@ -145,8 +148,14 @@ nn_status_t sm90_dw(backend_device_t *device, const grouped_t *grouped, const gr
   CUDA_TRY(weights_gradient(device, grouped, dw->dgate, f, h, &gradient[WEIGHTS_GATE]));
   CUDA_TRY(weights_gradient(device, grouped, dw->dup, f, h, &gradient[WEIGHTS_UP]));
   CUDA_TRY(weights_gradient(device, grouped, dw->ddown, h, f, &gradient[WEIGHTS_DOWN]));
-  const int tall = SM90_PAIR * SM90_M, wide = weights_dw::columns;
+  const int tall = SM90_PAIR * SM90_M, wide = weights_dw<T>::columns;
   int64_t pairs = 2 * cuda_blocks(f, tall) * cuda_blocks(h, wide) +
                   cuda_blocks(h, tall) * cuda_blocks(f, wide);
-  return sm90_launch<weights_dw>(device, "experts", args, pairs * grouped->experts);
+  return sm90_launch<weights_dw<T>>(device, "experts", args, pairs * grouped->experts);
+}
+
+nn_status_t sm90_dw(backend_device_t *device, int32_t dtype, const grouped_t *grouped,
+                    const grouped_dw_t *dw) {
+  if (!grouped->rows) return NN_OK;
+  return CUDA_BY_HALF(dtype, weights_run, device, grouped, dw);
 }

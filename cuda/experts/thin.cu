@@ -1,6 +1,7 @@
-/* The experts' forward where each has few rows (decoding many sequences), bf16: bound by reading
- * weights, which go from memory straight into tensor-core products as their left factor, 16 columns
- * of the result at a time; up to 8 THIN_TILES rows are the right one and share what was read.
+/* The experts' forward where each has few rows (decoding many sequences), T bf16 or fp16: bound by
+ * reading weights, which go from memory straight into tensor-core products as their left factor, 16
+ * columns of the result at a time; up to 8 THIN_TILES rows are the right one and share what was
+ * read.
  *
  * A sum over columns may run in any order if both factors agree: lane 4g + t reads columns 8t .. 8t
  * + 7 of 32 of row g, which are its fragments of two products of 16 columns. In thin_up a warp has
@@ -21,7 +22,8 @@ enum {
 };
 
 /* A weight passes through once: it leaves the first-level cache to the rows. */
-__device__ __forceinline__ uint4 thin_load_once(const bf16_t *from) {
+template <typename T>
+__device__ __forceinline__ uint4 thin_load_once(const T *from) {
   uint4 v;
   asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
@@ -29,22 +31,14 @@ __device__ __forceinline__ uint4 thin_load_once(const bf16_t *from) {
   return v;
 }
 
-__device__ __forceinline__ void thin_mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                         uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
 /* Adds the products of two tiles of 16 weight rows with TILES tiles of 8 rows, over columns first,
  * first + step, ... (32 of each) of `width`. weight: a lane's place in row g of each tile, with row
  * g + 8 `below` elements further; x: its place in row g of each tile. sum[m][j]: columns of the
  * result g, g + 8 (last index / 2) by rows 2t, 2t + 1 (last index % 2). */
-template <int TILES>
+template <typename T, int TILES>
 __device__ __forceinline__ void thin_products(float (&sum)[2][TILES][4],
-                                              const bf16_t *const (&weight)[2], int64_t below,
-                                              const bf16_t *const (&x)[TILES], int32_t first,
+                                              const T *const (&weight)[2], int64_t below,
+                                              const T *const (&x)[TILES], int32_t first,
                                               int32_t step, int32_t width) {
   for (int32_t from = first; from < width; from += THIN_AHEAD * step) {
     uint4 w[THIN_AHEAD][2][2];
@@ -65,8 +59,8 @@ __device__ __forceinline__ void thin_products(float (&sum)[2][TILES][4],
 #pragma unroll
           for (int m = 0; m < 2; m++) {
             const uint4 &top = w[u][m][0], &low = w[u][m][1];
-            thin_mma(sum[m][j], top.x, low.x, top.y, low.y, b.x, b.y);
-            thin_mma(sum[m][j], top.z, low.z, top.w, low.w, b.z, b.w);
+            half_multiply<T>(sum[m][j], top.x, low.x, top.y, low.y, b.x, b.y);
+            half_multiply<T>(sum[m][j], top.z, low.z, top.w, low.w, b.z, b.w);
           }
         }
   }
@@ -75,20 +69,20 @@ __device__ __forceinline__ void thin_products(float (&sum)[2][TILES][4],
 /* ---- up -------------------------------------------------------------------------------------- */
 
 /* A warp makes columns f .. f + 15 of the group's rows from `row` on. */
-template <int TILES>
+template <typename T, int TILES>
 __device__ __forceinline__ void thin_up_rows(const grouped_t &grouped, const few_up_t &op,
                                              const grouped_place_t &group, int32_t row, int64_t f) {
   int32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   int64_t h = grouped.hidden, at = group.expert * grouped.stride + (f + g) * h + 8 * t;
-  const bf16_t *weight[2] = {(const bf16_t *)op.gate + at, (const bf16_t *)op.up + at};
-  const bf16_t *x[TILES];
+  const T *weight[2] = {(const T *)op.gate + at, (const T *)op.up + at};
+  const T *x[TILES];
 #pragma unroll
   for (int j = 0; j < TILES; j++) {
     int32_t slot = op.row_slot[min(row + 8 * j + g, group.end - 1)];
-    x[j] = (const bf16_t *)op.x + slot / (int32_t)op.top_k * h + 8 * t;
+    x[j] = (const T *)op.x + slot / (int32_t)op.top_k * h + 8 * t;
   }
   float sum[2][TILES][4] = {};
-  thin_products<TILES>(sum, weight, 8 * h, x, 0, 32, (int32_t)h);
+  thin_products<T, TILES>(sum, weight, 8 * h, x, 0, 32, (int32_t)h);
 #pragma unroll
   for (int j = 0; j < TILES; j++)
 #pragma unroll
@@ -96,17 +90,18 @@ __device__ __forceinline__ void thin_up_rows(const grouped_t &grouped, const few
       int64_t to = row + 8 * j + 2 * t + i % 2, column = f + g + i / 2 * 8;
       if (to >= group.end) continue;
       if (op.pre) {
-        bf16_t *pre = (bf16_t *)op.pre + to * 2 * grouped.ffn + column;
-        pre[0] = __float2bfloat16_rn(sum[0][j][i]);
-        pre[grouped.ffn] = __float2bfloat16_rn(sum[1][j][i]);
+        T *pre = (T *)op.pre + to * 2 * grouped.ffn + column;
+        pre[0] = from_float<T>(sum[0][j][i]);
+        pre[grouped.ffn] = from_float<T>(sum[1][j][i]);
       }
       if (op.act)
-        ((bf16_t *)op.act)[to * grouped.ffn + column] =
-            __float2bfloat16_rn(grouped_silu(sum[0][j][i], sum[1][j][i]));
+        ((T *)op.act)[to * grouped.ffn + column] =
+            from_float<T>(grouped_silu(sum[0][j][i], sum[1][j][i]));
     }
 }
 
 /* A warp has 16 columns of one group. */
+template <typename T>
 __global__ void __launch_bounds__(THIN_THREADS, THIN_BLOCKS)
     thin_up_kernel(const grouped_t grouped, const few_up_t op) {
   __shared__ groups_t<THIN_ROWS> groups;
@@ -119,10 +114,10 @@ __global__ void __launch_bounds__(THIN_THREADS, THIN_BLOCKS)
   grouped_place_t group = groups.at[item / tiles];
   int64_t f = item % tiles * 16;
   if (group.end - group.begin <= 8)
-    thin_up_rows<1>(grouped, op, group, group.begin, f);
+    thin_up_rows<T, 1>(grouped, op, group, group.begin, f);
   else
     for (int32_t row = group.begin; row < group.end; row += 8 * THIN_TILES)
-      thin_up_rows<THIN_TILES>(grouped, op, group, row, f);
+      thin_up_rows<T, THIN_TILES>(grouped, op, group, row, f);
 }
 
 /* ---- down ------------------------------------------------------------------------------------ */
@@ -130,20 +125,20 @@ __global__ void __launch_bounds__(THIN_THREADS, THIN_BLOCKS)
 typedef float thin_parts_t[THIN_WARPS][8 * THIN_TILES][THIN_PITCH];
 
 /* A block makes columns first .. first + 31 of the group's rows from `row` on. */
-template <int TILES>
+template <typename T, int TILES>
 __device__ __forceinline__ void thin_down_rows(const grouped_t &grouped, const grouped_down_t &op,
                                                const grouped_place_t &group, int32_t row,
                                                int64_t first, thin_parts_t &part) {
   int32_t warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
   int64_t f = grouped.ffn;
-  const bf16_t *down =
-      (const bf16_t *)op.down + group.expert * grouped.stride + (first + g) * f + 8 * t;
-  const bf16_t *weight[2] = {down, down + 16 * f}, *act[TILES];
+  const T *down =
+      (const T *)op.down + group.expert * grouped.stride + (first + g) * f + 8 * t;
+  const T *weight[2] = {down, down + 16 * f}, *act[TILES];
 #pragma unroll
   for (int j = 0; j < TILES; j++)
-    act[j] = (const bf16_t *)op.act + min(row + 8 * j + g, group.end - 1) * f + 8 * t;
+    act[j] = (const T *)op.act + min(row + 8 * j + g, group.end - 1) * f + 8 * t;
   float sum[2][TILES][4] = {};
-  thin_products<TILES>(sum, weight, 8 * f, act, 32 * warp, 32 * THIN_WARPS, (int32_t)f);
+  thin_products<T, TILES>(sum, weight, 8 * f, act, 32 * warp, 32 * THIN_WARPS, (int32_t)f);
   __syncthreads(); /* the parts before have been read */
 #pragma unroll
   for (int m = 0; m < 2; m++)
@@ -159,11 +154,12 @@ __device__ __forceinline__ void thin_down_rows(const grouped_t &grouped, const g
     float y = 0;
 #pragma unroll
     for (int w = 0; w < THIN_WARPS; w++) y += part[w][to][column];
-    ((bf16_t *)op.y)[(row + to) * grouped.hidden + first + column] = __float2bfloat16_rn(y);
+    ((T *)op.y)[(row + to) * grouped.hidden + first + column] = from_float<T>(y);
   }
 }
 
 /* A block has THIN_COLUMNS columns of one group. */
+template <typename T>
 __global__ void __launch_bounds__(THIN_THREADS, THIN_BLOCKS)
     thin_down_kernel(const grouped_t grouped, const grouped_down_t op) {
   __shared__ groups_t<THIN_ROWS> groups;
@@ -177,10 +173,10 @@ __global__ void __launch_bounds__(THIN_THREADS, THIN_BLOCKS)
   launch_wait();
   if (!some) return;
   if (group.end - group.begin <= 8)
-    thin_down_rows<1>(grouped, op, group, group.begin, first, part);
+    thin_down_rows<T, 1>(grouped, op, group, group.begin, first, part);
   else
     for (int32_t row = group.begin; row < group.end; row += 8 * THIN_TILES)
-      thin_down_rows<THIN_TILES>(grouped, op, group, row, first, part);
+      thin_down_rows<T, THIN_TILES>(grouped, op, group, row, first, part);
 }
 
 /* ---- launches -------------------------------------------------------------------------------- */
@@ -195,16 +191,28 @@ static int64_t thin_groups(const grouped_t *grouped) {
   return grouped->rows < grouped->experts ? grouped->rows : grouped->experts;
 }
 
-nn_status_t thin_up(backend_device_t *device, const grouped_t *grouped, const few_up_t *op) {
+template <typename T>
+static void thin_up_launch(backend_device_t *device, const grouped_t *grouped, const few_up_t *op) {
   unsigned blocks =
       (unsigned)cuda_blocks(thin_groups(grouped) * (grouped->ffn / 16), THIN_WARPS);
-  launch_chained(device, thin_up_kernel, blocks, THIN_THREADS, 0, 0, *grouped, *op);
+  launch_chained(device, thin_up_kernel<T>, blocks, THIN_THREADS, 0, 0, *grouped, *op);
+}
+
+template <typename T>
+static void thin_down_launch(backend_device_t *device, const grouped_t *grouped,
+                             const grouped_down_t *op) {
+  unsigned blocks = (unsigned)(thin_groups(grouped) * (grouped->hidden / THIN_COLUMNS));
+  launch_chained(device, thin_down_kernel<T>, blocks, THIN_THREADS, 0, 0, *grouped, *op);
+}
+
+nn_status_t thin_up(backend_device_t *device, int32_t dtype, const grouped_t *grouped,
+                    const few_up_t *op) {
+  CUDA_BY_HALF(dtype, thin_up_launch, device, grouped, op);
   return cuda_launched(device, "experts");
 }
 
-nn_status_t thin_down(backend_device_t *device, const grouped_t *grouped,
+nn_status_t thin_down(backend_device_t *device, int32_t dtype, const grouped_t *grouped,
                       const grouped_down_t *op) {
-  unsigned blocks = (unsigned)(thin_groups(grouped) * (grouped->hidden / THIN_COLUMNS));
-  launch_chained(device, thin_down_kernel, blocks, THIN_THREADS, 0, 0, *grouped, *op);
+  CUDA_BY_HALF(dtype, thin_down_launch, device, grouped, op);
   return cuda_launched(device, "experts");
 }

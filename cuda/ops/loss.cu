@@ -37,7 +37,7 @@ static loss_buffers_t loss_layout(cuda_arena_t *arena, int64_t n, int64_t vocab,
   if (n * vocab < count) count = n * vocab;
   buffers.logits = (float *)cuda_take(arena, count, sizeof(float));
   buffers.dlogits = buffers.logits;
-  if (gradients && act_dtype == NN_BF16)
+  if (gradients && cuda_is_half(act_dtype))
     buffers.dlogits = cuda_take(arena, count, cuda_dtype_bytes(act_dtype));
   return buffers;
 }
@@ -50,14 +50,10 @@ size_t cuda_head_loss_scratch(const backend_device_t *device, const backend_limi
 
 /* ---- rows ------------------------------------------------------------------------------------ */
 
-/* As exact as what is made of it: dl is rounded to bf16. */
+/* As exact as what is made of it: dl is rounded to T. */
 template <typename T>
 __device__ __forceinline__ float loss_exp(float x) {
-  return expf(x);
-}
-template <>
-__device__ __forceinline__ float loss_exp<bf16_t>(float x) {
-  return __expf(x);
+  return sizeof(T) == 2 ? __expf(x) : expf(x);
 }
 
 /* What is subtracted before exp: nothing where there is nothing but -infinity so far. */
@@ -89,16 +85,12 @@ __device__ __forceinline__ void loss_read(const float *logit, int64_t vocab, flo
 /* Stores what the compiler would store in halves as one piece. */
 template <int W, typename T>
 __device__ __forceinline__ void loss_store(T *to, const float (&x)[W]) {
-  wide_store<W>(to, x);
-}
-template <>
-__device__ __forceinline__ void loss_store<4, bf16_t>(bf16_t *to, const float (&x)[4]) {
-  __nv_bfloat162 low = __floats2bfloat162_rn(x[0], x[1]), high = __floats2bfloat162_rn(x[2], x[3]);
-  *(uint2 *)to = make_uint2(*(uint32_t *)&low, *(uint32_t *)&high);
-}
-template <>
-__device__ __forceinline__ void loss_store<4, float>(float *to, const float (&x)[4]) {
-  *(float4 *)to = make_float4(x[0], x[1], x[2], x[3]);
+  if constexpr (W == 4 && sizeof(T) == 2)
+    *(uint2 *)to = make_uint2(half_pair<T>(x[0], x[1]), half_pair<T>(x[2], x[3]));
+  else if constexpr (W == 4)
+    *(float4 *)to = make_float4(x[0], x[1], x[2], x[3]);
+  else
+    wide_store<W>(to, x);
 }
 
 /* dl of a row from its logits, which may lie in the same place; from the end, where the caches

@@ -1,7 +1,7 @@
 /* Dense products by cuBLASLt, in its column-major view: d^T [n, m] = op(b)^T [n, k] op(a)^T [k, m].
- * Bias, c and, in bf16, GELU go into the product; in fp32 GELU follows it, for cuBLASLt's tanh is good to
- * fewer bits. A product keeps its algorithm in a table of plans,
- * so that the search for one is made once. Few rows against a weight are streamed by rows.cu. */
+ * Bias, c and, in 16 bits, GELU go into the product; in fp32 GELU follows it, for cuBLASLt's tanh
+ * is good to fewer bits. A product keeps its algorithm in a table of plans, so that the search for
+ * one is made once. Few rows against a weight are streamed by rows.cu. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -70,7 +70,7 @@ size_t cuda_matmul_scratch(const backend_device_t *, const backend_limits_t *) {
 /* ---- plans ----------------------------------------------------------------------------------- */
 
 static cudaDataType_t matmul_type(int32_t dtype) {
-  return dtype == NN_BF16 ? CUDA_R_16BF : CUDA_R_32F;
+  return dtype == NN_BF16 ? CUDA_R_16BF : dtype == NN_F16 ? CUDA_R_16F : CUDA_R_32F;
 }
 
 /* The largest power of two, at most 16, that divides all addresses. */
@@ -228,7 +228,7 @@ CUDA_OP(matmul, op_matmul_t) {
   CUDA_TRY(cuda_enter(device, "matmul"));
   if (!op->m || !op->n) return NN_OK;
   bool done = false;
-  if (op->epilogue != MATMUL_NONE && op->d_dtype == NN_BF16)
+  if (op->epilogue != MATMUL_NONE && cuda_is_half(op->d_dtype))
     CUDA_TRY(matmul_product(device, op, op->epilogue, op->d, scratch, &done));
   if (done) return cuda_launched(device, "matmul");
   /* GELU keeps the product in aux where that is wanted. */

@@ -6,12 +6,16 @@
 enum { THREADS = 256 };
 
 __device__ __forceinline__ float plain_load(const void *data, int32_t dtype, int64_t i) {
-  return dtype == NN_BF16 ? to_float(((const bf16_t *)data)[i]) : ((const float *)data)[i];
+  if (dtype == NN_BF16) return to_float(((const bf16_t *)data)[i]);
+  if (dtype == NN_F16) return to_float(((const f16_t *)data)[i]);
+  return ((const float *)data)[i];
 }
 
 __device__ __forceinline__ void plain_store(void *data, int32_t dtype, int64_t i, float x) {
   if (dtype == NN_BF16)
     ((bf16_t *)data)[i] = from_float<bf16_t>(x);
+  else if (dtype == NN_F16)
+    ((f16_t *)data)[i] = from_float<f16_t>(x);
   else
     ((float *)data)[i] = x;
 }

@@ -2,7 +2,7 @@
  * index), renormalised, and slots sorted by expert, then by token; assigns. Where capacity bounds
  * an expert, its first tokens stay.
  *
- * x [n, H], w [E, H]. A block takes ROUTE_TILE tokens at a time. bf16 products go through the
+ * x [n, H], w [E, H]. A block takes ROUTE_TILE tokens at a time. Products of 16 bits go through the
  * tensor cores, which multiply exactly and add in fp32; warps share out rows and, the fewer rows
  * there are, the columns. route_rows counts the experts of each block, route_place turns these
  * counts into first rows and places the slots; up to ROUTE_TILE tokens, one block does it all in

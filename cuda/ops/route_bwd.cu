@@ -7,8 +7,9 @@
  *
  * bf16 and up to ROUTE_STEP experts: one kernel passes once over x and dx. Its products go through
  * the tensor cores, which take dlogit as the sum of bf16 numbers: of three for dw, as exact as
- * fp32, and of two for dx, far more exact than its own rounding. Otherwise dlogit, dx and dw have a
- * kernel each, and dx sums over experts in order. */
+ * fp32, and of two for dx, far more exact than its own rounding. Otherwise (for fp16 too, whose
+ * range is too small for such terms) dlogit, dx and dw have a kernel each, and dx sums over experts
+ * in order. */
 #include "ops/columns.cuh"
 #include "ops/route_logits.cuh"
 
@@ -150,8 +151,9 @@ __device__ __forceinline__ float2 route_load(const T *row, int64_t c, int64_t hi
 }
 /* Types that the compiler does not store in halves. */
 __device__ __forceinline__ void route_store_pair(float *to, float2 v) { *(float2 *)to = v; }
-__device__ __forceinline__ void route_store_pair(bf16_t *to, float2 v) {
-  *(__nv_bfloat162 *)to = __floats2bfloat162_rn(v.x, v.y);
+template <typename T>
+__device__ __forceinline__ void route_store_pair(T *to, float2 v) {
+  *(uint32_t *)to = half_pair<T>(v.x, v.y);
 }
 
 template <bool PAIR, typename T>
@@ -378,7 +380,8 @@ static __device__ __forceinline__ void route_dx_step(const route_pieces_at_t &at
     for (int i = 1; i >= 0; i--)
 #pragma unroll
       for (int j = 0; j < 4; j++)
-        route_mma(sum[j], a[i].x, a[i].y, a[i].z, a[i].w, w[4 * h + j][0], w[4 * h + j][1]);
+        half_multiply<bf16_t>(sum[j], a[i].x, a[i].y, a[i].z, a[i].w, w[4 * h + j][0],
+                              w[4 * h + j][1]);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       const uint4 &old = dx[2 * i + h];
@@ -421,7 +424,7 @@ static __device__ __forceinline__ void route_dw_step(const route_fragments_t &dl
     for (int i = 2; i >= 0; i--) /* the smallest terms first */
 #pragma unroll
       for (int j = 0; j < 4; j++)
-        route_mma(sum[h + j], a[i].x, a[i].y, a[i].z, a[i].w, b[j][0], b[j][1]);
+        half_multiply<bf16_t>(sum[h + j], a[i].x, a[i].y, a[i].z, a[i].w, b[j][0], b[j][1]);
   }
 }
 

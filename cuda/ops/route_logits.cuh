@@ -36,19 +36,11 @@ __device__ __forceinline__ uint4 route_load_once(const void *from) {
   return v;
 }
 
-__device__ __forceinline__ void route_mma(float (&c)[4], uint32_t a0, uint32_t a1, uint32_t a2,
-                                          uint32_t a3, uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
-}
-
 /* x: the tile's first row; w: the first expert's. Products may take columns in any order as long as
  * both sides agree: a lane's 16 bytes, columns 8 t .. 8 t + 7 of 32, serve as its fragments of two
  * products of 16 columns. Hidden is a multiple of 8. */
-template <int NT>
-static __device__ void route_logits_mma(route_logits_t<NT> &out, const bf16_t *x, const bf16_t *w,
+template <int NT, typename T>
+static __device__ void route_logits_mma(route_logits_t<NT> &out, const T *x, const T *w,
                                         int64_t hidden, int rows, int experts) {
   constexpr int UNROLL = NT <= 2 ? 4 : 2;
   constexpr bool EARLY = NT <= 2; /* registers have room for all of w's fragments at once */
@@ -56,7 +48,7 @@ static __device__ void route_logits_mma(route_logits_t<NT> &out, const bf16_t *x
   int tiles = rows <= 16 ? 1 : rows <= 32 ? 2 : 4;
   out.span = 16 * tiles, out.slices = ROUTE_WARPS / tiles;
   int row = warp % tiles * 16 + g;
-  const bf16_t *x0 = x + min(row, rows - 1) * hidden, *x1 = x + min(row + 8, rows - 1) * hidden;
+  const T *x0 = x + min(row, rows - 1) * hidden, *x1 = x + min(row + 8, rows - 1) * hidden;
   int64_t slice = (hidden + 32 * out.slices - 1) / (32 * out.slices) * 32;
   int64_t begin = warp / tiles * slice, end = min(begin + slice, hidden);
   float sum[NT][4] = {};
@@ -79,8 +71,8 @@ static __device__ void route_logits_mma(route_logits_t<NT> &out, const bf16_t *x
       for (int j = 0; j < NT; j++) {
         uint4 b = early[u][j];
         if (!EARLY && c + 32 * u < end) b = load_w(j, c + 32 * u);
-        route_mma(sum[j], a0[u].x, a1[u].x, a0[u].y, a1[u].y, b.x, b.y);
-        route_mma(sum[j], a0[u].z, a1[u].z, a0[u].w, a1[u].w, b.z, b.w);
+        half_multiply<T>(sum[j], a0[u].x, a1[u].x, a0[u].y, a1[u].y, b.x, b.y);
+        half_multiply<T>(sum[j], a0[u].z, a1[u].z, a0[u].w, a1[u].w, b.z, b.w);
       }
     }
   }
@@ -123,19 +115,12 @@ static __device__ void route_logits_plain(route_logits_t<NT> &out, const T *x, c
   }
 }
 
-template <int NT>
-static __device__ void route_logits(route_logits_t<NT> &out, const float *x, const float *w,
+template <int NT, typename T>
+static __device__ void route_logits(route_logits_t<NT> &out, const T *x, const T *w,
                                     int64_t hidden, int rows, int experts, int vectors) {
-  (void)vectors;
+  if constexpr (sizeof(T) == 2)
+    if (vectors) return route_logits_mma(out, x, w, hidden, rows, experts);
   route_logits_plain(out, x, w, hidden, rows, experts);
-}
-template <int NT>
-static __device__ void route_logits(route_logits_t<NT> &out, const bf16_t *x, const bf16_t *w,
-                                    int64_t hidden, int rows, int experts, int vectors) {
-  if (vectors)
-    route_logits_mma(out, x, w, hidden, rows, experts);
-  else
-    route_logits_plain(out, x, w, hidden, rows, experts);
 }
 
 /* Turns a group's logits into probabilities; returns the log-sum-exp. Others than numbers make all

@@ -11,7 +11,7 @@ enum {
 };
 
 int matmul_rows_fit(const op_matmul_t *op) {
-  int64_t width = op->a_dtype == NN_BF16 ? 8 : 4;
+  int64_t width = cuda_is_half(op->a_dtype) ? 8 : 4;
   return op->m <= ROWS && !op->trans_a && op->trans_b && op->a_dtype == op->b_dtype &&
          op->k % width == 0 && op->lda % width == 0 && op->ldb % width == 0 &&
          (((uintptr_t)op->a | (uintptr_t)op->b) & 15) == 0;
@@ -76,11 +76,17 @@ static void rows_run(backend_device_t *device, const op_matmul_t *op, void *d) {
                  (unsigned)cuda_blocks(op->n, WARPS), 32 * WARPS, 0, 0, *op, (D *)d);
 }
 
+template <typename T>
+static void rows_run_half(backend_device_t *device, const op_matmul_t *op, void *d) {
+  if (op->d_dtype == NN_F32)
+    rows_run<T, float>(device, op, d);
+  else
+    rows_run<T, T>(device, op, d);
+}
+
 void matmul_rows(backend_device_t *device, const op_matmul_t *op, void *d) {
   if (op->a_dtype == NN_F32)
     rows_run<float, float>(device, op, d);
-  else if (op->d_dtype == NN_F32)
-    rows_run<bf16_t, float>(device, op, d);
   else
-    rows_run<bf16_t, bf16_t>(device, op, d);
+    CUDA_BY_HALF(op->a_dtype, rows_run_half, device, op, d);
 }
