@@ -167,6 +167,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
       hopper_hold(dk);
       hopper_hold(dv);
       hopper_hold(s);
+      __syncwarp(); /* all have read the statistics */
       if (step && signals) hopper_arrive(bwd90_empty(base, slot ? slot - 1 : BWD90_STAGES - 1));
 #pragma unroll
       for (int n = 0; n < 12; n++) {
@@ -221,6 +222,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
     hopper_done<0>();
     hopper_hold(dk);
     hopper_hold(dv);
+    __syncwarp();
     if (signals) hopper_arrive(bwd90_empty(base, slot));
     if (++slot == BWD90_STAGES) slot = 0, parity ^= 1;
     int block = piece->block;

@@ -63,7 +63,7 @@ typedef struct embed_list {
   uint16_t times[2 * EMBED_SCAN]; /* tokens of the row, at its first one; 0 at the others */
   uint16_t many[2 * EMBED_SCAN / EMBED_MANY]; /* first tokens of rows with EMBED_MANY or more */
   int many_count;
-  int found[2][EMBED_WARPS]; /* of a scan, by its warps; of two scans in turn */
+  alignas(16) int found[2][EMBED_WARPS]; /* of a scan, by its warps; of two scans in turn */
 } embed_list_t;
 
 /* The rows of a thread's tokens among base .. base + EMBED_SCAN - 1: a warp has neighbours. */
