@@ -18,15 +18,15 @@ nn_status_t session_check(const nn_model_config_t *config, const nn_session_opti
   if (!checked->max_len) checked->max_len = config->context;
   if (!checked->prefill_chunk) checked->prefill_chunk = PREFILL_CHUNK;
   double longest = (double)config->context;
-  if (config->position == NN_POSITION_ROPE) longest *= (double)config->rope_ntk_alpha;
+  longest *= rope_stretch(config);
   if (checked->batch < 1 || checked->prefill_chunk < 1)
     return status_fail(NN_ERR_ARGUMENT,
                        "nn_session_options_t: batch %lld and prefill_chunk %lld are at least 1",
                        (long long)checked->batch, (long long)checked->prefill_chunk);
   if (checked->max_len < 1 || (double)checked->max_len > longest)
     return status_fail(NN_ERR_ARGUMENT,
-                       "nn_session_options_t: max_len is %lld; it goes from 1 to %.0f, the context times "
-                       "rope_ntk_alpha",
+                       "nn_session_options_t: max_len is %lld; it goes from 1 to %.0f, the context and "
+                       "what RoPE stretches it by",
                        (long long)checked->max_len, longest);
   if (checked->prefill_chunk > checked->max_len) checked->prefill_chunk = checked->max_len;
   int64_t tokens, slots;
@@ -63,8 +63,8 @@ static void session_take_activations(arena_t *arena, const nn_model_config_t *co
   buffers->x[0] = arena_take(arena, rows, config->hidden, element);
   buffers->x[1] = arena_take(arena, rows, config->hidden, element);
   buffers->y = arena_take(arena, rows, config->hidden, element);
-  block_acts_take(arena, config, rows, act_dtype, false, &buffers->acts);
-  block_acts_take_ffn(arena, config, rows, act_dtype, false, &buffers->acts);
+  block_acts_take(arena, config, rows, act_dtype, BLOCK_ANY_LAYER, false, &buffers->acts);
+  block_acts_take_ffn(arena, config, rows, act_dtype, BLOCK_ANY_LAYER, NULL, &buffers->acts);
 }
 
 static void session_take_workspace(arena_t *arena, const nn_device_t *device,
@@ -73,12 +73,12 @@ static void session_take_workspace(arena_t *arena, const nn_device_t *device,
   int64_t rows = session_rows(options);
   buffers->rows = arena_take(arena, SESSION_ROW_KINDS, rows, sizeof(int32_t));
   if (config->position == NN_POSITION_ROPE)
-    buffers->rope = arena_take(arena, options->max_len, config->head_dim, sizeof(float));
+    buffers->rope = arena_take(arena, options->max_len, rope_dim(config), sizeof(float));
   buffers->logits = arena_take(arena, options->batch, config->vocab_size, sizeof(float));
   buffers->history = arena_take(arena, 1, options->max_len, sizeof(int32_t));
   buffers->token = arena_take(arena, 1, 1, sizeof(int32_t));
   if (config->experts) {
-    router_stats_take(arena, config, 1, &buffers->router);
+    buffers->router_stats = router_stats_take(arena, config, 1);
     size_t before = arena->used;
     buffers->stat_count =
         arena_take(arena, config->layers, config->experts + 1, sizeof(int64_t));
@@ -142,7 +142,8 @@ static nn_status_t session_allocate_device(nn_session_t *session) {
   session_take_cache(&cache, config, &session->options, session->act_dtype, buffers);
   session_take_activations(&activations, config, &session->options, session->act_dtype, buffers);
   session_take_workspace(&workspace, device, config, model->dtype, &session->options, buffers);
-  for (int64_t l = 0; l < config->layers; l++) session->router[l] = buffers->router;
+  for (int64_t l = 0; l < config->layers; l++)
+    session->router[l] = router_stats_row(config, buffers->router_stats, 0);
   if (config->position == NN_POSITION_ROPE)
     STATUS_TRY(rope_fill(device, config, session->options.max_len, buffers->rope));
   return device_zero(device, buffers->stat_count, buffers->stat_bytes);
@@ -239,6 +240,7 @@ static nn_status_t session_blocks(nn_session_t *session, const pass_t *pass, voi
   op_embed_t embed = {.n = pass->batch * pass->q_len, .hidden = pass->config->hidden};
   embed.ids = pass->ids, embed.position = pass->position;
   embed.weight_dtype = pass->weight_dtype, embed.act_dtype = pass->act_dtype;
+  embed.alpha = pass->config->embedding_scale;
   embed.wte = model->weights.wte, embed.wpe = model->weights.wpe, embed.out = buffers->x[0];
   STATUS_TRY(pass->backend->embed(pass->place, &embed, pass->scratch));
   for (int64_t l = 0; l < pass->config->layers; l++)
@@ -256,6 +258,7 @@ static nn_status_t session_head(nn_session_t *session, const pass_t *pass, const
   op_matmul_t op = {.m = count, .n = config->vocab_size, .k = config->hidden, .trans_b = 1};
   op.a = buffers->y, op.lda = config->hidden, op.a_dtype = pass->act_dtype;
   op.b = pass->weights->head, op.ldb = config->hidden, op.b_dtype = pass->weight_dtype;
+  op.alpha = config->logit_scale;
   op.d = buffers->logits + first * config->vocab_size, op.ldd = config->vocab_size;
   op.d_dtype = NN_F32;
   return pass->backend->matmul(pass->place, &op, pass->scratch);

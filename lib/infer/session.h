@@ -13,11 +13,11 @@ typedef struct session_buffers {
   void *y;                   /* [R, hidden] */
   block_acts_t acts;
   int32_t *rows;             /* [5, R]: ids, position, sequence, attend, kv_len */
-  float *rope;               /* [max_len, head_dim] */
+  float *rope;               /* [max_len, rotary_dim] */
   float *logits;             /* [batch, vocab] after the last token of each sequence */
   int32_t *history;          /* [max_len] for the sampler */
   int32_t *token;            /* [1] chosen by the sampler */
-  router_stats_t router;     /* one, written by every layer in turn */
+  float *router_stats;       /* [2E + 1], written by every layer in turn */
   int64_t *stat_count;       /* [layers, E + 1] */
   double *stat_prob;         /* [layers, E] */
   size_t stat_bytes;
@@ -31,7 +31,7 @@ struct nn_session {
   int32_t act_dtype;
   storage_t *cache, *activations, *workspace;
   session_buffers_t buffers;
-  router_stats_t *router; /* host [layers], all the one of the buffers */
+  router_stats_t *router; /* host [layers], all those of the buffers */
   int32_t *rows_host;     /* host [5, R]: what a pass's rows are, copied to the buffers' rows */
   int32_t *tokens;        /* host [batch, max_len]: what each sequence holds */
   int64_t *length;        /* host [batch] */

@@ -2,6 +2,8 @@
 #ifndef NN_MODEL_BLOCK_H
 #define NN_MODEL_BLOCK_H
 
+#include <stdbool.h>
+
 #include "base/arena.h"
 #include "base/device.h"
 #include "model/weights.h"
@@ -10,6 +12,9 @@
 typedef struct block_acts {
   void *y1;                 /* [n, hidden]: norm before attention */
   float *mean1, *rstd1;     /* [n] */
+  void *raw;                /* queries and keys before their norm, all of qkv before its clamp;
+                               NULL where there is neither */
+  float *qk_rstd[2];        /* of the norms of queries and keys: [n, heads] or [n] */
   void *qkv;                /* [n, (A + 2K) D], q and k rotated */
   void *att;                /* [n, A D] */
   float *lse;               /* [n, A] */
@@ -18,8 +23,11 @@ typedef struct block_acts {
   float *mean2, *rstd2;
   routing_t routing;
   float *prob, *router_lse; /* [n, E], [n] */
-  void *pre;                /* experts: [n * k, 2F]; dense: [n, F] before GELU */
-  void *post;               /* dense: [n, F] after GELU */
+  float *shared_gate;       /* [n]: the shared expert's weight */
+  void *expert_pre;         /* [n * k, 2F] of the routed experts */
+  void *pre;                /* dense layer or shared expert: [n, 2F] before its activation, of GELU
+                               [n, F] */
+  void *post;               /* [n, F] after it */
 } block_acts_t;
 
 /* What backward needs beside the activations. */
@@ -29,7 +37,8 @@ typedef struct block_grads {
   void *dqkv;     /* as qkv */
   void *datt;     /* as att */
   float *dweight; /* [n, k] */
-  void *dpre;     /* dense: [n, F] */
+  float *dshared_gate; /* [n] */
+  void *dpost;         /* as post */
 } block_grads_t;
 
 /* Router statistics of one layer in one pass. Layers follow one another, to be read at once. */
@@ -58,9 +67,9 @@ typedef struct pass {
   int32_t weight_dtype, act_dtype;
   int64_t batch, q_len;
   const int32_t *ids, *position; /* [n] */
-  const float *rope;             /* [positions, head_dim] */
+  const float *rope;             /* [positions, rotary_dim] */
   int64_t capacity;              /* rows of an expert at most; 0: no bound */
-  router_stats_t *router;        /* [layers], or NULL for a dense model */
+  router_stats_t *router;        /* [layers], those of dense layers unused; NULL: all are dense */
   int64_t *stat_count;           /* [layers, E + 1] accumulated */
   double *stat_prob;             /* [layers, E] accumulated */
   const block_cache_t *cache;    /* NULL: keys and values are the pass's own */
@@ -84,24 +93,28 @@ static inline void *block_at(const void *acts, int32_t act_dtype, int64_t i) {
 backend_limits_t block_limits(const nn_device_t *device, const nn_model_config_t *config, int64_t n,
                               int64_t batch, int64_t kv_len, int32_t weight_dtype, bool training);
 
-/* Takes room for n tokens: all but the inside of the FFN, pre and post; and that. backward: with what
- * only the backward pass reads. */
+/* A layer that may be any of the model's: room for the largest of each kind. */
+enum { BLOCK_ANY_LAYER = -1 };
+
+/* Takes room for n tokens of a layer: all but the inside of the FFN, its _pre and post; and that.
+ * backward, and grads where they are taken already: with what only the backward pass reads. */
 void block_acts_take(arena_t *arena, const nn_model_config_t *config, int64_t n, int32_t act_dtype,
-                     bool backward, block_acts_t *acts);
+                     int64_t layer, bool backward, block_acts_t *acts);
 void block_acts_take_ffn(arena_t *arena, const nn_model_config_t *config, int64_t n,
-                         int32_t act_dtype, bool backward, block_acts_t *acts);
+                         int32_t act_dtype, int64_t layer, const block_grads_t *grads,
+                         block_acts_t *acts);
 void block_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n, int32_t act_dtype,
                       block_grads_t *grads);
-/* Takes [layers, 2E + 1] floats; stats: host [layers], or NULL while counting. */
-void router_stats_take(arena_t *arena, const nn_model_config_t *config, int64_t layers,
-                       router_stats_t *stats);
+/* Takes [rows, 2E + 1] floats; and the statistics that are row number `row` of them. */
+float *router_stats_take(arena_t *arena, const nn_model_config_t *config, int64_t rows);
+router_stats_t router_stats_row(const nn_model_config_t *config, float *stats, int64_t row);
 
 /* x[n, hidden] -> out[n, hidden]; out is not x. out NULL: the activations are made again for backward,
  * and nothing is added to the expert statistics. */
 nn_status_t block_forward(const pass_t *pass, int64_t layer, const void *x, void *out,
                           block_acts_t *acts);
 
-/* Makes the inside of the FFN, pre and post, again from the other activations. */
+/* Makes the inside of the FFN again from the other activations. */
 nn_status_t block_ffn_again(const pass_t *pass, int64_t layer, block_acts_t *acts);
 
 /* Turns grads->d from the gradient of the output into that of x, and adds the parameters' gradients. */

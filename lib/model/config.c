@@ -426,17 +426,8 @@ static const struct {
 } not_computed[] = {
 #define NOT_COMPUTED(member) \
   { #member, offsetof(nn_model_config_t, member), sizeof((nn_model_config_t *)0)->member }
-    NOT_COMPUTED(dense_layers),   NOT_COMPUTED(window),
-    NOT_COMPUTED(qk_norm),        NOT_COMPUTED(qkv_clip),
-    NOT_COMPUTED(shared_ffn),     NOT_COMPUTED(shared_gate),
-    NOT_COMPUTED(router_score),   NOT_COMPUTED(router_norm),
-    NOT_COMPUTED(router_scale),   NOT_COMPUTED(router_choice_bias),
-    NOT_COMPUTED(router_groups),  NOT_COMPUTED(attention_sinks),
-    NOT_COMPUTED(embedding_scale), NOT_COMPUTED(residual_scale),
-    NOT_COMPUTED(attention_scale), NOT_COMPUTED(logit_scale),
-    NOT_COMPUTED(rotary_dim),     NOT_COMPUTED(rope_interleaved),
-    NOT_COMPUTED(rope_scaling),   NOT_COMPUTED(swiglu_limit),
-    NOT_COMPUTED(q_rank),         NOT_COMPUTED(kv_rank),
+    NOT_COMPUTED(router_eps), NOT_COMPUTED(swiglu_limit),
+    NOT_COMPUTED(q_rank),     NOT_COMPUTED(kv_rank),
 };
 
 nn_status_t config_check_computed(const nn_model_config_t *config) {
@@ -447,9 +438,20 @@ nn_status_t config_check_computed(const nn_model_config_t *config) {
                          "%s is not 0; this release can read, check and write such a "
                          "configuration, but not compute the model",
                          not_computed[i].name);
-  if (config->family > NN_FAMILY_GPT2)
-    return status_fail(NN_ERR_UNSUPPORTED, "family is %d; this release computes 0 and 1",
-                       config->family);
+  if (config->router_score == NN_SCORE_SPARSE_MIXER)
+    return status_fail(NN_ERR_UNSUPPORTED,
+                       "router_score is %d; this release does not compute the sparse mixer",
+                       config->router_score);
+  if (config->router_score == NN_SCORE_SIGMOID &&
+      (config->aux_loss_coef != 0 || config->z_loss_coef != 0))
+    return status_fail(NN_ERR_UNSUPPORTED,
+                       "aux_loss_coef is %g and z_loss_coef %g; this release computes them for "
+                       "softmax scores alone",
+                       (double)config->aux_loss_coef, (double)config->z_loss_coef);
+  if (config->biases & NN_BIAS_HEAD || (config->experts && config->biases & NN_BIAS_FFN))
+    return status_fail(NN_ERR_UNSUPPORTED,
+                       "biases is %d; this release computes no bias of the head or of experts",
+                       config->biases);
   return NN_OK;
 }
 

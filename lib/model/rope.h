@@ -4,12 +4,20 @@
 
 #include "base/device.h"
 
-/* The base of a sequence of up to max_len tokens: rope_theta, stretched past the context (NTK-aware
- * scaling): theta * alpha^(d / (d - 2)). */
-double rope_base(const nn_model_config_t *config, int64_t max_len);
+/* Elements of a head that are rotated: the width of a table's row. */
+int64_t rope_dim(const nn_model_config_t *config);
 
-/* Fills table [positions, head_dim] on the device: head_dim/2 cosines, then as many sines, of
- * position * base^(-2i / head_dim), the angle rounded to fp32 as the published models compute it. */
+/* Sequences may be this many times as long as the context. */
+double rope_stretch(const nn_model_config_t *config);
+
+/* frequency: [rope_dim / 2], the angle of pair i between two positions, in a table for sequences of
+ * up to max_len tokens. *factor multiplies cosines and sines. */
+void rope_frequencies(const nn_model_config_t *config, int64_t max_len, double *frequency,
+                      double *factor);
+
+/* Fills table [positions, rope_dim] on the device: rope_dim/2 cosines, then as many sines, of
+ * position times frequency, which are rounded to fp32 like their product, as the published models
+ * have it. */
 nn_status_t rope_fill(nn_device_t *device, const nn_model_config_t *config, int64_t positions,
                       float *table);
 

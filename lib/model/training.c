@@ -1,6 +1,7 @@
 #include "model/training.h"
 
 #include "base/mem.h"
+#include "model/config.h"
 #include "model/rope.h"
 
 /* Rows of logits that nn_model_forward() holds at a time. */
@@ -45,17 +46,18 @@ static void training_take_activations(arena_t *arena, const nn_model_config_t *c
   buffers->y = arena_take(arena, n, config->hidden, element);
   buffers->mean = arena_take(arena, 1, n, sizeof(float));
   buffers->rstd = arena_take(arena, 1, n, sizeof(float));
+  block_grads_take(arena, config, n, act_dtype, &buffers->grads);
   block_acts_t acts = {0}, inside = {0};
   if (options->recompute == NN_RECOMPUTE_FFN)
-    block_acts_take_ffn(arena, config, n, act_dtype, true, &inside);
+    block_acts_take_ffn(arena, config, n, act_dtype, BLOCK_ANY_LAYER, &buffers->grads, &inside);
   for (int64_t i = 0; i < training_kept(config, options); i++) {
-    block_acts_take(arena, config, n, act_dtype, true, &acts);
+    int64_t layer = options->recompute == NN_RECOMPUTE_BLOCK ? BLOCK_ANY_LAYER : i;
+    block_acts_take(arena, config, n, act_dtype, layer, true, &acts);
     if (options->recompute != NN_RECOMPUTE_FFN)
-      block_acts_take_ffn(arena, config, n, act_dtype, true, &inside);
-    acts.pre = inside.pre, acts.post = inside.post;
+      block_acts_take_ffn(arena, config, n, act_dtype, layer, &buffers->grads, &inside);
+    acts.expert_pre = inside.expert_pre, acts.pre = inside.pre, acts.post = inside.post;
     if (buffers->acts) buffers->acts[i] = acts;
   }
-  block_grads_take(arena, config, n, act_dtype, &buffers->grads);
 }
 
 static void training_take_workspace(arena_t *arena, const nn_device_t *device,
@@ -69,12 +71,12 @@ static void training_take_workspace(arena_t *arena, const nn_device_t *device,
   buffers->row_loss = arena_take(arena, 1, n, sizeof(float));
   buffers->losses = arena_take(arena, 1, 3, sizeof(double));
   if (config->position == NN_POSITION_ROPE)
-    buffers->rope = arena_take(arena, options->seq_len, config->head_dim, sizeof(float));
+    buffers->rope = arena_take(arena, options->seq_len, rope_dim(config), sizeof(float));
   buffers->logits_rows = n < LOGITS_ROWS ? n : LOGITS_ROWS;
   buffers->logits = arena_take(arena, buffers->logits_rows, config->vocab_size, sizeof(float));
   if (config->experts) {
     buffers->mean_share = arena_take(arena, 1, config->experts, sizeof(float));
-    router_stats_take(arena, config, config->layers, buffers->router);
+    buffers->router_stats = router_stats_take(arena, config, config_sparse_layers(config));
     size_t before = arena->used;
     buffers->stat_count =
         arena_take(arena, config->layers, config->experts + 1, sizeof(int64_t));
@@ -107,6 +109,9 @@ nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *c
 static nn_status_t training_fill(nn_model_t *model, training_t *training) {
   nn_device_t *device = model->device;
   training_buffers_t *buffers = &training->buffers;
+  for (int64_t l = 0, row = 0; buffers->router && l < model->config.layers; l++)
+    if (!config_layer_is_dense(&model->config, l))
+      buffers->router[l] = router_stats_row(&model->config, buffers->router_stats, row++);
   if (model->config.position == NN_POSITION_ROPE)
     STATUS_TRY(rope_fill(device, &model->config, training->options.seq_len, buffers->rope));
   return device_zero(device, buffers->stat_count, buffers->stat_bytes);

@@ -12,16 +12,17 @@ typedef struct training_buffers {
   void *y;            /* [n, hidden] final norm */
   float *mean, *rstd; /* [n] */
   block_acts_t *acts; /* host [kept]: one a layer, or one in all when blocks are recomputed; with
-                         NN_RECOMPUTE_FFN all have the same pre and post */
+                         NN_RECOMPUTE_FFN all have the same inside of the FFN */
   block_grads_t grads;
   int32_t *ids, *position, *targets; /* [n] */
-  float *rope;        /* [seq_len, head_dim] */
+  float *rope;        /* [seq_len, rotary_dim] */
   float *row_loss;    /* [n] */
   double *losses;     /* [3]: sum of row_loss; load-balancing loss; z-loss */
   float *mean_share;  /* [E]: shares over all layers, for NN_AUX_JOINT */
   float *logits;      /* [logits_rows, vocab] */
   int64_t logits_rows;
-  router_stats_t *router; /* host [layers] */
+  float *router_stats;    /* [sparse layers, 2E + 1] */
+  router_stats_t *router; /* host [layers]: the rows of router_stats */
   int64_t *stat_count; /* [layers, E + 1] */
   double *stat_prob;   /* [layers, E] */
   size_t stat_bytes;   /* of stat_count and, behind it, stat_prob */

@@ -15,6 +15,7 @@ typedef struct block_weights {
   void *norm2, *norm2_bias;
   void *router, *router_bias, *choice_bias; /* [E, hidden], [E], [E] */
   void *gate, *up, *down;    /* of expert 0 */
+  void *gate_bias, *up_bias, *down_bias; /* likewise */
   void *shared_gate_up;      /* [2 shared ffn, hidden]: gate rows, then up rows */
   void *shared_down;         /* [hidden, shared ffn] */
   void *shared_expert_gate;  /* [hidden] */
@@ -29,6 +30,7 @@ typedef struct weights {
   void *head_bias;
   block_weights_t *blocks; /* [layers] */
   int64_t expert_stride;   /* elements from an expert's matrix to the next expert's */
+  int64_t expert_bias_stride; /* the same of its biases */
 } weights_t;
 
 /* Points into a buffer of element_bytes elements laid out by the table. */

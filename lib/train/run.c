@@ -2,6 +2,7 @@
 
 #include <math.h>
 
+#include "model/config.h"
 #include "model/training.h"
 
 /* Positions 0, 1, ... of each sequence to the device, unless they lie there from the last call. */
@@ -60,6 +61,7 @@ static nn_status_t run_blocks(nn_model_t *model, const pass_t *pass) {
   op_embed_t embed = {.n = n, .hidden = config->hidden, .weight_dtype = pass->weight_dtype};
   embed.ids = pass->ids, embed.position = pass->position;
   embed.wte = model->weights.wte, embed.wpe = model->weights.wpe;
+  embed.alpha = config->embedding_scale;
   embed.act_dtype = pass->act_dtype, embed.out = run_x(model, pass, 0);
   STATUS_TRY(pass->backend->embed(pass->place, &embed, pass->scratch));
   for (int64_t l = 0; l < config->layers; l++)
@@ -82,6 +84,7 @@ nn_status_t run_forward(nn_model_t *model, const int32_t *tokens, int64_t batch,
     op.a = block_at(buffers->y, pass.act_dtype, row * config->hidden), op.lda = config->hidden;
     op.a_dtype = pass.act_dtype;
     op.b = model->weights.head, op.ldb = config->hidden, op.b_dtype = model->dtype;
+    op.alpha = config->logit_scale;
     op.d = buffers->logits, op.ldd = config->vocab_size, op.d_dtype = NN_F32;
     STATUS_TRY(pass.backend->matmul(pass.place, &op, pass.scratch));
     STATUS_TRY(pass.backend->copy_out(pass.place, logits + row * config->vocab_size, buffers->logits,
@@ -97,9 +100,9 @@ static nn_status_t run_router_losses(nn_model_t *model, const pass_t *pass) {
   const nn_model_config_t *config = &model->config;
   const training_buffers_t *buffers = &model->training->buffers;
   if (!config->experts) return NN_OK;
-  op_router_loss_t op = {.layers = config->layers, .experts = config->experts};
+  op_router_loss_t op = {.layers = config_sparse_layers(config), .experts = config->experts};
   op.top_k = config->top_k, op.kind = config->aux_loss;
-  op.stats = buffers->router[0].share;
+  op.stats = buffers->router_stats;
   op.loss = buffers->losses + 1, op.mean_share = buffers->mean_share;
   return pass->backend->router_loss(pass->place, &op, pass->scratch);
 }
@@ -114,7 +117,7 @@ static router_loss_t run_router_loss(const nn_model_t *model, int64_t layer, flo
   loss.aux_scale = scale * config->aux_loss_coef * (float)config->experts;
   loss.aux_share = buffers->router[layer].share;
   if (config->aux_loss == NN_AUX_JOINT) {
-    loss.aux_scale *= (float)config->top_k / (float)config->layers;
+    loss.aux_scale *= (float)config->top_k / (float)config_sparse_layers(config);
     loss.aux_share = buffers->mean_share;
   }
   return loss;
@@ -140,6 +143,7 @@ static nn_status_t run_head(nn_model_t *model, const pass_t *pass, bool gradient
   op_head_loss_t op = {.n = n, .hidden = model->config.hidden, .vocab = model->config.vocab_size};
   op.x = buffers->y, op.w = model->weights.head;
   op.weight_dtype = model->dtype, op.act_dtype = pass->act_dtype;
+  op.alpha = model->config.logit_scale;
   op.target = buffers->targets, op.row_loss = buffers->row_loss, op.loss_sum = buffers->losses;
   if (gradients) {
     op.scale = targets ? scale / (float)targets : 0;
@@ -176,6 +180,7 @@ static nn_status_t run_backward(nn_model_t *model, const pass_t *pass, float sca
   op_embed_bwd_t embed = {.n = n, .hidden = config->hidden, .vocab = config->vocab_size};
   embed.context = config->context;
   embed.ids = pass->ids, embed.position = pass->position;
+  embed.alpha = config->embedding_scale;
   embed.act_dtype = pass->act_dtype, embed.dout = buffers->grads.d;
   embed.dwte = dweights->wte, embed.dwpe = dweights->wpe;
   return pass->backend->embed_bwd(pass->place, &embed, pass->scratch);

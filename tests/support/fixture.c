@@ -108,6 +108,86 @@ nn_model_config_t fixture_gpt2(void) {
   return config;
 }
 
+/* Members that the first mixture has and a dense model has not. */
+static nn_model_config_t fixture_dense(int32_t family) {
+  nn_model_config_t config = fixture_moe();
+  config.family = family;
+  config.experts = config.top_k = 0;
+  config.aux_loss_coef = config.z_loss_coef = 0;
+  return config;
+}
+
+static nn_model_config_t fixture_mixture(int32_t family) {
+  nn_model_config_t config = fixture_moe();
+  config.family = family;
+  config.aux_loss = NN_AUX_JOINT;
+  return config;
+}
+
+/* Sigmoid scores, groups, a bias for the choice, half of a head rotated, a dense layer first. */
+static nn_model_config_t fixture_glm4_moe(void) {
+  nn_model_config_t config = fixture_mixture(NN_FAMILY_GLM4_MOE);
+  config.aux_loss_coef = config.z_loss_coef = 0;
+  config.aux_loss = NN_AUX_SWITCH;
+  config.head_dim = 8, config.rotary_dim = 4, config.qk_norm = NN_QK_NORM_HEAD;
+  config.layers = 3, config.dense_ffn = 23, config.dense_layers[0] = 1, config.shared_ffn = 17;
+  config.experts = 6, config.router_groups = 3, config.router_top_groups = 2;
+  config.router_group_score = NN_GROUP_TOP2, config.router_score = NN_SCORE_SIGMOID;
+  config.router_choice_bias = 1, config.router_scale = 1.5f;
+  config.biases = NN_BIAS_QKV;
+  return config;
+}
+
+nn_model_config_t fixture_family(int32_t index) {
+  nn_model_config_t config;
+  switch (index) {
+    case 0: /* llama */
+      config = fixture_dense(NN_FAMILY_LLAMA);
+      config.biases = NN_BIAS_ALL, config.rope_scaling = NN_ROPE_LLAMA3, config.rope_factor = 4;
+      config.rope_original_context = 8;
+      return config;
+    case 1:
+      config = fixture_dense(NN_FAMILY_MISTRAL);
+      config.window = 4, config.rope_scaling = NN_ROPE_LINEAR, config.rope_factor = 2;
+      return config;
+    case 2:
+      config = fixture_dense(NN_FAMILY_QWEN2);
+      config.biases = NN_BIAS_QKV, config.window = 3, config.window_layers[0] = 2;
+      config.tied_head = 1;
+      return config;
+    case 3:
+      config = fixture_dense(NN_FAMILY_QWEN3);
+      config.qk_norm = NN_QK_NORM_HEAD, config.rope_scaling = NN_ROPE_YARN, config.rope_factor = 4;
+      config.rope_original_context = 8;
+      return config;
+    case 4:
+      config = fixture_mixture(NN_FAMILY_OLMOE);
+      config.qk_norm = NN_QK_NORM_FULL, config.qkv_clip = 0.7f;
+      config.router_norm = NN_ROUTER_NORM_NONE;
+      return config;
+    case 5:
+      config = fixture_mixture(NN_FAMILY_QWEN2_MOE);
+      config.biases = NN_BIAS_QKV, config.shared_ffn = 25, config.shared_gate = 1;
+      config.router_norm = NN_ROUTER_NORM_NONE;
+      config.layers = 3, config.dense_ffn = 30, config.dense_layers[0] = 2;
+      return config;
+    case 6:
+      config = fixture_mixture(NN_FAMILY_QWEN3_MOE);
+      config.qk_norm = NN_QK_NORM_HEAD, config.window = 5;
+      return config;
+    case 7:
+      config = fixture_mixture(NN_FAMILY_GRANITEMOE);
+      config.embedding_scale = 3, config.residual_scale = 0.4f, config.attention_scale = 0.3f;
+      config.logit_scale = 0.5f, config.biases = NN_BIAS_QKV | NN_BIAS_O;
+      return config;
+    case 8: return fixture_glm4_moe();
+    default:
+      config = fixture_mixture(NN_FAMILY_MIXTRAL);
+      config.window = 7, config.rope_scaling = NN_ROPE_DYNAMIC, config.rope_factor = 2;
+      return config;
+  }
+}
+
 nn_model_t *fixture_model(nn_device_t *device, const nn_model_config_t *config, uint64_t seed) {
   nn_model_t *model;
   CHECK(nn_model_create(device, config, NN_F32, seed, &model));
