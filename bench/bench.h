@@ -11,7 +11,7 @@
 /* Ends the program with the library's message when a call fails: a benchmark cannot go on. */
 #define TRY(call) bench_try((call), #call)
 void bench_try(nn_status_t status, const char *call);
-void *bench_alloc(size_t bytes);
+void *bench_alloc(size_t bytes); /* as the CPU backend has its memory; freed by mem_free */
 
 /* What the command line asks for. */
 typedef struct bench_options {

@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/mem.h"
 #include "bench.h"
 
 enum { LOOPS = 2000000, REPEATS = 5 };
@@ -77,7 +78,7 @@ static void *ceiling_thread(void *context) {
     double took = bench_now() - begin;
     if (i && took < job->seconds) job->seconds = took;
   }
-  free(job->a), free(job->b), free(job->c);
+  mem_free(job->a), mem_free(job->b), mem_free(job->c);
   return NULL;
 }
 

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "base/device.h"
+#include "base/mem.h"
 #include "bench.h"
 #include "gpu_clock.h"
 
@@ -49,7 +50,7 @@ static int32_t *gpu_ids(gpu_t *gpu, int64_t count, int64_t step, int64_t first, 
   for (int64_t i = 0; i < count; i++) ids[i] = (int32_t)((i * step + first) % bound);
   int32_t *data = gpu_alloc(gpu, (size_t)count * sizeof *ids);
   TRY(gpu->table->copy_in(gpu->place, data, ids, (size_t)count * sizeof *ids));
-  free(ids);
+  mem_free(ids);
   return data;
 }
 

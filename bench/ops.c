@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/device.h"
+#include "base/mem.h"
 #include "bench.h"
 
 /* The device and one large block of fp32 numbers that buffers are cut from. */
@@ -327,6 +328,6 @@ void bench_ops(nn_device_t *device, const bench_options_t *options, const bench_
   ops_embedding(&ops, TOKENS, 768, 50257);
   ops_loss(&ops, 256, 768, 50257);
   ops_optimizer(&ops, 32 << 20);
-  free(ops.scratch.data);
-  free(ops.pool);
+  mem_free(ops.scratch.data);
+  mem_free(ops.pool);
 }

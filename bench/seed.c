@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "base/device.h"
+#include "base/mem.h"
 #include "bench.h"
 
 /* A model with everything a step needs. */
@@ -51,7 +52,7 @@ static void seed_close(seed_model_t *made) {
   nn_optim_destroy(made->optim);
   nn_model_destroy(made->model);
   nn_device_destroy(made->device);
-  free(made->tokens), free(made->targets), free(made->logits);
+  mem_free(made->tokens), mem_free(made->targets), mem_free(made->logits);
 }
 
 static void seed_forward(void *context) {
@@ -182,8 +183,8 @@ static void seed_operations(const bench_ceilings_t *peak) {
              (bench_work_t){UNIT_FLOP, 2.0 * 64 * 64 * 64, peak->fp32_flops});
   report_run("seed", "softmax of 1000", seed_softmax, &ops, (bench_work_t){0});
   report_run("seed", "rmsnorm (2, 32, 64)", seed_rmsnorm, &ops, (bench_work_t){0});
-  for (int b = 0; b < 4; b++) free(*buffers[b]);
-  free(ops.scratch.data);
+  for (int b = 0; b < 4; b++) mem_free(*buffers[b]);
+  mem_free(ops.scratch.data);
   nn_device_destroy(device);
 }
 

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <time.h>
 
+#include "base/mem.h"
 #include "bench.h"
 
 enum { MOST_RUNS = 2000, LEAST_RUNS = 5 };
@@ -21,10 +22,9 @@ void bench_try(nn_status_t status, const char *call) {
 }
 
 void *bench_alloc(size_t bytes) {
-  void *data = NULL;
-  if (!posix_memalign(&data, 64, bytes)) return data;
-  fprintf(stderr, "moenn-bench: %zu bytes could not be had\n", bytes);
-  exit(1);
+  void *data;
+  TRY(mem_alloc_aligned(bytes, &data));
+  return data;
 }
 
 static int bench_compare(const void *a, const void *b) {

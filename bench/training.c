@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/mem.h"
 #include "bench.h"
 
 typedef struct step {
@@ -63,7 +64,7 @@ static void step_scenario(nn_device_t *device, const bench_options_t *options,
   report_line(group, name, median, fastest, runs, (bench_work_t){UNIT_FLOP, flops, rate}, note);
   nn_optim_destroy(step.optim);
   nn_model_destroy(step.model);
-  free(step.tokens), free(step.targets);
+  mem_free(step.tokens), mem_free(step.targets);
 }
 
 void bench_training(nn_device_t *device, const bench_options_t *options,

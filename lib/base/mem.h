@@ -12,7 +12,8 @@
  * that can be freed. */
 nn_status_t mem_alloc(size_t count, size_t size, void **data);
 
-/* 64-byte aligned, not initialised: the CPU backend's device memory. Freed by mem_free. */
+/* 64-byte aligned, not initialised: the CPU backend's device memory, in huge pages where it is large
+ * and the system has them. Freed by mem_free. */
 nn_status_t mem_alloc_aligned(size_t bytes, void **data);
 
 void mem_free(void *data);
