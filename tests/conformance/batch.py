@@ -39,6 +39,6 @@ class Training:
     lr: float = 0.01
     beta1: float = 0.9
     beta2: float = 0.95
-    eps: float = 1e-4
+    eps: float = 1e-3
     weight_decay: float = 0.1
     grad_clip: float = 1.0

@@ -12,10 +12,10 @@ import numpy as np
 LOGITS = 2e-5
 # The backward pass is twice as deep, and a gradient is often small beside the terms it is a sum of.
 GRADIENTS = 1e-4
-# AdamW divides a gradient by its own size, so a parameter's update keeps the gradient's relative
-# error where that is above eps. Compared is what the steps changed, not the parameter, in which it
-# would drown.
-UPDATES = 1e-3
+# AdamW divides a gradient by its size and eps: an error of the gradient, some 1e-6 of its largest
+# element, becomes at most that over eps of an update, which is near 1. Compared is what the steps
+# changed, not the parameter, in which it would drown.
+UPDATES = 5e-4
 # bf16, times the distance of transformers' own bf16 pass. Both round the same values to 8 bits,
 # theirs in more places; but the largest of some hundred errors is chance to about this factor.
 HALF = 2

@@ -82,18 +82,23 @@ def published(model: torch.nn.Module, values: dict[str, torch.Tensor]) -> dict[s
         return tensors(Path(folder))
 
 
+def named(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Everything that its files hold: parameters, and buffers that are not trained."""
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name in model.state_dict()}
+    return dict(model.named_parameters()) | buffers
+
+
 def parameters(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    return published(model, {name: p.detach() for name, p in model.named_parameters()})
+    return published(model, {name: tensor.detach() for name, tensor in named(model).items()})
 
 
 def gradients(model: torch.nn.Module) -> dict[str, np.ndarray]:
-    """An expert without a token has a gradient of zero."""
+    """Zero for an expert without a token, and for what is not trained."""
     return published(
         model,
         {
-            name: torch.zeros_like(p) if p.grad is None else p.grad
-            for name, p in model.named_parameters()
-            if p.requires_grad
+            name: torch.zeros_like(tensor) if tensor.grad is None else tensor.grad
+            for name, tensor in named(model).items()
         },
     )
 

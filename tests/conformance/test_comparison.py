@@ -124,7 +124,7 @@ class ComparisonTest(unittest.TestCase):
     def test_training_notices_its_options(self) -> None:
         for wrong in (
             dict(weight_decay=0.09),
-            dict(eps=2e-4),
+            dict(eps=2e-3),
             dict(beta2=0.96),
             dict(grad_clip=1.5),
         ):
