@@ -476,8 +476,9 @@ typedef struct nn_model_config_t {
  *  @param config its struct_size must be set; every other member is overwritten. */
 NN_API nn_status_t nn_config_preset(const char *name, nn_model_config_t *config);
 
-/** Reads the text of a Hugging Face config.json (model types "mixtral" and "gpt2"). A key that
- *  would change the numbers and is not understood is NN_ERR_UNSUPPORTED and named.
+/** Reads the text of a Hugging Face config.json, as transformers 4 or 5 writes it, of any of the
+ *  model types that NN_FAMILY_ names. A key that would change the numbers and is not understood is
+ *  NN_ERR_UNSUPPORTED and named.
  *  @param text  UTF-8, need not end in NUL.
  *  @param bytes its length. */
 NN_API nn_status_t nn_config_from_json(const char *text, size_t bytes, nn_model_config_t *config);

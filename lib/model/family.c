@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "base/status.h"
+#include "model/config.h"
 
 /* ---- tensors --------------------------------------------------------------------------------- */
 
@@ -214,13 +215,17 @@ const family_t families[FAMILIES] = {
                                      "block_sparse_moe.", granitemoe_limits),
                               .attention_biases = QKVO},
     [NN_FAMILY_DEEPSEEK_V2] = {FAMILY("deepseek_v2", "DeepseekV2ForCausalLM", deepseek_parts, MLP,
-                                      deepseek_v2_limits)},
+                                      deepseek_v2_limits),
+                               .counted = true},
     [NN_FAMILY_DEEPSEEK_V3] = {FAMILY("deepseek_v3", "DeepseekV3ForCausalLM", deepseek_parts, MLP,
-                                      deepseek_v3_limits)},
+                                      deepseek_v3_limits),
+                               .counted = true},
     [NN_FAMILY_GLM4_MOE] = {FAMILY("glm4_moe", "Glm4MoeForCausalLM", glm_parts, MLP,
                                    glm4_moe_limits),
+                            .counted = true,
                             .attention_biases = NN_BIAS_QKV},
     [NN_FAMILY_PHIMOE] = {FAMILY("phimoe", "PhimoeForCausalLM", w_parts, W, phimoe_limits),
+                          .alias = "PhiMoEForCausalLM",
                           .norm = NN_NORM_LAYER,
                           .attention_biases = QKVO,
                           .head_biases = NN_BIAS_HEAD},
@@ -337,6 +342,20 @@ static nn_status_t family_check_biases(const family_t *family, int32_t biases) {
   return no_form(family, "biases", biases, needed);
 }
 
+static nn_status_t family_check_counts(const family_t *family, const nn_model_config_t *config) {
+  if (!family->counted) return NN_OK;
+  if (config->shared_ffn % config->ffn)
+    return no_form(family, "shared_ffn", (double)config->shared_ffn, "a multiple of ffn");
+  int64_t dense = config->layers - config_sparse_layers(config);
+  for (int64_t layer = 0; layer < dense; layer++)
+    if (!config_layer_is_dense(config, layer))
+      return status_fail(NN_ERR_UNSUPPORTED,
+                         "dense_layers lacks layer %lld; this combination has no published form in "
+                         "the %s family: it needs dense layers to be the first ones",
+                         (long long)layer, family->model_type);
+  return NN_OK;
+}
+
 nn_status_t family_check(const nn_model_config_t *config) {
   const nn_model_config_t *c = config;
   const family_t *family = &families[c->family];
@@ -364,5 +383,6 @@ nn_status_t family_check(const nn_model_config_t *config) {
     return no_form(family, "kv_heads", (double)c->kv_heads, "as many as heads");
   if (family->position == NN_POSITION_LEARNED && c->heads * c->head_dim != c->hidden)
     return no_form(family, "head_dim", (double)c->head_dim, "hidden / heads");
-  return family_check_limits(family, c);
+  STATUS_TRY(family_check_limits(family, c));
+  return family_check_counts(family, c);
 }

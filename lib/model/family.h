@@ -61,10 +61,11 @@ typedef struct limit {
 } limit_t;
 
 typedef struct family {
-  const char *model_type, *architecture;
+  const char *model_type, *architecture, *alias; /* the class, and another spelling of it or NULL */
   int32_t norm, position, ffn_kind;
   bool sparse; /* has experts */
   bool tied_head; /* always */
+  bool counted;   /* shared_ffn is counted in experts, dense layers from the first on */
   /* NN_BIAS_ masks: those that are always there, and those that come and go together */
   int32_t biases, attention_biases, ffn_biases, head_biases;
   const limit_t *limits; /* ends with an offset of 0 */

@@ -61,11 +61,16 @@ static void rope_is_understood_in_both_spellings(void **state) {
          MIXTRAL "\"rope_theta\":7,\"rope_parameters\":{\"rope_theta\":9}}");
   refuse(NN_ERR_FORMAT, "rope_scaling", MIXTRAL "\"rope_scaling\":3}");
   refuse(NN_ERR_FORMAT, "rope_theta", MIXTRAL "\"rope_theta\":0}");
-  refuse(NN_ERR_UNSUPPORTED, "rope_scaling.type|\"linear\"",
+  refuse(NN_ERR_FORMAT, "rope_scaling has no factor|\"linear\"",
          MIXTRAL "\"rope_scaling\":{\"type\":\"linear\"}}");
-  refuse(NN_ERR_UNSUPPORTED, "rope_parameters.rope_type|\"yarn\"",
-         MIXTRAL "\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":2}}");
-  refuse(NN_ERR_UNSUPPORTED, "rope_parameters.factor|2",
+  refuse(NN_ERR_UNSUPPORTED, "rope_parameters.rope_type|\"longrope\"|\"yarn\"",
+         MIXTRAL "\"rope_parameters\":{\"rope_type\":\"longrope\",\"factor\":2}}");
+  refuse(NN_ERR_UNSUPPORTED, "rope_scaling.beta_fast|\"linear\"",
+         MIXTRAL "\"rope_scaling\":{\"type\":\"linear\",\"factor\":2,\"beta_fast\":32}}");
+  refuse(NN_ERR_FORMAT, "rope_parameters.rope_type is \"yarn\"|other object",
+         MIXTRAL "\"rope_scaling\":{\"type\":\"linear\",\"factor\":2},"
+                 "\"rope_parameters\":{\"rope_type\":\"yarn\",\"factor\":2}}");
+  refuse(NN_ERR_UNSUPPORTED, "rope_parameters.factor|\"default\"",
          MIXTRAL "\"rope_parameters\":{\"factor\":2}}");
   refuse(NN_ERR_UNSUPPORTED, "partial_rotary_factor|0.5",
          MIXTRAL "\"rope_parameters\":{\"partial_rotary_factor\":0.5}}");
@@ -119,7 +124,8 @@ static void what_would_change_the_numbers_is_refused(void **state) {
   (void)state;
   refuse(NN_ERR_UNSUPPORTED, "\"some_new_key\"|7|mixtral", MIXTRAL "\"some_new_key\":7}");
   refuse(NN_ERR_UNSUPPORTED, "\"n_embd\"", MIXTRAL "\"n_embd\":768}"); /* another family's */
-  refuse(NN_ERR_UNSUPPORTED, "sliding_window is 4096", MIXTRAL "\"sliding_window\":4096}");
+  refuse(NN_ERR_UNSUPPORTED, "sliding_window is 4096",
+         "{\"model_type\":\"llama\",\"sliding_window\":4096}");
   refuse(NN_ERR_UNSUPPORTED, "attention_bias is true", MIXTRAL "\"attention_bias\":true}");
   refuse(NN_ERR_UNSUPPORTED, "router_jitter_noise is 0.1", MIXTRAL "\"router_jitter_noise\":0.1}");
   refuse(NN_ERR_UNSUPPORTED, "hidden_act is \"gelu\"|silu", MIXTRAL "\"hidden_act\":\"gelu\"}");
@@ -134,7 +140,76 @@ static void what_would_change_the_numbers_is_refused(void **state) {
   refuse(NN_ERR_UNSUPPORTED, "add_cross_attention is true", GPT2 "\"add_cross_attention\":true}");
   refuse(NN_ERR_UNSUPPORTED, "pruned_heads", GPT2 "\"pruned_heads\":{\"0\":[1]}}");
   refuse(NN_ERR_UNSUPPORTED, "tied_head", GPT2 "\"tie_word_embeddings\":false}");
-  refuse(NN_ERR_UNSUPPORTED, "model_type is \"llama\"|mixtral", "{\"model_type\":\"llama\"}");
+  refuse(NN_ERR_UNSUPPORTED, "model_type is \"abacus\"|mixtral|qwen3_moe",
+         "{\"model_type\":\"abacus\"}");
+}
+
+#define QWEN2 "{\"model_type\":\"qwen2\",\"num_hidden_layers\":2,"
+#define QWEN2_MOE "{\"model_type\":\"qwen2_moe\",\"num_hidden_layers\":2,"
+
+static void layers_that_differ_must_make_sense(void **state) {
+  (void)state;
+  refuse(NN_ERR_FORMAT, "layer_types has 1 entries|num_hidden_layers is 2",
+         QWEN2 "\"layer_types\":[\"full_attention\"]}");
+  refuse(NN_ERR_FORMAT, "layer_types is []", QWEN2 "\"layer_types\":[]}");
+  refuse(NN_ERR_FORMAT, "layer_types is 7", QWEN2 "\"layer_types\":7}");
+  refuse(NN_ERR_UNSUPPORTED, "layer_types is \"chunked_attention\"|full_attention",
+         QWEN2 "\"layer_types\":[\"full_attention\",\"chunked_attention\"]}");
+  refuse(NN_ERR_UNSUPPORTED, "layer_types is 1", QWEN2 "\"layer_types\":[1,1]}");
+  refuse(NN_ERR_UNSUPPORTED, "sliding_attention|no window is in use",
+         QWEN2 "\"layer_types\":[\"sliding_attention\",\"full_attention\"]}");
+  refuse(NN_ERR_FORMAT, "use_sliding_window is 1", QWEN2 "\"use_sliding_window\":1}");
+  refuse(NN_ERR_FORMAT, "sliding_window is -1", QWEN2 "\"sliding_window\":-1}");
+  refuse(NN_ERR_UNSUPPORTED, "layer_types", /* a key that no code of this model type looks at */
+         "{\"model_type\":\"mistral\",\"layer_types\":[\"full_attention\"]}");
+  refuse(NN_ERR_FORMAT, "mlp_only_layers is 1", QWEN2_MOE "\"mlp_only_layers\":1}");
+  refuse(NN_ERR_FORMAT, "mlp_only_layers is -1", QWEN2_MOE "\"mlp_only_layers\":[-1]}");
+  refuse(NN_ERR_FORMAT, "decoder_sparse_step is 0", QWEN2_MOE "\"decoder_sparse_step\":0}");
+  refuse(NN_ERR_FORMAT, "dense_layers has every layer", QWEN2_MOE "\"mlp_only_layers\":[0,1]}");
+  refuse(NN_ERR_FORMAT, "dense_layers has every layer", QWEN2_MOE "\"decoder_sparse_step\":3}");
+  /* layers that are not there are nothing to transformers */
+  assert_true(read_text(QWEN2_MOE "\"mlp_only_layers\":[2,300]}").dense_layers[0] == 0);
+  nn_model_config_t c = read_text(QWEN2_MOE "\"mlp_only_layers\":[0]}");
+  assert_true(c.dense_layers[0] == 1 && c.dense_ffn == 5632 && c.ffn == 1408);
+}
+
+static void patterns_have_room_for_256_layers(void **state) {
+  (void)state;
+#define MANY "\"num_hidden_layers\":300,\"use_sliding_window\":true,"
+  nn_model_config_t c = read_text("{\"model_type\":\"qwen2\"," MANY "\"max_window_layers\":0}");
+  assert_true(c.window == 4096 && !c.window_layers[0]);
+  c = read_text("{\"model_type\":\"qwen2\"," MANY "\"max_window_layers\":300}");
+  assert_int_equal(c.window, 0);
+  refuse(NN_ERR_UNSUPPORTED, "some of 300 layers have a window|256",
+         "{\"model_type\":\"qwen2\"," MANY "\"max_window_layers\":299}");
+  refuse(NN_ERR_UNSUPPORTED, "some of 300 layers are dense|256",
+         "{\"model_type\":\"qwen3_moe\"," MANY "\"mlp_only_layers\":[299]}");
+  refuse(NN_ERR_UNSUPPORTED, "some of 300 layers are dense|256",
+         "{\"model_type\":\"qwen3_moe\"," MANY "\"mlp_only_layers\":[3]}");
+  refuse(NN_ERR_UNSUPPORTED, "some of 300 layers are dense|256",
+         "{\"model_type\":\"glm4_moe\",\"num_hidden_layers\":300}");
+}
+
+static void switches_of_families_must_stand_where_they_are_computed(void **state) {
+  (void)state;
+  refuse(NN_ERR_UNSUPPORTED, "topk_method is \"noaux_tc\"|\"greedy\"",
+         "{\"model_type\":\"deepseek_v2\",\"topk_method\":\"noaux_tc\"}");
+  refuse(NN_ERR_UNSUPPORTED, "scoring_func is \"softmax\"",
+         "{\"model_type\":\"deepseek_v3\",\"scoring_func\":\"softmax\"}");
+  refuse(NN_ERR_UNSUPPORTED, "moe_layer_freq is 2|1",
+         "{\"model_type\":\"deepseek_v3\",\"moe_layer_freq\":2}");
+  refuse(NN_ERR_UNSUPPORTED, "input_jitter_noise is 0.1",
+         "{\"model_type\":\"phimoe\",\"input_jitter_noise\":0.1}");
+  refuse(NN_ERR_FORMAT, "logits_scaling is 0",
+         "{\"model_type\":\"granitemoe\",\"logits_scaling\":0}");
+  refuse(NN_ERR_FORMAT, "clip_qkv is 0", "{\"model_type\":\"olmoe\",\"clip_qkv\":0}");
+  refuse(NN_ERR_FORMAT, "attention_bias is 1", "{\"model_type\":\"llama\",\"attention_bias\":1}");
+  assert_true(read_text("{\"model_type\":\"phimoe\",\"architectures\":[\"PhiMoEForCausalLM\"]}")
+                  .family == NN_FAMILY_PHIMOE);
+  refuse(NN_ERR_FORMAT, "router_top_groups is 5|router_groups, 4",
+         "{\"model_type\":\"deepseek_v3\",\"n_group\":4,\"topk_group\":5}");
+  refuse(NN_ERR_FORMAT, "router_groups is 7|divide experts",
+         "{\"model_type\":\"deepseek_v3\",\"n_group\":7,\"topk_group\":5}");
 }
 
 static void dtypes_and_classes_must_make_sense(void **state) {
@@ -325,6 +400,9 @@ int main(void) {
       cmocka_unit_test(nulls_and_aliases_are_understood),
       cmocka_unit_test(bookkeeping_is_left_alone),
       cmocka_unit_test(what_would_change_the_numbers_is_refused),
+      cmocka_unit_test(layers_that_differ_must_make_sense),
+      cmocka_unit_test(patterns_have_room_for_256_layers),
+      cmocka_unit_test(switches_of_families_must_stand_where_they_are_computed),
       cmocka_unit_test(dtypes_and_classes_must_make_sense),
       cmocka_unit_test(hostile_texts_are_refused),
       cmocka_unit_test(every_configuration_survives),

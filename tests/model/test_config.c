@@ -248,6 +248,64 @@ static void combinations_without_a_published_form_are_refused(void **state) {
   config = files_mixtral();
   config.tied_head = 1;
   CHECK(nn_config_validate(&config));
+  NO_FORM(files_mixtral, qk_norm, NN_QK_NORM_HEAD);
+  NO_FORM(files_mixtral, router_norm, NN_ROUTER_NORM_NONE);
+  NO_FORM(files_mixtral, shared_ffn, 3);
+  NO_FORM(files_mixtral, embedding_scale, 2);
+  NO_FORM(files_mixtral, rotary_dim, 2);
+  NO_FORM(files_mixtral, biases, NN_BIAS_ROUTER);
+  NO_FORM(files_mixtral, dense_ffn, 5);
+  config = files_mixtral();
+  config.family = NN_FAMILY_OLMOE;
+  CHECK_FAILS(NN_ERR_UNSUPPORTED, "qk_norm is 0|olmoe family: it needs 2",
+              nn_config_validate(&config));
+  config.qk_norm = NN_QK_NORM_FULL, config.biases = NN_BIAS_QKV;
+  CHECK_FAILS(NN_ERR_UNSUPPORTED, "biases is 1|with or without 3", nn_config_validate(&config));
+  config = files_mixtral();
+  config.family = NN_FAMILY_QWEN2_MOE, config.shared_gate = 1;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "shared_gate is 1|shared_ffn", nn_config_validate(&config));
+  config.shared_gate = 0;
+  CHECK_FAILS(NN_ERR_UNSUPPORTED, "shared_ffn is 0|at least 1", nn_config_validate(&config));
+  config = files_mixtral();
+  config.family = NN_FAMILY_GLM4_MOE, config.layers = 3;
+  config.router_score = NN_SCORE_SIGMOID, config.router_choice_bias = 1;
+  config.router_group_score = NN_GROUP_TOP2, config.shared_ffn = 8;
+  CHECK_FAILS(NN_ERR_UNSUPPORTED, "shared_ffn is 8|a multiple of ffn",
+              nn_config_validate(&config));
+  config.shared_ffn = 0, config.dense_layers[0] = 2;
+  CHECK_FAILS(NN_ERR_UNSUPPORTED, "dense_layers lacks layer 0", nn_config_validate(&config));
+  config.dense_layers[0] = 8;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "dense_layers has layer 3", nn_config_validate(&config));
+  config.dense_layers[0] = 7;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "dense_layers has every layer", nn_config_validate(&config));
+  config.dense_layers[0] = 0, config.family = NN_FAMILY_GPT_OSS;
+  CHECK_FAILS(NN_ERR_UNSUPPORTED, "family is 10", nn_config_validate(&config));
+}
+
+static void members_of_rope_must_fit_each_other(void **state) {
+  (void)state;
+  REFUSED(rope_factor, 2, "is 2|rope_scaling 0");
+  REFUSED(rope_beta_fast, 2, "is 2|rope_scaling 0");
+  REFUSED(rotary_dim, 3, "is 3|even");
+  REFUSED(rotary_dim, 6, "is 6|head_dim, which is 4");
+  REFUSED(rope_scaling, 5, "is 5");
+  REFUSED(q_rank, 4, "is 4|without kv_rank");
+  nn_model_config_t config = files_mixtral();
+  config.rope_scaling = NN_ROPE_LINEAR, config.rope_factor = 0.5f;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "rope_factor is 0.5|at least 1", nn_config_validate(&config));
+  config.rope_factor = 2, config.rope_ntk_alpha = 2;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "rope_ntk_alpha is 2|rope_scaling", nn_config_validate(&config));
+  config = files_mixtral();
+  config.rope_scaling = NN_ROPE_LLAMA3, config.rope_factor = 8, config.rope_low_freq = 4;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "rope_low_freq is 4|below rope_high_freq",
+              nn_config_validate(&config));
+  config = files_gpt2();
+  config.rope_scaling = NN_ROPE_LINEAR;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "rope_scaling 1|learned", nn_config_validate(&config));
+  config = files_mixtral();
+  config.family = NN_FAMILY_QWEN2, config.window_layers[0] = 1;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "window_layers is set|without a window",
+              nn_config_validate(&config));
 }
 
 int main(void) {
@@ -262,6 +320,7 @@ int main(void) {
       cmocka_unit_test(sizes_may_not_overflow),
       cmocka_unit_test(members_of_routing_need_experts),
       cmocka_unit_test(combinations_without_a_published_form_are_refused),
+      cmocka_unit_test(members_of_rope_must_fit_each_other),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

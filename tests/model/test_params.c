@@ -81,7 +81,7 @@ static nn_model_config_t full(int32_t family) {
     case NN_FAMILY_DEEPSEEK_V3:
       config.kv_heads = config.heads;
       config.q_rank = 5, config.kv_rank = 3, config.rope_head_dim = 2, config.value_head_dim = 3;
-      config.dense_layers[0] = 1, config.shared_ffn = 5, config.rope_interleaved = 1;
+      config.dense_layers[0] = 1, config.shared_ffn = 14, config.rope_interleaved = 1;
       config.router_norm = NN_ROUTER_NORM_NONE;
       if (family == NN_FAMILY_DEEPSEEK_V3)
         config.router_score = NN_SCORE_SIGMOID, config.router_choice_bias = 1,
@@ -89,7 +89,7 @@ static nn_model_config_t full(int32_t family) {
       break;
     case NN_FAMILY_GLM4_MOE:
       config.qk_norm = NN_QK_NORM_HEAD;
-      config.dense_layers[0] = 1, config.shared_ffn = 5;
+      config.dense_layers[0] = 1, config.shared_ffn = 14;
       config.router_score = NN_SCORE_SIGMOID, config.router_choice_bias = 1;
       config.router_group_score = NN_GROUP_TOP2;
       break;
