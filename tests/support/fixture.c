@@ -130,7 +130,7 @@ static nn_model_config_t fixture_glm4_moe(void) {
   config.aux_loss_coef = config.z_loss_coef = 0;
   config.aux_loss = NN_AUX_SWITCH;
   config.head_dim = 8, config.rotary_dim = 4, config.qk_norm = NN_QK_NORM_HEAD;
-  config.layers = 3, config.dense_ffn = 23, config.dense_layers[0] = 1, config.shared_ffn = 17;
+  config.layers = 3, config.dense_ffn = 23, config.dense_layers[0] = 1, config.shared_ffn = 38;
   config.experts = 6, config.router_groups = 3, config.router_top_groups = 2;
   config.router_group_score = NN_GROUP_TOP2, config.router_score = NN_SCORE_SIGMOID;
   config.router_choice_bias = 1, config.router_scale = 1.5f;
