@@ -60,7 +60,8 @@ static void test_linear(void **state) {
 
 static void test_dynamic(void **state) {
   (void)state;
-  nn_model_config_t c = {.head_dim = 128, .rope_theta = 10000, .rope_ntk_alpha = 1, .context = 2048};
+  nn_model_config_t c = {.head_dim = 128, .rope_theta = 10000, .rope_ntk_alpha = 1};
+  c.context = 2048;
   c.rope_scaling = NN_ROPE_DYNAMIC, c.rope_factor = 2;
   CHECK(&c, 2048, 1, {32, 0.01});
   CHECK(&c, 4096, 1, {64 - 32, pow(30527.7367488, -0.5)});

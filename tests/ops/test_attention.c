@@ -1,4 +1,5 @@
-/* Causal attention forward (training rows, and caches of ragged length) and backward. */
+/* Causal attention forward (training rows, and caches of ragged length) and backward, with windows
+ * and sinks. */
 #include <math.h>
 
 #include "ops.h"
@@ -7,19 +8,33 @@ typedef struct attention_case {
   int64_t batch, q_len, heads, kv_heads, dim;
   int64_t past; /* keys before the first query of the last sequence; others have fewer, one has 0 */
   float q_scale;  /* 0: 1 */
+  int64_t window; /* 0: none */
+  int32_t sinks;
 } attention_case_t;
 
 static const attention_case_t training_cases[] = {
-    {1, 1, 1, 1, 1, 0, 0},    {1, 1, 4, 1, 8, 0, 0},     {1, 17, 4, 2, 16, 0, 0},
-    {2, 9, 3, 3, 20, 0, 0},   {1, 65, 4, 1, 64, 0, 0},   {1, 33, 2, 1, 80, 0, 0},
-    {2, 40, 2, 2, 128, 0, 0}, {1, 20, 2, 1, 256, 0, 0},  {3, 7, 6, 2, 7, 0, 0},
-    {1, 21, 2, 1, 100, 0, 5}, {2, 130, 5, 1, 64, 0, 0},  {1, 70, 3, 1, 16, 0, 100},
+    {1, 1, 1, 1, 1, 0, 0, 0, 0},    {1, 1, 4, 1, 8, 0, 0, 0, 0},
+    {1, 17, 4, 2, 16, 0, 0, 0, 0},  {2, 9, 3, 3, 20, 0, 0, 0, 0},
+    {1, 65, 4, 1, 64, 0, 0, 0, 0},  {1, 33, 2, 1, 80, 0, 0, 0, 0},
+    {2, 40, 2, 2, 128, 0, 0, 0, 0}, {1, 20, 2, 1, 256, 0, 0, 0, 0},
+    {3, 7, 6, 2, 7, 0, 0, 0, 0},    {1, 21, 2, 1, 100, 0, 5, 0, 0},
+    {2, 130, 5, 1, 64, 0, 0, 0, 0}, {1, 70, 3, 1, 16, 0, 100, 0, 0},
+    {1, 1, 2, 1, 8, 0, 0, 1, 1},    {2, 17, 4, 2, 16, 0, 0, 1, 0},
+    {2, 17, 4, 2, 16, 0, 0, 5, 0},  {1, 9, 2, 1, 20, 0, 0, 9, 1},
+    {2, 130, 5, 1, 64, 0, 0, 50, 0}, {1, 200, 3, 3, 16, 0, 5, 7, 1},
+    {1, 150, 2, 2, 32, 0, 100, 64, 1}, {1, 65, 4, 1, 64, 0, 0, 0, 1},
+    {1, 70, 3, 1, 16, 0, 0, 1000, 0},
 };
 
 static const attention_case_t cache_cases[] = {
-    {1, 1, 1, 1, 1, 0, 0},    {4, 1, 4, 2, 64, 20, 0},   {3, 5, 4, 1, 16, 11, 0},
-    {5, 17, 2, 1, 20, 9, 0},  {3, 1, 12, 1, 64, 300, 0}, {2, 3, 4, 4, 80, 129, 0},
-    {3, 2, 2, 1, 256, 70, 0}, {4, 16, 8, 2, 128, 64, 0}, {2, 1, 3, 3, 8, 1000, 50},
+    {1, 1, 1, 1, 1, 0, 0, 0, 0},      {4, 1, 4, 2, 64, 20, 0, 0, 0},
+    {3, 5, 4, 1, 16, 11, 0, 0, 0},    {5, 17, 2, 1, 20, 9, 0, 0, 0},
+    {3, 1, 12, 1, 64, 300, 0, 0, 0},  {2, 3, 4, 4, 80, 129, 0, 0, 0},
+    {3, 2, 2, 1, 256, 70, 0, 0, 0},   {4, 16, 8, 2, 128, 64, 0, 0, 0},
+    {2, 1, 3, 3, 8, 1000, 50, 0, 0},  {3, 5, 4, 1, 16, 11, 0, 3, 1},
+    {4, 1, 4, 2, 64, 20, 0, 9, 0},    {3, 1, 12, 1, 64, 1300, 0, 700, 1},
+    {2, 1, 3, 3, 8, 1300, 50, 1, 1},  {5, 17, 2, 1, 20, 90, 0, 40, 1},
+    {3, 40, 4, 1, 32, 700, 0, 100, 0}, {2, 1, 3, 3, 8, 1000, 0, 0, 1},
 };
 
 /* A case in fp64, all arrays dense: q, o, dout, dq [batch, q_len, A, D]; k, v, dk, dv [batch,
@@ -27,7 +42,9 @@ static const attention_case_t cache_cases[] = {
 typedef struct attention64 {
   int64_t batch, q_len, heads, kv_heads, dim, kv_most;
   const int32_t *kv_len; /* [batch] */
+  int64_t window;
   double scale;
+  double *sinks, *dsinks, *dsinks_size; /* [A] or NULL; dsinks_size: sum of magnitudes */
   double *q, *k, *v, *dout, *o, *lse, *dq, *dk, *dv;
   double *weight; /* [batch, kv_most, K] sum of the probabilities that a key received */
   double score_size, score_most, dp_size, dscore_most; /* largest sums of magnitudes, and values */
@@ -52,20 +69,23 @@ static double dot64(const double *x, const double *y, int64_t n, double *size) {
   return sum;
 }
 
-/* Probabilities of one query row; returns how many keys it sees. */
+/* Probabilities of one query row, of keys outside the window 0; returns how many keys there are up
+ * to its own. */
 static int64_t probabilities(attention64_t *c, int64_t b, int64_t i, int64_t a, double *p,
                              double *lse) {
   int64_t seen = c->kv_len[b] ? c->kv_len[b] - c->q_len + i + 1 : 0;
-  double most = -INFINITY, sum = 0;
-  for (int64_t j = 0; j < seen; j++) {
+  int64_t first = c->window && seen > c->window ? seen - c->window : 0;
+  double most = c->sinks && seen ? c->sinks[a] : -INFINITY, sum = 0;
+  for (int64_t j = first; j < seen; j++) {
     p[j] =
         c->scale * dot64(c->q + q_at(c, b, i, a), c->k + k_at(c, b, j, a), c->dim, &c->score_size);
     most = fmax(most, p[j]);
     c->score_most = fmax(c->score_most, fabs(p[j]));
   }
-  for (int64_t j = 0; j < seen; j++) sum += exp(p[j] - most);
+  for (int64_t j = first; j < seen; j++) sum += exp(p[j] - most);
+  if (c->sinks && seen) sum += exp(c->sinks[a] - most);
   *lse = most + log(sum);
-  for (int64_t j = 0; j < seen; j++) p[j] = exp(p[j] - *lse);
+  for (int64_t j = 0; j < seen; j++) p[j] = j < first ? 0 : exp(p[j] - *lse);
   return seen;
 }
 
@@ -88,7 +108,12 @@ static void attention64_backward(attention64_t *c) {
     int64_t q = q_at(c, b, i, a);
     double lse, delta = dot64(c->dout + q, c->o + q, c->dim, &c->dp_size);
     int64_t seen = probabilities(c, b, i, a, p, &lse);
+    if (c->sinks) {
+      c->dsinks[a] -= exp(c->sinks[a] - lse) * delta;
+      c->dsinks_size[a] += exp(c->sinks[a] - lse) * fabs(delta);
+    }
     for (int64_t j = 0; j < seen; j++) {
+      if (p[j] == 0) continue;
       int64_t k = k_at(c, b, j, a);
       double ds = dot64(c->dout + q, c->v + k, c->dim, &c->dp_size) - delta;
       c->dscore_most = fmax(c->dscore_most, fabs(ds));
@@ -113,6 +138,9 @@ static double *dense(const float *data, int64_t batch, int64_t rows, int64_t wid
   return copy;
 }
 
+/* Between the scores, which are below 3 or so, and well above them. */
+static float *sinks_of(const attention_case_t *c) { return ops_uniform(c->heads, 4, 12); }
+
 static attention64_t attention64_make(const attention_case_t *c, int64_t kv_most,
                                       const int32_t *kv_len) {
   attention64_t e = {.batch = c->batch,
@@ -123,6 +151,13 @@ static attention64_t attention64_make(const attention_case_t *c, int64_t kv_most
                      .kv_most = kv_most,
                      .kv_len = kv_len};
   e.scale = (float)(1 / sqrt((double)c->dim));
+  e.window = c->window;
+  if (c->sinks) {
+    const float *sinks = sinks_of(c);
+    e.sinks = ops_doubles(c->heads);
+    for (int64_t a = 0; a < c->heads; a++) e.sinks[a] = sinks[a];
+    e.dsinks = ops_doubles(c->heads), e.dsinks_size = ops_doubles(c->heads);
+  }
   int64_t q_count = c->batch * c->q_len * c->heads * c->dim;
   int64_t k_count = c->batch * kv_most * c->kv_heads * c->dim;
   e.o = ops_doubles(q_count), e.dq = ops_doubles(q_count);
@@ -202,7 +237,9 @@ static void check_training_forward(const attention_case_t *c) {
                        .v = x + q + k,
                        .ldkv = ld,
                        .kv_batch = c->q_len * ld,
+                       .window = c->window,
                        .scale = (float)e.scale};
+  if (c->sinks) op.sinks = sinks_of(c);
   ops_trial_t trial;
   ops_begin(&trial, attention_limits(c, c->q_len, 1));
   while (ops_next(&trial)) {
@@ -253,7 +290,9 @@ static void check_cache_forward(const attention_case_t *c, int reversed) {
                        .ldkv = k,
                        .kv_batch = kv_batch,
                        .kv_len = kv_len,
+                       .window = c->window,
                        .scale = (float)e.scale};
+  if (c->sinks) op.sinks = sinks_of(c);
   if (reversed) op.sequence = sequence;
   ops_trial_t trial;
   ops_begin(&trial, attention_limits(c, kv_most, 0));
@@ -277,7 +316,8 @@ static void test_cache_forward(void **state) {
 /* Spreads dense fp64 gradients over rows of ld; padding keeps what it was. With p the probability
  * and g = dout . v - delta of it: an error of probability_error (and of lse, rounded to fp32) in p,
  * and two of a dot product over D in g, times the sums of p that a row of dq (1) or of dk and dv
- * (weight) has, times the largest |k| or |q|. */
+ * (weight) has, times the largest |k| or |q|. What is below the smallest normal number may be
+ * flushed. */
 static void spread(const attention64_t *e, const float *before, int64_t ld, double q_most,
                    double *want, double *slack) {
   int64_t q = e->heads * e->dim, k = e->kv_heads * e->dim;
@@ -287,16 +327,16 @@ static void spread(const attention64_t *e, const float *before, int64_t ld, doub
   for (int64_t at = 0; at < e->batch * e->q_len * ld; at++) {
     int64_t row = at / ld, j = at % ld;
     want[at] = before[at];
-    slack[at] = 0;
+    slack[at] = j < q + 2 * k ? 0x1p-126 : 0;
     if (j < q) {
       want[at] = e->dq[row * q + j];
-      slack[at] = e->scale * g;
+      slack[at] += e->scale * g;
     } else if (j < q + k) {
       want[at] = e->dk[row * k + j - q];
-      slack[at] = e->scale * q_most * g * e->weight[row * e->kv_heads + (j - q) / e->dim];
+      slack[at] += e->scale * q_most * g * e->weight[row * e->kv_heads + (j - q) / e->dim];
     } else if (j < q + 2 * k) {
       want[at] = e->dv[row * k + j - q - k];
-      slack[at] = (p + terms) * e->weight[row * e->kv_heads + (j - q - k) / e->dim];
+      slack[at] += (p + terms) * e->weight[row * e->kv_heads + (j - q - k) / e->dim];
     }
   }
 }
@@ -324,7 +364,18 @@ static void check_backward(const attention_case_t *c) {
                            .v = x + q + k,
                            .ldkv = ld,
                            .kv_batch = c->q_len * ld,
+                           .window = c->window,
                            .scale = (float)e.scale};
+  float *sinks_before = ops_uniform(c->heads, 1, 13);
+  double *want_sinks = ops_doubles(c->heads), *slack_sinks = ops_doubles(c->heads);
+  if (c->sinks) op.sinks = sinks_of(c);
+  for (int64_t a = 0; c->sinks && a < c->heads; a++) {
+    /* a probability by the log-sum-exp in fp32, and <dout, o> of rows that are averages below 1 */
+    double p = 8 * OPS_U * (2 + fabs(e.sinks[a]) + e.score_most + log((double)c->q_len + 1));
+    want_sinks[a] = sinks_before[a] + e.dsinks[a];
+    slack_sinks[a] = p * e.dsinks_size[a] + OPS_U * fabs(want_sinks[a]) +
+                     (double)rows * (ops_sum_error(c->dim) + OPS_U) * e.dp_size;
+  }
   op.o = narrow(e.o, rows * q), op.dout = narrow(e.dout, rows * q);
   op.lse = narrow(e.lse, rows * c->heads);
   ops_trial_t trial;
@@ -334,8 +385,10 @@ static void check_backward(const attention_case_t *c) {
     for (int64_t i = 0; i < rows * ld; i++)
       if (i % ld < q + 2 * k) d[i] = NAN;
     op.dq = d, op.dk = d + q, op.dv = d + q + k;
+    if (c->sinks) op.dsinks = ops_copy(sinks_before, c->heads);
     OPS_RUN(&trial, attention_bwd, &op);
     ops_check(&trial, 0, "rows of dq, dk, dv", d, want, slack, rows * ld);
+    if (c->sinks) ops_check(&trial, 1, "dsinks", op.dsinks, want_sinks, slack_sinks, c->heads);
     if (rows * c->q_len * q >= 1 << 20) OPS_RUN_CANCELLED(&trial, attention_bwd, &op);
   }
   ops_free();
@@ -357,14 +410,18 @@ static double attention64_loss(const void *context) {
 
 static void test_gradients_by_finite_differences(void **state) {
   (void)state;
-  const attention_case_t c = {2, 4, 4, 2, 3, 0, 2};
-  int64_t ld;
-  const float *x = fused_rows(&c, &ld);
-  attention64_t e = fused64(&c, x, ld);
-  ops_check_gradient("dq", attention64_loss, &e, e.q, e.dq, c.batch * c.q_len * c.heads * c.dim);
-  ops_check_gradient("dk", attention64_loss, &e, e.k, e.dk, c.batch * c.q_len * c.kv_heads * c.dim);
-  ops_check_gradient("dv", attention64_loss, &e, e.v, e.dv, c.batch * c.q_len * c.kv_heads * c.dim);
-  ops_free();
+  const attention_case_t cs[] = {{2, 4, 4, 2, 3, 0, 2, 0, 0}, {2, 5, 4, 2, 3, 0, 2, 3, 1}};
+  for (int i = 0; i < 2; i++) {
+    const attention_case_t c = cs[i];
+    int64_t ld, rows = c.batch * c.q_len;
+    const float *x = fused_rows(&c, &ld);
+    attention64_t e = fused64(&c, x, ld);
+    ops_check_gradient("dq", attention64_loss, &e, e.q, e.dq, rows * c.heads * c.dim);
+    ops_check_gradient("dk", attention64_loss, &e, e.k, e.dk, rows * c.kv_heads * c.dim);
+    ops_check_gradient("dv", attention64_loss, &e, e.v, e.dv, rows * c.kv_heads * c.dim);
+    if (c.sinks) ops_check_gradient("dsinks", attention64_loss, &e, e.sinks, e.dsinks, c.heads);
+    ops_free();
+  }
 }
 
 int main(void) {

@@ -5,7 +5,8 @@
 
 static void check_clip(int64_t n, int64_t width, int64_t pad) {
   const float limit = 0.75f;
-  op_clip_t op = {.n = n, .width = width, .limit = limit, .ldx = width + pad, .ldy = width + 2 * pad};
+  op_clip_t op = {.n = n, .width = width, .limit = limit};
+  op.ldx = width + pad, op.ldy = width + 2 * pad;
   op_clip_bwd_t bwd = {.n = n, .width = width, .limit = limit, .ldx = op.ldx, .lddx = op.ldy};
   float *x = ops_uniform(n * op.ldx, 1, 1), *before = ops_uniform(n * op.ldy, 1, 2);
   x[0] = limit; /* at the limit itself nothing is lost */

@@ -1,4 +1,6 @@
 /* Embedding and its backward pass. */
+#include <math.h>
+
 #include "ops.h"
 
 enum { VOCAB = 11, CONTEXT = 70 };
@@ -6,11 +8,14 @@ enum { VOCAB = 11, CONTEXT = 70 };
 typedef struct embed_case {
   int64_t n, hidden;
   int32_t dtype, learned; /* learned positions */
+  float alpha;
 } embed_case_t;
 
 static const embed_case_t cases[] = {
-    {1, 1, NN_F32, 0},   {1, 17, NN_F32, 1},   {3, 16, NN_BF16, 1},   {17, 65, NN_F32, 0},
-    {65, 64, NN_F32, 1}, {40, 130, NN_BF16, 0}, {130, 768, NN_F32, 1}, {5, 1, NN_BF16, 1},
+    {1, 1, NN_F32, 0, 0},    {1, 17, NN_F32, 1, 0},    {3, 16, NN_BF16, 1, 0},
+    {17, 65, NN_F32, 0, 0},  {65, 64, NN_F32, 1, 0},   {40, 130, NN_BF16, 0, 0},
+    {130, 768, NN_F32, 1, 0}, {5, 1, NN_BF16, 1, 0},   {33, 65, NN_F32, 1, 0.7f},
+    {40, 130, NN_BF16, 0, 12},
 };
 
 static int32_t *indices(int64_t n, int64_t bound, uint64_t seed) {
@@ -21,7 +26,8 @@ static int32_t *indices(int64_t n, int64_t bound, uint64_t seed) {
 
 static void check_embed(const embed_case_t *c) {
   if (c->dtype == NN_BF16 && !ops_widens()) return;
-  op_embed_t op = {.n = c->n, .hidden = c->hidden, .weight_dtype = c->dtype};
+  op_embed_t op = {.n = c->n, .hidden = c->hidden, .weight_dtype = c->dtype, .alpha = c->alpha};
+  double alpha = (double)backend_factor(c->alpha);
   op.ids = indices(c->n, VOCAB, 1);
   op.position = indices(c->n, CONTEXT, 2);
   op.wte = ops_weights(VOCAB * c->hidden, c->dtype, 1, 0, 3);
@@ -31,10 +37,11 @@ static void check_embed(const embed_case_t *c) {
   for (int64_t t = 0; t < c->n; t++) {
     for (int64_t j = 0; j < c->hidden; j++) {
       int64_t i = t * c->hidden + j;
-      want[i] = ops_weight(op.wte, c->dtype, op.ids[t] * c->hidden + j);
-      if (!c->learned) continue; /* copied: exact */
+      want[i] = alpha * ops_weight(op.wte, c->dtype, op.ids[t] * c->hidden + j);
+      slack[i] = alpha == 1 ? 0 : OPS_U * fabs(want[i]); /* copied: exact */
+      if (!c->learned) continue;
       want[i] += ops_weight(op.wpe, c->dtype, op.position[t] * c->hidden + j);
-      slack[i] = 2 * OPS_U; /* one addition, result below 2 */
+      slack[i] += 2 * OPS_U; /* one addition, result below 2 */
     }
   }
   op.out = ops_floats(count);
@@ -50,13 +57,15 @@ static void check_embed(const embed_case_t *c) {
   ops_free();
 }
 
-/* want += dout at the chosen rows; slack: the error of as many additions as a row received. */
-static void scatter(const int32_t *rows, const float *dout, int64_t n, int64_t hidden, double *want,
-                    double *slack) {
+/* want += alpha dout at the chosen rows; slack: the error of as many additions as a row
+ * received. */
+static void scatter(const int32_t *rows, const float *dout, double alpha, int64_t n, int64_t hidden,
+                    double *want, double *slack) {
   for (int64_t t = 0; t < n; t++) {
     for (int64_t j = 0; j < hidden; j++) {
-      want[rows[t] * hidden + j] += dout[t * hidden + j];
-      slack[rows[t] * hidden + j] += 4 * OPS_U; /* partial sums of uniform numbers stay below 8 */
+      want[rows[t] * hidden + j] += alpha * dout[t * hidden + j];
+      /* partial sums of uniform numbers stay below 8, or 8 alpha */
+      slack[rows[t] * hidden + j] += 4 * OPS_U * fmax(1, alpha);
     }
   }
 }
@@ -64,6 +73,7 @@ static void scatter(const int32_t *rows, const float *dout, int64_t n, int64_t h
 static void check_embed_bwd(const embed_case_t *c, int32_t one_row) {
   int64_t wte_count = VOCAB * c->hidden, wpe_count = CONTEXT * c->hidden;
   op_embed_bwd_t op = {.n = c->n, .hidden = c->hidden, .vocab = VOCAB, .context = CONTEXT};
+  op.alpha = c->alpha;
   int32_t *ids = indices(c->n, VOCAB, 1);
   for (int64_t t = 0; one_row && t < c->n; t++) ids[t] = VOCAB - 1;
   op.ids = ids;
@@ -74,8 +84,8 @@ static void check_embed_bwd(const embed_case_t *c, int32_t one_row) {
   double *want_wpe = ops_doubles(wpe_count), *slack_wpe = ops_doubles(wpe_count);
   for (int64_t i = 0; i < wte_count; i++) want[i] = dwte[i];
   for (int64_t i = 0; i < wpe_count; i++) want_wpe[i] = dwpe[i];
-  scatter(op.ids, op.dout, c->n, c->hidden, want, slack);
-  scatter(op.position, op.dout, c->n, c->hidden, want_wpe, slack_wpe);
+  scatter(op.ids, op.dout, (double)backend_factor(c->alpha), c->n, c->hidden, want, slack);
+  scatter(op.position, op.dout, 1, c->n, c->hidden, want_wpe, slack_wpe);
 
   ops_trial_t trial;
   ops_begin(&trial,

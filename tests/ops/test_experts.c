@@ -1,5 +1,6 @@
-/* The experts' SwiGLU networks over routed tokens, forward and backward: empty experts, one that
- * takes everything, dropped slots, odd sizes, and more rows than are treated at a time. */
+/* The experts' gated networks over routed tokens, forward and backward: empty experts, one that
+ * takes everything, dropped slots, odd sizes, more rows than are treated at a time; and clamped
+ * activations and biases. */
 #include <math.h>
 #include <string.h>
 
@@ -15,31 +16,38 @@ enum {
 typedef struct experts_case {
   int64_t n, hidden, ffn, experts, top_k, capacity;
   int32_t choice, dtype;
+  float limit;
+  int32_t biased;
 } experts_case_t;
 
 static const experts_case_t cases[] = {
-    {1, 1, 1, 1, 1, 0, SPREAD, NN_F32},     {1, 64, 65, 4, 2, 0, SPREAD, NN_F32},
-    {1, 17, 3, 4, 4, 0, SPREAD, NN_BF16},   {17, 65, 17, 5, 3, 0, FEW, NN_F32},
-    {65, 16, 130, 4, 2, 0, SPREAD, NN_F32}, {130, 65, 130, 8, 2, 0, SPREAD, NN_BF16},
-    {40, 20, 33, 6, 2, 5, SPREAD, NN_F32},  {600, 20, 33, 3, 1, 0, ONE, NN_F32},
-    {33, 130, 64, 4, 4, 0, SPREAD, NN_F32}, {30, 17, 9, 7, 2, 3, ONE, NN_F32},
-    {4200, 8, 5, 4, 2, 0, SPREAD, NN_F32},  {5, 300, 257, 2, 1, 0, SPREAD, NN_F32},
-    {60, 65, 200, 2, 2, 0, SPREAD, NN_F32},
+    {1, 1, 1, 1, 1, 0, SPREAD, NN_F32, 0, 0},     {1, 64, 65, 4, 2, 0, SPREAD, NN_F32, 0, 0},
+    {1, 17, 3, 4, 4, 0, SPREAD, NN_BF16, 0, 0},   {17, 65, 17, 5, 3, 0, FEW, NN_F32, 0, 0},
+    {65, 16, 130, 4, 2, 0, SPREAD, NN_F32, 0, 0}, {130, 65, 130, 8, 2, 0, SPREAD, NN_BF16, 0, 0},
+    {40, 20, 33, 6, 2, 5, SPREAD, NN_F32, 0, 0},  {600, 20, 33, 3, 1, 0, ONE, NN_F32, 0, 0},
+    {33, 130, 64, 4, 4, 0, SPREAD, NN_F32, 0, 0}, {30, 17, 9, 7, 2, 3, ONE, NN_F32, 0, 0},
+    {4200, 8, 5, 4, 2, 0, SPREAD, NN_F32, 0, 0},  {5, 300, 257, 2, 1, 0, SPREAD, NN_F32, 0, 0},
+    {60, 65, 200, 2, 2, 0, SPREAD, NN_F32, 0, 0}, {17, 65, 17, 5, 3, 0, FEW, NN_F32, 0, 1},
+    {40, 20, 33, 6, 2, 5, SPREAD, NN_F32, 1, 1},  {1, 64, 65, 4, 2, 0, SPREAD, NN_F32, 1.5f, 0},
+    {130, 65, 130, 8, 2, 0, SPREAD, NN_BF16, 2, 1}, {4200, 8, 5, 4, 2, 0, SPREAD, NN_F32, 1, 1},
 };
 
 /* A case in fp64; x_slack is what fp32 may be off for x. */
 typedef struct experts64 {
   int64_t n, hidden, ffn, experts, top_k;
   double rounding; /* relative, of what is made on the way before it is multiplied with weights */
+  double limit;
   routing_t routing;
   double *x, *residual, *dout;          /* [n, hidden] */
   double *weight;                       /* [n, k] */
   double *gate, *up;                    /* [E, F, hidden] */
   double *down;                         /* [E, hidden, F] */
+  double *gate_bias, *up_bias, *down_bias; /* [E, F] twice, [E, hidden]; zeros: there are none */
   double *out, *out_slack;              /* without the residual */
   double *pre, *pre_slack;              /* [n * k, 2F] */
   double *dx, *dx_slack, *dweight, *dweight_slack;
   double *dgate, *dgate_slack, *dup, *dup_slack, *ddown, *ddown_slack;
+  double *dgate_bias, *dgate_bias_slack, *dup_bias, *dup_bias_slack, *ddown_bias, *ddown_bias_slack;
 } experts64_t;
 
 /* ---- routing ---- */
@@ -86,22 +94,41 @@ static double dot64(const double *x, const double *y, int64_t n, int64_t stride,
 
 static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
-/* Activations of a slot's row, a and what fp32 may be off; silu has a slope of at most 1.1 and is
- * itself evaluated to a few units in the last place. */
+/* a = gate * up of an element, both as the activation has made them from g and u, and their slopes:
+ * silu(g) and u, or clamped g' sigmoid(1.702 g') and u' + 1. */
+typedef struct act64 {
+  double gate, up, gate_slope, up_slope;
+} act64_t;
+
+static act64_t act64(double g, double u, double limit) {
+  double k = limit == 0 ? 1 : 1.702, inner = limit == 0 ? g : fmin(g, limit);
+  double s = sigmoid(k * inner);
+  act64_t a = {.gate = inner * s, .up = u, .up_slope = 1};
+  a.gate_slope = limit != 0 && g > limit ? 0 : s * (1 + k * inner * (1 - s));
+  if (limit == 0) return a;
+  a.up = fmax(fmin(u, limit), -limit) + 1;
+  a.up_slope = fabs(u) <= limit;
+  return a;
+}
+
+/* Activations of a slot's row, a and what fp32 may be off; the gate has a slope of at most 1.1, and
+ * is itself evaluated to a few units in the last place; to the up 1 may be added. */
 static void slot_up(experts64_t *e, int64_t s, double *a, double *a_slack) {
   int64_t expert = e->routing.expert[s], row = e->routing.slot_row[s], h = e->hidden, f = e->ffn;
   const double *x = e->x + s / e->top_k * h;
   double *pre = e->pre + row * 2 * f, *slack = e->pre_slack + row * 2 * f;
   for (int64_t i = 0; i < f; i++) {
     double size_g, size_u;
-    double g = dot64(x, e->gate + (expert * f + i) * h, h, 1, &size_g);
-    double u = dot64(x, e->up + (expert * f + i) * h, h, 1, &size_u);
+    double g_bias = e->gate_bias[expert * f + i], u_bias = e->up_bias[expert * f + i];
+    double g = dot64(x, e->gate + (expert * f + i) * h, h, 1, &size_g) + g_bias;
+    double u = dot64(x, e->up + (expert * f + i) * h, h, 1, &size_u) + u_bias;
     pre[i] = g, pre[f + i] = u;
-    slack[i] = ops_sum_error(h) * size_g, slack[f + i] = ops_sum_error(h) * size_u;
-    double silu = g * sigmoid(g);
-    a[i] = silu * u;
-    a_slack[i] = 1.1 * fabs(u) * slack[i] + fabs(silu) * slack[f + i] +
-                 (16 * OPS_U * (1 + fabs(g)) + e->rounding) * fabs(a[i]);
+    slack[i] = ops_sum_error(h + 1) * (size_g + fabs(g_bias));
+    slack[f + i] = ops_sum_error(h + 1) * (size_u + fabs(u_bias));
+    act64_t act = act64(g, u, e->limit);
+    a[i] = act.gate * act.up;
+    a_slack[i] = 1.1 * fabs(act.up) * slack[i] + fabs(act.gate) * (slack[f + i] + OPS_U) +
+                 (32 * OPS_U * (1 + fabs(g)) + e->rounding) * fabs(a[i]);
   }
 }
 
@@ -115,37 +142,40 @@ static void experts64_forward(experts64_t *e) {
     slot_up(e, s, a, a_slack);
     for (int64_t c = 0; c < h; c++) {
       const double *down = e->down + (e->routing.expert[s] * h + c) * f;
-      double size, off = 0, y = dot64(a, down, f, 1, &size);
+      double bias = e->down_bias[e->routing.expert[s] * h + c];
+      double size, off = 0, y = dot64(a, down, f, 1, &size) + bias;
+      size += fabs(bias);
       for (int64_t i = 0; i < f; i++) off += fabs(down[i]) * a_slack[i];
       int64_t at = s / e->top_k * h + c;
       e->out[at] += e->weight[s] * y;
       e->out_slack[at] +=
-          e->weight[s] * (off + (ops_sum_error(f) + 4 * OPS_U * (double)e->top_k) * size);
+          e->weight[s] * (off + (ops_sum_error(f + 1) + 4 * OPS_U * (double)e->top_k) * size);
     }
   }
 }
 
 /* Gradients of one element of F of a slot's row, and what fp32 may be off. */
 typedef struct element64 {
-  double g, u, a, d, dg, du;           /* d: down^T dout */
+  double g, a, d, dg, du;              /* d: down^T dout */
   double d_slack, dg_slack, du_slack;
 } element64_t;
 
 static element64_t element64(const experts64_t *e, int64_t s, int64_t i) {
   int64_t expert = e->routing.expert[s], row = e->routing.slot_row[s], h = e->hidden, f = e->ffn;
   double size, w = e->weight[s];
-  element64_t l = {.g = e->pre[row * 2 * f + i], .u = e->pre[row * 2 * f + f + i]};
+  element64_t l = {.g = e->pre[row * 2 * f + i]};
+  act64_t act = act64(l.g, e->pre[row * 2 * f + f + i], e->limit);
   l.d = dot64(e->dout + s / e->top_k * h, e->down + expert * h * f + i, h, f, &size);
   l.d_slack = ops_sum_error(h) * size;
-  double sig = sigmoid(l.g), silu = l.g * sig, slope = sig * (1 + l.g * (1 - sig));
-  l.a = silu * l.u;
-  l.dg = w * l.d * l.u * slope;
-  l.du = w * l.d * silu;
-  /* slope and silu are below 1.1 (1 + |g|), and fp32 makes them to a few units in the last place of
+  l.a = act.gate * act.up;
+  l.dg = w * l.d * act.up * act.gate_slope;
+  l.du = w * l.d * act.gate * act.up_slope;
+  /* slope and gate are below 1.1 (1 + |g|), and fp32 makes them to a few units in the last place of
    * that, from pre in fp32 */
-  double part = 32 * OPS_U * 1.1 * (1 + fabs(l.g)) * w * fabs(l.d);
-  l.dg_slack = w * fabs(l.u * slope) * l.d_slack + part * fabs(l.u) + e->rounding * fabs(l.dg);
-  l.du_slack = w * fabs(silu) * l.d_slack + part + e->rounding * fabs(l.du);
+  double part = 64 * OPS_U * 1.1 * (1 + fabs(l.g)) * w * fabs(l.d);
+  l.dg_slack = w * fabs(act.up * act.gate_slope) * l.d_slack + part * (1 + fabs(act.up)) +
+               e->rounding * fabs(l.dg);
+  l.du_slack = w * fabs(act.gate) * l.d_slack + part + e->rounding * fabs(l.du);
   return l;
 }
 
@@ -159,6 +189,7 @@ static void add64(double *to, double *slack, const double *x, int64_t n, int64_t
 }
 
 static void experts64_backward(experts64_t *e) {
+  static const double one = 1;
   int64_t h = e->hidden, f = e->ffn;
   for (int64_t s = 0; s < e->n * e->top_k; s++) {
     if (e->routing.slot_row[s] < 0) continue;
@@ -172,13 +203,22 @@ static void experts64_backward(experts64_t *e) {
       add64(e->dx + t * h, e->dx_slack + t * h, e->up + at, h, 1, l.du, l.du_slack, over_f);
       add64(e->dgate + at, e->dgate_slack + at, e->x + t * h, h, 1, l.dg, l.dg_slack, over_rows);
       add64(e->dup + at, e->dup_slack + at, e->x + t * h, h, 1, l.du, l.du_slack, over_rows);
-      double wa = e->weight[s] * l.a, off = (32 * OPS_U * (1 + fabs(l.g)) + e->rounding) * fabs(wa);
+      add64(e->dgate_bias + expert * f + i, e->dgate_bias_slack + expert * f + i, &one, 1, 1, l.dg,
+            l.dg_slack, over_rows);
+      add64(e->dup_bias + expert * f + i, e->dup_bias_slack + expert * f + i, &one, 1, 1, l.du,
+            l.du_slack, over_rows);
+      double wa = e->weight[s] * l.a, off = (64 * OPS_U * (1 + fabs(l.g)) + e->rounding) * fabs(wa);
       add64(e->ddown + at_down, e->ddown_slack + at_down, e->dout + t * h, h, f, wa, off,
             over_rows);
       e->dweight[s] += l.d * l.a;
       e->dweight_slack[s] +=
-          fabs(l.a) * (l.d_slack + (ops_sum_error(f) + 32 * OPS_U * (1 + fabs(l.g))) * fabs(l.d));
+          fabs(l.a) * (l.d_slack + (ops_sum_error(f) + 64 * OPS_U * (1 + fabs(l.g))) * fabs(l.d));
     }
+    double size;
+    e->dweight[s] += dot64(e->dout + t * h, e->down_bias + expert * h, h, 1, &size);
+    e->dweight_slack[s] += (ops_sum_error(h) + OPS_U) * size + 2 * OPS_U * fabs(e->dweight[s]);
+    add64(e->ddown_bias + expert * h, e->ddown_bias_slack + expert * h, e->dout + t * h, h, 1,
+          e->weight[s], 0, over_rows);
   }
 }
 
@@ -186,7 +226,7 @@ static void experts64_backward(experts64_t *e) {
 
 static double *widen(const void *data, int32_t dtype, int64_t count) {
   double *wide = ops_doubles(count);
-  for (int64_t i = 0; i < count; i++) wide[i] = ops_weight(data, dtype, i);
+  for (int64_t i = 0; data && i < count; i++) wide[i] = ops_weight(data, dtype, i);
   return wide;
 }
 
@@ -194,6 +234,7 @@ typedef struct experts_data {
   float *x, *residual, *dout;
   void *gate, *up, *down;
   void *gates, *ups, *downs; /* the same, experts_stride() apart */
+  void *gate_bias, *up_bias, *down_bias;    /* bias_stride() apart; or NULL */
   experts64_t exact;
 } experts_data_t;
 
@@ -220,11 +261,45 @@ static float *together(const experts_case_t *c, const float *spread) {
   return data;
 }
 
+/* So are their biases; those of gate and up are ffn wide, that of down as the tokens are. Between
+ * them is what no operation may read or write. */
+static int64_t bias_stride(const experts_case_t *c) {
+  return (c->ffn > c->hidden ? c->ffn : c->hidden) + 3;
+}
+
+static double *dense_biases(const experts_case_t *c, const void *biases, int32_t dtype,
+                            int64_t width) {
+  double *dense = ops_doubles(c->experts * width);
+  for (int64_t i = 0; biases && i < c->experts * width; i++)
+    dense[i] = ops_weight(biases, dtype, i / width * bias_stride(c) + i % width);
+  return dense;
+}
+
+/* What an operation made of biases' gradients that were 0.5 everywhere: what it has added, by which
+ * nothing may be between. */
+static float *added_biases(const experts_case_t *c, const float *biases, int64_t width) {
+  float *dense = ops_floats(c->experts * width);
+  for (int64_t at = 0; at < c->experts * bias_stride(c); at++) {
+    int64_t e = at / bias_stride(c), i = at % bias_stride(c);
+    if (i < width) dense[e * width + i] = biases[at];
+    else assert_true(biases[at] == 0.5f);
+  }
+  return dense;
+}
+
 static void experts64_make(const experts_case_t *c, experts_data_t *d, double rounding) {
   int64_t tokens = c->n * c->hidden, slots = c->n * c->top_k, size = c->ffn * c->hidden;
   experts64_t *e = &d->exact;
   *e = (experts64_t){.n = c->n, .hidden = c->hidden, .ffn = c->ffn, .experts = c->experts,
-                     .top_k = c->top_k, .rounding = rounding, .routing = make_routing(c)};
+                     .top_k = c->top_k, .rounding = rounding, .limit = (double)c->limit,
+                     .routing = make_routing(c)};
+  e->gate_bias = dense_biases(c, d->gate_bias, c->dtype, c->ffn);
+  e->up_bias = dense_biases(c, d->up_bias, c->dtype, c->ffn);
+  e->down_bias = dense_biases(c, d->down_bias, c->dtype, c->hidden);
+  double **biases[] = {&e->dgate_bias,     &e->dgate_bias_slack, &e->dup_bias,
+                       &e->dup_bias_slack, &e->ddown_bias,       &e->ddown_bias_slack};
+  for (int i = 0; i < 6; i++)
+    *biases[i] = ops_doubles(c->experts * (i < 4 ? c->ffn : c->hidden));
   e->x = widen(d->x, NN_F32, tokens), e->residual = widen(d->residual, NN_F32, tokens);
   e->dout = widen(d->dout, NN_F32, tokens);
   e->weight = widen(e->routing.weight, NN_F32, slots);
@@ -253,6 +328,11 @@ static experts_data_t experts_make(const experts_case_t *c, double rounding) {
   d.down = ops_weights(c->experts * size, c->dtype, out, 0, 6);
   d.gates = apart(c, d.gate, c->dtype), d.ups = apart(c, d.up, c->dtype);
   d.downs = apart(c, d.down, c->dtype);
+  if (c->biased) {
+    d.gate_bias = ops_weights(c->experts * bias_stride(c), c->dtype, 1, 0, 7);
+    d.up_bias = ops_weights(c->experts * bias_stride(c), c->dtype, 1, 0, 8);
+    d.down_bias = ops_weights(c->experts * bias_stride(c), c->dtype, 1, 0, 9);
+  }
   experts64_make(c, &d, rounding);
   return d;
 }
@@ -288,6 +368,11 @@ static void check_experts(const experts_case_t *c, double rounding) {
                      .up = d.ups,
                      .down = d.downs,
                      .expert_stride = experts_stride(c),
+                     .limit = c->limit,
+                     .gate_bias = d.gate_bias,
+                     .up_bias = d.up_bias,
+                     .down_bias = d.down_bias,
+                     .bias_stride = bias_stride(c),
                      .weight_dtype = c->dtype};
   ops_trial_t trial;
   ops_begin(&trial, experts_limits(c, 0));
@@ -337,6 +422,16 @@ static float *onto(double *want, double *slack, int64_t count, int64_t n, uint64
   return before;
 }
 
+/* The same for biases, which are accumulated to 0.5: of gate, up and down. */
+static void onto_half(const experts_case_t *c, experts64_t *e, int which) {
+  double *want[] = {e->dgate_bias, e->dup_bias, e->ddown_bias};
+  double *slack[] = {e->dgate_bias_slack, e->dup_bias_slack, e->ddown_bias_slack};
+  for (int64_t i = 0; i < c->experts * (which < 2 ? c->ffn : c->hidden); i++) {
+    want[which][i] += 0.5;
+    slack[which][i] += ops_sum_error(c->n + 1) + OPS_U * fabs(want[which][i]);
+  }
+}
+
 static void check_experts_bwd(const experts_case_t *c, double rounding) {
   if (c->dtype == NN_BF16 && !ops_widens()) return;
   experts_data_t d = experts_make(c, rounding);
@@ -348,7 +443,11 @@ static void check_experts_bwd(const experts_case_t *c, double rounding) {
   op_experts_bwd_t op = {.n = c->n, .hidden = c->hidden, .ffn = c->ffn, .experts = c->experts,
                          .top_k = c->top_k, .x = d.x, .routing = e->routing, .gate = d.gates,
                          .up = d.ups, .down = d.downs, .expert_stride = experts_stride(c),
-                         .weight_dtype = c->dtype, .dout = d.dout};
+                         .weight_dtype = c->dtype, .dout = d.dout, .limit = c->limit,
+                         .down_bias = d.down_bias, .bias_stride = bias_stride(c)};
+  float *half = ops_floats(c->experts * bias_stride(c));
+  for (int64_t i = 0; i < c->experts * bias_stride(c); i++) half[i] = 0.5f;
+  for (int i = 0; i < 3; i++) onto_half(c, e, i);
   ops_trial_t trial;
   ops_begin(&trial, experts_limits(c, 1));
   while (ops_next(&trial)) {
@@ -359,6 +458,9 @@ static void check_experts_bwd(const experts_case_t *c, double rounding) {
     ops_garbage(op.dx, tokens), ops_garbage(op.dweight, slots);
     op.dgate = apart(c, gate, NN_F32), op.dup = apart(c, up, NN_F32);
     op.ddown = apart(c, down, NN_F32);
+    float **biases[] = {&op.dgate_bias, &op.dup_bias, &op.ddown_bias};
+    for (int i = 0; i < 3 && c->biased; i++)
+      *biases[i] = ops_copy(half, c->experts * bias_stride(c));
     OPS_RUN(&trial, experts_bwd, &op);
     const float *dgate = together(c, op.dgate), *dup = together(c, op.dup);
     const float *ddown = together(c, op.ddown);
@@ -367,6 +469,15 @@ static void check_experts_bwd(const experts_case_t *c, double rounding) {
     ops_check(&trial, 2, "dgate", dgate, e->dgate, e->dgate_slack, c->experts * size);
     ops_check(&trial, 3, "dup", dup, e->dup, e->dup_slack, c->experts * size);
     ops_check(&trial, 4, "ddown", ddown, e->ddown, e->ddown_slack, c->experts * size);
+    if (c->biased) {
+      const float *gate_bias = added_biases(c, op.dgate_bias, c->ffn);
+      const float *up_bias = added_biases(c, op.dup_bias, c->ffn);
+      const float *down_bias = added_biases(c, op.ddown_bias, c->hidden);
+      int64_t inside = c->experts * c->ffn, outside = c->experts * c->hidden;
+      ops_check(&trial, 5, "dgate_bias", gate_bias, e->dgate_bias, e->dgate_bias_slack, inside);
+      ops_check(&trial, 6, "dup_bias", up_bias, e->dup_bias, e->dup_bias_slack, inside);
+      ops_check(&trial, 7, "ddown_bias", down_bias, e->ddown_bias, e->ddown_bias_slack, outside);
+    }
     if (tokens * c->ffn >= 1 << 20) OPS_RUN_CANCELLED(&trial, experts_bwd, &op);
   }
   ops_free();
@@ -387,16 +498,24 @@ static double experts64_loss(const void *context) {
 
 static void test_gradients_by_finite_differences(void **state) {
   (void)state;
-  const experts_case_t c = {4, 3, 5, 3, 2, 2, SPREAD, NN_F32}; /* capacity 2 drops some */
-  experts64_t e = experts_make(&c, 0).exact;
-  int64_t size = c.experts * c.ffn * c.hidden;
-  assert_true(e.routing.offset[c.experts] < c.n * c.top_k);
-  ops_check_gradient("dx", experts64_loss, &e, e.x, e.dx, c.n * c.hidden);
-  ops_check_gradient("dweight", experts64_loss, &e, e.weight, e.dweight, c.n * c.top_k);
-  ops_check_gradient("dgate", experts64_loss, &e, e.gate, e.dgate, size);
-  ops_check_gradient("dup", experts64_loss, &e, e.up, e.dup, size);
-  ops_check_gradient("ddown", experts64_loss, &e, e.down, e.ddown, size);
-  ops_free();
+  const experts_case_t small[] = {{4, 3, 5, 3, 2, 2, SPREAD, NN_F32, 0, 0},
+                                  {4, 3, 5, 3, 2, 2, SPREAD, NN_F32, 1, 1}};
+  for (int i = 0; i < 2; i++) {
+    const experts_case_t c = small[i];
+    experts64_t e = experts_make(&c, 0).exact;
+    int64_t size = c.experts * c.ffn * c.hidden;
+    assert_true(e.routing.offset[c.experts] < c.n * c.top_k); /* capacity 2 drops some */
+    ops_check_gradient("dx", experts64_loss, &e, e.x, e.dx, c.n * c.hidden);
+    ops_check_gradient("dweight", experts64_loss, &e, e.weight, e.dweight, c.n * c.top_k);
+    ops_check_gradient("dgate", experts64_loss, &e, e.gate, e.dgate, size);
+    ops_check_gradient("dup", experts64_loss, &e, e.up, e.dup, size);
+    ops_check_gradient("ddown", experts64_loss, &e, e.down, e.ddown, size);
+    int64_t biases = c.experts * c.ffn, down_biases = c.experts * c.hidden;
+    ops_check_gradient("dgate_bias", experts64_loss, &e, e.gate_bias, e.dgate_bias, biases);
+    ops_check_gradient("dup_bias", experts64_loss, &e, e.up_bias, e.dup_bias, biases);
+    ops_check_gradient("ddown_bias", experts64_loss, &e, e.down_bias, e.ddown_bias, down_biases);
+    ops_free();
+  }
 }
 
 int main(void) {

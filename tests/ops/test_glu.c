@@ -50,7 +50,8 @@ static void glu64_run(glu64_t *c) {
     double size = fabs(g) * (1 + fabs(u));
     c->y[i] = w * a;
     c->y_slack[i] = off * w * size;
-    double k = c->limit == 0 ? 1 : 1.702, up = c->limit == 0 ? u : fmax(fmin(u, c->limit), -c->limit) + 1;
+    double k = c->limit == 0 ? 1 : 1.702;
+    double up = c->limit == 0 ? u : fmax(fmin(u, c->limit), -c->limit) + 1;
     double inner = c->limit == 0 ? g : fmin(g, c->limit), s = sigmoid(k * inner);
     int g_moves = c->limit == 0 || g <= c->limit, u_moves = c->limit == 0 || fabs(u) <= c->limit;
     c->dx[at] = g_moves ? w * d * up * s * (1 + k * inner * (1 - s)) : 0;
@@ -69,8 +70,8 @@ typedef struct glu_data {
 
 static glu_data_t glu_make(const glu_case_t *c) {
   int64_t count = c->n * c->ffn;
-  glu_data_t d = {ops_uniform(2 * count, 4, 1), ops_uniform(c->n, 0.5f, 2), ops_uniform(count, 1, 3),
-                  {.n = c->n, .ffn = c->ffn, .limit = c->limit}};
+  glu_data_t d = {ops_uniform(2 * count, 4, 1), ops_uniform(c->n, 0.5f, 2),
+                  ops_uniform(count, 1, 3), {.n = c->n, .ffn = c->ffn, .limit = c->limit}};
   glu64_t *e = &d.exact;
   e->x = ops_doubles(2 * count), e->weight = ops_doubles(c->n), e->dy = ops_doubles(count);
   e->y = ops_doubles(count), e->dx = ops_doubles(2 * count), e->dweight = ops_doubles(c->n);
@@ -78,7 +79,10 @@ static glu_data_t glu_make(const glu_case_t *c) {
   e->dweight_slack = ops_doubles(c->n);
   for (int64_t i = 0; i < 2 * count; i++) e->x[i] = d.x[i];
   for (int64_t i = 0; i < count; i++) e->dy[i] = d.dy[i];
-  for (int64_t i = 0; i < c->n; i++) d.weight[i] += 0.75f, e->weight[i] = c->weighted ? d.weight[i] : 1;
+  for (int64_t i = 0; i < c->n; i++) {
+    d.weight[i] += 0.75f;
+    e->weight[i] = c->weighted ? d.weight[i] : 1;
+  }
   glu64_run(e);
   return d;
 }

@@ -8,19 +8,20 @@
 typedef struct loss_case {
   int64_t n, hidden, vocab;
   int32_t dtype, no_targets; /* no_targets: every row is left out */
+  float alpha;
 } loss_case_t;
 
 static const loss_case_t cases[] = {
-    {1, 1, 1, NN_F32, 0},      {1, 17, 3, NN_F32, 0},     {3, 16, 65, NN_F32, 0},
-    {65, 64, 130, NN_F32, 0},  {130, 33, 1000, NN_BF16, 0}, {200, 20, 257, NN_F32, 0},
-    {17, 65, 17, NN_F32, 1},   {1100, 8, 50, NN_F32, 0},  {66, 1, 131073, NN_F32, 0},
-    {200, 40, 300, NN_F32, 0},
+    {1, 1, 1, NN_F32, 0, 0},      {1, 17, 3, NN_F32, 0, 0},       {3, 16, 65, NN_F32, 0, 0},
+    {65, 64, 130, NN_F32, 0, 0},  {130, 33, 1000, NN_BF16, 0, 0}, {200, 20, 257, NN_F32, 0, 0},
+    {17, 65, 17, NN_F32, 1, 0},   {1100, 8, 50, NN_F32, 0, 0},    {66, 1, 131073, NN_F32, 0, 0},
+    {200, 40, 300, NN_F32, 0, 0}, {65, 20, 130, NN_F32, 0, 0.4f}, {33, 17, 65, NN_BF16, 0, 1.5f},
 };
 
 typedef struct loss64 {
   int64_t n, hidden, vocab;
   const int32_t *target;
-  double scale, rounding; /* relative, of the logits' gradients before they are multiplied */
+  double alpha, scale, rounding; /* relative, of the logits' gradients before they are multiplied */
   double *x, *w;                     /* [n, hidden], [V, hidden] */
   double *logit, *row_loss, *dx, *dw; /* logit: [V] of one row */
   double *row_slack, *dx_slack, *dw_slack;
@@ -33,7 +34,7 @@ static double loss64_row(const loss64_t *l, int64_t row, double *error) {
     double size = 0;
     l->logit[v] = 0;
     for (int64_t i = 0; i < l->hidden; i++) {
-      double term = l->x[row * l->hidden + i] * l->w[v * l->hidden + i];
+      double term = l->alpha * l->x[row * l->hidden + i] * l->w[v * l->hidden + i];
       l->logit[v] += term;
       size += fabs(term);
     }
@@ -66,8 +67,9 @@ static void loss64_run(loss64_t *l) {
     l->row_slack[row] = relative + 8 * OPS_U * (fabs(lse) + fabs(l->logit[target]));
     relative += 8 * OPS_U * fabs(lse); /* where lse is rounded before it is used */
     for (int64_t v = 0; v < l->vocab; v++) {
-      double p = exp(l->logit[v] - lse), dl = l->scale * (p - (v == target));
-      double off = l->scale * (p * relative + 2 * OPS_U * (v == target)) + l->rounding * fabs(dl);
+      double p = exp(l->logit[v] - lse), scale = l->scale * l->alpha;
+      double dl = scale * (p - (v == target));
+      double off = scale * (p * relative + 2 * OPS_U * (v == target)) + l->rounding * fabs(dl);
       for (int64_t i = 0; i < l->hidden; i++) {
         double x = l->x[row * l->hidden + i], w = l->w[v * l->hidden + i];
         l->dx[row * l->hidden + i] += dl * w;
@@ -102,7 +104,7 @@ static loss_data_t loss_make(const loss_case_t *c, double rounding) {
   d.w = ops_weights(c->vocab * c->hidden, c->dtype, (float)(4 / sqrt((double)c->hidden)), 0, 2);
   loss64_t *l = &d.exact;
   *l = (loss64_t){.n = c->n, .hidden = c->hidden, .vocab = c->vocab, .target = target};
-  l->rounding = rounding;
+  l->rounding = rounding, l->alpha = (double)backend_factor(c->alpha);
   l->scale = (float)(1 / (double)c->n);
   l->x = widen(d.x, NN_F32, c->n * c->hidden), l->w = widen(d.w, c->dtype, c->vocab * c->hidden);
   l->logit = ops_doubles(c->vocab);
@@ -144,7 +146,7 @@ static void check_loss(const loss_case_t *c, double rounding) {
   double *loss_sum = ops_doubles(1);
   op_head_loss_t op = {.n = c->n, .hidden = c->hidden, .vocab = c->vocab, .x = d.x, .w = d.w,
                        .weight_dtype = c->dtype, .target = l->target, .loss_sum = loss_sum,
-                       .scale = (float)l->scale};
+                       .scale = (float)l->scale, .alpha = c->alpha};
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = c->n, .hidden = c->hidden, .vocab = c->vocab,
                                        .weight_dtype = c->dtype, .training = 1});
@@ -173,7 +175,7 @@ static void test_head_loss(void **state) {
 
 static void test_gradients_by_finite_differences(void **state) {
   (void)state;
-  const loss_case_t c = {8, 5, 7, NN_F32, 0};
+  const loss_case_t c = {8, 5, 7, NN_F32, 0, 0.5f};
   loss64_t l = loss_make(&c, 0).exact;
   ops_check_gradient("dx", loss64_loss, &l, l.x, l.dx, c.n * c.hidden);
   ops_check_gradient("dw", loss64_loss, &l, l.w, l.dw, c.vocab * c.hidden);

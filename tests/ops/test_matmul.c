@@ -10,6 +10,7 @@ typedef struct matmul_case {
   int32_t biased, addend; /* addend: 0 none, 1 another matrix, 2 d itself */
   int64_t pad;            /* elements between rows */
   int32_t rounds;         /* inputs may be rounded to bf16 */
+  float alpha;
 } matmul_case_t;
 
 typedef struct matmul_data {
@@ -36,7 +37,7 @@ static matmul_data_t matmul_make(const matmul_case_t *c) {
   matmul_data_t data = {0};
   op_matmul_t *op = &data.op;
   *op = (op_matmul_t){.m = c->m, .n = c->n, .k = c->k, .trans_a = c->trans_a, .trans_b = c->trans_b,
-                      .b_dtype = c->b_dtype, .epilogue = c->epilogue};
+                      .b_dtype = c->b_dtype, .epilogue = c->epilogue, .alpha = c->alpha};
   op->lda = (c->trans_a ? c->m : c->k) + c->pad;
   op->ldb = (c->trans_b ? c->k : c->n) + c->pad;
   op->ldd = c->n + c->pad;
@@ -68,13 +69,15 @@ static void matmul_expect(const matmul_case_t *c, matmul_data_t *data) {
     if (j >= c->n) continue; /* padding stays */
     double bias = c->biased ? ops_weight(op->bias, c->b_dtype, j) : 0;
     double before = addend ? addend[i * op->ldc + j] : 0;
-    double v = bias + before, size = fabs(bias) + fabs(before);
+    double alpha = (double)backend_factor(c->alpha);
+    double v = bias, size = fabs(bias);
     for (int64_t p = 0; p < c->k; p++) {
       double a = left[c->trans_a ? p * op->lda + i : i * op->lda + p];
       double b = ops_weight(op->b, c->b_dtype, c->trans_b ? j * op->ldb + p : p * op->ldb + j);
       v += a * b;
       size += fabs(a * b);
     }
+    v = alpha * v + before, size = fabs(alpha) * size + fabs(before);
     double error = ops_sum_error(c->k + 2) * size;
     data->want[at] = v;
     data->slack[at] = error;
@@ -128,6 +131,7 @@ static void test_sizes(void **state) {
     c.epilogue = turn / 12 % 3;
     c.pad = turn / 36 % 2 ? 5 : 0;
     c.rounds = c.b_dtype == NN_F32 && turn / 2 % 2;
+    c.alpha = turn / 18 % 2 ? -0.375f : 0;
     check_matmul(&c);
   }
 }

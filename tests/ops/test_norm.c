@@ -201,6 +201,106 @@ static void check_norm_bwd(const norm_case_t *c) {
   ops_free();
 }
 
+/* ---- groups of a row, between strides ---- */
+
+typedef struct group_case {
+  int64_t n, groups, pad;
+  norm_case_t norm; /* n: rows times groups */
+} group_case_t;
+
+static const group_case_t group_cases[] = {
+    {1, 1, 3, {1, 16, NN_NORM_RMS, NN_F32, 0}},     {3, 4, 0, {12, 6, NN_NORM_RMS, NN_F32, 0}},
+    {17, 3, 5, {51, 20, NN_NORM_RMS, NN_BF16, 0}},  {9, 5, 64, {45, 64, NN_NORM_RMS, NN_F32, 0}},
+    {70, 12, 128, {840, 128, NN_NORM_RMS, NN_F32, 0}},
+    {40, 2, 7, {80, 33, NN_NORM_LAYER, NN_F32, 1}}, {5, 1, 90, {5, 130, NN_NORM_RMS, NN_F32, 0}},
+};
+
+/* Dense [n, groups * hidden] as rows ld apart; `pad` fills what is between. */
+static float *apart(const float *dense, const group_case_t *c, int64_t ld, float pad) {
+  int64_t width = c->groups * c->norm.hidden;
+  float *rows = ops_floats(c->n * ld);
+  for (int64_t i = 0; i < c->n * ld; i++)
+    rows[i] = i % ld < width ? dense[i / ld * width + i % ld] : pad;
+  return rows;
+}
+
+/* The way back; what is between is as it was. */
+static float *together(const float *rows, const group_case_t *c, int64_t ld, float pad) {
+  int64_t width = c->groups * c->norm.hidden;
+  float *dense = ops_floats(c->n * width);
+  for (int64_t i = 0; i < c->n * ld; i++) {
+    if (i % ld < width) dense[i / ld * width + i % ld] = rows[i];
+    else assert_true(rows[i] == pad);
+  }
+  return dense;
+}
+
+static double norm_relative(const norm_case_t *c) {
+  return 4 * (ops_sum_error(c->hidden) + 6 * OPS_U);
+}
+
+/* Tolerances as above, where they are derived: a group is a row. */
+static void check_groups(const group_case_t *g) {
+  const norm_case_t *c = &g->norm;
+  if (c->dtype == NN_BF16 && !ops_widens()) return;
+  norm_data_t d = norm_make(c);
+  norm64_t *e = &d.exact;
+  int64_t count = c->n * c->hidden, width = g->groups * c->hidden;
+  int64_t ldx = width + g->pad, ldy = g->pad ? width + 2 * g->pad : 0, rows_y = ldy ? ldy : width;
+  double *slack = ops_doubles(count), *slack_dx = ops_doubles(count);
+  double *slack_rstd = ops_doubles(c->n), *slack_dw = ops_doubles(c->hidden), xhat_most = 0;
+  float *mean = ops_floats(c->n), *rstd = ops_floats(c->n);
+  for (int64_t row = 0; row < c->n; row++) {
+    double relative = norm_relative(c), r = e->rstd[row];
+    mean[row] = (float)e->mean[row], rstd[row] = (float)r;
+    slack_rstd[row] = r * relative * (1 + 2.5 * r);
+    for (int64_t i = row * c->hidden; i < (row + 1) * c->hidden; i++) {
+      double xhat = fabs(e->x[i] - e->mean[row]) * r;
+      xhat_most = fmax(xhat_most, xhat);
+      slack[i] = relative * (5 * 1.5 * r * (1 + r) + 1);
+      slack_dx[i] = relative * r * 1.5 * (2 + xhat) * (1 + r) + 4 * OPS_U;
+    }
+  }
+  for (int64_t j = 0; j < c->hidden; j++)
+    slack_dw[j] = (ops_sum_error(c->n + 1) + 6 * OPS_U) * (1 + (double)c->n * (1 + xhat_most));
+  op_norm_t op = {.n = g->n, .hidden = c->hidden, .groups = g->groups, .kind = c->kind, .w = d.w,
+                  .b = d.b, .eps = 1e-5f, .weight_dtype = c->dtype, .ldx = ldx, .ldy = ldy};
+  op_norm_bwd_t bwd = {.n = g->n, .hidden = c->hidden, .groups = g->groups, .kind = c->kind,
+                       .w = d.w, .weight_dtype = c->dtype, .ldx = ldx, .ldy = ldy, .assign = 1,
+                       .rstd = rstd};
+  bwd.mean = c->kind == NN_NORM_LAYER ? mean : NULL;
+  float *zeros = ops_floats(c->hidden);
+  ops_trial_t trial;
+  ops_begin(&trial, (backend_limits_t){.rows = g->n, .hidden = c->hidden, .weight_dtype = c->dtype,
+                                       .training = 1});
+  while (ops_next(&trial)) {
+    float *y = apart(d.dy, g, rows_y, 7);
+    op.x = apart(d.x, g, ldx, 3), op.y = y;
+    op.rstd = ops_floats(c->n), op.mean = c->kind == NN_NORM_LAYER ? ops_floats(c->n) : NULL;
+    OPS_RUN(&trial, norm, &op);
+    ops_check(&trial, 0, "y", together(y, g, rows_y, 7), e->y, slack, count);
+    ops_check(&trial, 1, "rstd", op.rstd, e->rstd, slack_rstd, c->n);
+
+    float *dx = apart(d.dy, g, rows_y, 7); /* in place of dy */
+    bwd.x = op.x, bwd.dy = dx, bwd.dx = dx;
+    bwd.dw = ops_copy(zeros, c->hidden), bwd.db = c->biased ? ops_copy(zeros, c->hidden) : NULL;
+    OPS_RUN(&trial, norm_bwd, &bwd);
+    ops_check(&trial, 2, "dx", together(dx, g, rows_y, 7), e->dx, slack_dx, count);
+    ops_check(&trial, 3, "dw", bwd.dw, e->dw, slack_dw, c->hidden);
+    if (c->biased) ops_check(&trial, 4, "db", bwd.db, e->db, slack_dw, c->hidden);
+    if (count < 1 << 16) continue;
+    OPS_RUN_CANCELLED(&trial, norm, &op);
+    OPS_RUN_CANCELLED(&trial, norm_bwd, &bwd);
+  }
+  ops_free();
+}
+
+static void test_groups(void **state) {
+  (void)state;
+  for (size_t i = 0; i < sizeof group_cases / sizeof *group_cases; i++)
+    check_groups(&group_cases[i]);
+}
+
 static void test_forward(void **state) {
   (void)state;
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_norm(&cases[i]);
@@ -228,6 +328,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_forward),
       cmocka_unit_test(test_backward),
+      cmocka_unit_test(test_groups),
       cmocka_unit_test(test_gradients_by_finite_differences),
   };
   return cmocka_run_group_tests_name("norm", tests, NULL, NULL);

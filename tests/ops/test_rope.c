@@ -1,15 +1,22 @@
-/* Rotary positions: the rotation, its inverse, and that only the named heads turn. */
+/* Rotary positions: the rotation of halves and of neighbours, its inverse, and that only the named
+ * heads turn, and of these the first elements. */
 #include <math.h>
 
 #include "ops.h"
 
 typedef struct rope_case {
   int64_t n, heads, head_dim, rest; /* rest: elements of a row behind the heads */
+  int64_t rotary_dim;               /* 0: head_dim */
+  int32_t interleaved;
 } rope_case_t;
 
 static const rope_case_t cases[] = {
-    {1, 1, 2, 0},   {1, 1, 8, 3},    {3, 2, 16, 16},  {17, 5, 20, 40},   {9, 5, 64, 64},
-    {65, 3, 80, 1}, {33, 4, 128, 0}, {7, 2, 256, 10}, {130, 13, 64, 64},
+    {1, 1, 2, 0, 0, 0},      {1, 1, 8, 3, 0, 0},       {3, 2, 16, 16, 0, 0},
+    {17, 5, 20, 40, 0, 0},   {9, 5, 64, 64, 0, 0},     {65, 3, 80, 1, 0, 0},
+    {33, 4, 128, 0, 0, 0},   {7, 2, 256, 10, 0, 0},    {130, 13, 64, 64, 0, 0},
+    {5, 2, 12, 3, 6, 0},     {17, 3, 128, 0, 64, 0},   {9, 2, 7, 2, 2, 0},
+    {1, 1, 2, 0, 0, 1},      {17, 5, 20, 40, 0, 1},    {33, 3, 192, 7, 64, 1},
+    {130, 13, 64, 64, 0, 1}, {9, 4, 80, 1, 78, 1},
 };
 
 enum { POSITIONS = 200 };
@@ -29,22 +36,26 @@ static float *rope_table(int64_t head_dim) {
 
 /* Each result is two products and a sum of numbers below 1. */
 static void check_rope(const rope_case_t *c, int32_t inverse) {
-  int64_t ldx = c->heads * c->head_dim + c->rest, count = c->n * ldx, half = c->head_dim / 2;
+  int64_t ldx = c->heads * c->head_dim + c->rest, count = c->n * ldx;
+  int64_t width = c->rotary_dim ? c->rotary_dim : c->head_dim, half = width / 2;
+  int64_t apart = c->interleaved ? 1 : half; /* elements from a pair's first to its second */
   int32_t *position = ops_ints(c->n);
   for (int64_t t = 0; t < c->n; t++)
     position[t] = (int32_t)ops_random_index(POSITIONS, 3, (uint64_t)t);
   float *x = ops_uniform(count, 1, 1);
   op_rope_t op = {.n = c->n, .heads = c->heads, .head_dim = c->head_dim, .ldx = ldx,
-                  .position = position, .table = rope_table(c->head_dim), .inverse = inverse};
+                  .rotary_dim = c->rotary_dim, .interleaved = c->interleaved,
+                  .position = position, .table = rope_table(width), .inverse = inverse};
   double *want = ops_doubles(count), *slack = ops_doubles(count);
   for (int64_t at = 0; at < count; at++) {
     int64_t t = at / ldx, j = at % ldx, i = j % c->head_dim;
     want[at] = x[at];
-    if (j >= c->heads * c->head_dim) continue;
-    const float *row = op.table + position[t] * c->head_dim;
-    double cosine = row[i % half], sine = inverse ? -row[half + i % half] : row[half + i % half];
-    want[at] =
-        i < half ? x[at] * cosine - x[at + half] * sine : x[at] * cosine + x[at - half] * sine;
+    if (j >= c->heads * c->head_dim || i >= width) continue;
+    const float *row = op.table + position[t] * width;
+    int64_t pair = c->interleaved ? i / 2 : i % half;
+    int first = c->interleaved ? i % 2 == 0 : i < half;
+    double cosine = row[pair], sine = inverse ? -row[half + pair] : row[half + pair];
+    want[at] = x[at] * cosine + (first ? -x[at + apart] * sine : x[at - apart] * sine);
     slack[at] = 4 * OPS_U;
   }
   ops_trial_t trial;
