@@ -1,12 +1,12 @@
 /* Cuts the groups of a product into items and computes each: panels of b and a are packed into
  * the thread's scratch, block by block along k, and the register kernel goes over them. How
  * items are cut depends on the threads; no element's sum does. */
-#include "vec/gemm.h"
+#include "vec/gemm_ahead.h"
 
 enum {
   GEMM_KC = 384,            /* most of k in a block */
-  GEMM_MB = 504,            /* most rows of an item */
-  GEMM_NB = 384,            /* most columns of an item */
+  GEMM_MB = 546,            /* most rows of an item */
+  GEMM_NB = 768,            /* most columns of an item */
   GEMM_NC = 128,            /* columns whose packed panels stay in the L2 cache */
   GEMM_STREAM_COLUMNS = 64, /* columns of a streaming item */
   GEMM_THIN_COLUMNS = 192,  /* columns of an item of few rows */
@@ -87,22 +87,20 @@ static void gemm_item_pack_b(const gemm_item_t *item, int64_t j, int64_t n, int6
                              item->b + q * steps + gemm_steps(item->gemm, p) * GEMM_NR);
 }
 
-/* The tiles of columns [column, column + n) of the item, from packed panels. */
-static void gemm_item_tiles(const gemm_item_t *item, int64_t column, int64_t n, int64_t k0,
-                            int64_t k) {
-  const gemm_t *gemm = item->gemm;
-  int64_t steps = gemm_steps(gemm, k);
-  int one_block = k == item->group->k, last_block = k0 + k == item->group->k;
-  for (int64_t p = 0; p < item->row_panels; p++) {
-    int64_t row = panel_row(item, p), rows = panel_row(item, p + 1) - row;
-    for (int64_t q = 0; q < n; q += GEMM_NR) {
-      float *tile = item->sum;
-      if (!one_block) tile += ((column + q) / GEMM_NR * item->row_panels + p) * GEMM_TILE_FLOATS;
-      gemm_panels_t panels = {steps, item->a + row * steps, item->b + q * steps, k0 > 0, tile};
-      gemm->form->kernel(rows, &panels);
-      if (last_block)
-        gemm->store(gemm->context, item->group - gemm->groups, item->i + row, rows,
-                    item->j + column + q, vec_min(n - q, GEMM_NR), tile);
+/* Hands a tile of the product to where it goes. */
+static void gemm_put(const gemm_t *gemm, const gemm_group_t *group, int64_t i, int64_t rows,
+                     int64_t j, int64_t columns, const float *tile) {
+  if (gemm->store) {
+    gemm->store(gemm->context, group - gemm->groups, i, rows, j, columns, tile);
+    return;
+  }
+  for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
+    float *d = group->d + r * group->ldd + j;
+    const float *c = group->c ? group->c + r * group->ldc + j : NULL;
+    for (int64_t q = 0; q < columns; q += VEC_WIDTH) {
+      vf v = vf_load(tile + q);
+      if (c) v = vf_add(v, vf_load_next(c + q, columns - q));
+      vf_store_next(d + q, columns - q, v);
     }
   }
 }
@@ -114,18 +112,91 @@ static int64_t gemm_k_block(int64_t k) {
   return blocks > 1 ? vec_round_up(vec_blocks(k, blocks), 16) : k;
 }
 
-static void gemm_item_packed(gemm_item_t *item) {
-  int64_t whole = item->group->k, block = gemm_k_block(whole), k0 = 0;
+/* Where an item's tiles are: columns [column, column + n) of it in the block [k0, k0 + k). */
+typedef struct gemm_stripe {
+  const gemm_item_t *item;
+  int64_t column, n, k0, k;
+} gemm_stripe_t;
+
+static gemm_stripe_t gemm_stripe(const gemm_item_t *item, int64_t column, int64_t k0) {
+  int64_t k = item->group->k;
+  return (gemm_stripe_t){item, column, vec_min(GEMM_NC, item->n - column), k0,
+                         vec_min(gemm_k_block(k), k - k0)};
+}
+
+static gemm_part_t gemm_part_a(const gemm_stripe_t *stripe) {
+  const gemm_item_t *item = stripe->item;
+  return (gemm_part_t){&item->group->a, item->i, item->m, stripe->k0, stripe->k};
+}
+
+static gemm_part_t gemm_part_b(const gemm_stripe_t *stripe) {
+  const gemm_item_t *item = stripe->item;
+  return (gemm_part_t){&item->group->b, item->j + stripe->column, stripe->n, stripe->k0, stripe->k};
+}
+
+/* The tile of a panel of rows and one of columns, the latter at `column` of the item. Where only
+ * the operation itself knows what becomes of a tile, or it is not whole, the kernel leaves it in
+ * item->sum. */
+static void gemm_tile_at(const gemm_stripe_t *stripe, int64_t panel, int64_t column,
+                         gemm_ahead_t ahead[2]) {
+  const gemm_item_t *item = stripe->item;
+  const gemm_t *gemm = item->gemm;
+  const gemm_group_t *group = item->group;
+  int64_t row = panel_row(item, panel), rows = panel_row(item, panel + 1) - row;
+  int64_t i = item->i + row, j = item->j + column, columns = vec_min(GEMM_NR, item->n - column);
+  int first = stripe->k0 == 0, last = stripe->k0 + stripe->k == group->k;
+  int direct = last && !gemm->store && columns == GEMM_NR;
+  float *tile = item->sum;
+  if (!first || !last)
+    tile += (column / GEMM_NR * item->row_panels + panel) * GEMM_TILE_FLOATS;
+  int64_t steps = gemm_steps(gemm, stripe->k);
+  gemm_requests_t requests;
+  gemm_requests_begin(&requests, steps);
+  if (!first) gemm_request_bytes(&requests, tile, rows * GEMM_NR * (int64_t)sizeof *tile);
+  if (last) gemm_request_result(&requests, group, i, rows, j, columns);
+  gemm_request_ahead(&requests, &ahead[0]);
+  gemm_request_ahead(&requests, &ahead[1]);
+  gemm_requests_end(&requests, tile);
+  gemm_panels_t panels = {.k = steps,
+                          .a = item->a + row * steps,
+                          .b = item->b + (column - stripe->column) * steps,
+                          .sum = first ? NULL : tile,
+                          .c = direct && group->c ? group->c + i * group->ldc + j : NULL,
+                          .d = direct ? group->d + i * group->ldd + j : tile,
+                          .ldc = group->ldc,
+                          .ldd = direct ? group->ldd : GEMM_NR,
+                          .runs = requests.run};
+  gemm->form->kernel(rows, &panels);
+  if (last && !direct) gemm_put(gemm, group, i, rows, j, columns, tile);
+}
+
+static void gemm_stripe_tiles(const gemm_stripe_t *stripe, gemm_ahead_t ahead[2]) {
+  for (int64_t panel = 0; panel < stripe->item->row_panels; panel++)
+    for (int64_t q = 0; q < stripe->n; q += GEMM_NR)
+      gemm_tile_at(stripe, panel, stripe->column + q, ahead);
+}
+
+/* `after` is the item that this thread is likely to do next, or NULL. */
+static void gemm_item_packed(const gemm_item_t *item, const gemm_item_t *after) {
+  int64_t k = item->group->k, k0 = 0;
   do {
-    int64_t k = vec_min(block, whole - k0);
-    gemm_item_pack_a(item, k0, k);
+    gemm_stripe_t stripe = gemm_stripe(item, 0, k0), then = {0}; /* then: the next block's first */
+    if (k0 + stripe.k < k) then = gemm_stripe(item, 0, k0 + stripe.k);
+    else if (after) then = gemm_stripe(after, 0, 0);
+    gemm_item_pack_a(item, k0, stripe.k);
+    gemm_ahead_t ahead[2] = {{.tiles = item->row_panels * vec_blocks(item->n, GEMM_NR)}};
+    if (then.item) ahead[0].part = gemm_part_a(&then);
     for (int64_t column = 0; column < item->n; column += GEMM_NC) {
-      int64_t n = vec_min(GEMM_NC, item->n - column);
-      gemm_item_pack_b(item, item->j + column, n, k0, k);
-      gemm_item_tiles(item, column, n, k0, k);
+      stripe = gemm_stripe(item, column, k0);
+      gemm_item_pack_b(item, item->j + column, stripe.n, k0, stripe.k);
+      gemm_stripe_t next = then;
+      if (column + GEMM_NC < item->n) next = gemm_stripe(item, column + GEMM_NC, k0);
+      ahead[1] = (gemm_ahead_t){.tiles = item->row_panels * vec_blocks(stripe.n, GEMM_NR)};
+      if (next.item) ahead[1].part = gemm_part_b(&next);
+      gemm_stripe_tiles(&stripe, ahead);
     }
-    k0 += k;
-  } while (k0 < whole);
+    k0 += stripe.k;
+  } while (k0 < k);
 }
 
 /* Whether a group has too few rows for weights to be packed, but too many to stream. */
@@ -157,8 +228,8 @@ static void gemm_item_thin(gemm_item_t *item) {
         int64_t columns = vec_min(item->n - column, GEMM_NR);
         VEC(gemm_thin_bf16)(group, item->a + (row - begin) / GEMM_NR * panel, item->j + column,
                             columns, item->sum);
-        gemm->store(gemm->context, group - gemm->groups, row, vec_min(end - row, GEMM_NR),
-                    item->j + column, columns, item->sum);
+        gemm_put(gemm, group, row, vec_min(end - row, GEMM_NR), item->j + column, columns,
+                 item->sum);
       }
   }
 }
@@ -181,8 +252,7 @@ static void gemm_item_streamed(gemm_item_t *item) {
     else
 #endif
       VEC(gemm_stream)(group, item->j + column, columns, item->sum);
-    gemm->store(gemm->context, group - gemm->groups, 0, item->m, item->j + column, columns,
-                item->sum);
+    gemm_put(gemm, group, 0, item->m, item->j + column, columns, item->sum);
   }
 }
 
@@ -204,32 +274,45 @@ static int64_t gemm_width(const gemm_t *gemm, const gemm_group_t *group) {
   return gemm_thin(gemm, group) ? GEMM_THIN_COLUMNS : gemm->block_n;
 }
 
-static void gemm_item(void *context, int64_t index, int32_t thread) {
-  const gemm_t *gemm = context;
+/* The rows and columns of an item. */
+static gemm_item_t gemm_item_at(const gemm_t *gemm, int64_t index) {
   const gemm_group_t *group = gemm_group_of(gemm, index);
-  float *scratch = gemm->scratch + (int64_t)thread * (GEMM_THREAD_BYTES / 4);
-  gemm_item_t item = {.gemm = gemm, .group = group, .a = scratch};
-  item.b = item.a + GEMM_A_FLOATS;
-  item.sum = item.b + GEMM_B_FLOATS;
-  index -= group->first_item;
+  gemm_item_t item = {.gemm = gemm, .group = group};
   int64_t width = gemm_width(gemm, group);
+  index -= group->first_item;
   /* Row blocks of the same columns follow each other, so that b is still in a cache. */
   int64_t row_block = index % group->row_blocks;
   item.i = group->m * row_block / group->row_blocks;
   item.m = group->m * (row_block + 1) / group->row_blocks - item.i;
   item.j = index / group->row_blocks * width;
   item.n = vec_min(width, group->n - item.j);
+  return item;
+}
+
+static void gemm_item(void *context, int64_t index, int32_t thread) {
+  const gemm_t *gemm = context;
+  gemm_item_t item = gemm_item_at(gemm, index);
+  item.a = gemm->scratch + (int64_t)thread * (GEMM_THREAD_BYTES / 4);
+  item.b = item.a + GEMM_A_FLOATS;
+  item.sum = item.b + GEMM_B_FLOATS;
+  if (gemm_streams(item.group)) {
+    gemm_item_streamed(&item);
+    return;
+  }
+#if VEC_AVX512
+  if (gemm_thin(gemm, item.group)) {
+    gemm_item_thin(&item);
+    return;
+  }
+#endif
   item.row_panels = vec_blocks(item.m, GEMM_MR);
   item.low_rows = item.m / item.row_panels;
   item.high_panels = item.m % item.row_panels;
-  if (gemm_streams(group))
-    gemm_item_streamed(&item);
-#if VEC_AVX512
-  else if (gemm_thin(gemm, group))
-    gemm_item_thin(&item);
-#endif
-  else
-    gemm_item_packed(&item);
+  /* Most likely this thread's next one: items go to threads in turn. */
+  int64_t next = index + gemm->threads;
+  gemm_item_t after;
+  if (next < gemm->items) after = gemm_item_at(gemm, next);
+  gemm_item_packed(&item, next < gemm->items ? &after : NULL);
 }
 
 /* ---- the cut --------------------------------------------------------------------------------- */
@@ -288,6 +371,8 @@ nn_status_t VEC(gemm_run)(backend_device_t *device, gemm_t *gemm) {
     }
   }
   gemm->block_m = gemm->block_n = 1; /* of no meaning where every group streams */
-  if (m > 0) gemm_cut(gemm, m, n, work < VEC_SMALL ? 1 : device->threads);
-  return vec_run(device, gemm_count_items(gemm), work, gemm_item, gemm);
+  gemm->threads = work < VEC_SMALL ? 1 : device->threads;
+  if (m > 0) gemm_cut(gemm, m, n, (int32_t)gemm->threads);
+  gemm->items = gemm_count_items(gemm);
+  return vec_run(device, gemm->items, work, gemm_item, gemm);
 }

@@ -22,6 +22,7 @@ enum { GEMM_MR = 6 };
 enum {
   GEMM_NR = 2 * VEC_WIDTH,
   GEMM_PACK_STEP = 8,   /* rows along k that are packed together */
+  GEMM_REQUEST_STEP = 4, /* steps of the kernel between two requests from memory */
   GEMM_STREAM_ROWS = 16 /* most rows of a group that takes the streaming path */
 };
 
@@ -43,6 +44,11 @@ typedef struct gemm_operand {
 typedef struct gemm_group {
   int64_t m, n, k; /* m = 0: nothing to do */
   gemm_operand_t a, b;
+  /* d[i, j] = v + c[i, j] (c may be NULL, or d) where there is no store function. One that reads c
+   * or writes d at the same places names them too, so that they are requested in time. */
+  const float *c;
+  float *d;
+  int64_t ldc, ldd;
   int64_t first_item, row_blocks; /* set by gemm_run */
 } gemm_group_t;
 
@@ -56,11 +62,12 @@ typedef struct gemm_form gemm_form_t; /* gemm.c */
 typedef struct gemm {
   gemm_group_t *groups;
   int64_t count;
-  gemm_store_fn store;
+  gemm_store_fn store; /* or NULL */
   void *context;
   float *scratch; /* GEMM_THREAD_BYTES for each thread */
   int32_t rounds; /* 1: inputs may be rounded to bf16, and are where the processor multiplies that */
-  int64_t block_m, block_n; /* set by gemm_run: rows and columns of an item */
+  /* Set by gemm_run: rows and columns of an item, how many items there are, and threads. */
+  int64_t block_m, block_n, items, threads;
   const gemm_form_t *form;  /* set by gemm_run */
 } gemm_t;
 
@@ -75,13 +82,22 @@ static inline int gemm_streams(const gemm_group_t *group) {
 /* Computes all groups in one region of the pool. */
 nn_status_t VEC(gemm_run)(backend_device_t *device, gemm_t *gemm);
 
-/* tile[rows, GEMM_NR] = (or +=, with accumulate) a . b; 1 <= rows <= GEMM_MR. */
+/* count > 0 lines of memory to be requested, step bytes apart; they need not exist. */
+typedef struct gemm_run {
+  uintptr_t line;
+  int64_t step, count;
+} gemm_run_t;
+
+/* d[rows, GEMM_NR] = a . b + sum + c, in this order; 1 <= rows <= GEMM_MR. */
 typedef struct gemm_panels {
   int64_t k;
-  const float *a; /* packed [k, rows] */
-  const float *b; /* packed [k, GEMM_NR] */
-  int accumulate;
-  float *tile;
+  const float *a;   /* packed [k, rows] */
+  const float *b;   /* packed [k, GEMM_NR] */
+  const float *sum; /* [rows, GEMM_NR] or NULL; may be d */
+  const float *c;   /* rows ldc apart, or NULL; may be d */
+  float *d;         /* rows ldd apart */
+  int64_t ldc, ldd;
+  const gemm_run_t *runs; /* of a line every GEMM_REQUEST_STEP steps, and more than these */
 } gemm_panels_t;
 
 void VEC(gemm_kernel)(int64_t rows, const gemm_panels_t *panels);
@@ -125,16 +141,16 @@ VEC_INLINE const void *gemm_row(const gemm_operand_t *operand, int64_t r) {
 }
 
 /* Pointers to the stored rows behind columns (or rows) j .. of the product, at most `left` and
- * at most VEC_WIDTH; for a pair j is a multiple of VEC_WIDTH. Returns how many there are: 0 past
- * a pair's end. */
+ * at most VEC_WIDTH; for a pair none beyond the vector that j lies in may be asked for. Returns how
+ * many there are: 0 past a pair's end. */
 VEC_INLINE int64_t gemm_rows(const gemm_operand_t *operand, int64_t j, int64_t left,
                              const void *row[VEC_WIDTH]) {
   int64_t count = vec_min(left, VEC_WIDTH);
   if (operand->pair) {
     gemm_operand_t half = *operand;
-    if (j % GEMM_NR) half.data = operand->second;
+    if (j % GEMM_NR >= VEC_WIDTH) half.data = operand->second;
     half.second = NULL;
-    j = j / GEMM_NR * VEC_WIDTH;
+    j = j / GEMM_NR * VEC_WIDTH + j % VEC_WIDTH;
     count = vec_min(count, operand->pair - j);
     for (int64_t i = 0; i < count; i++) row[i] = gemm_row(&half, j + i);
   } else {

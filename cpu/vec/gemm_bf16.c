@@ -5,7 +5,7 @@
  *
  * Packing, the register kernel and streaming are those of gemm_pack.c, gemm_kernel.c and gemm_stream.c
  * with a pair where those have a number. */
-#include "vec/gemm.h"
+#include "vec/gemm_tile.h"
 
 /* A pair as the registers have it: 32 bits, the earlier number low. */
 enum { PAIR = 2, PAIRS = VEC_WIDTH, PAIR_NUMBERS = PAIR * VEC_WIDTH };
@@ -116,39 +116,21 @@ VEC_INLINE vf pairs_fma(vf sum, __m512i a, __m512i b) {
   return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
 }
 
-VEC_INLINE void kernel(const int rows, const gemm_panels_t *panels) {
-  const int32_t *a = (const int32_t *)panels->a, *b = (const int32_t *)panels->b;
-  float *tile = panels->tile;
-  vf acc[GEMM_MR][2];
-  VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) acc[i][0] = acc[i][1] = vf_zero();
-  for (int64_t p = panels->k; p > 0; p--) {
-    __m512i b0 = _mm512_loadu_si512(b), b1 = _mm512_loadu_si512(b + VEC_WIDTH);
-    VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) {
-      if (i >= rows) continue;
-      __m512i x = _mm512_set1_epi32(a[i]);
-      acc[i][0] = pairs_fma(acc[i][0], b0, x);
-      acc[i][1] = pairs_fma(acc[i][1], b1, x);
-    }
-    a += rows;
-    b += GEMM_NR;
-  }
-  VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) {
-    if (i >= rows) continue;
-    float *row = tile + i * GEMM_NR;
-    vf_store(row, panels->accumulate ? vf_add(acc[i][0], vf_load(row)) : acc[i][0]);
-    row += VEC_WIDTH;
-    vf_store(row, panels->accumulate ? vf_add(acc[i][1], vf_load(row)) : acc[i][1]);
-  }
+/* Both factors are pairs. */
+VEC_INLINE vf kernel_fma(vf a, vf b, vf sum) {
+  return pairs_fma(sum, _mm512_castps_si512(b), _mm512_castps_si512(a));
 }
 
-typedef void (*kernel_fn)(const gemm_panels_t *panels);
+VEC_INLINE void kernel(const int rows, const gemm_panels_t *panels) {
+  gemm_tile(rows, panels, kernel_fma);
+}
 
 #define KERNEL(rows) \
   static void kernel_##rows(const gemm_panels_t *panels) { kernel(rows, panels); }
 KERNEL(1) KERNEL(2) KERNEL(3) KERNEL(4) KERNEL(5) KERNEL(6) KERNEL(7)
 KERNEL(8) KERNEL(9) KERNEL(10) KERNEL(11) KERNEL(12) KERNEL(13) KERNEL(14)
 
-static const kernel_fn kernels[GEMM_MR] = {
+static const gemm_kernel_fn kernels[GEMM_MR] = {
     kernel_1, kernel_2, kernel_3,  kernel_4,  kernel_5,  kernel_6,  kernel_7,
     kernel_8, kernel_9, kernel_10, kernel_11, kernel_12, kernel_13, kernel_14,
 };

@@ -28,14 +28,12 @@ VEC_INLINE void matmul_finish(const op_matmul_t *op, int64_t i, int64_t j, int64
   if (op->alpha != 0.0f) v = vf_mul(v, vf_set1(op->alpha));
   if (c) {
     c += i * op->ldc + j;
-    gemm_request_right(c);
     v = vf_add(v, vf_load_next(c, left));
   }
   if (op->epilogue == MATMUL_GELU) {
     if (aux) vf_store_next(aux + at, left, v);
     v = gelu(v);
   } else if (op->epilogue == MATMUL_GELU_BWD) {
-    gemm_request_right(aux + at);
     v = vf_mul(v, gelu_slope(vf_load_next(aux + at, left)));
   }
   vf_store_next(d + at, left, v);
@@ -43,25 +41,31 @@ VEC_INLINE void matmul_finish(const op_matmul_t *op, int64_t i, int64_t j, int64
 
 static void matmul_store(void *context, int64_t group, int64_t i, int64_t rows, int64_t j,
                          int64_t columns, const float *tile) {
-  const op_matmul_t *op = context;
+  const op_matmul_t op = *(const op_matmul_t *)context; /* which what is stored cannot change */
   (void)group;
   for (int64_t r = 0; r < rows; r++, tile += GEMM_NR)
     for (int64_t q = 0; q < columns; q += VEC_WIDTH)
-      matmul_finish(op, i + r, j + q, columns - q, vf_load(tile + q));
+      matmul_finish(&op, i + r, j + q, columns - q, vf_load(tile + q));
 }
 
 nn_status_t VEC(matmul)(backend_device_t *device, const op_matmul_t *op,
                         backend_scratch_t scratch) {
   op_matmul_t args = *op; /* the store function's context is not const */
+  int plain = !op->bias && op->alpha == 0.0f && op->epilogue == MATMUL_NONE;
+  const float *reads = op->epilogue == MATMUL_GELU_BWD ? op->aux : op->c;
   gemm_group_t group = {
       .m = op->m,
       .n = op->n,
       .k = op->k,
       .a = {.data = op->a, .ld = op->lda, .dtype = NN_F32, .along_k = op->trans_a},
-      .b = {.data = op->b, .ld = op->ldb, .dtype = op->b_dtype, .along_k = !op->trans_b}};
+      .b = {.data = op->b, .ld = op->ldb, .dtype = op->b_dtype, .along_k = !op->trans_b},
+      .c = reads,
+      .ldc = reads == op->c ? op->ldc : op->ldd,
+      .d = op->d,
+      .ldd = op->ldd};
   gemm_t gemm = {.groups = &group,
                  .count = 1,
-                 .store = matmul_store,
+                 .store = plain ? NULL : matmul_store,
                  .context = &args,
                  .scratch = scratch.data,
                  .rounds = op->b_dtype == NN_BF16 || op->rounds};

@@ -6,7 +6,7 @@
 #include "backend.h"
 
 enum {
-  GEMM_THREAD_BYTES = 15 << 17,  /* panels and sums of one thread; gemm.c holds itself to it */
+  GEMM_THREAD_BYTES = 11 << 18,  /* panels and sums of one thread; gemm.c holds itself to it */
   EXPERTS_CHUNK_ROWS = 8192,     /* slots that the experts treat at a time, in whole tokens */
   EXPERTS_GROUP_BYTES = 256,     /* what is noted for each expert; experts.c holds itself to it */
   EXPERTS_DOT_COLUMNS = 16,      /* least columns of a part of dweight */

@@ -151,6 +151,8 @@ static void test_large(void **state) {
       {.m = 700, .n = 1, .k = 1600, .trans_a = 1, .addend = 2},
       {.m = 20, .n = 24, .k = 5000, .trans_a = 1, .addend = 2},
       {.m = 1000, .n = 40, .k = 64, .pad = 3},
+      {.m = 560, .n = 790, .k = 400, .trans_a = 1, .addend = 2},
+      {.m = 130, .n = 1600, .k = 390, .trans_b = 1, .b_dtype = NN_BF16},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_matmul(&cases[i]);
 }

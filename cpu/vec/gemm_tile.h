@@ -1,0 +1,67 @@
+/* The register kernel of packed products, of numbers (gemm_kernel.c) and of pairs of bf16
+ * (gemm_bf16.c): d[rows, GEMM_NR] = a [k, rows] . b [k, GEMM_NR] + sum + c from packed panels, with all
+ * sums in registers; each is a chain of fused multiply-adds in order of k.
+ *
+ * Between its steps it requests from memory what is needed soon: a few requests at a time leave the
+ * loads of the panels undisturbed, where many in a row hold them up. */
+#ifndef NN_CPU_VEC_GEMM_TILE_H
+#define NN_CPU_VEC_GEMM_TILE_H
+
+#include "vec/gemm.h"
+
+/* sum + a b, lane by lane. */
+typedef vf (*gemm_fma_fn)(vf a, vf b, vf sum);
+
+VEC_INLINE void gemm_tile_add(const int rows, vf acc[GEMM_MR][2], const float *c, int64_t ldc) {
+  VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) {
+    if (i >= rows) continue;
+    acc[i][0] = vf_add(acc[i][0], vf_load(c));
+    acc[i][1] = vf_add(acc[i][1], vf_load(c + VEC_WIDTH));
+    c += ldc;
+  }
+}
+
+/* rows and fma are constants where this is called, so that the loops unroll (all to GEMM_MR, which
+ * compilers agree on) and acc becomes registers: 2 rows + 3 of the 32 (AVX-512) or 16 (AVX2). */
+VEC_INLINE void gemm_tile(const int rows, const gemm_panels_t *panels, gemm_fma_fn fma) {
+  const float *a = panels->a, *b = panels->b;
+  const gemm_run_t *run = panels->runs;
+  uintptr_t line = run->line;
+  int64_t lines = run->count;
+  vf acc[GEMM_MR][2];
+  VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) acc[i][0] = acc[i][1] = vf_zero();
+  for (int64_t left = panels->k; left > 0; left -= GEMM_REQUEST_STEP) {
+    _mm_prefetch((const char *)line, _MM_HINT_T0);
+    line += (uintptr_t)run->step;
+    if (--lines == 0) {
+      run++;
+      line = run->line;
+      lines = run->count;
+    }
+    for (int64_t p = vec_min(left, GEMM_REQUEST_STEP); p > 0; p--) {
+      vf b0 = vf_load(b), b1 = vf_load(b + VEC_WIDTH);
+      VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) {
+        if (i >= rows) continue;
+        vf x = vf_set1(a[i]);
+        acc[i][0] = fma(x, b0, acc[i][0]);
+        acc[i][1] = fma(x, b1, acc[i][1]);
+      }
+      a += rows;
+      b += GEMM_NR;
+    }
+  }
+  if (panels->sum) gemm_tile_add(rows, acc, panels->sum, GEMM_NR);
+  if (panels->c) gemm_tile_add(rows, acc, panels->c, panels->ldc);
+  float *d = panels->d;
+  VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) {
+    if (i >= rows) continue;
+    vf_store(d, acc[i][0]);
+    vf_store(d + VEC_WIDTH, acc[i][1]);
+    d += panels->ldd;
+  }
+}
+
+/* A function for each height: in one, compilers would merge them into a loop over memory. */
+typedef void (*gemm_kernel_fn)(const gemm_panels_t *panels);
+
+#endif
