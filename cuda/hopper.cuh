@@ -270,6 +270,21 @@ __device__ __forceinline__ void hopper_multiply_64_registers(float *d, const uin
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
 }
 
+template <typename T>
+__device__ __forceinline__ void hopper_multiply_128_registers(float *d, const uint32_t *a,
+                                                              uint64_t b, int add) {
+  HOPPER_MULTIPLY(
+      T, "m64n128k16", "%69",
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
+      "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31,"
+      "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47,"
+      "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
+      "{%64, %65, %66, %67}, %68, p, 1, 1, 1",
+      : HOPPER_TIED8(d, 0), HOPPER_TIED8(d, 8), HOPPER_TIED8(d, 16), HOPPER_TIED8(d, 24),
+        HOPPER_TIED8(d, 32), HOPPER_TIED8(d, 40), HOPPER_TIED8(d, 48), HOPPER_TIED8(d, 56)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(add));
+}
+
 __device__ __forceinline__ void hopper_begin() {
   asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 }

@@ -62,7 +62,7 @@ int attention_aligned(const void *const *pointers, int count, const int64_t *str
 /* flash.cu */
 void attention_flash(backend_device_t *device, const op_attention_t *op);
 
-/* flash_sm90.cu: of what flash.cu takes, head dim 64 without a cache on compute capability 9.0. */
+/* flash_sm90.cu: of what flash.cu takes, without a cache on compute capability 9.0. */
 int attention_flash90_takes(const backend_device_t *device, const op_attention_t *op);
 nn_status_t attention_flash90(backend_device_t *device, const op_attention_t *op);
 
@@ -73,7 +73,7 @@ int64_t attention_flash_bwd_partial(const backend_device_t *device, int64_t rows
 void attention_flash_bwd(backend_device_t *device, const op_attention_bwd_t *op,
                          const float2 *stats, float *partial);
 
-/* flash_bwd_sm90.cu: of what flash_bwd.cu takes, head dim 64 on compute capability 9.0; stats and
+/* flash_bwd_sm90.cu: of what flash_bwd.cu takes, on compute capability 9.0; stats and
  * partial as there. */
 int attention_flash90_bwd_takes(const backend_device_t *device, const op_attention_bwd_t *op);
 nn_status_t attention_flash90_bwd(backend_device_t *device, const op_attention_bwd_t *op,

@@ -1,29 +1,41 @@
-/* Attention forward on sm_90a (FlashAttention-3): T bf16 or fp16, head dim 64;
+/* Attention forward on sm_90a (FlashAttention-3): T bf16 or fp16, head dim D;
  * o = sum_j exp(s_j - m) v_j / sum_j exp(s_j - m), in base 2.
  *
  * m is the row's largest score of the first step. Any m gives the same quotient while the weights
  * are numbers, so no other step looks for the largest: it looks at the sum of its weights, and only
  * where that is too much are the scores made once more, m raised, and what was summed scaled down.
  *
- * A block walks over tiles of up to 192 packed rows, 64 a warpgroup, and over 128 keys at a time
- * from the first. One thread copies ahead, over the ends of tiles. A warpgroup asks for the scores
- * of the next keys, then for the values of these, and makes weights of the scores under that
- * product; the three take turns in asking, so that one's products run under another's weights. */
+ * A block walks over tiles of packed rows, up to 64 a warpgroup, and over 128 keys at a time from
+ * the first. One thread copies ahead, over the ends of tiles. A warpgroup asks for the scores of
+ * the next keys, then for the values of these, and makes weights of the scores under that product;
+ * the warpgroups take turns in asking, so that one's products run under another's weights. */
 #include "attention/tiles_sm90.cuh"
 
-enum {
-  FLASH90_GROUPS = 3,
-  FLASH90_KEYS = 128,
-  FLASH90_STAGES = 4, /* of keys, and of values */
-  FLASH90_Q_BYTES = TILES90_ROWS * HOPPER_ROW_BYTES,
-  FLASH90_KEY_BYTES = FLASH90_KEYS * HOPPER_ROW_BYTES,
-  FLASH90_KEY_AT = 2 * FLASH90_Q_BYTES,
-  FLASH90_VALUE_AT = FLASH90_KEY_AT + FLASH90_STAGES * FLASH90_KEY_BYTES,
-  FLASH90_BARRIERS_AT = FLASH90_VALUE_AT + FLASH90_STAGES * FLASH90_KEY_BYTES,
-  FLASH90_BARRIERS = 4 + 4 * FLASH90_STAGES,
-  FLASH90_SHARED = HOPPER_ALIGN + FLASH90_BARRIERS_AT + 8 * FLASH90_BARRIERS,
-  FLASH90_CONSUMER_WARPS = FLASH90_GROUPS * HOPPER_GROUP / 32,
-  FLASH90_THREADS = (1 + FLASH90_GROUPS) * HOPPER_GROUP
+enum { FLASH90_KEYS = 128 };
+
+/* What follows from the head dim: warpgroups with rows, which shared memory and registers have room
+ * for, and where things lie. A tile of 128 columns is two, `half` bytes apart. */
+template <int D>
+struct flash90_size {
+  static_assert(D == 64 || D == 128, "registers are counted for these");
+  static constexpr int groups = D == 64 ? 3 : 2;
+  static constexpr int stages = D == 64 ? 4 : 2; /* of keys, and of values */
+  static constexpr int rows = 64 * groups;
+  static constexpr int q_half = rows * HOPPER_ROW_BYTES;
+  static constexpr int key_half = FLASH90_KEYS * HOPPER_ROW_BYTES;
+  static constexpr int q_bytes = D / TILES90_COLUMNS * q_half;
+  static constexpr int key_bytes = D / TILES90_COLUMNS * key_half;
+  static constexpr int key_at = 2 * q_bytes; /* behind two rooms of queries */
+  static constexpr int value_at = key_at + stages * key_bytes;
+  static constexpr int barriers_at = value_at + stages * key_bytes;
+  static constexpr int barriers = 4 + 4 * stages;
+  static constexpr int shared = HOPPER_ALIGN + barriers_at + 8 * barriers;
+  static constexpr int consumer_warps = groups * HOPPER_GROUP / 32;
+  static constexpr int threads = (1 + groups) * HOPPER_GROUP;
+  /* of a thread of the warpgroup that copies, and of the others */
+  static constexpr int producer_registers = D == 64 ? 32 : 24;
+  static constexpr int consumer_registers = D == 64 ? 160 : 240;
+  static_assert((producer_registers + groups * consumer_registers) * HOPPER_GROUP <= 65536, "");
 };
 
 /* m is raised where a thread's weights of one row and step sum to more. fp16 has no 65536. */
@@ -41,26 +53,32 @@ typedef struct flash90_args {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 /* Named barriers: each warpgroup's turn, and its own threads. */
-enum { FLASH90_TURN = 1, FLASH90_OWN = FLASH90_TURN + FLASH90_GROUPS };
+enum { FLASH90_TURN = 1, FLASH90_OWN = 5 };
 
 /* Barriers of slot i: full and empty, of queries, keys and values. */
+template <int D>
 __device__ __forceinline__ uint32_t flash90_q_full(uint32_t base, uint32_t i) {
-  return base + FLASH90_BARRIERS_AT + 8 * i;
+  return base + flash90_size<D>::barriers_at + 8 * i;
 }
+template <int D>
 __device__ __forceinline__ uint32_t flash90_q_empty(uint32_t base, uint32_t i) {
-  return base + FLASH90_BARRIERS_AT + 8 * (2 + i);
+  return flash90_q_full<D>(base, 2 + i);
 }
+template <int D>
 __device__ __forceinline__ uint32_t flash90_k_full(uint32_t base, uint32_t i) {
-  return base + FLASH90_BARRIERS_AT + 8 * (4 + i);
+  return flash90_q_full<D>(base, 4 + i);
 }
+template <int D>
 __device__ __forceinline__ uint32_t flash90_k_empty(uint32_t base, uint32_t i) {
-  return flash90_k_full(base, FLASH90_STAGES + i);
+  return flash90_k_full<D>(base, flash90_size<D>::stages + i);
 }
+template <int D>
 __device__ __forceinline__ uint32_t flash90_v_full(uint32_t base, uint32_t i) {
-  return flash90_k_full(base, 2 * FLASH90_STAGES + i);
+  return flash90_k_full<D>(base, 2 * flash90_size<D>::stages + i);
 }
+template <int D>
 __device__ __forceinline__ uint32_t flash90_v_empty(uint32_t base, uint32_t i) {
-  return flash90_k_full(base, 3 * FLASH90_STAGES + i);
+  return flash90_k_full<D>(base, 3 * flash90_size<D>::stages + i);
 }
 
 /* Keys that some row of a tile sees. */
@@ -68,28 +86,29 @@ __device__ __forceinline__ int flash90_keys(const flash90_args_t &a, const tiles
   return min(tile.position + a.tiles.positions, a.rows.q_len);
 }
 
+template <int D>
 __device__ __forceinline__ void flash90_produce(const flash90_args_t &a, uint32_t base) {
+  typedef flash90_size<D> size;
   tiles90_tile_t tile;
   uint32_t slot = 0, parity = 0;
   for (int round = 0; tiles90_find(a.tiles, round, &tile); round++) {
     int b = tile.pair / a.rows.kv_heads, kv_head = tile.pair % a.rows.kv_heads;
-    uint32_t room = round & 1, full = flash90_q_full(base, room);
-    hopper_wait(flash90_q_empty(base, room), ~(round >> 1) & 1);
-    hopper_expect(full, a.tiles.positions * a.rows.group * HOPPER_ROW_BYTES);
-    tiles90_copy(a.q, base + room * FLASH90_Q_BYTES, full, kv_head * a.rows.group, tile.position,
-                 b);
+    uint32_t room = round & 1, full = flash90_q_full<D>(base, room);
+    hopper_wait(flash90_q_empty<D>(base, room), ~(round >> 1) & 1);
+    hopper_expect(full, a.tiles.positions * a.rows.group * (D * 2));
+    tiles90_copy<D>(a.q, base + room * size::q_bytes, size::q_half, full, kv_head * a.rows.group,
+                    tile.position, b);
     int keys = flash90_keys(a, tile);
     for (int key = 0; key < keys; key += FLASH90_KEYS) {
-      uint32_t offset = slot * FLASH90_KEY_BYTES;
-      hopper_wait(flash90_k_empty(base, slot), parity ^ 1);
-      hopper_expect(flash90_k_full(base, slot), FLASH90_KEY_BYTES);
-      tiles90_copy(a.k, base + FLASH90_KEY_AT + offset, flash90_k_full(base, slot), kv_head,
-                   key, b);
-      hopper_wait(flash90_v_empty(base, slot), parity ^ 1);
-      hopper_expect(flash90_v_full(base, slot), FLASH90_KEY_BYTES);
-      tiles90_copy(a.v, base + FLASH90_VALUE_AT + offset, flash90_v_full(base, slot), kv_head,
-                   key, b);
-      if (++slot == FLASH90_STAGES) slot = 0, parity ^= 1;
+      uint32_t k = base + size::key_at + slot * size::key_bytes;
+      uint32_t v = base + size::value_at + slot * size::key_bytes;
+      hopper_wait(flash90_k_empty<D>(base, slot), parity ^ 1);
+      hopper_expect(flash90_k_full<D>(base, slot), size::key_bytes);
+      tiles90_copy<D>(a.k, k, size::key_half, flash90_k_full<D>(base, slot), kv_head, key, b);
+      hopper_wait(flash90_v_empty<D>(base, slot), parity ^ 1);
+      hopper_expect(flash90_v_full<D>(base, slot), size::key_bytes);
+      tiles90_copy<D>(a.v, v, size::key_half, flash90_v_full<D>(base, slot), kv_head, key, b);
+      if (++slot == size::stages) slot = 0, parity ^= 1;
     }
   }
 }
@@ -109,6 +128,7 @@ __device__ __forceinline__ int flash90_thread() {
 }
 
 /* It is the next warpgroup's turn; which that is, is not kept either. */
+template <int D>
 __device__ __forceinline__ void flash90_turn_end(int turn) {
   asm volatile(
       "{\n"
@@ -119,7 +139,7 @@ __device__ __forceinline__ void flash90_turn_end(int turn) {
       "@last mov.u32 next, %1;\n"
       "barrier.cta.arrive next, %3;\n"
       "}" ::"r"(turn),
-      "n"((int)FLASH90_TURN), "n"(FLASH90_TURN + FLASH90_GROUPS - 1), "n"(2 * HOPPER_GROUP)
+      "n"((int)FLASH90_TURN), "n"(FLASH90_TURN + flash90_size<D>::groups - 1), "n"(2 * HOPPER_GROUP)
       : "memory");
 }
 
@@ -172,7 +192,7 @@ __device__ __forceinline__ void flash90_weigh(const flash90_state_t &state, floa
 }
 
 /* The scores once more, by one warp alone; queries: the tile's. */
-template <typename T>
+template <typename T, int D>
 __device__ __forceinline__ void flash90_again(float (&s)[64], uint32_t queries, uint32_t keys) {
   uint32_t thread = (uint32_t)flash90_thread(), lane = thread % 32;
   uint32_t row = thread / 32 * 16 + lane % 16; /* from here as tile_by_rows, tile_by_columns */
@@ -181,13 +201,14 @@ __device__ __forceinline__ void flash90_again(float (&s)[64], uint32_t queries, 
                   (((lane >> 3 & 1) ^ (lane & 7)) << 4);
   tiles90_zero(s);
 #pragma unroll
-  for (int k = 0; k < TILES90_DIM / 16; k++) {
+  for (int k = 0; k < D / 16; k++) {
     uint32_t x[4];
-    tile_matrices(x, x_at ^ (k << 5));
+    tile_matrices(x, (x_at ^ (k % 4 << 5)) + k / 4 * flash90_size<D>::q_half);
 #pragma unroll
     for (int n = 0; n < FLASH90_KEYS / 16; n++) {
       uint32_t y[4];
-      tile_matrices(y, (y_at ^ (k << 5)) + n * 16 * HOPPER_ROW_BYTES);
+      tile_matrices(y, (y_at ^ (k % 4 << 5)) + k / 4 * flash90_size<D>::key_half +
+                           n * 16 * HOPPER_ROW_BYTES);
       tile_mma<T>(reinterpret_cast<float(&)[4]>(s[8 * n]), x, y[0], y[1]);
       tile_mma<T>(reinterpret_cast<float(&)[4]>(s[8 * n + 4]), x, y[2], y[3]);
     }
@@ -195,10 +216,10 @@ __device__ __forceinline__ void flash90_again(float (&s)[64], uint32_t queries, 
 }
 
 /* o and lse of a warp's 16 rows from row on. */
-template <typename T>
+template <typename T, int D>
 __device__ __forceinline__ void flash90_write(const flash90_args_t &a, const tiles90_tile_t &tile,
-                                              const flash90_state_t &state, const float (&o)[32],
-                                              unsigned char *queries) {
+                                              const flash90_state_t &state,
+                                              const float (&o)[D / 2], unsigned char *queries) {
   int inside = flash90_thread() / 32 * 16, row = tile.position * a.rows.group + inside;
   int end = min((tile.position + a.tiles.positions) * a.rows.group, a.rows.count);
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
@@ -212,37 +233,38 @@ __device__ __forceinline__ void flash90_write(const flash90_args_t &a, const til
     if (a.op.lse && t == 0 && r < end)
       a.op.lse[rows_out(a.rows, b, kv_head, r)] = state.shift[half] * ATTENTION_LN_2 + logf(sum);
   }
-  int64_t stride = (int64_t)a.rows.heads * TILES90_DIM;
-  T *to = (T *)a.op.o + (int64_t)b * a.rows.q_len * stride +
-               (int64_t)kv_head * a.rows.group * TILES90_DIM;
-  tiles90_store(queries + inside * HOPPER_ROW_BYTES, to, stride, a.rows, row, end, o, scale[0],
-                scale[1]);
+  int64_t stride = (int64_t)a.rows.heads * D;
+  T *to = (T *)a.op.o + (int64_t)b * a.rows.q_len * stride + (int64_t)kv_head * a.rows.group * D;
+  tiles90_store<T, D>(queries + inside * HOPPER_ROW_BYTES, flash90_size<D>::q_half, to, stride,
+                      a.rows, row, end, o, scale[0], scale[1]);
 }
 
-template <typename T>
+template <typename T, int D>
 __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigned char *shared,
                                                 uint32_t base, int group) {
+  typedef flash90_size<D> size;
   bool signals = threadIdx.x % 32 == 0;
   int turn = FLASH90_TURN + group;
-  if (group == FLASH90_GROUPS - 1) flash90_turn_end(turn);
+  if (group == size::groups - 1) flash90_turn_end<D>(turn);
   uint32_t count = 0; /* steps so far, of which the newest has the slot */
   tiles90_tile_t tile;
   for (int round = 0; tiles90_find(a.tiles, round, &tile); round++) {
-    uint32_t room = round & 1, own = room * FLASH90_Q_BYTES + group * 64 * HOPPER_ROW_BYTES;
+    uint32_t room = round & 1, own = room * size::q_bytes + group * 64 * HOPPER_ROW_BYTES;
     flash90_state_t state = {{-INFINITY, -INFINITY}, {0, 0}};
-    float s[64], o[32];
+    float s[64], o[D / 2];
     uint32_t p[32];
     tiles90_zero(o);
-    hopper_wait(flash90_q_full(base, room), round >> 1 & 1);
-    uint32_t slot = count % FLASH90_STAGES;
-    hopper_wait(flash90_k_full(base, slot), count / FLASH90_STAGES & 1);
+    hopper_wait(flash90_q_full<D>(base, room), round >> 1 & 1);
+    uint32_t slot = count % size::stages;
+    hopper_wait(flash90_k_full<D>(base, slot), count / size::stages & 1);
     hopper_hold(s);
     hopper_begin();
-    tiles90_dot<T>(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
+    tiles90_dot<T, D>(s, base + own, size::q_half, base + size::key_at + slot * size::key_bytes,
+                      size::key_half);
     hopper_commit();
     hopper_done<0>();
     hopper_hold(s);
-    if (signals) hopper_arrive(flash90_k_empty(base, slot));
+    if (signals) hopper_arrive(flash90_k_empty<D>(base, slot));
     flash90_mask(s, a.rows, tile.position, 0);
     float shrink[2] = {0, 0};
     flash90_raise(state, s, a.scale, shrink);
@@ -250,21 +272,22 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
     tiles90_round<T>(p, s);
 
     for (int key = FLASH90_KEYS; key < flash90_keys(a, tile); key += FLASH90_KEYS) {
-      uint32_t before = count % FLASH90_STAGES;
-      hopper_wait(flash90_v_full(base, before), count / FLASH90_STAGES & 1);
-      slot = ++count % FLASH90_STAGES;
-      hopper_wait(flash90_k_full(base, slot), count / FLASH90_STAGES & 1);
+      uint32_t before = count % size::stages;
+      hopper_wait(flash90_v_full<D>(base, before), count / size::stages & 1);
+      slot = ++count % size::stages;
+      hopper_wait(flash90_k_full<D>(base, slot), count / size::stages & 1);
       hopper_named_sync(turn, 2 * HOPPER_GROUP);
       hopper_hold(s);
       hopper_hold(o);
       hopper_hold(p);
       hopper_begin();
-      tiles90_dot<T>(s, base + own, base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
+      tiles90_dot<T, D>(s, base + own, size::q_half, base + size::key_at + slot * size::key_bytes,
+                        size::key_half);
       hopper_commit();
-      tiles90_add<T>(o, p, base + FLASH90_VALUE_AT + before * FLASH90_KEY_BYTES, 1);
+      tiles90_add<T, D>(o, p, base + size::value_at + before * size::key_bytes, size::key_half, 1);
       hopper_commit();
       hopper_done<1>();
-      flash90_turn_end(turn);
+      flash90_turn_end<D>(turn);
       hopper_hold(s);
       float sum[2];
       flash90_mask(s, a.rows, tile.position, key);
@@ -272,101 +295,103 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
       shrink[0] = shrink[1] = 1;
       bool raised = __any_sync(0xffffffffu, fmaxf(sum[0], sum[1]) > flash90_most<T>);
       if (raised) {
-        flash90_again<T>(s, base + room * FLASH90_Q_BYTES,
-                      base + FLASH90_KEY_AT + slot * FLASH90_KEY_BYTES);
+        flash90_again<T, D>(s, base + room * size::q_bytes,
+                      base + size::key_at + slot * size::key_bytes);
         flash90_mask(s, a.rows, tile.position, key);
         flash90_raise(state, s, a.scale, shrink);
         flash90_weigh(state, s, a.scale, sum);
       }
       state.sum[0] += sum[0], state.sum[1] += sum[1];
       __syncwarp();
-      if (signals) hopper_arrive(flash90_k_empty(base, slot));
+      if (signals) hopper_arrive(flash90_k_empty<D>(base, slot));
       hopper_done<0>();
       hopper_hold(o);
       hopper_hold(s);
-      if (signals) hopper_arrive(flash90_v_empty(base, (count - 1) % FLASH90_STAGES));
+      if (signals) hopper_arrive(flash90_v_empty<D>(base, (count - 1) % size::stages));
       if (raised) {
 #pragma unroll
-        for (int i = 0; i < 32; i++) o[i] *= shrink[i / 2 % 2];
+        for (int i = 0; i < D / 2; i++) o[i] *= shrink[i / 2 % 2];
       }
       tiles90_round<T>(p, s);
     }
-    slot = count % FLASH90_STAGES;
-    hopper_wait(flash90_v_full(base, slot), count / FLASH90_STAGES & 1);
+    slot = count % size::stages;
+    hopper_wait(flash90_v_full<D>(base, slot), count / size::stages & 1);
     hopper_hold(o);
     hopper_hold(p);
     hopper_begin();
-    tiles90_add<T>(o, p, base + FLASH90_VALUE_AT + slot * FLASH90_KEY_BYTES, 1);
+    tiles90_add<T, D>(o, p, base + size::value_at + slot * size::key_bytes, size::key_half, 1);
     hopper_commit();
     hopper_done<0>();
     hopper_hold(o);
-    if (signals) hopper_arrive(flash90_v_empty(base, slot));
+    if (signals) hopper_arrive(flash90_v_empty<D>(base, slot));
     count++;
 
     hopper_named_sync(FLASH90_OWN + group, HOPPER_GROUP); /* all have read the queries */
-    flash90_write<T>(a, tile, state, o, shared + room * FLASH90_Q_BYTES);
+    flash90_write<T, D>(a, tile, state, o, shared + room * size::q_bytes);
     hopper_fence();
     __syncwarp();
-    if (signals) hopper_arrive(flash90_q_empty(base, room));
+    if (signals) hopper_arrive(flash90_q_empty<D>(base, room));
   }
   if (group == 0) hopper_named_sync(turn, 2 * HOPPER_GROUP); /* the last group's last turn */
 }
 
 #endif
 
-template <typename T>
-__global__ void __launch_bounds__(FLASH90_THREADS, 1)
+template <typename T, int D>
+__global__ void __launch_bounds__(flash90_size<D>::threads, 1)
     flash90_forward(const __grid_constant__ flash90_args_t a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  typedef flash90_size<D> size;
   extern __shared__ unsigned char flash90_shared[];
   uint32_t start = tile_address(flash90_shared);
   uint32_t base = (start + HOPPER_ALIGN - 1) / HOPPER_ALIGN * HOPPER_ALIGN;
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < 2; i++) {
-      hopper_barrier_init(flash90_q_full(base, i), 1);
-      hopper_barrier_init(flash90_q_empty(base, i), FLASH90_CONSUMER_WARPS);
+      hopper_barrier_init(flash90_q_full<D>(base, i), 1);
+      hopper_barrier_init(flash90_q_empty<D>(base, i), size::consumer_warps);
     }
-    for (uint32_t i = 0; i < FLASH90_STAGES; i++) {
-      hopper_barrier_init(flash90_k_full(base, i), 1);
-      hopper_barrier_init(flash90_v_full(base, i), 1);
-      hopper_barrier_init(flash90_k_empty(base, i), FLASH90_CONSUMER_WARPS);
-      hopper_barrier_init(flash90_v_empty(base, i), FLASH90_CONSUMER_WARPS);
+    for (uint32_t i = 0; i < size::stages; i++) {
+      hopper_barrier_init(flash90_k_full<D>(base, i), 1);
+      hopper_barrier_init(flash90_v_full<D>(base, i), 1);
+      hopper_barrier_init(flash90_k_empty<D>(base, i), size::consumer_warps);
+      hopper_barrier_init(flash90_v_empty<D>(base, i), size::consumer_warps);
     }
     hopper_barrier_ready();
   }
   /* Nothing may be copied to a tile's last rows; a warp treats its rows alike, so they must be the
    * same in every run. */
-  for (int i = threadIdx.x * 16; i < 2 * FLASH90_Q_BYTES; i += FLASH90_THREADS * 16)
+  for (int i = threadIdx.x * 16; i < 2 * size::q_bytes; i += size::threads * 16)
     *(uint4 *)(flash90_shared + (base - start) + i) = make_uint4(0, 0, 0, 0);
   hopper_fence();
   __syncthreads();
-  /* 128 registers a thread at the start; 128 * 32 + 384 * 160 are all 65536. */
   if (threadIdx.x < HOPPER_GROUP) {
-    hopper_give_registers<32>();
-    if (threadIdx.x == 0) flash90_produce(a, base);
+    hopper_give_registers<size::producer_registers>();
+    if (threadIdx.x == 0) flash90_produce<D>(a, base);
   } else {
-    hopper_take_registers<160>();
+    hopper_take_registers<size::consumer_registers>();
     int group = __shfl_sync(0xffffffffu, threadIdx.x / HOPPER_GROUP, 0); /* one for the warp */
-    flash90_consume<T>(a, flash90_shared + (base - start), base, group - 1);
+    flash90_consume<T, D>(a, flash90_shared + (base - start), base, group - 1);
   }
 #endif
 }
 
 int attention_flash90_takes(const backend_device_t *device, const op_attention_t *op) {
-  return device->capability == 90 && device->shared_bytes >= FLASH90_SHARED && !op->kv_len &&
-         !op->sequence && op->head_dim == TILES90_DIM &&
+  return device->capability == 90 && device->shared_bytes >= flash90_size<64>::shared &&
+         device->shared_bytes >= flash90_size<128>::shared && !op->kv_len && !op->sequence &&
+         (op->head_dim == 64 || op->head_dim == 128) &&
          op->heads / op->kv_heads <= TILES90_MOST_GROUP;
 }
 
-template <typename T>
-static nn_status_t flash90_launch(backend_device_t *device, const op_attention_t *op) {
+template <typename T, int D>
+static nn_status_t flash90_run(backend_device_t *device, const op_attention_t *op) {
+  typedef flash90_size<D> size;
   flash90_args_t a = {};
   a.op = *op, a.rows = attention_rows(op->q_len, op->heads, op->kv_heads);
   a.scale = op->scale * ATTENTION_LOG2_E;
-  a.tiles = tiles90_make(&a.rows, op->batch);
-  hopper_tensor_t q = tiles90_tensor(op->q, op->batch, op->q_len, op->heads, op->q_len * op->ldq,
+  a.tiles = tiles90_make(&a.rows, op->batch, size::rows);
+  hopper_tensor_t q = tiles90_tensor(op->q, op->batch, op->q_len, op->heads, D, op->q_len * op->ldq,
                                      op->ldq, a.tiles.positions, a.rows.group);
-  hopper_tensor_t k = tiles90_tensor(op->k, op->batch, op->q_len, op->kv_heads, op->kv_batch,
+  hopper_tensor_t k = tiles90_tensor(op->k, op->batch, op->q_len, op->kv_heads, D, op->kv_batch,
                                      op->ldkv, FLASH90_KEYS, 1);
   hopper_tensor_t v = k;
   v.base = op->v;
@@ -374,12 +399,17 @@ static nn_status_t flash90_launch(backend_device_t *device, const op_attention_t
   CUDA_TRY(hopper_map(device, "attention", &k, &a.k));
   CUDA_TRY(hopper_map(device, "attention", &v, &a.v));
   CUDA_TRY(cuda_check(device, "attention",
-                      cudaFuncSetAttribute(flash90_forward<T>,
+                      cudaFuncSetAttribute(flash90_forward<T, D>,
                                            cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           FLASH90_SHARED)));
-  flash90_forward<T><<<tiles90_grid(device, &a.tiles), FLASH90_THREADS, FLASH90_SHARED,
-                       device->stream>>>(a);
+                                           size::shared)));
+  flash90_forward<T, D><<<tiles90_grid(device, &a.tiles), size::threads, size::shared,
+                          device->stream>>>(a);
   return NN_OK;
+}
+
+template <typename T>
+static nn_status_t flash90_launch(backend_device_t *device, const op_attention_t *op) {
+  return op->head_dim == 64 ? flash90_run<T, 64>(device, op) : flash90_run<T, 128>(device, op);
 }
 
 nn_status_t attention_flash90(backend_device_t *device, const op_attention_t *op) {

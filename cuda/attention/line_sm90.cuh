@@ -8,8 +8,7 @@
 
 enum {
   LINE90_KEYS = 128, /* of a key block */
-  LINE90_START = 3,  /* steps that the time to begin and end a key block is worth */
-  LINE90_SHARERS = 8 /* most blocks that share a key block, on average */
+  LINE90_START = 3   /* steps that the time to begin and end a key block is worth */
 };
 
 typedef struct line90 {
@@ -27,8 +26,9 @@ static inline int line90_key_blocks(const attention_rows_t *rows) {
   return (int)cuda_blocks(rows->q_len, LINE90_KEYS);
 }
 
+/* sharers: most blocks that share a key block, on average. */
 static inline line90_t line90_make(const backend_device_t *device, const attention_rows_t *rows,
-                                   int64_t batch, int positions) {
+                                   int64_t batch, int positions, int sharers) {
   line90_t line = {};
   line.positions = positions;
   line.tiles = (int)cuda_blocks(rows->q_len, positions);
@@ -36,8 +36,8 @@ static inline line90_t line90_make(const backend_device_t *device, const attenti
   int key_blocks = line90_key_blocks(rows), items = key_blocks * line.pairs;
   for (int block = 0; block < key_blocks; block++)
     line.total += (line90_steps(line, block) + LINE90_START) * line.pairs;
-  int64_t grid = items < device->multiprocessors / LINE90_SHARERS ? items * LINE90_SHARERS
-                                                                  : device->multiprocessors;
+  int64_t most = device->multiprocessors;
+  int64_t grid = items < most / sharers ? items * sharers : most;
   line.share = (int)cuda_blocks(line.total, grid);
   return line;
 }

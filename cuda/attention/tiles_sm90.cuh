@@ -1,9 +1,10 @@
 /* Attention on sm_90a: what its kernels load by the bulk copy engine, their products, and the order
- * in which they take tiles. T bf16 or fp16, head dim 64, keys that are the rows' own.
+ * in which they take tiles. T bf16 or fp16, head dim D 64 or 128, keys that are the rows' own.
  *
- * A tile of queries is `positions` whole positions of a group's heads, so that one box of the
- * tensor [batch, positions, heads, 64] is packed rows as attention.h has them. Tiles are operands
- * as hopper.cuh has them. Positions behind a sequence's last are copied as zeroes. */
+ * A tile of queries is `positions` whole positions of a group's heads, so that a box of the tensor
+ * [batch, positions, heads, D] is packed rows as attention.h has them. Tiles are operands as
+ * hopper.cuh has them, 64 columns at a time: those of 128 columns are two, the second `half` bytes
+ * behind the first. Positions behind a sequence's last are copied as zeroes. */
 #ifndef NN_CUDA_ATTENTION_TILES_SM90_CUH
 #define NN_CUDA_ATTENTION_TILES_SM90_CUH
 
@@ -11,24 +12,23 @@
 #include "hopper.cuh"
 
 enum {
-  TILES90_DIM = 64,
-  TILES90_ROWS = 192,     /* packed rows of a block that holds rows, 64 a warpgroup */
+  TILES90_COLUMNS = 64,
   TILES90_MOST_GROUP = 48 /* heads of a key-value head */
 };
-static_assert(TILES90_DIM * sizeof(bf16_t) == HOPPER_ROW_BYTES, "a row is a head");
+static_assert(TILES90_COLUMNS * sizeof(bf16_t) == HOPPER_ROW_BYTES, "of 16 bits each");
 
 /* ---- host ------------------------------------------------------------------------------------ */
 
-/* [batch, length, heads, 64] by boxes of [1, box_length, box_heads, 64]; strides in elements. */
+/* [batch, length, heads, dim] by boxes of [1, box_length, box_heads, 64]; strides in elements. */
 static inline hopper_tensor_t tiles90_tensor(const void *base, int64_t batch, int64_t length,
-                                             int64_t heads, int64_t batch_stride, int64_t stride,
-                                             int box_length, int box_heads) {
+                                             int64_t heads, int64_t dim, int64_t batch_stride,
+                                             int64_t stride, int box_length, int box_heads) {
   return {base,
           NN_BF16,
           4,
-          {TILES90_DIM, heads, length, batch},
-          {TILES90_DIM, stride, batch_stride},
-          {TILES90_DIM, box_heads, box_length, 1}};
+          {dim, heads, length, batch},
+          {dim, stride, batch_stride},
+          {TILES90_COLUMNS, box_heads, box_length, 1}};
 }
 
 /* Whole positions in so many packed rows, an even number of them: statistics of a tile begin at a
@@ -43,8 +43,8 @@ typedef struct tiles90 {
   int pairs;            /* sequences times key-value heads */
 } tiles90_t;
 
-static inline tiles90_t tiles90_make(const attention_rows_t *rows, int64_t batch) {
-  int positions = tiles90_positions(rows, TILES90_ROWS);
+static inline tiles90_t tiles90_make(const attention_rows_t *rows, int64_t batch, int most) {
+  int positions = tiles90_positions(rows, most);
   return {positions, (int)cuda_blocks(rows->q_len, positions), (int)(batch * rows->kv_heads)};
 }
 
@@ -59,9 +59,12 @@ static inline unsigned tiles90_grid(const backend_device_t *device, const tiles9
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 /* Copies the box at a head, position and sequence. */
-__device__ __forceinline__ void tiles90_copy(const CUtensorMap &map, uint32_t to, uint32_t barrier,
-                                             int head, int position, int batch) {
-  hopper_copy(map, to, barrier, 0, head, position, batch);
+template <int D>
+__device__ __forceinline__ void tiles90_copy(const CUtensorMap &map, uint32_t to, uint32_t half,
+                                             uint32_t barrier, int head, int position, int batch) {
+#pragma unroll
+  for (int h = 0; h < D / TILES90_COLUMNS; h++)
+    hopper_copy(map, to + h * half, barrier, h * TILES90_COLUMNS, head, position, batch);
 }
 
 template <int N>
@@ -71,27 +74,32 @@ __device__ __forceinline__ void tiles90_zero(float (&d)[N]) {
 }
 
 /* d = a b^T over head dim: 64 rows of a, 2 N rows of b. */
-template <typename T, int N>
-__device__ __forceinline__ void tiles90_dot(float (&d)[N], uint32_t a, uint32_t b) {
+template <typename T, int D, int N>
+__device__ __forceinline__ void tiles90_dot(float (&d)[N], uint32_t a, uint32_t a_half, uint32_t b,
+                                            uint32_t b_half) {
   static_assert(N == 32 || N == 48 || N == 64, "there are products for these");
-  uint64_t x = hopper_operand(a, 16), y = hopper_operand(b, 16);
 #pragma unroll
-  for (int k = 0; k < TILES90_DIM / 16; k++) {
-    uint64_t x_k = x + k * HOPPER_NEXT_K, y_k = y + k * HOPPER_NEXT_K;
-    if constexpr (N == 32) hopper_multiply_64<T, false, false>(d, x_k, y_k, k);
-    if constexpr (N == 48) hopper_multiply_96<T, false, false>(d, x_k, y_k, k);
-    if constexpr (N == 64) hopper_multiply_128<T, false, false>(d, x_k, y_k, k);
+  for (int k = 0; k < D / 16; k++) {
+    uint64_t x = hopper_operand(a + k / 4 * a_half, 16) + k % 4 * HOPPER_NEXT_K;
+    uint64_t y = hopper_operand(b + k / 4 * b_half, 16) + k % 4 * HOPPER_NEXT_K;
+    if constexpr (N == 32) hopper_multiply_64<T, false, false>(d, x, y, k);
+    if constexpr (N == 48) hopper_multiply_96<T, false, false>(d, x, y, k);
+    if constexpr (N == 64) hopper_multiply_128<T, false, false>(d, x, y, k);
   }
 }
 
 /* d = a b (+ d where add): a 64 x 4 N in registers, as tiles90_round makes it; b 4 N rows. */
-template <typename T, int N>
-__device__ __forceinline__ void tiles90_add(float (&d)[32], const uint32_t (&a)[N], uint32_t b,
-                                            int add) {
-  uint64_t y = hopper_operand(b, 16);
+template <typename T, int D, int N>
+__device__ __forceinline__ void tiles90_add(float (&d)[D / 2], const uint32_t (&a)[N], uint32_t b,
+                                            uint32_t b_half, int add) {
+  uint64_t y = hopper_operand(b, D == 64 ? 16 : b_half);
 #pragma unroll
-  for (int k = 0; k < N / 4; k++)
-    hopper_multiply_64_registers<T>(d, a + 4 * k, y + k * HOPPER_NEXT_ROWS, k || add);
+  for (int k = 0; k < N / 4; k++) {
+    if constexpr (D == 64)
+      hopper_multiply_64_registers<T>(d, a + 4 * k, y + k * HOPPER_NEXT_ROWS, k || add);
+    else
+      hopper_multiply_128_registers<T>(d, a + 4 * k, y + k * HOPPER_NEXT_ROWS, k || add);
+  }
 }
 
 /* A result becomes the left operand of another product: no number moves to another thread. */
@@ -120,25 +128,31 @@ __device__ __forceinline__ bool tiles90_find(const tiles90_t &tiles, int round,
 
 /* A warp writes its 16 packed rows from `first` on, those before `end`: acc times a scale for each
  * of the thread's two, through its own rows of a tile in shared memory. */
-template <typename T>
-__device__ __forceinline__ void tiles90_store(unsigned char *own, T *to, int64_t stride,
-                                              const attention_rows_t &rows, int first, int end,
-                                              const float (&acc)[32], float scale0, float scale1) {
+template <typename T, int D>
+__device__ __forceinline__ void tiles90_store(unsigned char *own, uint32_t half, T *to,
+                                              int64_t stride, const attention_rows_t &rows,
+                                              int first, int end, const float (&acc)[D / 2],
+                                              float scale0, float scale1) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
-  for (int n = 0; n < 8; n++) {
-    *(uint32_t *)(own + tile_chunk<64>(g, n) + t * 4) =
+  for (int n = 0; n < D / 8; n++) {
+    unsigned char *at = own + n / 8 * half + t * 4;
+    *(uint32_t *)(at + tile_chunk<64>(g, n % 8)) =
         half_pair<T>(acc[4 * n] * scale0, acc[4 * n + 1] * scale0);
-    *(uint32_t *)(own + tile_chunk<64>(8 + g, n) + t * 4) =
+    *(uint32_t *)(at + tile_chunk<64>(8 + g, n % 8)) =
         half_pair<T>(acc[4 * n + 2] * scale1, acc[4 * n + 3] * scale1);
   }
   __syncwarp();
 #pragma unroll
   for (int x = 0; x < 4; x++) {
     int row = x * 4 + lane / 8, chunk = lane % 8;
-    uint4 numbers = *(const uint4 *)(own + tile_chunk<64>(row, chunk));
-    if (first + row < end)
-      *(uint4 *)(to + rows_at(rows, first + row, stride, 64) + chunk * 8) = numbers;
+#pragma unroll
+    for (int h = 0; h < D / TILES90_COLUMNS; h++) {
+      uint4 numbers = *(const uint4 *)(own + h * half + tile_chunk<64>(row, chunk));
+      if (first + row < end)
+        *(uint4 *)(to + rows_at(rows, first + row, stride, D) + h * TILES90_COLUMNS + chunk * 8) =
+            numbers;
+    }
   }
 }
 
