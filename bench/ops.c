@@ -146,28 +146,39 @@ static void ops_skinny(ops_t *ops, int64_t rows, int64_t out, int64_t in, int32_
 
 /* ---- attention ---- */
 
+/* Pairs of a query and a key that it sees, of one head and sequence. */
+static double ops_pairs(int64_t length, int64_t window) {
+  double past = window && window < length ? (double)(length - window) : 0;
+  return 0.5 * (double)length * (double)(length + 1) - 0.5 * past * (past + 1);
+}
+
+/* window: 0, or with sinks too, as gpt_oss has them. */
 static void ops_attention(ops_t *ops, int64_t batch, int64_t length, int64_t heads, int64_t kv_heads,
-                          int64_t dim) {
+                          int64_t dim, int64_t window) {
   int64_t n = batch * length, width = (heads + 2 * kv_heads) * dim, q = heads * dim, kv = kv_heads * dim;
   float *qkv = ops_take(ops, n * width), *o = ops_take(ops, n * q), *lse = ops_take(ops, n * heads);
   float *dout = ops_take(ops, n * q), *d = ops_take(ops, n * width);
-  double pairs = 0.5 * (double)(batch * heads) * (double)length * (double)(length + 1);
-  char name[96];
+  double pairs = (double)(batch * heads) * ops_pairs(length, window);
+  char name[96], tail[32] = "";
+  if (window) snprintf(tail, sizeof tail, ", window %d and sinks", (int)window);
+  float *sinks = window ? ops_take(ops, heads) : NULL, *dsinks = window ? ops_take(ops, heads) : NULL;
   op_attention_t op = {.batch = batch, .q_len = length, .heads = heads, .kv_heads = kv_heads,
                        .head_dim = dim, .q = qkv, .ldq = width, .k = qkv + q, .v = qkv + q + kv,
-                       .ldkv = width, .kv_batch = length * width, .scale = 0.1f, .o = o, .lse = lse};
+                       .ldkv = width, .kv_batch = length * width, .scale = 0.1f, .o = o, .lse = lse,
+                       .window = window, .sinks = sinks};
   TRY(ops->backend->attention(ops->place, &op, ops->scratch));
-  snprintf(name, sizeof name, "attention %dx%d, heads %d/%d of %d", (int)batch, (int)length, (int)heads,
-           (int)kv_heads, (int)dim);
+  snprintf(name, sizeof name, "attention %dx%d, heads %d/%d of %d%s", (int)batch, (int)length,
+           (int)heads, (int)kv_heads, (int)dim, tail);
   size_t kept = ops->used;
   RUN(ops, name, attention, op, -1, 0, flops(ops, 4.0 * pairs * (double)dim));
   ops->used = kept;
   op_attention_bwd_t bwd = {.batch = batch, .q_len = length, .heads = heads, .kv_heads = kv_heads,
                             .head_dim = dim, .q = qkv, .ldq = width, .k = qkv + q, .v = qkv + q + kv,
                             .ldkv = width, .kv_batch = length * width, .scale = 0.1f, .o = o,
-                            .dout = dout, .lse = lse, .dq = d, .dk = d + q, .dv = d + q + kv};
-  snprintf(name, sizeof name, "attention backward %dx%d, heads %d/%d of %d", (int)batch, (int)length,
-           (int)heads, (int)kv_heads, (int)dim);
+                            .dout = dout, .lse = lse, .dq = d, .dk = d + q, .dv = d + q + kv,
+                            .window = window, .sinks = sinks, .dsinks = dsinks};
+  snprintf(name, sizeof name, "attention backward %dx%d, heads %d/%d of %d%s", (int)batch,
+           (int)length, (int)heads, (int)kv_heads, (int)dim, tail);
   RUN(ops, name, attention_bwd, bwd, -1, 0, flops(ops, 10.0 * pairs * (double)dim));
 }
 
@@ -214,6 +225,13 @@ static void ops_experts(ops_t *ops, int64_t n, int64_t hidden, int64_t ffn, int6
   char name_route[96];
   snprintf(name_route, sizeof name_route, "route %d tokens, %d of %d, hidden %d", (int)n, (int)top_k,
            (int)experts, (int)hidden);
+  kept = ops->used;
+  RUN(ops, name_route, route, route, -1, 0, bytes(ops, 4.0 * (double)(n * hidden), false));
+  ops->used = kept;
+  route.router = (op_router_t){.score = NN_SCORE_SIGMOID, .groups = 4, .top_groups = 2};
+  route.router.group_score = NN_GROUP_TOP2, route.router.choice_bias = w;
+  snprintf(name_route, sizeof name_route, "route %d tokens, %d of %d in groups, hidden %d", (int)n,
+           (int)top_k, (int)experts, (int)hidden);
   RUN(ops, name_route, route, route, -1, 0, bytes(ops, 4.0 * (double)(n * hidden), false));
 }
 
@@ -248,7 +266,70 @@ static void ops_rows(ops_t *ops, int64_t n, int64_t hidden) {
   op_rope_t rope = {.n = n, .heads = hidden / 64, .head_dim = 64, .x = x, .ldx = hidden,
                     .position = position, .table = table};
   snprintf(name, sizeof name, "rope %dx%d heads of 64", (int)n, (int)(hidden / 64));
+  size_t before = ops->used;
   RUN(ops, name, rope, rope, -1, 0, bytes(ops, 2 * matrix, true));
+  ops->used = before;
+  rope.interleaved = 1;
+  snprintf(name, sizeof name, "rope interleaved %dx%d heads of 64", (int)n, (int)(hidden / 64));
+  RUN(ops, name, rope, rope, -1, 0, bytes(ops, 2 * matrix, true));
+}
+
+/* What rows of queries, keys and values go through before attention: the norm of each head, and a
+ * clamp. */
+static void ops_heads(ops_t *ops, int64_t n, int64_t heads, int64_t dim) {
+  char name[96];
+  int64_t width = heads * dim, ld = width + 2 * dim;
+  float *raw = ops_take(ops, n * width), *qkv = ops_take(ops, n * ld), *w = ops_take(ops, dim);
+  float *rstd = ops_take(ops, n * heads), *dw = ops_take(ops, dim);
+  double matrix = 4.0 * (double)(n * width);
+  size_t kept = ops->used;
+  op_norm_t norm = {.n = n, .hidden = dim, .groups = heads, .ldy = ld, .eps = 1e-5f, .x = raw,
+                    .w = w, .y = qkv, .rstd = rstd};
+  TRY(ops->backend->norm(ops->place, &norm, ops->scratch));
+  snprintf(name, sizeof name, "rmsnorm of %dx%d heads of %d", (int)n, (int)heads, (int)dim);
+  RUN(ops, name, norm, norm, -1, 0, bytes(ops, 2 * matrix, true));
+  ops->used = kept;
+  op_norm_bwd_t bwd = {.n = n, .hidden = dim, .groups = heads, .ldy = ld, .assign = 1, .x = raw,
+                       .dy = qkv, .w = w, .rstd = rstd, .dx = qkv, .dw = dw};
+  snprintf(name, sizeof name, "rmsnorm backward of %dx%d heads of %d", (int)n, (int)heads, (int)dim);
+  RUN(ops, name, norm_bwd, bwd, -1, 0, bytes(ops, 3 * matrix, true));
+  ops->used = kept;
+  op_clip_t clip = {.n = n, .width = ld, .limit = 0.5f, .x = qkv, .ldx = ld, .y = qkv, .ldy = ld};
+  snprintf(name, sizeof name, "clamp %dx%d", (int)n, (int)ld);
+  RUN(ops, name, clip, clip, -1, 0, bytes(ops, 8.0 * (double)(n * ld), true));
+  ops->used = kept;
+  op_clip_bwd_t back = {.n = n, .width = width, .limit = 0.5f, .x = raw, .ldx = width, .dx = qkv,
+                        .lddx = ld};
+  snprintf(name, sizeof name, "clamp backward %dx%d", (int)n, (int)width);
+  RUN(ops, name, clip_bwd, back, -1, 0, bytes(ops, 3 * matrix, true));
+}
+
+/* The activation of a gated network, and the gate of a shared expert. */
+static void ops_gated(ops_t *ops, int64_t n, int64_t ffn, int64_t hidden) {
+  char name[96];
+  float *x = ops_take(ops, n * 2 * ffn), *y = ops_take(ops, n * ffn), *dx = ops_take(ops, n * 2 * ffn);
+  float *rows = ops_take(ops, n * hidden), *drows = ops_take(ops, n * hidden);
+  float *w = ops_take(ops, hidden), *dw = ops_take(ops, hidden), *gate = ops_take(ops, n);
+  float *dgate = ops_take(ops, n);
+  double inside = 4.0 * (double)(n * ffn), matrix = 4.0 * (double)(n * hidden);
+  size_t kept = ops->used;
+  op_glu_t glu = {.n = n, .ffn = ffn, .x = x, .weight = gate, .y = y};
+  snprintf(name, sizeof name, "gated unit %dx%d", (int)n, (int)ffn);
+  RUN(ops, name, glu, glu, -1, 0, bytes(ops, 3 * inside, true));
+  ops->used = kept;
+  op_glu_bwd_t glu_bwd = {.n = n, .ffn = ffn, .x = x, .weight = gate, .dy = y, .dx = dx, .y = y,
+                          .dweight = dgate};
+  snprintf(name, sizeof name, "gated unit backward %dx%d", (int)n, (int)ffn);
+  RUN(ops, name, glu_bwd, glu_bwd, -1, 0, bytes(ops, 6 * inside, true));
+  ops->used = kept;
+  op_row_gate_t row = {.n = n, .width = hidden, .x = rows, .w = w, .gate = gate};
+  snprintf(name, sizeof name, "gate of rows %dx%d", (int)n, (int)hidden);
+  RUN(ops, name, row_gate, row, -1, 0, bytes(ops, matrix, false));
+  ops->used = kept;
+  op_row_gate_bwd_t row_bwd = {.n = n, .width = hidden, .x = rows, .w = w, .gate = gate,
+                               .dgate = dgate, .dx = drows, .dw = dw};
+  snprintf(name, sizeof name, "gate of rows backward %dx%d", (int)n, (int)hidden);
+  RUN(ops, name, row_gate_bwd, row_bwd, -1, 0, bytes(ops, 3 * matrix, true));
 }
 
 static void ops_embedding(ops_t *ops, int64_t n, int64_t hidden, int64_t vocab) {
@@ -318,13 +399,16 @@ void bench_ops(nn_device_t *device, const bench_options_t *options, const bench_
   ops_skinny(&ops, 1, 12288, 768, NN_F32);
   ops_skinny(&ops, 1, 12288, 768, NN_BF16);
   ops_skinny(&ops, 8, 12288, 768, NN_BF16);
-  ops_attention(&ops, 4, 64, 12, 12, 64);
-  ops_attention(&ops, 16, 256, 6, 2, 32);
-  ops_attention(&ops, 1, TOKENS, 12, 12, 64);
-  ops_attention(&ops, 1, TOKENS, 12, 1, 64);
+  ops_attention(&ops, 4, 64, 12, 12, 64, 0);
+  ops_attention(&ops, 16, 256, 6, 2, 32, 0);
+  ops_attention(&ops, 1, TOKENS, 12, 12, 64, 0);
+  ops_attention(&ops, 1, TOKENS, 12, 1, 64, 0);
+  ops_attention(&ops, 1, 4 * TOKENS, 12, 1, 64, 128);
   ops_experts(&ops, 4096, 192, 384, 8, 2);
   ops_experts(&ops, 512, 768, 1536, 16, 4);
   ops_rows(&ops, 4096, 768);
+  ops_heads(&ops, 4096, 12, 64);
+  ops_gated(&ops, 1024, 3072, 768);
   ops_embedding(&ops, TOKENS, 768, 50257);
   ops_loss(&ops, 256, 768, 50257);
   ops_optimizer(&ops, 32 << 20);
