@@ -220,6 +220,8 @@ static void backend_fill_table(backend_t *table) {
   table->norm_bwd = cuda_norm_bwd;
   table->matmul = cuda_matmul;
   table->column_sum = cuda_column_sum;
+  table->clip = cuda_clip;
+  table->clip_bwd = cuda_clip_bwd;
   table->rope = cuda_rope;
   table->attention = cuda_attention;
   table->attention_bwd = cuda_attention_bwd;
@@ -227,6 +229,10 @@ static void backend_fill_table(backend_t *table) {
   table->route = cuda_route;
   table->route_bwd = cuda_route_bwd;
   table->router_loss = cuda_router_loss;
+  table->glu = cuda_glu;
+  table->glu_bwd = cuda_glu_bwd;
+  table->row_gate = cuda_row_gate;
+  table->row_gate_bwd = cuda_row_gate_bwd;
   table->experts = cuda_experts;
   table->experts_bwd = cuda_experts_bwd;
   table->head_loss = cuda_head_loss;

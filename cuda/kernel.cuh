@@ -128,6 +128,14 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
+/* The same sum in each group of LANES lanes, in one order. */
+template <int LANES, typename T>
+__device__ __forceinline__ T lanes_sum(T x) {
+#pragma unroll
+  for (int step = LANES / 2; step; step >>= 1) x += __shfl_xor_sync(0xffffffffu, x, step);
+  return x;
+}
+
 /* The same sum in all threads of a block of whole warps, at most 1024; room: shared, [32]. The room
  * may be used again at once. */
 template <typename T>

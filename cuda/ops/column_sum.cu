@@ -1,4 +1,4 @@
-/* out[j] += sum over rows i of x[i, j], x [n, width] with a stride. Order: columns.cuh. */
+/* out[j] += alpha * the sum over rows i of x[i, j], x [n, width] with a stride. Order: columns.cuh. */
 #include "ops/columns.cuh"
 
 template <typename T, int W>
@@ -19,6 +19,8 @@ static __global__ void __launch_bounds__(COLUMNS_THREADS)
       for (int j = 0; j < W; j++) sum[j] += add[j];
     }
   }
+#pragma unroll
+  for (int j = 0; j < W; j++) sum[j] *= op.alpha;
   columns_put<W>(sum, room, op.width, part, op.out);
 }
 
@@ -40,13 +42,9 @@ static void column_sum_launch(backend_device_t *device, const op_column_sum_t *o
     column_sum_run<T, 1>(device, op, part);
 }
 
-static float *column_sum_layout(const backend_device_t *device, cuda_arena_t *arena) {
-  return (float *)cuda_take(arena, columns_scratch(device), sizeof(float));
-}
-
 size_t cuda_column_sum_scratch(const backend_device_t *device, const backend_limits_t *limits) {
   cuda_arena_t arena = {NULL, 0};
-  if (limits->training) column_sum_layout(device, &arena);
+  if (limits->training) columns_take(device, &arena);
   return arena.used;
 }
 
@@ -54,7 +52,9 @@ CUDA_OP(column_sum, op_column_sum_t) {
   CUDA_TRY(cuda_enter(device, "column_sum"));
   if (op->n == 0 || op->width == 0) return NN_OK;
   cuda_arena_t arena = {(char *)scratch.data, 0};
-  float *part = column_sum_layout(device, &arena);
-  CUDA_BY_DTYPE(op->act_dtype, column_sum_launch, device, op, part);
+  float *part = columns_take(device, &arena);
+  op_column_sum_t whole = *op;
+  whole.alpha = backend_factor(op->alpha);
+  CUDA_BY_DTYPE(op->act_dtype, column_sum_launch, device, &whole, part);
   return cuda_launched(device, "column_sum");
 }

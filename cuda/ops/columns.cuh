@@ -36,9 +36,14 @@ static inline columns_plan_t columns_plan(const backend_device_t *device, int64_
   return plan;
 }
 
-/* Floats of scratch for the parts of any matrix; a single part needs none. */
+/* Floats for the parts of any matrix; a single part needs none. */
 static inline int64_t columns_scratch(const backend_device_t *device) {
   return (int64_t)COLUMNS_BLOCKS * device->multiprocessors * 32 * COLUMNS_MOST_WIDE;
+}
+
+/* The scratch for them: cuda_column_sum_scratch, whatever the operation. */
+static inline float *columns_take(const backend_device_t *device, cuda_arena_t *arena) {
+  return (float *)cuda_take(arena, columns_scratch(device), sizeof(float));
 }
 
 /* The end of the first stage: sum holds a thread's W columns from (blockIdx.x * 32 + lane) * W on.

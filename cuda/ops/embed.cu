@@ -1,5 +1,5 @@
-/* Embedding. Forward assigns out[t] = wte[ids[t]] + wpe[position[t]]. Backward accumulates dout[t]
- * into those rows in order of t, without atomics: rows are dealt out to blocks, each of which looks
+/* Embedding. Forward assigns out[t] = alpha wte[ids[t]] + wpe[position[t]]. Backward accumulates
+ * alpha dout[t] and dout[t] into those rows in order of t, without atomics: rows are dealt out to blocks, each of which looks
  * for its tokens among all; a warp has a tile of columns of a row. */
 #include "ops/wide.cuh"
 
@@ -27,6 +27,8 @@ static __global__ void __launch_bounds__(EMBED_THREADS) embed_kernel(const op_em
   for (int64_t c = threadIdx.x * W; c < op.hidden; c += EMBED_THREADS * W) {
     float x[W], add[W];
     wide_load<W>(token + c, x);
+#pragma unroll
+    for (int j = 0; j < W; j++) x[j] *= op.alpha;
     if (place) {
       wide_load<W>(place + c, add);
 #pragma unroll
@@ -50,7 +52,9 @@ CUDA_OP(embed, op_embed_t) {
   (void)scratch;
   CUDA_TRY(cuda_enter(device, "embed"));
   if (op->n == 0) return NN_OK;
-  CUDA_BY_DTYPE(op->act_dtype, embed_launch, device, op);
+  op_embed_t whole = *op;
+  whole.alpha = backend_factor(op->alpha);
+  CUDA_BY_DTYPE(op->act_dtype, embed_launch, device, &whole);
   return cuda_launched(device, "embed");
 }
 
@@ -121,12 +125,12 @@ struct embed_raw<2> {
   typedef uint16_t type;
 };
 
-/* table[row] += the rows of dout of the `times` listed tokens from `first` on that chose the row,
+/* table[row] += alpha times the rows of dout of the `times` listed tokens from `first` on that chose the row,
  * in order; W columns of a lane, by one warp. */
 template <typename T, int W>
 static __device__ __forceinline__ void embed_add(const embed_list_t &list, int first, int times,
                                                  int count, int64_t hidden, int64_t column,
-                                                 const T *dout, float *table) {
+                                                 const T *dout, float alpha, float *table) {
   typedef typename embed_raw<W * sizeof(T)>::type raw_t;
   int lane = threadIdx.x & 31;
   int32_t row = list.row[first];
@@ -138,7 +142,7 @@ static __device__ __forceinline__ void embed_add(const embed_list_t &list, int f
     wide_load<W>(to, sum);
   }
 #pragma unroll
-  for (int j = 0; j < W; j++) sum[j] += to_float(((const T *)&one)[j]);
+  for (int j = 0; j < W; j++) sum[j] = fmaf(alpha, to_float(((const T *)&one)[j]), sum[j]);
   times--;
   for (int base = first + 1; times; base += 32) {
     uint32_t same = __ballot_sync(0xffffffffu, base + lane < count && list.row[base + lane] == row);
@@ -156,7 +160,8 @@ static __device__ __forceinline__ void embed_add(const embed_list_t &list, int f
       for (int u = 0; u < EMBED_AHEAD; u++) {
         if (same) {
 #pragma unroll
-          for (int j = 0; j < W; j++) sum[j] += to_float(((const T *)&x[u])[j]);
+          for (int j = 0; j < W; j++)
+            sum[j] = fmaf(alpha, to_float(((const T *)&x[u])[j]), sum[j]);
         }
         same &= same - 1;
       }
@@ -169,7 +174,7 @@ static __device__ __forceinline__ void embed_add(const embed_list_t &list, int f
 template <typename T, int W>
 static __device__ __forceinline__ void embed_add_many(const embed_list_t &list, int first,
                                                       int count, int64_t hidden, int64_t column,
-                                                      const T *dout, float *table) {
+                                                      const T *dout, float alpha, float *table) {
   typedef typename embed_raw<W * sizeof(T)>::type raw_t;
   int lane = threadIdx.x & 31;
   int32_t row = list.row[first];
@@ -193,7 +198,7 @@ static __device__ __forceinline__ void embed_add_many(const embed_list_t &list, 
       for (int u = 0; u < EMBED_FAR; u++)
 #pragma unroll
         for (int j = 0; j < W; j++) {
-          float more = sum[j] + to_float(((const T *)&x[u])[j]);
+          float more = fmaf(alpha, to_float(((const T *)&x[u])[j]), sum[j]);
           sum[j] = same >> u & 1 ? more : sum[j];
         }
     }
@@ -224,26 +229,28 @@ static __device__ __forceinline__ void embed_count(embed_list_t &list, int count
 /* The list's rows, by the whole block: a warp has a row and a tile of columns at a time. */
 template <typename T, int W>
 static __device__ __forceinline__ void embed_add_list(embed_list_t &list, int count, int64_t hidden,
-                                                      const T *dout, float *table) {
+                                                      const T *dout, float alpha, float *table) {
   constexpr int NARROW = W > 1 ? 4 / sizeof(T) : 1;
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
   embed_count(list, count);
   int tiles = (int)((hidden + 32 * NARROW - 1) / (32 * NARROW));
   for (int u = warp; u < list.many_count * tiles; u += EMBED_WARPS)
     embed_add_many<T, NARROW>(list, list.many[u / tiles], count, hidden,
-                              (u % tiles * 32 + lane) * NARROW, dout, table);
+                              (u % tiles * 32 + lane) * NARROW, dout, alpha, table);
   tiles = (int)((hidden + 32 * W - 1) / (32 * W));
   for (int u = warp; u < count * tiles; u += EMBED_WARPS) {
     int first = u / tiles, times = list.times[first];
     if (times && times < EMBED_MANY)
-      embed_add<T, W>(list, first, times, count, hidden, (u % tiles * 32 + lane) * W, dout, table);
+      embed_add<T, W>(list, first, times, count, hidden, (u % tiles * 32 + lane) * W, dout, alpha,
+                      table);
   }
 }
 
 /* The grid's size is a power of two; a block has the rows whose lowest bits are its index. */
 template <typename T, int W>
 static __global__ void __launch_bounds__(EMBED_BWD_THREADS, EMBED_BLOCKS)
-    embed_bwd_kernel(int n, int64_t hidden, const int32_t *rows, const T *dout, float *table) {
+    embed_bwd_kernel(int n, int64_t hidden, const int32_t *rows, const T *dout, float alpha,
+                     float *table) {
   __shared__ embed_list_t list;
   int count = 0, turn = 0;
   int32_t row[EMBED_LOOK];
@@ -258,7 +265,7 @@ static __global__ void __launch_bounds__(EMBED_BWD_THREADS, EMBED_BLOCKS)
       continue;
     }
     __syncthreads();
-    embed_add_list<T, W>(list, count, hidden, dout, table);
+    embed_add_list<T, W>(list, count, hidden, dout, alpha, table);
     embed_look(rows, n, base + EMBED_SCAN, row);
     count = 0;
     __syncthreads();
@@ -267,28 +274,30 @@ static __global__ void __launch_bounds__(EMBED_BWD_THREADS, EMBED_BLOCKS)
 
 template <typename T, int W>
 static void embed_bwd_run(backend_device_t *device, const op_embed_bwd_t *op, const int32_t *rows,
-                          float *table) {
+                          float alpha, float *table) {
   unsigned grid = 1;
   while (grid < EMBED_DEALT && grid < op->n) grid *= 2;
   embed_bwd_kernel<T, W><<<grid, EMBED_BWD_THREADS, 0, device->stream>>>(
-      (int)op->n, op->hidden, rows, (const T *)op->dout, table);
+      (int)op->n, op->hidden, rows, (const T *)op->dout, alpha, table);
 }
 
 template <typename T>
 static void embed_bwd_launch(backend_device_t *device, const op_embed_bwd_t *op,
-                             const int32_t *rows, float *table) {
+                             const int32_t *rows, float alpha, float *table) {
   constexpr int W = vec_t<T>::width;
   if (op->hidden % W == 0 && wide_aligned(op->dout, table))
-    embed_bwd_run<T, W>(device, op, rows, table);
+    embed_bwd_run<T, W>(device, op, rows, alpha, table);
   else
-    embed_bwd_run<T, 1>(device, op, rows, table);
+    embed_bwd_run<T, 1>(device, op, rows, alpha, table);
 }
 
 CUDA_OP(embed_bwd, op_embed_bwd_t) {
   (void)scratch;
   CUDA_TRY(cuda_enter(device, "embed_bwd"));
   if (op->n == 0) return NN_OK;
-  CUDA_BY_DTYPE(op->act_dtype, embed_bwd_launch, device, op, op->ids, op->dwte);
-  if (op->dwpe) CUDA_BY_DTYPE(op->act_dtype, embed_bwd_launch, device, op, op->position, op->dwpe);
+  float alpha = backend_factor(op->alpha);
+  CUDA_BY_DTYPE(op->act_dtype, embed_bwd_launch, device, op, op->ids, alpha, op->dwte);
+  if (op->dwpe)
+    CUDA_BY_DTYPE(op->act_dtype, embed_bwd_launch, device, op, op->position, 1.0f, op->dwpe);
   return cuda_launched(device, "embed_bwd");
 }

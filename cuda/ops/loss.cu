@@ -1,8 +1,8 @@
 /* The head's logits [rows, V] and their cross-entropy over chunks of rows; x [n, H], w [V, H].
  *
- * row_loss = logsumexp(l) - l[target] with l = w x; with dl = scale (softmax(l) - onehot(target)),
- * zero in rows without a target, dx = dl w is assigned and dw += dl^T x accumulated, chunk after
- * chunk. Logits are fp32, dl has the dtype of activations. A row's sum is that of its threads'
+ * row_loss = logsumexp(l) - l[target] with l = alpha w x; with dl = alpha scale (softmax(l) -
+ * onehot(target)), zero in rows without a target, dx = dl w is assigned and dw += dl^T x
+ * accumulated, chunk after chunk. Logits are fp32, dl has the dtype of activations. A row's sum is that of its threads'
  * running sums; loss_sum adds the rows in double. */
 #include "ops/wide.cuh"
 
@@ -139,7 +139,8 @@ static __global__ void __launch_bounds__(LOSS_THREADS, 2)
   float most = block_max(own, room), shift = loss_shift(most);
   sum = block_sum(sum * loss_exp<T>(own - shift), room);
   if (threadIdx.x == 0) op.row_loss[row] = most - chosen + logf(sum);
-  if (dlogit) loss_write<T, W>(logit, dlogit, op.vocab, target, shift, sum, op.scale);
+  float scale = op.scale * (op.alpha == 0 ? 1 : op.alpha);
+  if (dlogit) loss_write<T, W>(logit, dlogit, op.vocab, target, shift, sum, scale);
 }
 
 static __global__ void __launch_bounds__(LOSS_SUM_THREADS)
@@ -168,6 +169,7 @@ static nn_status_t loss_logits(backend_device_t *device, const loss_chunk_t *chu
   product.m = chunk->rows, product.n = op->vocab, product.k = op->hidden, product.trans_b = 1;
   product.a = chunk->x, product.lda = op->hidden, product.a_dtype = op->act_dtype;
   product.b = op->w, product.ldb = op->hidden, product.b_dtype = op->weight_dtype;
+  product.alpha = op->alpha;
   product.d = chunk->buffers.logits, product.ldd = op->vocab, product.d_dtype = NN_F32;
   return cuda_matmul(device, &product, chunk->rest);
 }

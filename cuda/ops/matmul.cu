@@ -1,5 +1,6 @@
 /* Dense products by cuBLASLt, in its column-major view: d^T [n, m] = op(b)^T [n, k] op(a)^T [k, m].
- * Bias, c and, in 16 bits, GELU go into the product; in fp32 GELU follows it, for cuBLASLt's tanh
+ * alpha, bias, c and, in 16 bits, GELU go into the product; where alpha is not 1, a bias follows it,
+ * for cuBLASLt does not multiply that. in fp32 GELU follows it, for cuBLASLt's tanh
  * is good to fewer bits. A product keeps its algorithm in a table of plans, so that the search for
  * one is made once. Few rows against a weight are streamed by rows.cu. */
 #include <stdio.h>
@@ -212,10 +213,10 @@ static nn_status_t matmul_product(backend_device_t *device, const op_matmul_t *o
       CUDA_TRY(matmul_check(device, cublasLtMatmulDescSetAttribute(
                                         plan->what, pointers[i].attribute, &pointers[i].pointer,
                                         sizeof pointers[i].pointer)));
-  const float one = 1, zero = 0;
+  const float alpha = backend_factor(op->alpha), one = 1, zero = 0;
   size_t workspace = scratch.bytes < WORKSPACE_BYTES ? scratch.bytes : WORKSPACE_BYTES;
   cublasStatus_t status =
-      cublasLtMatmul(device->lt, plan->what, &one, op->b, plan->a, op->a, plan->b,
+      cublasLtMatmul(device->lt, plan->what, &alpha, op->b, plan->a, op->a, plan->b,
                      op->c ? &one : &zero, op->c ? op->c : d, plan->c, d, plan->d, &plan->algorithm,
                      scratch.data, workspace, device->stream);
   *done = status != CUBLAS_STATUS_NOT_SUPPORTED;
@@ -224,10 +225,24 @@ static nn_status_t matmul_product(backend_device_t *device, const op_matmul_t *o
   return NN_OK;
 }
 
+/* What alpha and a bias make of the product goes to d without the bias first, rounded, and takes the
+ * bias and the rest of the epilogue from there. */
+static nn_status_t matmul_scaled_bias(backend_device_t *device, const op_matmul_t *op,
+                                      backend_scratch_t scratch) {
+  op_matmul_t product = *op;
+  product.bias = NULL, product.epilogue = MATMUL_NONE;
+  if (op->epilogue == MATMUL_GELU && op->aux) product.d = op->aux;
+  CUDA_TRY(cuda_matmul(device, &product, scratch));
+  matmul_bias(device, op, product.d);
+  if (op->epilogue != MATMUL_NONE) matmul_gelu(device, op, product.d);
+  return cuda_launched(device, "matmul");
+}
+
 CUDA_OP(matmul, op_matmul_t) {
   CUDA_TRY(cuda_enter(device, "matmul"));
   if (!op->m || !op->n) return NN_OK;
   bool done = false;
+  if (op->bias && backend_factor(op->alpha) != 1.0f) return matmul_scaled_bias(device, op, scratch);
   if (op->epilogue != MATMUL_NONE && cuda_is_half(op->d_dtype))
     CUDA_TRY(matmul_product(device, op, op->epilogue, op->d, scratch, &done));
   if (done) return cuda_launched(device, "matmul");

@@ -30,6 +30,7 @@ __global__ void plain_kernel(op_matmul_t op, void *d) {
   for (int64_t l = 0; l < op.k; l++)
     sum += plain_load(op.a, op.a_dtype, a + l * a_step) * plain_load(op.b, op.b_dtype, b + l * b_step);
   if (op.bias) sum += plain_load(op.bias, op.b_dtype, j);
+  if (op.alpha != 0) sum *= op.alpha;
   if (op.c) sum += plain_load(op.c, op.d_dtype, i * op.ldc + j);
   plain_store(d, op.d_dtype, i * op.ldd + j, sum);
 }
@@ -37,6 +38,19 @@ __global__ void plain_kernel(op_matmul_t op, void *d) {
 void matmul_plain(backend_device_t *device, const op_matmul_t *op, void *d) {
   unsigned blocks = (unsigned)cuda_blocks(op->m * op->n, THREADS);
   plain_kernel<<<blocks, THREADS, 0, device->stream>>>(*op, d);
+}
+
+__global__ void bias_kernel(const op_matmul_t op, float alpha, void *v) {
+  int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+  if (at >= op.m * op.n) return;
+  int64_t j = at % op.n, to = at / op.n * op.ldd + j;
+  float sum = fmaf(alpha, plain_load(op.bias, op.b_dtype, j), plain_load(v, op.d_dtype, to));
+  plain_store(v, op.d_dtype, to, sum);
+}
+
+void matmul_bias(backend_device_t *device, const op_matmul_t *op, void *v) {
+  unsigned blocks = (unsigned)cuda_blocks(op->m * op->n, THREADS);
+  bias_kernel<<<blocks, THREADS, 0, device->stream>>>(*op, backend_factor(op->alpha), v);
 }
 
 /* gelu(v) = v (1 + t) / 2, t = tanh(c (v + 0.044715 v^3)), c = sqrt(2 / pi). */

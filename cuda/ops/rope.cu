@@ -2,41 +2,41 @@
 #include "launch.cuh"
 #include "ops/wide.cuh"
 
-enum { ROPE_THREADS = 256 };
-
-/* A block whose x runs over the items of a row and whose y over rows. */
-static dim3 rope_block(int64_t items) {
-  int64_t x = cuda_blocks(items, 32) * 32;
-  if (x > ROPE_THREADS) x = ROPE_THREADS;
-  return dim3((unsigned)x, (unsigned)(ROPE_THREADS / x));
-}
-
 /* ---- rotation -------------------------------------------------------------------------------- */
 
-/* Rotates W pairs: low and high are columns i and i + head_dim / 2 of a head. */
-template <typename T, int W>
-static __device__ __forceinline__ void rope_turn(T *low, T *high, const float (&cosine)[W],
+/* Rotates W pairs of a head from pair i on: columns i and i + half, or neighbours. */
+template <typename T, int W, bool NEIGHBOURS>
+static __device__ __forceinline__ void rope_turn(T *head, int i, int half, const float (&cosine)[W],
                                                  const float (&sine)[W], float sign) {
-  float a[W], b[W];
-  wide_load<W>(low, a);
-  wide_load<W>(high, b);
+  constexpr int STEP = NEIGHBOURS ? 2 : 1, APART = NEIGHBOURS ? 1 : W;
+  float x[2 * W];
+  if constexpr (NEIGHBOURS) {
+    wide_load<2 * W>(head + 2 * i, x);
+  } else {
+    wide_load<W>(head + i, *(float(*)[W])x);
+    wide_load<W>(head + half + i, *(float(*)[W])(x + W));
+  }
 #pragma unroll
   for (int j = 0; j < W; j++) {
-    float x = a[j], y = b[j], turn = sign * sine[j];
-    a[j] = x * cosine[j] - y * turn;
-    b[j] = y * cosine[j] + x * turn;
+    float a = x[j * STEP], b = x[j * STEP + APART], turn = sign * sine[j];
+    x[j * STEP] = a * cosine[j] - b * turn;
+    x[j * STEP + APART] = b * cosine[j] + a * turn;
   }
-  wide_store<W>(low, a);
-  wide_store<W>(high, b);
+  if constexpr (NEIGHBOURS) {
+    wide_store<2 * W>(head + 2 * i, x);
+  } else {
+    wide_store<W>(head + i, *(float(*)[W])x);
+    wide_store<W>(head + half + i, *(float(*)[W])(x + W));
+  }
 }
 
 /* Positions and their table come from the host: those of a thread's first item are read ahead. */
-template <typename T, int W>
-static __global__ void __launch_bounds__(ROPE_THREADS) rope_kernel(const op_rope_t op) {
+template <typename T, int W, bool NEIGHBOURS>
+static __global__ void __launch_bounds__(ROW_THREADS) rope_kernel(const op_rope_t op) {
   int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y;
-  int half = (int)op.head_dim / 2, across = half / W, items = (int)op.heads * across;
+  int half = (int)op.rotary_dim / 2, across = half / W, items = (int)op.heads * across;
   launch_next();
-  const float *at = op.table + op.position[min(row, op.n - 1)] * op.head_dim;
+  const float *at = op.table + op.position[min(row, op.n - 1)] * op.rotary_dim;
   float cosine[W], sine[W], sign = op.inverse ? -1.0f : 1.0f;
   int item = threadIdx.x, i = item % across * W;
   wide_load<W>(at + i, cosine);
@@ -45,8 +45,7 @@ static __global__ void __launch_bounds__(ROPE_THREADS) rope_kernel(const op_rope
   if (row >= op.n) return;
   T *x = (T *)op.x + row * op.ldx;
   while (item < items) {
-    T *low = x + item / across * op.head_dim + i;
-    rope_turn<T, W>(low, low + half, cosine, sine, sign);
+    rope_turn<T, W, NEIGHBOURS>(x + item / across * op.head_dim, i, half, cosine, sine, sign);
     item += blockDim.x, i = item % across * W;
     if (item >= items) break;
     wide_load<W>(at + i, cosine);
@@ -56,15 +55,17 @@ static __global__ void __launch_bounds__(ROPE_THREADS) rope_kernel(const op_rope
 
 template <typename T, int W>
 static void rope_run(backend_device_t *device, const op_rope_t *op) {
-  dim3 block = rope_block(op->heads * (op->head_dim / 2 / W));
+  dim3 block = row_block(op->heads * (op->rotary_dim / 2 / W));
   unsigned grid = (unsigned)cuda_blocks(op->n, block.y);
-  launch_chained(device, rope_kernel<T, W>, grid, block, 0, 0, *op);
+  auto kernel = op->interleaved ? rope_kernel<T, W, true> : rope_kernel<T, W, false>;
+  launch_chained(device, kernel, grid, block, 0, 0, *op);
 }
 
 template <typename T>
 static void rope_launch(backend_device_t *device, const op_rope_t *op) {
   constexpr int W = vec_t<T>::width;
-  if (op->head_dim / 2 % W == 0 && op->ldx % W == 0 && wide_aligned(op->x, op->table))
+  if (op->rotary_dim / 2 % W == 0 && op->head_dim % W == 0 && op->ldx % W == 0 &&
+      wide_aligned(op->x, op->table))
     rope_run<T, W>(device, op);
   else
     rope_run<T, 1>(device, op);
@@ -74,7 +75,9 @@ CUDA_OP(rope, op_rope_t) {
   (void)scratch;
   CUDA_TRY(cuda_enter(device, "rope"));
   if (op->n == 0 || op->heads == 0) return NN_OK;
-  CUDA_BY_DTYPE(op->act_dtype, rope_launch, device, op);
+  op_rope_t whole = *op;
+  if (!whole.rotary_dim) whole.rotary_dim = op->head_dim;
+  CUDA_BY_DTYPE(op->act_dtype, rope_launch, device, &whole);
   return cuda_launched(device, "rope");
 }
 
@@ -83,7 +86,7 @@ CUDA_OP(rope, op_rope_t) {
 /* Sizes and strides in units of type U; blockIdx.y is 0 for keys and 1 for values. Sequences and
  * positions come from the host. */
 template <typename U>
-static __global__ void __launch_bounds__(ROPE_THREADS)
+static __global__ void __launch_bounds__(ROW_THREADS)
     kv_store_kernel(const op_kv_store_t op, int64_t width, int64_t ld, int64_t cache_batch) {
   int64_t row = (int64_t)blockIdx.x * blockDim.y + threadIdx.y, at = min(row, op.n - 1);
   launch_next();
@@ -99,7 +102,7 @@ static __global__ void __launch_bounds__(ROPE_THREADS)
 template <typename U>
 static void kv_store_run(backend_device_t *device, const op_kv_store_t *op, int64_t per_unit) {
   int64_t width = op->width / per_unit;
-  dim3 block = rope_block(width), grid((unsigned)cuda_blocks(op->n, block.y), 2);
+  dim3 block = row_block(width), grid((unsigned)cuda_blocks(op->n, block.y), 2);
   launch_chained(device, kv_store_kernel<U>, grid, block, 0, 0, *op, width, op->ld / per_unit,
                  op->cache_batch / per_unit);
 }

@@ -18,14 +18,6 @@ enum { ROUTE_THREADS = 256, ROUTE_WARPS = ROUTE_THREADS / 32 };
       f<T, 32, 32>(__VA_ARGS__);             \
   } while (0)
 
-/* The same sum in all lanes of a group, in one order. */
-template <int LANES, typename V>
-__device__ __forceinline__ V route_group_sum(V x) {
-#pragma unroll
-  for (int step = LANES / 2; step; step >>= 1) x += __shfl_xor_sync(0xffffffffu, x, step);
-  return x;
-}
-
 /* route_few.cu: up to ROUTE_TILE tokens and ROUTE_FEW experts. vectors: x and w may be read in 16
  * bytes. */
 enum { ROUTE_FEW = 64 };

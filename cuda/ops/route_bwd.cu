@@ -99,7 +99,7 @@ static __device__ __forceinline__ void route_dlogit_row(const op_route_bwd_t &op
     chosen += prob[expert[j]];
     mean += (double)dweight[j] * weight[j];
   }
-  chosen = 1 / route_group_sum<LANES>(chosen), mean = route_group_sum<LANES>(mean);
+  chosen = 1 / lanes_sum<LANES>(chosen), mean = lanes_sum<LANES>(mean);
 #pragma unroll
   for (int j = 0; j < PER; j++) {
     int e = q + LANES * j;
@@ -112,7 +112,7 @@ static __device__ __forceinline__ void route_dlogit_row(const op_route_bwd_t &op
 #pragma unroll
   for (int j = 0; j < PER; j++)
     if (q + LANES * j < experts) dot += (double)p[j] * row[q + LANES * j];
-  dot = route_group_sum<LANES>(dot);
+  dot = lanes_sum<LANES>(dot);
   double z = 2.0 * op.z_scale * lse * share;
 #pragma unroll
   for (int j = 0; j < PER; j++) {

@@ -47,7 +47,7 @@ static __device__ __forceinline__ void route_few_choose(const op_route_t &op, fl
     if (q + LANES * j >= experts) place[j] = k;
     if (place[j] < k && p[j] > 0) sum += p[j];
   }
-  sum = route_group_sum<LANES>(sum);
+  sum = lanes_sum<LANES>(sum);
   if (nan) sum = NAN;
 #pragma unroll
   for (int j = 0; j < PER; j++) {

@@ -138,7 +138,7 @@ static __device__ float route_softmax(float (&p)[PER], int q, int experts) {
     p[j] = q + LANES * j < experts ? expf(p[j] - most) : 0.0f;
     sum += p[j];
   }
-  sum = route_group_sum<LANES>(sum);
+  sum = lanes_sum<LANES>(sum);
 #pragma unroll
   for (int j = 0; j < PER; j++) p[j] /= sum;
   return most + logf(sum);

@@ -1,4 +1,4 @@
-/* y[i, j] = <a_i, b_j> + bias_j + c[i, j] for a few rows i: a warp an output column j reads the
+/* y[i, j] = alpha <a_i, b_j> + bias_j + c[i, j], without bias or alpha = 1, for a few rows i: a warp an output column j reads the
  * weight's row j once, 16 bytes a lane, and keeps a sum for each i. Lanes' sums are added in one
  * fixed order. */
 #include "../launch.cuh"
@@ -40,6 +40,7 @@ __global__ void __launch_bounds__(32 * WARPS) rows_kernel(const op_matmul_t op, 
   launch_wait();
   if (j >= op.n) return;
   float add = 0; /* to row `lane`, which this lane writes */
+  float alpha = op.alpha == 0 ? 1 : op.alpha;
   if (lane < M && lane < op.m) {
     if (op.bias) add = to_float(((const T *)op.bias)[j]);
     if (op.c) add += to_float(((const D *)op.c)[lane * op.ldc + j]);
@@ -67,7 +68,7 @@ __global__ void __launch_bounds__(32 * WARPS) rows_kernel(const op_matmul_t op, 
     float whole = warp_sum(sum[i]);
     if (lane == i) v = whole;
   }
-  if (lane < M && lane < op.m) d[lane * op.ldd + j] = from_float<D>(v + add);
+  if (lane < M && lane < op.m) d[lane * op.ldd + j] = from_float<D>(fmaf(alpha, v, add));
 }
 
 template <typename T, typename D>

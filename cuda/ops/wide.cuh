@@ -11,6 +11,15 @@ static inline bool wide_aligned(const void *a, const void *b = NULL, const void 
   return (((uintptr_t)a | (uintptr_t)b | (uintptr_t)c | (uintptr_t)d | (uintptr_t)e) & 15) == 0;
 }
 
+enum { ROW_THREADS = 256 };
+
+/* Host: a block whose x runs over the items of a row and whose y over rows. */
+static inline dim3 row_block(int64_t items) {
+  int64_t x = cuda_blocks(items, 32) * 32;
+  if (x > ROW_THREADS) x = ROW_THREADS;
+  return dim3((unsigned)x, (unsigned)(ROW_THREADS / x));
+}
+
 template <typename T, int W>
 struct wide_piece {
   static constexpr int width = W * sizeof(T) <= 16 ? W : 16 / sizeof(T);

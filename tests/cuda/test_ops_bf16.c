@@ -19,11 +19,11 @@ static const embed_case_t embed_cases[] = {
     {2048, 64, 32000, 1, 0},
 };
 
-static void check_embed(const embed_case_t *c, int32_t dtype) {
+static void check_embed(const embed_case_t *c, float alpha, int32_t dtype) {
   int64_t h = c->hidden;
   gpu_begin(dtype, (backend_limits_t){.rows = c->n, .hidden = h, .vocab = c->vocab, .training = 1},
-            "embed n %lld hidden %lld vocab %lld", (long long)c->n, (long long)h,
-            (long long)c->vocab);
+            "embed n %lld hidden %lld vocab %lld alpha %g", (long long)c->n, (long long)h,
+            (long long)c->vocab, (double)alpha);
   gpu_tensor_t *ids = gpu_ints(gpu_indices(c->n, c->vocab, 1), c->n);
   gpu_tensor_t *position = gpu_ints(gpu_indices(c->n, c->context, 2), c->n);
   gpu_tensor_t *wte = gpu_in(c->vocab * h, 1, 0, 3);
@@ -42,6 +42,7 @@ static void check_embed(const embed_case_t *c, int32_t dtype) {
                          .wpe = gpu_at(wpe, s, 0),
                          .weight_dtype = gpu_dtype(s),
                          .act_dtype = gpu_dtype(s),
+                         .alpha = alpha,
                          .out = gpu_at(out, s, 0)};
     bwd[s] = (op_embed_bwd_t){.n = c->n,
                               .hidden = h,
@@ -51,6 +52,7 @@ static void check_embed(const embed_case_t *c, int32_t dtype) {
                               .position = gpu_at(position, s, 0),
                               .act_dtype = gpu_dtype(s),
                               .dout = gpu_at(dout, s, 0),
+                              .alpha = alpha,
                               .dwte = gpu_at(dwte, s, 0),
                               .dwpe = gpu_at(dwpe, s, 0)};
   }
@@ -64,8 +66,8 @@ static void check_embed(const embed_case_t *c, int32_t dtype) {
 
 static void test_embed(void **state) {
   (void)state;
-  for (size_t i = 0; i < 2 * LENGTH(embed_cases); i++)
-    check_embed(&embed_cases[i / 2], gpu_dtypes[i % 2]);
+  for (size_t i = 0; i < 4 * LENGTH(embed_cases); i++)
+    check_embed(&embed_cases[i / 4], i / 2 % 2 ? 12.5f : 0, gpu_dtypes[i % 2]);
 }
 
 /* ---- norm ---- */
@@ -160,6 +162,93 @@ static void test_norm(void **state) {
       for (int k = 0; k < 4; k++) check_norm(rows[i], widths[j], kinds[k / 2], gpu_dtypes[k % 2]);
 }
 
+/* ---- norm of a row's groups ---- */
+
+typedef struct groups_case {
+  int64_t n, groups, hidden, pad; /* pad: elements between rows */
+} groups_case_t;
+
+static const groups_case_t groups_cases[] = {
+    {1, 12, 128, 640},  {77, 16, 64, 0},     {33, 3, 64, 64}, {2000, 4, 128, 128},
+    {19, 2, 256, 256},  {5, 1, 2048, 512},   {33, 3, 20, 5},  {7, 2, 770, 6},
+    {1, 1, 128, 0},     {3, 5, 8, 8},        {40, 1, 768, 8}, {9, 1, 1024, 1024},
+};
+
+/* As on queries among keys and values: backward takes dy's place. */
+static void check_groups(const groups_case_t *c, int32_t kind, int32_t dtype) {
+  int64_t ld = c->groups * c->hidden + c->pad, count = c->n * c->groups;
+  gpu_begin(dtype, (backend_limits_t){.rows = c->n, .hidden = ld, .training = 1},
+            "norm kind %d n %lld groups %lld hidden %lld pad %lld", kind, (long long)c->n,
+            (long long)c->groups, (long long)c->hidden, (long long)c->pad);
+  int layer = kind == NN_NORM_LAYER;
+  gpu_tensor_t *x = gpu_in(c->n * ld, 2, 0.5, 61), *w = gpu_in(c->hidden, 0.5, 1, 62);
+  gpu_tensor_t *y = gpu_sum(GPU_ACT, c->n * ld, 63), *dx = gpu_sum(GPU_ACT, c->n * ld, 64);
+  gpu_tensor_t *rstd = gpu_out(GPU_F32, count), *mean = layer ? gpu_out(GPU_F32, count) : NULL;
+  gpu_tensor_t *dw = gpu_sum(GPU_F32, c->hidden, 65);
+  op_norm_t op[GPU_SIDES];
+  op_norm_bwd_t bwd[GPU_SIDES];
+  for (int s = 0; s < GPU_SIDES; s++)
+    op[s] = (op_norm_t){.n = c->n,
+                        .hidden = c->hidden,
+                        .groups = c->groups,
+                        .ldx = ld,
+                        .ldy = ld,
+                        .kind = kind,
+                        .eps = 1e-6f,
+                        .x = gpu_at(x, s, 0),
+                        .w = gpu_at(w, s, 0),
+                        .weight_dtype = gpu_dtype(s),
+                        .act_dtype = gpu_dtype(s),
+                        .y = gpu_at(y, s, 0),
+                        .mean = gpu_at(mean, s, 0),
+                        .rstd = gpu_at(rstd, s, 0)};
+  GPU_RUN(norm, op);
+  gpu_check_rows(y, "y", 0, c->n, c->groups * c->hidden, ld, gpu_bound(1, c->hidden));
+  gpu_check_gaps(y, "y", c->groups * c->hidden, ld);
+  gpu_check(rstd, "rstd", 1, gpu_bound_f32(c->hidden));
+  float *values = gpu_memory(count, sizeof *values);
+  for (int64_t i = 0; i < count; i++) values[i] = (float)gpu_value(rstd, GPU_CPU, i);
+  gpu_tensor_t *from = gpu_tensor(GPU_F32, GPU_READ, values, count), *mean_from = NULL;
+  if (layer) {
+    float *means = gpu_memory(count, sizeof *means);
+    for (int64_t i = 0; i < count; i++) means[i] = (float)gpu_value(mean, GPU_CPU, i);
+    mean_from = gpu_tensor(GPU_F32, GPU_READ, means, count);
+  }
+  for (int32_t assign = 0; assign < 2; assign++) {
+    gpu_tensor_t *dy = assign ? dx : gpu_in(c->n * ld, 1, 0.1, 66);
+    for (int s = 0; s < GPU_SIDES; s++)
+      bwd[s] = (op_norm_bwd_t){.n = c->n,
+                               .hidden = c->hidden,
+                               .groups = c->groups,
+                               .ldx = ld,
+                               .ldy = ld,
+                               .kind = kind,
+                               .assign = assign,
+                               .x = gpu_at(x, s, 0),
+                               .dy = gpu_at(dy, s, 0),
+                               .w = gpu_at(w, s, 0),
+                               .weight_dtype = gpu_dtype(s),
+                               .act_dtype = gpu_dtype(s),
+                               .mean = gpu_at(mean_from, s, 0),
+                               .rstd = gpu_at(from, s, 0),
+                               .dx = gpu_at(dx, s, 0),
+                               .dw = gpu_at(dw, s, 0)};
+    GPU_RUN(norm_bwd, bwd);
+    gpu_check_rows(dx, assign ? "dx in place" : "dx", 0, c->n, c->groups * c->hidden, ld,
+                   gpu_bound(1, c->hidden));
+    gpu_check_gaps(dx, "dx", c->groups * c->hidden, ld);
+    gpu_check(dw, "dw", c->hidden, gpu_bound_f32(count));
+  }
+  gpu_end();
+}
+
+static void test_norm_groups(void **state) {
+  (void)state;
+  static const int32_t kinds[] = {NN_NORM_RMS, NN_NORM_LAYER};
+  for (size_t i = 0; i < 4 * LENGTH(groups_cases); i++)
+    check_groups(&groups_cases[i / 4], kinds[i / 2 % 2], gpu_dtypes[i % 2]);
+}
+
 /* ---- matrix product ---- */
 
 enum { NT, NN, TN, TT };
@@ -238,13 +327,14 @@ static matmul_tensors_t matmul_make(const matmul_case_t *c) {
   return t;
 }
 
-static void check_matmul(const matmul_case_t *c, int32_t dtype) {
+static void check_matmul(const matmul_case_t *c, float alpha, int32_t dtype) {
   int64_t most = c->m > c->n ? c->m : c->n;
   if (c->k > most) most = c->k;
   gpu_begin(dtype, (backend_limits_t){.rows = most, .hidden = most, .ffn = most, .training = 1},
-            "matmul %lld x %lld x %lld, layout %d, bias %d, c %d, wide %d, epilogue %d, pad %lld",
+            "matmul %lld x %lld x %lld, layout %d, bias %d, c %d, wide %d, epilogue %d, pad %lld, "
+            "alpha %g",
             (long long)c->m, (long long)c->n, (long long)c->k, c->layout, c->bias, c->c, c->wide,
-            c->epilogue, (long long)c->pad);
+            c->epilogue, (long long)c->pad, (double)alpha);
   matmul_tensors_t t = matmul_make(c);
   op_matmul_t op[GPU_SIDES];
   for (int s = 0; s < GPU_SIDES; s++)
@@ -259,6 +349,7 @@ static void check_matmul(const matmul_case_t *c, int32_t dtype) {
                           .ldb = t.ldb,
                           .a_dtype = gpu_dtype(s),
                           .b_dtype = gpu_dtype(s),
+                          .alpha = alpha,
                           .bias = gpu_at(t.bias, s, 0),
                           .c = gpu_at(t.c, s, 0),
                           .ldc = t.ldd,
@@ -268,12 +359,14 @@ static void check_matmul(const matmul_case_t *c, int32_t dtype) {
                           .epilogue = c->epilogue,
                           .aux = gpu_at(t.aux, s, 0)};
   GPU_RUN(matmul, op);
-  /* d is rounded once; an epilogue may work on a product that was itself stored */
-  double bound = c->wide ? gpu_bound_f32(c->k) : gpu_bound(c->epilogue ? 2 : 1, c->k);
+  /* d is rounded once; an epilogue, or a bias beside a factor, may work on a product that was itself
+   * stored */
+  int roundings = 1 + (c->epilogue != MATMUL_NONE) + (alpha != 0 && c->bias);
+  double bound = c->wide ? gpu_bound_f32(c->k) : gpu_bound(roundings, c->k);
   gpu_check_rows(t.d, "d", 0, c->m, c->n, t.ldd, bound);
   gpu_check_gaps(t.d, "d", c->n, t.ldd);
   if (c->aux && c->epilogue == MATMUL_GELU) {
-    gpu_check_rows(t.aux, "aux", 0, c->m, c->n, t.ldd, gpu_bound(1, c->k));
+    gpu_check_rows(t.aux, "aux", 0, c->m, c->n, t.ldd, gpu_bound(1 + (alpha != 0 && c->bias), c->k));
     gpu_check_gaps(t.aux, "aux", c->n, t.ldd);
   }
   gpu_end();
@@ -281,11 +374,11 @@ static void check_matmul(const matmul_case_t *c, int32_t dtype) {
 
 static void test_matmul(void **state) {
   (void)state;
-  for (size_t i = 0; i < 2 * LENGTH(matmul_cases); i++)
-    check_matmul(&matmul_cases[i / 2], gpu_dtypes[i % 2]);
+  for (size_t i = 0; i < 4 * LENGTH(matmul_cases); i++)
+    check_matmul(&matmul_cases[i / 4], i / 2 % 2 ? 0.22f : 0, gpu_dtypes[i % 2]);
 }
 
-static void check_column_sum(int64_t n, int64_t width, int64_t pad, int32_t dtype) {
+static void check_column_sum(int64_t n, int64_t width, int64_t pad, float alpha, int32_t dtype) {
   gpu_begin(dtype, (backend_limits_t){.rows = n, .hidden = width, .training = 1},
             "column_sum n %lld width %lld pad %lld", (long long)n, (long long)width,
             (long long)pad);
@@ -295,6 +388,7 @@ static void check_column_sum(int64_t n, int64_t width, int64_t pad, int32_t dtyp
     op[s] = (op_column_sum_t){.n = n,
                               .width = width,
                               .act_dtype = gpu_dtype(s),
+                              .alpha = alpha,
                               .x = gpu_at(x, s, 0),
                               .ldx = width + pad,
                               .out = gpu_at(out, s, 0)};
@@ -309,17 +403,25 @@ static void test_column_sum(void **state) {
   for (size_t i = 0; i < LENGTH(rows); i++)
     for (size_t j = 0; j < LENGTH(widths); j++)
       for (int k = 0; k < 4; k++)
-        check_column_sum(rows[i], widths[j], k / 2 * 3, gpu_dtypes[k % 2]);
+        check_column_sum(rows[i], widths[j], k / 2 * 3, k / 2 ? 0.22f : 0, gpu_dtypes[k % 2]);
 }
 
 /* ---- rotary positions and the cache ---- */
 
-static void check_rope(int64_t n, int64_t heads, int64_t dim, int64_t pad, int32_t dtype) {
+typedef struct rope_shape {
+  int64_t heads, pad;
+  int32_t interleaved, part; /* part: half of a head is turned, where that is a pair */
+} rope_shape_t;
+
+static void check_rope(int64_t n, const rope_shape_t *shape, int64_t head_dim, int32_t dtype) {
   enum { POSITIONS = 600 };
-  gpu_begin(dtype, (backend_limits_t){.rows = n, .heads = heads, .head_dim = dim, .training = 1},
-            "rope n %lld heads %lld dim %lld pad %lld", (long long)n, (long long)heads,
-            (long long)dim, (long long)pad);
-  int64_t ld = heads * dim + pad;
+  int64_t heads = shape->heads, pad = shape->pad, dim = head_dim;
+  if (shape->part && head_dim > 2) dim /= 2;
+  gpu_begin(dtype,
+            (backend_limits_t){.rows = n, .heads = heads, .head_dim = head_dim, .training = 1},
+            "rope n %lld heads %lld dim %lld pad %lld interleaved %d part %d", (long long)n,
+            (long long)heads, (long long)head_dim, (long long)pad, shape->interleaved, shape->part);
+  int64_t ld = heads * head_dim + pad;
   float *table = gpu_memory(POSITIONS * dim, sizeof *table);
   for (int64_t i = 0; i < POSITIONS * dim; i++) {
     double angle = (double)(i / dim) * pow(10000, -2.0 * (double)(i % (dim / 2)) / (double)dim);
@@ -333,7 +435,9 @@ static void check_rope(int64_t n, int64_t heads, int64_t dim, int64_t pad, int32
     for (int s = 0; s < GPU_SIDES; s++)
       op[s] = (op_rope_t){.n = n,
                           .heads = heads,
-                          .head_dim = dim,
+                          .head_dim = head_dim,
+                          .rotary_dim = dim == head_dim ? 0 : dim,
+                          .interleaved = shape->interleaved,
                           .act_dtype = gpu_dtype(s),
                           .x = gpu_at(x, s, 0),
                           .ldx = ld,
@@ -341,8 +445,9 @@ static void check_rope(int64_t n, int64_t heads, int64_t dim, int64_t pad, int32
                           .table = gpu_at(turns, s, 0),
                           .inverse = inverse};
     GPU_RUN(rope, op);
-    gpu_check_rows(x, inverse ? "x turned back" : "x", 0, n, heads * dim, ld, gpu_bound(1, 2));
-    gpu_check_gaps(x, "x", heads * dim, ld);
+    gpu_check_rows(x, inverse ? "x turned back" : "x", 0, n, heads * head_dim, ld,
+                   gpu_bound(1, 2));
+    gpu_check_gaps(x, "x", heads * head_dim, ld);
   }
   gpu_end();
 }
@@ -350,13 +455,12 @@ static void check_rope(int64_t n, int64_t heads, int64_t dim, int64_t pad, int32
 static void test_rope(void **state) {
   (void)state;
   static const int64_t rows[] = {1, 37, 1000}, dims[] = {2, 32, 64, 80, 128};
-  static const struct {
-    int64_t heads, pad;
-  } shapes[] = {{13, 64}, {3, 1}, {1, 0}};
+  static const rope_shape_t shapes[] = {{13, 64, 0, 0}, {3, 1, 0, 0},  {1, 0, 0, 0},
+                                        {13, 64, 1, 0}, {13, 64, 0, 1}, {3, 1, 1, 1}};
   for (size_t i = 0; i < LENGTH(rows); i++)
     for (size_t j = 0; j < LENGTH(dims); j++)
       for (size_t k = 0; k < 2 * LENGTH(shapes); k++)
-        check_rope(rows[i], shapes[k / 2].heads, dims[j], shapes[k / 2].pad, gpu_dtypes[k % 2]);
+        check_rope(rows[i], &shapes[k / 2], dims[j], gpu_dtypes[k % 2]);
 }
 
 static void check_kv_store(int64_t n, int64_t width, int64_t ld, int32_t dtype) {
@@ -406,6 +510,7 @@ int main(void) {
   if (skipped) return skipped;
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_embed),  cmocka_unit_test(test_norm),
+      cmocka_unit_test(test_norm_groups),
       cmocka_unit_test(test_matmul), cmocka_unit_test(test_column_sum),
       cmocka_unit_test(test_rope),   cmocka_unit_test(test_kv_store),
   };
