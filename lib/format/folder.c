@@ -4,141 +4,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/dtype.h"
 #include "base/mem.h"
 #include "format/config_json.h"
+#include "format/folder_match.h"
 #include "format/name_show.h"
 #include "format/param_io.h"
 #include "format/staging.h"
 
 enum { MOST_INDEX = 100 * 1000 * 1000, MOST_ATTEMPTS = 10 };
-
-/* ---- all tensors of all files, by name ------------------------------------------------------- */
-
-typedef struct entry {
-  const safetensors_tensor_t *tensor;
-  const safetensors_t *file;
-  bool used;
-} entry_t;
-
-typedef struct entries {
-  entry_t *items;
-  int64_t count;
-} entries_t;
-
-static int entry_compare(const void *a, const void *b) {
-  return strcmp(((const entry_t *)a)->tensor->name, ((const entry_t *)b)->tensor->name);
-}
-
-static entry_t *entries_find(const entries_t *entries, const char *name) {
-  safetensors_tensor_t wanted = {.name = name};
-  entry_t key = {.tensor = &wanted};
-  return bsearch(&key, entries->items, (size_t)entries->count, sizeof key, entry_compare);
-}
-
-static nn_status_t entries_collect(const folder_t *folder, entries_t *entries) {
-  int64_t total = 0;
-  for (int64_t i = 0; i < folder->file_count; i++) total += folder->files[i].count;
-  void *items;
-  STATUS_TRY(mem_alloc((size_t)total, sizeof(entry_t), &items));
-  *entries = (entries_t){.items = items};
-  for (int64_t i = 0; i < folder->file_count; i++)
-    for (int64_t j = 0; j < folder->files[i].count; j++)
-      entries->items[entries->count++] =
-          (entry_t){.tensor = &folder->files[i].tensors[j], .file = &folder->files[i]};
-  qsort(entries->items, (size_t)total, sizeof(entry_t), entry_compare);
-  for (int64_t i = 1; i < total; i++)
-    if (entry_compare(&entries->items[i - 1], &entries->items[i]) == 0)
-      return status_fail(NN_ERR_FORMAT, "tensor \"%s\" is in two of the files",
-                         name_show(entries->items[i].tensor->name).text);
-  return NN_OK;
-}
-
-/* ---- matching tensors with parameters -------------------------------------------------------- */
-
-static const char gpt2_prefix[] = "transformer.";
-
-/* A tensor's name as this library's tables have it: published GPT-2 files leave the prefix out. */
-static const char *name_without_prefix(const char *name) {
-  return strncmp(name, gpt2_prefix, sizeof gpt2_prefix - 1) == 0 ? name + sizeof gpt2_prefix - 1
-                                                                 : name;
-}
-
-/* "<before>N<after>" with digits for N. */
-static bool name_is_of_layer(const char *name, const char *before, const char *after) {
-  if (strncmp(name, before, strlen(before)) != 0) return false;
-  const char *digits = name + strlen(before);
-  size_t length = strspn(digits, "0123456789");
-  return length && strcmp(digits + length, after) == 0;
-}
-
-/* Tensors that some files have and no model needs: masks and frequencies that follow from the
- * configuration, and a copy of the embedding where the head is tied to it. */
-static bool name_is_redundant(const char *name, const nn_model_config_t *config) {
-  if (config->tied_head && strcmp(name, "lm_head.weight") == 0) return true;
-  if (config->family == NN_FAMILY_MIXTRAL)
-    return name_is_of_layer(name, "model.layers.", ".self_attn.rotary_emb.inv_freq");
-  const char *bare = name_without_prefix(name);
-  return name_is_of_layer(bare, "h.", ".attn.bias") ||
-         name_is_of_layer(bare, "h.", ".attn.masked_bias");
-}
-
-static nn_status_t param_match(const nn_model_config_t *config, const param_t *param,
-                               const entries_t *entries, entry_t **match) {
-  entry_t *entry = entries_find(entries, param->name);
-  const char *bare = name_without_prefix(param->name);
-  if (config->family == NN_FAMILY_GPT2 && bare != param->name) {
-    entry_t *other = entries_find(entries, bare);
-    if (entry && other)
-      return status_fail(NN_ERR_FORMAT, "tensor \"%s\" is there with and without its prefix",
-                         name_show(bare).text);
-    if (other) entry = other;
-  }
-  if (!entry) return status_fail(NN_ERR_FORMAT, "tensor \"%s\" is missing", param->name);
-  const safetensors_tensor_t *tensor = entry->tensor;
-  if (!param_io_fits(param, tensor) && param->ndim == 1)
-    return status_fail(NN_ERR_FORMAT,
-                       "tensor \"%s\": its shape is not [%lld], as config.json has it",
-                       name_show(tensor->name).text, (long long)param->shape[0]);
-  if (!param_io_fits(param, tensor))
-    return status_fail(NN_ERR_FORMAT,
-                       "tensor \"%s\": its shape is not [%lld, %lld], as config.json has it",
-                       name_show(tensor->name).text, (long long)param->shape[0],
-                       (long long)param->shape[1]);
-  if (!dtype_is_float(tensor->dtype))
-    return status_fail(NN_ERR_UNSUPPORTED,
-                       "tensor \"%s\": its dtype is %s; F32, BF16 and F16 are read",
-                       name_show(tensor->name).text, tensor->dtype_name);
-  *match = entry;
-  return NN_OK;
-}
-
-static nn_status_t folder_match(folder_t *folder, entries_t *entries) {
-  param_table_t counts;
-  STATUS_TRY(param_table_count(&folder->config, &counts));
-  /* the table takes memory in proportion to what the files hold, not to what config.json claims */
-  if (counts.count / 4 > entries->count)
-    return status_fail(NN_ERR_FORMAT, "config.json asks for %lld tensors, and %lld are there",
-                       (long long)counts.count, (long long)entries->count);
-  STATUS_TRY(param_table_build(&folder->config, &folder->table));
-  void *sources;
-  STATUS_TRY(mem_alloc((size_t)folder->table.count, sizeof *folder->sources, &sources));
-  folder->sources = sources;
-  for (int64_t i = 0; i < folder->table.count; i++) {
-    entry_t *entry = NULL;
-    STATUS_TRY(param_match(&folder->config, &folder->table.items[i], entries, &entry));
-    entry->used = true;
-    folder->sources[i] = (folder_source_t){.tensor = entry->tensor, .file = entry->file};
-  }
-  for (int64_t i = 0; i < entries->count; i++)
-    if (!entries->items[i].used &&
-        !name_is_redundant(entries->items[i].tensor->name, &folder->config))
-      return status_fail(NN_ERR_FORMAT,
-                         "tensor \"%s\" belongs to no parameter of config.json's model",
-                         name_show(entries->items[i].tensor->name).text);
-  folder->dtype = folder->sources[0].tensor->dtype == NN_F32 ? NN_F32 : NN_BF16;
-  return NN_OK;
-}
 
 /* ---- files ----------------------------------------------------------------------------------- */
 
@@ -274,10 +147,7 @@ static nn_status_t folder_open_weights(const char *path, folder_t *folder) {
 }
 
 static nn_status_t folder_check(const char *path, folder_t *folder) {
-  entries_t entries = {0};
-  nn_status_t status = entries_collect(folder, &entries);
-  if (status == NN_OK) status = folder_match(folder, &entries);
-  mem_free(entries.items);
+  nn_status_t status = folder_match(folder);
   return status == NN_OK ? NN_OK : status_prefix(status, "%s", file_show(path).text);
 }
 
@@ -330,10 +200,13 @@ nn_status_t folder_read(const folder_t *folder, int32_t dtype, void *buffer,
                         nn_device_t *device) {
   transfer_t transfer = {.progress = progress, .user = user, .cancel = cancel,
                          .device = device};
+  const param_t *params = folder->table.items;
   for (int64_t i = 0; i < folder->table.count; i++)
-    transfer.total += (int64_t)folder->sources[i].tensor->bytes;
-  for (int64_t i = 0; i < folder->table.count; i++)
-    STATUS_TRY(param_io_read(&folder->table.items[i], dtype, buffer, folder->sources[i].file,
-                             folder->sources[i].tensor, &transfer));
+    transfer.total += params[i].elements * (int64_t)nn_dtype_bytes(folder->sources[i].dtype);
+  for (int64_t i = 0; i < folder->table.count; i++) {
+    const folder_source_t *source = &folder->sources[i];
+    STATUS_TRY(param_io_read(&params[i], dtype, buffer, &source->file->map, source->data,
+                             source->dtype, &transfer));
+  }
   return NN_OK;
 }

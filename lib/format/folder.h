@@ -18,10 +18,11 @@
 #include "format/transfer.h"
 #include "model/params.h"
 
-/* Where a parameter is. */
+/* Where a parameter is: its elements as published, one after the other. */
 typedef struct folder_source {
-  const safetensors_tensor_t *tensor;
   const safetensors_t *file;
+  int32_t dtype; /* F32, BF16 or F16 */
+  const unsigned char *data;
 } folder_source_t;
 
 /* A folder that was checked: its files are mapped, and they hold every parameter in its shape, in a

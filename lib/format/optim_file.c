@@ -8,6 +8,7 @@
 #include "base/dtype.h"
 #include "base/mem.h"
 #include "format/param_io.h"
+#include "format/safetensors.h"
 
 /* Each parameter has these tensors, in this order; only bf16 parameters have the last. */
 enum { STATE_M, STATE_V, STATE_LOW, STATES, NAME_BYTES = PARAM_NAME_BYTES + 16 };
@@ -105,7 +106,9 @@ static int optim_compare(const void *a, const void *b) {
 static nn_status_t optim_check_tensor(const param_t *param, const char *name, int32_t dtype,
                                       const safetensors_tensor_t *tensor) {
   if (!tensor) return status_fail(NN_ERR_FORMAT, "tensor \"%s\" is missing", name);
-  if (tensor->dtype != dtype || !param_io_fits(param, tensor))
+  bool fits = tensor->dtype == dtype && tensor->ndim == param->ndim;
+  for (int32_t i = 0; fits && i < param->ndim; i++) fits = tensor->shape[i] == param->shape[i];
+  if (!fits)
     return status_fail(NN_ERR_FORMAT,
                        "tensor \"%s\" is not %s in the shape of the model's parameter", name,
                        dtype_name(dtype));
@@ -174,7 +177,8 @@ static nn_status_t optim_load(safetensors_t *file, const param_table_t *table,
       status = optim_check_values(file, sources[i], i % parts->count == STATE_V, transfer);
   for (int64_t i = 0; status == NN_OK && i < count; i++)
     status = param_io_read(&table->items[i / parts->count], dtypes[i % parts->count],
-                           parts->data[i % parts->count], file, sources[i], transfer);
+                           parts->data[i % parts->count], &file->map, sources[i]->data,
+                           sources[i]->dtype, transfer);
   if (status == NN_OK) *steps = read_steps;
   mem_free(memory);
   return status;

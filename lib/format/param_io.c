@@ -4,7 +4,7 @@
 #include "base/dtype.h"
 #include "base/mem.h"
 
-/* How a parameter goes through a file: in blocks of published rows. A parameter stored as it is
+/* How a run of a parameter goes through a file: in blocks of published rows. A run stored as it is
  * published counts as rows of one element. */
 typedef struct plan {
   bool transposed;
@@ -13,7 +13,7 @@ typedef struct plan {
 } plan_t;
 
 static plan_t plan_make(const param_t *param, size_t file_element) {
-  plan_t plan = {.rows = param->elements, .cols = 1};
+  plan_t plan = {.rows = param->elements / param->runs, .cols = 1};
   /* one column alone lies the same way either way */
   plan.transposed = param->ndim == 2 && param->stride[0] == 1 && param->shape[1] > 1;
   if (plan.transposed) {
@@ -26,54 +26,58 @@ static plan_t plan_make(const param_t *param, size_t file_element) {
   return plan;
 }
 
-bool param_io_fits(const param_t *param, const safetensors_tensor_t *tensor) {
-  bool fits = tensor->ndim == param->ndim;
-  for (int32_t i = 0; fits && i < param->ndim; i++) fits = tensor->shape[i] == param->shape[i];
-  return fits;
+/* Byte of the buffer at which a run begins. */
+static size_t run_begin(const param_t *param, int64_t run, size_t element) {
+  return (size_t)(param->offset + run * param->run_stride) * element;
 }
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
-static nn_status_t read_pieces(const param_t *param, int32_t dtype, unsigned char *to,
-                               const safetensors_t *file, const safetensors_tensor_t *tensor,
-                               transfer_t *transfer) {
-  size_t element = nn_dtype_bytes(dtype), file_element = nn_dtype_bytes(tensor->dtype);
+static nn_status_t read_run(const param_t *param, int32_t dtype, unsigned char *to,
+                            const file_map_t *map, const unsigned char *data, int32_t file_dtype,
+                            transfer_t *transfer) {
+  size_t element = nn_dtype_bytes(dtype), file_element = nn_dtype_bytes(file_dtype);
   plan_t plan = plan_make(param, file_element);
   for (int64_t row = 0; row < plan.rows; row += plan.block) {
     int64_t rows = plan.rows - row < plan.block ? plan.rows - row : plan.block;
-    const unsigned char *from = tensor->data + (size_t)(row * plan.cols) * file_element;
+    const unsigned char *from = data + (size_t)(row * plan.cols) * file_element;
     if (plan.transposed)
-      dtype_transpose(to + (size_t)row * element, dtype, plan.rows, from, tensor->dtype, plan.cols,
+      dtype_transpose(to + (size_t)row * element, dtype, plan.rows, from, file_dtype, plan.cols,
                       rows, plan.cols);
     else
-      dtype_convert(to + (size_t)row * element, dtype, from, tensor->dtype, rows);
+      dtype_convert(to + (size_t)row * element, dtype, from, file_dtype, rows);
     size_t bytes = (size_t)(rows * plan.cols) * file_element;
-    file_map_forget(&file->map, from, bytes);
+    file_map_forget(map, from, bytes);
     STATUS_TRY(transfer_advance(transfer, (int64_t)bytes));
   }
   return NN_OK;
 }
 
 nn_status_t param_io_read(const param_t *param, int32_t dtype, void *buffer,
-                          const safetensors_t *file, const safetensors_tensor_t *tensor,
+                          const file_map_t *map, const unsigned char *data, int32_t file_dtype,
                           transfer_t *transfer) {
   nn_device_t *device = transfer->device;
-  size_t element = nn_dtype_bytes(dtype), bytes = (size_t)param->elements * element;
-  unsigned char *at = (unsigned char *)buffer + (size_t)param->offset * element;
-  if (!device || device->host_memory)
-    return read_pieces(param, dtype, at, file, tensor, transfer);
+  size_t element = nn_dtype_bytes(dtype);
+  size_t bytes = (size_t)(param->elements / param->runs) * element;
+  size_t file_bytes = (size_t)(param->elements / param->runs) * nn_dtype_bytes(file_dtype);
+  bool host = !device || device->host_memory;
   void *staged = NULL;
-  STATUS_TRY(mem_alloc((size_t)param->elements, element, &staged));
-  nn_status_t status = read_pieces(param, dtype, staged, file, tensor, transfer);
-  if (status == NN_OK) status = device->backend->copy_in(device->place, at, staged, bytes);
+  if (!host) STATUS_TRY(mem_alloc(bytes, 1, &staged));
+  nn_status_t status = NN_OK;
+  for (int64_t run = 0; status == NN_OK && run < param->runs; run++, data += file_bytes) {
+    unsigned char *at = (unsigned char *)buffer + run_begin(param, run, element);
+    status = read_run(param, dtype, host ? at : staged, map, data, file_dtype, transfer);
+    if (status == NN_OK && !host)
+      status = device->backend->copy_in(device->place, at, staged, bytes);
+  }
   mem_free(staged);
   return status;
 }
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
-static nn_status_t write_pieces(const param_t *param, int32_t dtype, const unsigned char *from,
-                                file_writer_t *writer, transfer_t *transfer) {
+static nn_status_t write_run(const param_t *param, int32_t dtype, const unsigned char *from,
+                             file_writer_t *writer, transfer_t *transfer) {
   size_t element = nn_dtype_bytes(dtype);
   plan_t plan = plan_make(param, element);
   void *turned = NULL;
@@ -97,13 +101,17 @@ static nn_status_t write_pieces(const param_t *param, int32_t dtype, const unsig
 nn_status_t param_io_write(const param_t *param, int32_t dtype, const void *buffer,
                            file_writer_t *writer, transfer_t *transfer) {
   nn_device_t *device = transfer->device;
-  size_t element = nn_dtype_bytes(dtype), bytes = (size_t)param->elements * element;
-  const unsigned char *at = (const unsigned char *)buffer + (size_t)param->offset * element;
-  if (!device || device->host_memory) return write_pieces(param, dtype, at, writer, transfer);
+  size_t element = nn_dtype_bytes(dtype);
+  size_t bytes = (size_t)(param->elements / param->runs) * element;
+  bool host = !device || device->host_memory;
   void *staged = NULL;
-  STATUS_TRY(mem_alloc((size_t)param->elements, element, &staged));
-  nn_status_t status = device->backend->copy_out(device->place, staged, at, bytes);
-  if (status == NN_OK) status = write_pieces(param, dtype, staged, writer, transfer);
+  if (!host) STATUS_TRY(mem_alloc(bytes, 1, &staged));
+  nn_status_t status = NN_OK;
+  for (int64_t run = 0; status == NN_OK && run < param->runs; run++) {
+    const unsigned char *at = (const unsigned char *)buffer + run_begin(param, run, element);
+    if (!host) status = device->backend->copy_out(device->place, staged, at, bytes);
+    if (status == NN_OK) status = write_run(param, dtype, host ? at : staged, writer, transfer);
+  }
   mem_free(staged);
   return status;
 }

@@ -4,17 +4,14 @@
 #ifndef NN_FORMAT_PARAM_IO_H
 #define NN_FORMAT_PARAM_IO_H
 
-#include "format/safetensors.h"
+#include "base/file.h"
 #include "format/transfer.h"
 #include "model/params.h"
 
-/* True when the tensor has the parameter's published shape. */
-bool param_io_fits(const param_t *param, const safetensors_tensor_t *tensor);
-
-/* Writes the parameter's elements of a buffer of dtype, from a tensor that fits and is F32, BF16 or
- * F16. Counts the file's bytes, and gives back the memory they were mapped to. */
+/* Writes the parameter's elements of a buffer of dtype, from published data of file_dtype, which is
+ * F32, BF16 or F16. Counts the data's bytes, and gives back the memory that the file is mapped to. */
 nn_status_t param_io_read(const param_t *param, int32_t dtype, void *buffer,
-                          const safetensors_t *file, const safetensors_tensor_t *tensor,
+                          const file_map_t *map, const unsigned char *data, int32_t file_dtype,
                           transfer_t *transfer);
 
 /* Writes the parameter to a file, as dtype as it is in the buffer. */

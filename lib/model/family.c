@@ -118,6 +118,22 @@ static const part_t gpt2_parts[] = {
     {PARAM_HEAD, SCOPE_LAST, "lm_head.weight", DIM_VOCAB, DIM_HIDDEN, 0},
     {0}};
 
+/* ---- tensors of newer programs --------------------------------------------------------------- */
+
+#define FUSED_EXPERTS                                 \
+  {PARAM_GATE, "mlp.experts.gate_up_proj"},           \
+      {PARAM_UP, "mlp.experts.gate_up_proj"},         \
+      {PARAM_DOWN, "mlp.experts.down_proj"}, {0}
+
+static const fused_t mixtral_fused[] = {{PARAM_ROUTER, "mlp.gate.weight"}, FUSED_EXPERTS};
+static const fused_t phimoe_fused[] = {{PARAM_ROUTER, "mlp.router.weight"}, FUSED_EXPERTS};
+static const fused_t moe_fused[] = {FUSED_EXPERTS};
+static const fused_t granite_fused[] = {
+    {PARAM_ROUTER, "block_sparse_moe.router.weight"},
+    {PARAM_GATE_UP, "block_sparse_moe.experts.gate_up_proj"},
+    {PARAM_DOWN, "block_sparse_moe.experts.down_proj"},
+    {0}};
+
 /* ---- what members may be --------------------------------------------------------------------- */
 
 /* The bounds of config.c hold in any case: ANY leaves a member to them. */
@@ -182,7 +198,8 @@ static const limit_t phimoe_limits[] = {
 #define MLP "mlp.experts."
 
 const family_t families[FAMILIES] = {
-    [NN_FAMILY_MIXTRAL] = {FAMILY("mixtral", "MixtralForCausalLM", w_parts, W, mistral_limits)},
+    [NN_FAMILY_MIXTRAL] = {FAMILY("mixtral", "MixtralForCausalLM", w_parts, W, mistral_limits),
+                           .fused = mixtral_fused},
     [NN_FAMILY_GPT2] = {.model_type = "gpt2",
                         .architecture = "GPT2LMHeadModel",
                         .parts = gpt2_parts,
@@ -204,27 +221,37 @@ const family_t families[FAMILIES] = {
     [NN_FAMILY_QWEN3] = {FAMILY("qwen3", "Qwen3ForCausalLM", dense_parts, "", qwen3_limits),
                          .attention_biases = QKVO},
     [NN_FAMILY_OLMOE] = {FAMILY("olmoe", "OlmoeForCausalLM", moe_parts, MLP, olmoe_limits),
+                             .fused = moe_fused,
                          .attention_biases = QKVO},
     [NN_FAMILY_QWEN2_MOE] = {FAMILY("qwen2_moe", "Qwen2MoeForCausalLM", moe_parts, MLP,
                                     qwen2_moe_limits),
+                             .fused = moe_fused,
                              .attention_biases = NN_BIAS_QKV},
     [NN_FAMILY_QWEN3_MOE] = {FAMILY("qwen3_moe", "Qwen3MoeForCausalLM", moe_parts, MLP,
                                     qwen3_moe_limits),
+                             .fused = moe_fused,
                              .attention_biases = QKVO},
     [NN_FAMILY_GRANITEMOE] = {FAMILY("granitemoe", "GraniteMoeForCausalLM", granite_parts,
                                      "block_sparse_moe.", granitemoe_limits),
+                              .fused = granite_fused,
                               .attention_biases = QKVO},
     [NN_FAMILY_DEEPSEEK_V2] = {FAMILY("deepseek_v2", "DeepseekV2ForCausalLM", deepseek_parts, MLP,
                                       deepseek_v2_limits),
+                             .fused = moe_fused,
                                .counted = true},
     [NN_FAMILY_DEEPSEEK_V3] = {FAMILY("deepseek_v3", "DeepseekV3ForCausalLM", deepseek_parts, MLP,
                                       deepseek_v3_limits),
+                             .fused = moe_fused,
+                               .predicting_layers = true,
                                .counted = true},
     [NN_FAMILY_GLM4_MOE] = {FAMILY("glm4_moe", "Glm4MoeForCausalLM", glm_parts, MLP,
                                    glm4_moe_limits),
-                            .counted = true,
+                             .fused = moe_fused,
+                            .predicting_layers = true,
+                               .counted = true,
                             .attention_biases = NN_BIAS_QKV},
     [NN_FAMILY_PHIMOE] = {FAMILY("phimoe", "PhimoeForCausalLM", w_parts, W, phimoe_limits),
+                          .fused = phimoe_fused,
                           .alias = "PhiMoEForCausalLM",
                           .norm = NN_NORM_LAYER,
                           .attention_biases = QKVO,

@@ -54,6 +54,13 @@ typedef struct part {
   form_t form;
 } part_t;
 
+/* Where newer programs keep parameters that are published otherwise: a tensor of a layer that a
+ * router has, or all experts', [experts, rows, cols], gate rows before up rows in one. */
+typedef struct fused {
+  param_role_t role;
+  const char *name; /* behind the layer's prefix */
+} fused_t;
+
 /* What a member may be in a family; a member behind capacity_factor without a limit must be 0. */
 typedef struct limit {
   size_t offset;
@@ -73,6 +80,8 @@ typedef struct family {
   /* Parts in the order of the family's state dict; those of one scope adjacent but for the layer's,
    * which may stand on both sides of its experts. Ends with a NULL name. */
   const part_t *parts;
+  const fused_t *fused;   /* ends with a NULL name; or NULL */
+  bool predicting_layers; /* files may have layers behind the last one that predict more tokens */
 } family_t;
 
 enum { FAMILIES = NN_FAMILY_PHIMOE + 1 };

@@ -5,7 +5,6 @@
 
 #include "base/mem.h"
 #include "files.h"
-#include "model/config.h"
 #include "model/family.h"
 
 /* The parameter of a role, or NULL. */
@@ -54,55 +53,6 @@ static void check_cover(const nn_model_config_t *config) {
   assert_null(table.items);
 }
 
-/* A small configuration of a family that has every tensor that the family knows. */
-static nn_model_config_t full(int32_t family) {
-  nn_model_config_t config = files_mixtral();
-  config.family = family;
-  config.layers = 3;
-  config.tied_head = 0;
-  const family_t *row = &families[family];
-  config.norm = row->norm;
-  config.biases = row->biases | row->attention_biases | row->ffn_biases | row->head_biases;
-  if (!row->sparse)
-    config.experts = config.top_k = 0, config.aux_loss_coef = 0, config.aux_loss = 0;
-  switch (family) {
-    case NN_FAMILY_GPT2: config = files_gpt2(); break;
-    case NN_FAMILY_OLMOE: config.qk_norm = NN_QK_NORM_FULL; break;
-    case NN_FAMILY_QWEN3: config.qk_norm = NN_QK_NORM_HEAD; break;
-    case NN_FAMILY_QWEN2_MOE:
-      config.shared_ffn = 5, config.shared_gate = 1;
-      config.dense_layers[0] = 5, config.dense_ffn = 9;
-      break;
-    case NN_FAMILY_QWEN3_MOE:
-      config.qk_norm = NN_QK_NORM_HEAD;
-      config.dense_layers[0] = 2, config.dense_ffn = 9;
-      break;
-    case NN_FAMILY_DEEPSEEK_V2:
-    case NN_FAMILY_DEEPSEEK_V3:
-      config.kv_heads = config.heads;
-      config.q_rank = 5, config.kv_rank = 3, config.rope_head_dim = 2, config.value_head_dim = 3;
-      config.dense_layers[0] = 1, config.shared_ffn = 14, config.rope_interleaved = 1;
-      config.router_norm = NN_ROUTER_NORM_NONE;
-      if (family == NN_FAMILY_DEEPSEEK_V3)
-        config.router_score = NN_SCORE_SIGMOID, config.router_choice_bias = 1,
-        config.router_group_score = NN_GROUP_TOP2;
-      break;
-    case NN_FAMILY_GLM4_MOE:
-      config.qk_norm = NN_QK_NORM_HEAD;
-      config.dense_layers[0] = 1, config.shared_ffn = 14;
-      config.router_score = NN_SCORE_SIGMOID, config.router_choice_bias = 1;
-      config.router_group_score = NN_GROUP_TOP2;
-      break;
-    case NN_FAMILY_PHIMOE:
-      config.router_score = NN_SCORE_SPARSE_MIXER, config.router_norm = NN_ROUTER_NORM_NONE;
-      config.router_eps = 0.01f;
-      break;
-    default: break;
-  }
-  CHECK(config_validate(&config));
-  return config;
-}
-
 static void every_element_belongs_to_one_parameter(void **state) {
   (void)state;
   nn_model_config_t config = files_mixtral();
@@ -111,7 +61,7 @@ static void every_element_belongs_to_one_parameter(void **state) {
   check_cover(&config);
   for (int32_t family = 0; family < FAMILIES; family++) {
     if (!families[family].model_type) continue;
-    config = full(family);
+    config = files_family(family);
     check_cover(&config);
   }
 }
@@ -148,7 +98,7 @@ static void neighbours_are_where_the_blocks_want_them(void **state) {
 
 static void gates_and_ups_are_one_matrix(void **state) {
   (void)state;
-  nn_model_config_t config = full(NN_FAMILY_QWEN2_MOE);
+  nn_model_config_t config = files_family(NN_FAMILY_QWEN2_MOE);
   param_table_t table = files_table(&config);
   check_adjacent(param_get(&table, PARAM_Q_BIAS, 2, -1), param_get(&table, PARAM_K_BIAS, 2, -1));
   check_adjacent(param_get(&table, PARAM_K_BIAS, 2, -1), param_get(&table, PARAM_V_BIAS, 2, -1));
@@ -162,13 +112,13 @@ static void gates_and_ups_are_one_matrix(void **state) {
   assert_null(param_get(&table, PARAM_ROUTER, 0, -1));
   param_table_free(&table);
 
-  config = full(NN_FAMILY_LLAMA);
+  config = files_family(NN_FAMILY_LLAMA);
   table = files_table(&config);
   check_adjacent(param_get(&table, PARAM_DENSE_GATE_BIAS, 1, -1),
                  param_get(&table, PARAM_DENSE_UP_BIAS, 1, -1));
   param_table_free(&table);
 
-  config = full(NN_FAMILY_GRANITEMOE);
+  config = files_family(NN_FAMILY_GRANITEMOE);
   table = files_table(&config);
   const param_t *gate_up =
       param_find(&table, "model.layers.1.block_sparse_moe.input_linear.weight");

@@ -10,6 +10,7 @@
 
 #include "base/file.h"
 #include "model/config.h"
+#include "model/family.h"
 
 void files_check_message(const char *parts, const char *file, int line) {
   while (*parts) {
@@ -95,6 +96,54 @@ nn_model_config_t files_gpt2(void) {
   config.ffn_kind = NN_FFN_GELU_TANH, config.biases = NN_BIAS_ALL, config.tied_head = 1;
   config.vocab_size = 41, config.context = 9, config.layers = 2, config.hidden = 12;
   config.heads = 3, config.ffn = 50;
+  CHECK(config_validate(&config));
+  return config;
+}
+
+nn_model_config_t files_family(int32_t family) {
+  nn_model_config_t config = files_mixtral();
+  config.family = family;
+  config.layers = 3;
+  config.tied_head = 0;
+  const family_t *row = &families[family];
+  config.norm = row->norm;
+  config.biases = row->biases | row->attention_biases | row->ffn_biases | row->head_biases;
+  if (!row->sparse)
+    config.experts = config.top_k = 0, config.aux_loss_coef = 0, config.aux_loss = 0;
+  switch (family) {
+    case NN_FAMILY_GPT2: config = files_gpt2(); break;
+    case NN_FAMILY_OLMOE: config.qk_norm = NN_QK_NORM_FULL; break;
+    case NN_FAMILY_QWEN3: config.qk_norm = NN_QK_NORM_HEAD; break;
+    case NN_FAMILY_QWEN2_MOE:
+      config.shared_ffn = 5, config.shared_gate = 1;
+      config.dense_layers[0] = 5, config.dense_ffn = 9;
+      break;
+    case NN_FAMILY_QWEN3_MOE:
+      config.qk_norm = NN_QK_NORM_HEAD;
+      config.dense_layers[0] = 2, config.dense_ffn = 9;
+      break;
+    case NN_FAMILY_DEEPSEEK_V2:
+    case NN_FAMILY_DEEPSEEK_V3:
+      config.kv_heads = config.heads;
+      config.q_rank = 5, config.kv_rank = 3, config.rope_head_dim = 2, config.value_head_dim = 3;
+      config.dense_layers[0] = 1, config.shared_ffn = 14, config.rope_interleaved = 1;
+      config.router_norm = NN_ROUTER_NORM_NONE;
+      if (family == NN_FAMILY_DEEPSEEK_V3)
+        config.router_score = NN_SCORE_SIGMOID, config.router_choice_bias = 1,
+        config.router_group_score = NN_GROUP_TOP2;
+      break;
+    case NN_FAMILY_GLM4_MOE:
+      config.qk_norm = NN_QK_NORM_HEAD;
+      config.dense_layers[0] = 1, config.shared_ffn = 14;
+      config.router_score = NN_SCORE_SIGMOID, config.router_choice_bias = 1;
+      config.router_group_score = NN_GROUP_TOP2;
+      break;
+    case NN_FAMILY_PHIMOE:
+      config.router_score = NN_SCORE_SPARSE_MIXER, config.router_norm = NN_ROUTER_NORM_NONE;
+      config.router_eps = 0.01f;
+      break;
+    default: break;
+  }
   CHECK(config_validate(&config));
   return config;
 }

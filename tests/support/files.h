@@ -32,6 +32,8 @@ unsigned char *files_safetensors(const char *header, size_t data_bytes, size_t *
 /* Small configurations, whose widths differ from each other, and their tables. */
 nn_model_config_t files_mixtral(void);
 nn_model_config_t files_gpt2(void);
+/* One of a family, with every tensor that the family knows. */
+nn_model_config_t files_family(int32_t family);
 param_table_t files_table(const nn_model_config_t *config);
 
 /* What a progress callback saw. files_watch_progress() takes one as its user, demands that the

@@ -49,9 +49,10 @@ static nn_status_t writing_source(void *user, int64_t index, file_writer_t *writ
   const param_t *param = writing->params[index];
   int32_t dtype = writing->entries[index].dtype;
   if (!param) return file_writer_write(writer, (char[8]){0}, 8);
-  int64_t cols = param->ndim == 2 ? param->shape[1] : 1;
   for (int64_t i = 0; i < param->elements; i++) {
-    int64_t at = param->offset + i / cols * param->stride[0] + i % cols * param->stride[1];
+    int64_t at = param->offset, rest = i;
+    for (int32_t d = param->ndim - 1; d >= 0; rest /= param->shape[d--])
+      at += rest % param->shape[d] * param->stride[d];
     float value = writing->model->values[at];
     double wide = (double)value;
     uint16_t narrow = dtype == NN_BF16 ? dtype_f32_to_bf16(value) : dtype_f32_to_f16(value);
