@@ -24,10 +24,10 @@ if(MOENN_VEC AND CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$" AND
   set(bf16_sources ${PROJECT_SOURCE_DIR}/cpu/vec/gemm_bf16.c)
   list(REMOVE_ITEM vec_sources ${bf16_sources})
   moenn_objects(moenn_avx2 ${vec_sources})
-  target_compile_options(moenn_avx2 PRIVATE -mavx2 -mfma)
+  target_compile_options(moenn_avx2 PRIVATE -mavx2 -mfma -mf16c)
   target_compile_definitions(moenn_avx2 PRIVATE VEC_ISA=avx2 VEC_AVX2=1)
 
-  set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mprefer-vector-width=512)
+  set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c -mprefer-vector-width=512)
   moenn_objects(moenn_avx512 ${vec_sources})
   target_compile_options(moenn_avx512 PRIVATE ${avx512})
   moenn_objects(moenn_avx512bf16 ${bf16_sources})

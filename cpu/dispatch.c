@@ -10,12 +10,22 @@
 
 #include "moenn.h"
 
+/* Conversions of fp16, which not every compiler's test knows of. They use the registers of AVX. */
+#ifndef MOENN_NO_VEC
+static int dispatch_f16c(void) {
+  uint32_t words[4];
+  return __get_cpuid(1, &words[0], &words[1], &words[2], &words[3]) && words[2] & bit_F16C;
+}
+#endif
+
 int32_t dispatch_paths(void) {
   int32_t paths = NN_CPU_REFERENCE;
 #ifndef MOENN_NO_VEC
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) paths |= NN_CPU_AVX2;
-  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+  int f16c = dispatch_f16c();
+  if (f16c && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    paths |= NN_CPU_AVX2;
+  if (f16c && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     paths |= NN_CPU_AVX512;
   if (paths & NN_CPU_AVX512 && __builtin_cpu_supports("avx512bf16")) paths |= NN_CPU_AVX512_BF16;

@@ -184,7 +184,7 @@ static void backend_describe(const backend_device_t *device, backend_info_t *inf
   found.threads = 1;
   found.dlpack_device = DLPACK_CUDA;
   found.dlpack_id = device->index;
-  found.act_dtype = NN_BF16;
+  found.act_dtype = NN_BF16, found.act_dtype_f16 = NN_F16;
   found.model = device->model;
   found.queue = device->stream;
   memcpy(info, &found, info->struct_size < sizeof found ? info->struct_size : sizeof found);

@@ -507,7 +507,8 @@ typedef struct nn_plan_t {
   int64_t active_parameters; /**< Parameters that multiply one token: all but the embedding table
                                   (unless tied) and the experts not chosen. */
   int64_t parameter_bytes;   /**< The model's parameters. */
-  int64_t master_bytes;      /**< What bf16 parameters lack of their fp32 masters: 2 a parameter. */
+  int64_t master_bytes;      /**< Of fp32 masters: what bf16 parameters lack of theirs, 2 bytes a
+                                  parameter; whole ones of fp16 parameters, 4. */
   int64_t gradient_bytes;    /**< Gradients. */
   int64_t optimizer_bytes;   /**< Optimizer moments. */
   int64_t activation_bytes;  /**< Kept from forward for backward, and the residual streams. */
@@ -562,8 +563,9 @@ typedef struct nn_model nn_model_t;
 
 /** Makes a model with random weights: normal with config's init_std, GPT-2's residual projections
  *  scaled by 1 / sqrt(2 * layers), norms 1, biases 0.
- *  @param dtype NN_F32 or NN_BF16. Beside bf16 parameters a CUDA device computes bf16 activations, a
- *               CPU fp32 ones; sums are fp32, and the optimizer keeps fp32 masters.
+ *  @param dtype NN_F32, NN_BF16 or NN_F16. Beside parameters of 16 bits a CUDA device computes
+ *               activations of the same type, a CPU fp32 ones; sums are fp32, and the optimizer
+ *               keeps fp32 masters. fp16 holds no more than 65504: see nn_model_loss_scale().
  *  @param seed  same seed, same bits. */
 NN_API nn_status_t nn_model_create(nn_device_t *device, const nn_model_config_t *config,
                                    int32_t dtype, uint64_t seed, nn_model_t **model);
@@ -580,8 +582,8 @@ typedef struct nn_file_options_t {
 /** Reads a Hugging Face folder: config.json and model.safetensors, or its shards with their index.
  *  Files are mapped, never trusted: every size is checked before memory is taken, every tensor of
  *  the file must be used and every parameter filled.
- *  @param dtype NN_F32 or NN_BF16; F32, F16 and BF16 tensors are converted to it. NN_DTYPE_FILE:
- *               F32 if the file's embedding is, else BF16. */
+ *  @param dtype NN_F32, NN_BF16 or NN_F16; F32, F16 and BF16 tensors are converted to it.
+ *               NN_DTYPE_FILE: that of the file's embedding. */
 NN_API nn_status_t nn_model_load(nn_device_t *device, const char *folder, int32_t dtype,
                                  const nn_file_options_t *options, nn_model_t **model);
 
@@ -601,7 +603,7 @@ NN_API nn_status_t nn_model_save(const nn_model_t *model, const char *folder,
  *  wte behind the vocabulary are not read. The file is mapped, never trusted: it must have exactly
  *  the bytes that its header asks for, which is checked before memory is taken.
  *  @param path  the file.
- *  @param dtype NN_F32 or NN_BF16, to which tensors are converted, or NN_DTYPE_FILE.
+ *  @param dtype NN_F32, NN_BF16 or NN_F16, to which tensors are converted, or NN_DTYPE_FILE.
  *  @param model receives the handle; nn_model_destroy() ends it.
  *  NN_ERR_FORMAT: no such checkpoint, or not of its header's size. NN_ERR_UNSUPPORTED: another
  *  version, words of the header that llm.c leaves 0, or a head that is too wide. NN_ERR_NOT_FOUND,
@@ -617,7 +619,7 @@ NN_API nn_status_t nn_model_load_llmc(nn_device_t *device, const char *path, int
  *  the model.
  *  @param path the file, in a folder that is there.
  *  NN_ERR_UNSUPPORTED names what does not fit: a family other than NN_FAMILY_GPT2, an ffn that is
- *  not 4 x hidden, a norm_eps that is not 1e-5. NN_ERR_NOT_FOUND: there is no such folder.
+ *  not 4 x hidden, a norm_eps that is not 1e-5, parameters of NN_F16. NN_ERR_NOT_FOUND: there is no such folder.
  *  NN_ERR_IO: the file cannot be written, or another save is writing it. */
 NN_API nn_status_t nn_model_save_llmc(const nn_model_t *model, const char *path,
                                       const nn_file_options_t *options);
@@ -640,8 +642,8 @@ NN_API const char *nn_model_parameter_name(const nn_model_t *model, int64_t inde
 NN_API nn_status_t nn_model_parameter(const nn_model_t *model, const char *name,
                                       nn_tensor_t **tensor);
 
-/** A parameter's gradient as a tensor that views the gradients' memory, F32. NN_ERR_STATE before
- *  nn_model_prepare(). */
+/** A parameter's gradient, times nn_model_loss_scale(), as a tensor that views the gradients'
+ *  memory, F32. NN_ERR_STATE before nn_model_prepare(). */
 NN_API nn_status_t nn_model_gradient(const nn_model_t *model, const char *name,
                                      nn_tensor_t **tensor);
 
@@ -690,6 +692,13 @@ NN_API nn_status_t nn_model_backward(nn_model_t *model, const int32_t *tokens,
 /** Sets all gradients to zero. */
 NN_API nn_status_t nn_model_zero_grad(nn_model_t *model);
 
+/** What the gradients are multiplied by, or will be by the first backward after they were zeroed: a
+ *  power of two beside NN_F16 parameters, for the gradients of activations are of that type too and
+ *  would vanish; otherwise 1. It begins at 65536. An optimizer divides by it, halves what comes
+ *  after it where gradients overflowed, and doubles that after 2000 updates without (dynamic loss
+ *  scaling; Micikevicius et al., 2018). 0 for NULL. */
+NN_API double nn_model_loss_scale(const nn_model_t *model);
+
 /** How evenly one layer's experts were used; written by nn_model_expert_stats(). */
 typedef struct nn_expert_stats_t {
   size_t struct_size; /**< sizeof this struct. */
@@ -729,7 +738,9 @@ typedef struct nn_optim_options_t {
 
 /** Makes an AdamW optimizer (Loshchilov and Hutter, 2019) with moments of zero. The model must be
  *  prepared for training (NN_ERR_STATE). Beside bf16 parameters it holds the lower 16 bits of their
- *  fp32 masters, zeros at first; the parameter is always the master's nearest bf16 number. */
+ *  fp32 masters, zeros at first; the parameter is always the master's nearest bf16 number. Beside
+ *  fp16 parameters it holds their whole masters; a parameter that is written by others becomes its
+ *  master at the next update. */
 NN_API nn_status_t nn_optim_create(nn_model_t *model, const nn_optim_options_t *options,
                                    nn_optim_t **optim);
 
@@ -739,8 +750,10 @@ NN_API void nn_optim_destroy(nn_optim_t *optim);
 /** One update of all parameters from the model's gradients, which stay as they are:
  *  m = b1 m + (1-b1) g, v = b2 v + (1-b2) g^2, p -= lr (m^ / (sqrt(v^) + eps) + decay p), with m^
  *  and v^ corrected for the step and g scaled by the clip.
- *  @param grad_norm receives the global norm before the clip, or NULL.
- *  NN_ERR_NONFINITE: the norm is not finite; nothing was changed. */
+ *  @param grad_norm receives the global norm before the clip, the loss scale taken out, or NULL.
+ *  NN_ERR_NONFINITE: the norm is not finite; nothing was changed. With a loss scale above 1 that is
+ *  no failure but an overflow: grad_norm says it, neither parameters nor moments nor the count of
+ *  updates change, and the next gradients have half the scale. */
 NN_API nn_status_t nn_optim_step(nn_optim_t *optim, float lr, double *grad_norm);
 
 /** Moments of the optimizer. */
@@ -759,8 +772,9 @@ NN_API int64_t nn_optim_steps(const nn_optim_t *optim);
 /** Sets the number of updates made so far, from 0 to 2^53, as when state was restored by hand. */
 NN_API nn_status_t nn_optim_set_steps(nn_optim_t *optim, int64_t steps);
 
-/** Writes moments, step count and, beside bf16 parameters, the masters' lower bits to one safetensors
- *  file, whole or not at all. */
+/** Writes moments, step count, masters (of bf16 parameters their lower bits) and, beside fp16
+ *  parameters, the loss scale and the updates since it changed to one safetensors file, whole or not
+ *  at all. */
 NN_API nn_status_t nn_optim_save(const nn_optim_t *optim, const char *path);
 
 /** Reads what nn_optim_save() wrote for a model of the same configuration. On failure the state is

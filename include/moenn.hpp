@@ -328,6 +328,8 @@ class model : public detail::handle<nn_model_t, nn_model_destroy> {
                                   seq_len(tokens, targets, batch), scale);
   }
   void zero_grad() { check(nn_model_zero_grad(get())); }
+  /** What the gradients are multiplied by: 1 unless parameters are NN_F16. */
+  double loss_scale() const noexcept { return nn_model_loss_scale(get()); }
   /** Counts and mean_prob are [experts], or empty. */
   expert_info expert_stats(std::int64_t layer, span<std::int64_t> counts = {}, span<double> mean_prob = {}) const {
     require_experts(config().experts, counts, mean_prob);

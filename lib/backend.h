@@ -18,10 +18,11 @@
  * few milliseconds and leave undefined what they were to write; zero, grad_norm, adamw and
  * fill_normal do not look: an update is made whole.
  *
- * dtypes. Parameters that are read have `weight_dtype`, NN_F32 or NN_BF16. Activations and their
- * gradients, written `void` below, have `act_dtype`: NN_F32, or beside NN_BF16 parameters what
- * backend_info_t says. Statistics and the gradients of parameters are fp32. Accumulation is fp32 or
- * better, and what is stored as bf16 is rounded to the nearest.
+ * dtypes. Parameters that are read have `weight_dtype`: NN_F32, NN_BF16 or NN_F16. Activations and
+ * their gradients, written `void` below, have `act_dtype`: NN_F32, or beside parameters of 16 bits
+ * what backend_info_t says. Statistics and the gradients of parameters are fp32. Accumulation is
+ * fp32 or better, and what is stored in 16 bits is rounded to the nearest; beyond the range of fp16
+ * it is infinite.
  *
  * Shapes use: n tokens (rows), hidden, heads A, kv_heads K, head_dim D (at most 256), ffn F,
  * experts E (at most 1024), top_k k (at most 64), vocab V. Row-major, last index fastest. Members
@@ -469,13 +470,16 @@ typedef struct op_grad_norm {
 
 /* AdamW; see nn_optim_step(). Does nothing when scale[1] comes with a norm (scale[0]) that is not
  * finite. bf16 parameters have fp32 masters, of which p is the nearest bf16 number (halves away
- * from zero) and p_low the rest: seen as integers, master = p * 65536 + p_low. */
+ * from zero) and p_low the rest: seen as integers, master = p * 65536 + p_low. fp16 parameters have
+ * whole masters beside them, of which p is the nearest fp16 number (ties to even); where it is not,
+ * the master is p. */
 typedef struct op_adamw {
   int64_t count;
   int64_t decayed; /* weight_decay is of elements [0, decayed); the others have none */
   int32_t weight_dtype;
   void *p;          /* updated */
-  int16_t *p_low;   /* updated; NULL where the parameters are fp32 */
+  int16_t *p_low;   /* updated; of bf16 parameters, else NULL */
+  float *master;    /* updated; of fp16 parameters, else NULL */
   const float *g;
   float *m, *v;     /* updated */
   const double *scale;    /* [2] what op_grad_norm wrote */
@@ -502,7 +506,7 @@ typedef struct op_sample {
 /* Element i becomes std * normal(seed, stream, i), rounded to dtype. */
 typedef struct op_fill_normal {
   void *out;
-  int32_t dtype; /* NN_F32 or NN_BF16 */
+  int32_t dtype; /* NN_F32, NN_BF16 or NN_F16 */
   int64_t count;
   float std;
   uint64_t seed, stream;
@@ -521,6 +525,7 @@ typedef struct backend_info {
   int32_t dlpack_device, dlpack_id; /* DLDeviceType and number of the device memory, for DLPack */
   int32_t act_dtype;   /* of activations beside NN_BF16 parameters: NN_F32 or NN_BF16 */
   const char *model;   /* such as "NVIDIA H200"; lives as long as the device */
+  int32_t act_dtype_f16; /* of activations beside NN_F16 parameters: NN_F32 or NN_F16 */
   void *queue;         /* CUDA: the cudaStream_t in which all runs, for timing; else NULL */
 } backend_info_t;
 

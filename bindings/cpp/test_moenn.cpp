@@ -197,7 +197,8 @@ void test_training() {
   model.reset();  // the optimizer keeps what it needs
   CHECK(optim.steps() == 30);
   FAILS(NN_ERR_ARGUMENT, model.zero_grad());
-  CHECK(model.parameter_count() == 0);
+  CHECK(model.parameter_count() == 0 && model.loss_scale() == 0);
+  CHECK(moenn::model(device, config(), NN_F16, 1).loss_scale() == 65536);
 }
 
 void test_files() {

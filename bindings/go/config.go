@@ -425,7 +425,7 @@ type Plan struct {
 	Parameters       int64 // Parameters in all.
 	ActiveParameters int64 // Parameters that multiply one token.
 	ParameterBytes   int64
-	MasterBytes      int64 // What bf16 parameters lack of their fp32 masters.
+	MasterBytes      int64 // Of fp32 masters beside parameters of 16 bits.
 	GradientBytes    int64
 	OptimizerBytes   int64
 	ActivationBytes  int64

@@ -249,6 +249,12 @@ func (m *Model) ZeroGrad() error {
 	return m.compute(context.Background(), func() C.nn_status_t { return C.nn_model_zero_grad(m.ptr) })
 }
 
+// LossScale is what the gradients are multiplied by: 1 unless parameters are F16.
+func (m *Model) LossScale() (scale float64) {
+	m.read(func() { scale = float64(C.nn_model_loss_scale(m.ptr)) })
+	return scale
+}
+
 type statsFunc func(layer C.int64_t, counts *C.int64_t, meanProb *C.double, c *C.nn_expert_stats_t) C.nn_status_t
 
 func (h *handle) expertStats(layer, experts int, counts []int64, meanProb []float64, f statsFunc) (ExpertStats, error) {

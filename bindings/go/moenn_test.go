@@ -388,6 +388,8 @@ func TestFiles(t *testing.T) {
 		t.Errorf("%d of %d", done, total)
 	}
 	loaded := must[*Model](t)(d.LoadModel(bg, folder, DTypeFile, nil))
+	equal(t, loaded.LossScale(), 1.0)
+	equal(t, must[*Model](t)(d.LoadModel(bg, folder, F16, nil)).LossScale(), 65536.0)
 	want, got := must[Config](t)(m.Config()), must[Config](t)(loaded.Config())
 	equal(t, got.Layers, want.Layers)
 	ok(t, loaded.Close())
@@ -595,7 +597,7 @@ func TestStatuses(t *testing.T) { // those that no other test meets
 	d := testDevice(t)
 	_, err := d.NewTensor(F32, 1<<45)
 	fails(t, err, ErrMemory)
-	_, err = d.NewModel(testConfig, F16, 1)
+	_, err = d.NewModel(testConfig, F64, 1)
 	fails(t, err, ErrUnsupported)
 	m := testModel(t, d, 1)
 	ok(t, m.Prepare(&TrainOptions{Batch: 2, SeqLen: 16}))

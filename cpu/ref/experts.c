@@ -47,7 +47,7 @@ static void experts_tokens(const routing_t *routing, int64_t experts, int64_t to
 /* An expert's matrix, by expert 0's. */
 static const void *experts_weight(const void *first, int64_t stride, int32_t dtype,
                                   int64_t expert) {
-  return (const char *)first + expert * stride * (dtype == NN_BF16 ? 2 : 4);
+  return (const char *)first + expert * stride * (dtype == NN_F32 ? 4 : 2);
 }
 
 /* Adds an expert's bias to the columns of a tile. */

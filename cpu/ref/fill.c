@@ -78,6 +78,9 @@ static void fill_item(void *context, int64_t item, int32_t thread) {
     if (op->dtype == NN_BF16)
       for (int64_t j = 0; j < count; j++)
         ((uint16_t *)op->out)[i + j] = fill_bf16(op->std * normal[j]);
+    else if (op->dtype == NN_F16)
+      for (int64_t j = 0; j < count; j++)
+        ((uint16_t *)op->out)[i + j] = dtype_f32_to_f16(op->std * normal[j]);
     else
       for (int64_t j = 0; j < count; j++) ((float *)op->out)[i + j] = op->std * normal[j];
   }

@@ -68,6 +68,11 @@ static void adamw_split(float master, uint16_t *p, int16_t *low) {
   *low = (int16_t)(bits & 0xffff);
 }
 
+/* The master of an fp16 parameter: p where that is not the nearest fp16 number. */
+static float adamw_master(float master, uint16_t p) {
+  return dtype_f32_to_f16(master) == p ? master : dtype_f16_to_f32(p);
+}
+
 static void adamw_block(void *context, int64_t item, int32_t thread) {
   const op_adamw_t *op = context;
   (void)thread;
@@ -78,6 +83,13 @@ static void adamw_block(void *context, int64_t item, int32_t thread) {
     for (int64_t i = begin; i < end; i++) {
       float master = adamw_join(p[i], op->p_low[i]);
       adamw_split(adamw_update(op, m_scale, v_scale, i, master), &p[i], &op->p_low[i]);
+    }
+  } else if (op->weight_dtype == NN_F16) {
+    uint16_t *p = op->p;
+    for (int64_t i = begin; i < end; i++) {
+      float master = adamw_master(op->master[i], p[i]);
+      op->master[i] = adamw_update(op, m_scale, v_scale, i, master);
+      p[i] = dtype_f32_to_f16(op->master[i]);
     }
   } else {
     float *p = op->p;

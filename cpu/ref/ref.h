@@ -7,6 +7,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "base/dtype.h"
 #include "cpu.h"
 
 /* ---- small things ---------------------------------------------------------------------------- */
@@ -17,9 +18,10 @@ static inline int64_t ref_max(int64_t a, int64_t b) { return a > b ? a : b; }
 /* How many blocks of a size cover n. */
 static inline int64_t ref_blocks(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
-/* Element i of an array of NN_F32 or NN_BF16. */
+/* Element i of an array of NN_F32, NN_BF16 or NN_F16. */
 static inline float ref_load(const void *data, int32_t dtype, int64_t i) {
   if (dtype == NN_F32) return ((const float *)data)[i];
+  if (dtype == NN_F16) return dtype_f16_to_f32(((const uint16_t *)data)[i]);
   uint32_t bits = (uint32_t)((const uint16_t *)data)[i] << 16;
   float value;
   memcpy(&value, &bits, sizeof value);

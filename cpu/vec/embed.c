@@ -22,10 +22,8 @@ static void embed_rows(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const op_embed_t *op = context;
   int64_t end = vec_min(op->n, (item + 1) * EMBED_ROWS);
-  for (int64_t i = item * EMBED_ROWS; i < end; i++) {
-    if (op->weight_dtype == NN_BF16) embed_row(op, i, NN_BF16);
-    else embed_row(op, i, NN_F32);
-  }
+  for (int64_t i = item * EMBED_ROWS; i < end; i++)
+    VEC_BY_DTYPE(op->weight_dtype, embed_row(op, i, VEC_DTYPE));
 }
 
 VEC_OP(embed, op_embed_t) {

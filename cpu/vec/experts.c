@@ -122,7 +122,7 @@ static nn_status_t experts_combine(backend_device_t *device, experts_t *experts,
 
 /* An expert's matrix, by expert 0's. */
 static const void *experts_weight(const void *first, int64_t stride, int32_t dtype, int64_t e) {
-  return (const char *)first + e * stride * (dtype == NN_BF16 ? 2 : 4);
+  return (const char *)first + e * stride * vec_dtype_bytes(dtype);
 }
 
 /* ---- forward --------------------------------------------------------------------------------- */

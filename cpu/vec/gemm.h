@@ -33,7 +33,7 @@ typedef struct gemm_operand {
   const void *second; /* where not NULL: stored rows from split on; with pair: see there */
   int64_t ld, split;
   const int32_t *gather; /* where not NULL: stored row r is row gather[r] of data */
-  int32_t dtype; /* NN_F32 or NN_BF16 */
+  int32_t dtype; /* NN_F32, NN_BF16 or NN_F16 */
   int32_t along_k;
   /* b only, not along k: the number p of rows of both data and second. The columns of the
    * product are VEC_WIDTH of data, then the same VEC_WIDTH of second, and so on; n =
@@ -137,7 +137,7 @@ VEC_INLINE const void *gemm_row(const gemm_operand_t *operand, int64_t r) {
     data = operand->second;
     r -= operand->split;
   }
-  return data + r * operand->ld * (operand->dtype == NN_BF16 ? 2 : 4);
+  return data + r * operand->ld * vec_dtype_bytes(operand->dtype);
 }
 
 /* Pointers to the stored rows behind columns (or rows) j .. of the product, at most `left` and

@@ -1,6 +1,6 @@
 /* Packing: rows or columns of an operand as out[k, width], so that the kernel reads both of its
- * panels from end to end. Copies without arithmetic; bf16 is widened. Rows along k are copied, rows
- * along the product are transposed in registers, VEC_WIDTH x VEC_WIDTH at a time.
+ * panels from end to end. Copies without arithmetic; 16 bits are widened. Rows along k are copied,
+ * rows along the product are transposed in registers, VEC_WIDTH x VEC_WIDTH at a time.
  *
  * Each row gives a run that is too short for the processor to foresee the next one, so the same
  * place of a row to come is requested from memory. */
@@ -8,7 +8,7 @@
 
 /* Requests the vector that lies `ahead` bytes behind element i of a row; it need not exist. */
 VEC_INLINE void pack_request(const void *row, int64_t i, int64_t ahead, int32_t dtype) {
-  int64_t size = dtype == NN_BF16 ? 2 : 4;
+  int64_t size = vec_dtype_bytes(dtype);
   _mm_prefetch((const char *)((uintptr_t)row + (uintptr_t)(i * size + ahead)), _MM_HINT_T0);
 }
 
@@ -67,7 +67,7 @@ VEC_INLINE void pack_columns_a(const gemm_operand_t *operand, int64_t ahead, int
 
 VEC_INLINE void pack(const gemm_operand_t *operand, int64_t first, int64_t count, int64_t width,
                      int64_t k0, int64_t k, int32_t dtype, float *out) {
-  int64_t row_bytes = operand->ld * (dtype == NN_BF16 ? 2 : 4);
+  int64_t row_bytes = operand->ld * vec_dtype_bytes(dtype);
   if (operand->along_k) {
     int64_t ahead = GEMM_PACK_STEP * row_bytes;
     if (width == GEMM_NR)
@@ -85,8 +85,5 @@ VEC_INLINE void pack(const gemm_operand_t *operand, int64_t first, int64_t count
 
 void VEC(gemm_pack)(const gemm_operand_t *operand, int64_t first, int64_t count, int64_t width,
                     int64_t k0, int64_t k, float *out) {
-  if (operand->dtype == NN_BF16)
-    pack(operand, first, count, width, k0, k, NN_BF16, out);
-  else
-    pack(operand, first, count, width, k0, k, NN_F32, out);
+  VEC_BY_DTYPE(operand->dtype, pack(operand, first, count, width, k0, k, VEC_DTYPE, out));
 }

@@ -17,7 +17,7 @@ VEC_INLINE void stream_step(const int x_rows, const float *const *x, const void 
                             vf acc[STREAM_X][STREAM_W]) {
   vf v[STREAM_W];
   VEC_UNROLL for (int j = 0; j < STREAM_W; j++) {
-    uintptr_t here = (uintptr_t)w[j] + (uintptr_t)(p * (dtype == NN_BF16 ? 2 : 4));
+    uintptr_t here = (uintptr_t)w[j] + (uintptr_t)(p * vec_dtype_bytes(dtype));
     if (ahead) _mm_prefetch((const char *)(here + (uintptr_t)ahead), _MM_HINT_T0);
     v[j] = vf_load_weight_next(w[j], p, count, dtype);
   }
@@ -56,7 +56,7 @@ VEC_INLINE void stream_dots(const int x_rows, const float *const *rows_of_x,
  * the rows of w after these. */
 VEC_INLINE void stream_rows(const float *const *x, int64_t m, const void *const *w, int64_t ld,
                             int64_t k, int32_t dtype, float *tile) {
-  int64_t i = 0, ahead = STREAM_W * ld * (dtype == NN_BF16 ? 2 : 4);
+  int64_t i = 0, ahead = STREAM_W * ld * vec_dtype_bytes(dtype);
   for (; i + STREAM_X <= m; i += STREAM_X, tile += STREAM_X * GEMM_NR, ahead = 0)
     stream_dots(STREAM_X, x + i, w, ahead, k, dtype, tile);
   switch (m - i) {
@@ -78,10 +78,9 @@ void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, flo
     /* A row that is not there is another one again: its sums are not used. */
     for (int64_t i = rows; rows && i % STREAM_W; i++) w[i] = w[rows - 1];
     for (int64_t i = 0; i < rows; i += STREAM_W) {
-      if (group->b.dtype == NN_BF16)
-        stream_rows(x, group->m, w + i, group->b.ld, group->k, NN_BF16, tile + q + i);
-      else
-        stream_rows(x, group->m, w + i, group->b.ld, group->k, NN_F32, tile + q + i);
+      float *to = tile + q + i;
+      VEC_BY_DTYPE(group->b.dtype, stream_rows(x, group->m, w + i, group->b.ld, group->k,
+                                               VEC_DTYPE, to));
     }
   }
 }

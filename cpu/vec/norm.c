@@ -64,8 +64,7 @@ static void norm_rows(void *context, int64_t item, int32_t thread) {
     for (int64_t g = 0; g < shape.groups; g++) {
       const float *from = x + i * shape.ldx + g * op->hidden;
       float *to = y + i * shape.ldy + g * op->hidden;
-      if (op->weight_dtype == NN_BF16) norm_group(op, from, to, i * shape.groups + g, NN_BF16);
-      else norm_group(op, from, to, i * shape.groups + g, NN_F32);
+      VEC_BY_DTYPE(op->weight_dtype, norm_group(op, from, to, i * shape.groups + g, VEC_DTYPE));
     }
 }
 
@@ -128,10 +127,8 @@ static void norm_bwd_block(void *context, int64_t item, int32_t thread) {
     for (int64_t g = 0; g < groups; g++) {
       const float *from = x + i * job->shape.ldx + g * op->hidden;
       int64_t at = i * job->shape.ldy + g * op->hidden, group = i * groups + g;
-      if (op->weight_dtype == NN_BF16)
-        norm_bwd_group(op, from, dy + at, dx + at, group, NN_BF16, dw, db);
-      else
-        norm_bwd_group(op, from, dy + at, dx + at, group, NN_F32, dw, db);
+      VEC_BY_DTYPE(op->weight_dtype,
+                   norm_bwd_group(op, from, dy + at, dx + at, group, VEC_DTYPE, dw, db));
     }
 }
 

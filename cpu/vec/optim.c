@@ -121,6 +121,21 @@ VEC_INLINE void adamw_split(vf master, uint16_t *p, int16_t *low) {
 }
 #endif
 
+/* VEC_WIDTH masters of fp16 parameters: p where that is not the nearest fp16 number. */
+#if VEC_AVX512
+VEC_INLINE vf adamw_master(vf master, const uint16_t *p) {
+  __m256i now = _mm256_loadu_si256((const __m256i *)p);
+  __m256i nearest = _mm512_cvtps_ph(master, _MM_FROUND_TO_NEAREST_INT);
+  return vf_select(_mm256_cmpeq_epi16_mask(now, nearest), master, vf_load_f16(p));
+}
+#else
+VEC_INLINE vf adamw_master(vf master, const uint16_t *p) {
+  __m128i now = _mm_loadu_si128((const __m128i *)p);
+  __m128i nearest = _mm256_cvtps_ph(master, _MM_FROUND_TO_NEAREST_INT);
+  return vf_select(_mm256_cvtepi16_epi32(_mm_cmpeq_epi16(now, nearest)), master, vf_load_f16(p));
+}
+#endif
+
 /* Updates m and v of the elements from i on; returns what becomes of their p. */
 VEC_INLINE vf adamw_update(const adamw_t *job, int64_t i, int64_t left, vf p) {
   const op_adamw_t *op = &job->op;
@@ -155,8 +170,21 @@ VEC_INLINE void adamw_bf16(const adamw_t *job, int64_t i, int64_t left) {
   memcpy(p + i, part, bytes), memcpy(low + i, part_low, bytes);
 }
 
+VEC_INLINE void adamw_f16(const adamw_t *job, int64_t i, int64_t left) {
+  uint16_t *p = (uint16_t *)job->op.p + i, part[VEC_WIDTH] = {0};
+  float *master = job->op.master + i;
+  size_t bytes = (size_t)vec_min(left, VEC_WIDTH) * sizeof *p;
+  memcpy(part, p, bytes);
+  vf from = adamw_master(vf_load_next(master, left), part), to = adamw_update(job, i, left, from);
+  vf_store_next(master, left, to);
+  vf_store_f16(part, to);
+  memcpy(p, part, bytes);
+}
+
 static void adamw_range(const adamw_t *job, int64_t i, int64_t end) {
-  if (job->op.weight_dtype == NN_BF16) {
+  if (job->op.weight_dtype == NN_F16) {
+    for (; i < end; i += VEC_WIDTH) adamw_f16(job, i, end - i);
+  } else if (job->op.weight_dtype == NN_BF16) {
     for (; i + VEC_WIDTH <= end; i += VEC_WIDTH) adamw_bf16(job, i, VEC_WIDTH);
     if (i < end) adamw_bf16(job, i, end - i);
   } else {

@@ -45,7 +45,7 @@ VEC_INLINE void outer_block(const outer_t *p, outer_start_t start, int32_t b_dty
         sum[x][v] = vf_mul(sum[x][v], vf_load_mask(p->factor + j0 + v * VEC_WIDTH, mask));
     }
   }
-  int64_t element = b_dtype == NN_BF16 ? 2 : 4, row_bytes = p->ldb * element, step = p->step_t;
+  int64_t element = vec_dtype_bytes(b_dtype), row_bytes = p->ldb * element, step = p->step_t;
   const char *row = (const char *)p->b + j0 * element;
   int64_t end = p->terms * step;
   for (int64_t t = 0; t != end; t += step, row += row_bytes) {

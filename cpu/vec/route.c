@@ -112,10 +112,8 @@ static void route_block(void *context, int64_t item, int32_t thread) {
   const op_route_t *op = job->op;
   int64_t begin = item * ROUTE_BLOCK, end = vec_min(op->n, begin + ROUTE_BLOCK);
   for (int64_t t = begin; t < end; t += ROUTE_TOKENS)
-    for (int64_t e = 0; e < op->experts; e += ROUTE_EXPERTS) {
-      if (op->weight_dtype == NN_BF16) route_dots(op, t, end, e, NN_BF16);
-      else route_dots(op, t, end, e, NN_F32);
-    }
+    for (int64_t e = 0; e < op->experts; e += ROUTE_EXPERTS)
+      VEC_BY_DTYPE(op->weight_dtype, route_dots(op, t, end, e, VEC_DTYPE));
   double *sums = job->sums + item * (op->experts + 1);
   int32_t *count = job->place + item * op->experts;
   memset(sums, 0, (size_t)(op->experts + 1) * sizeof *sums);
@@ -231,8 +229,7 @@ static void route_bwd_block(void *context, int64_t item, int32_t thread) {
   outer_t dx = {.rows = end - begin, .columns = op->hidden, .terms = op->experts,
                 .a = dlogit, .step_x = op->experts, .step_t = 1, .b = op->w, .ldb = op->hidden,
                 .c = rows + begin * op->hidden, .ldc = op->hidden};
-  if (op->weight_dtype == NN_BF16) outer_run(&dx, OUTER_ADD, NN_BF16);
-  else outer_run(&dx, OUTER_ADD, NN_F32);
+  VEC_BY_DTYPE(op->weight_dtype, outer_run(&dx, OUTER_ADD, VEC_DTYPE));
 }
 
 static void route_bwd_strip(void *context, int64_t item, int32_t thread) {

@@ -21,8 +21,8 @@ static void row_gate_rows(void *context, int64_t item, int32_t thread) {
   const float *x = op->x;
   int64_t end = vec_min(op->n, (item + 1) * GATE_ROWS);
   for (int64_t i = item * GATE_ROWS; i < end; i++) {
-    float dot = op->weight_dtype == NN_BF16 ? row_gate_dot(op, x + i * op->width, NN_BF16)
-                                            : row_gate_dot(op, x + i * op->width, NN_F32);
+    float dot;
+    VEC_BY_DTYPE(op->weight_dtype, dot = row_gate_dot(op, x + i * op->width, VEC_DTYPE));
     op->gate[i] = 1.0f / (1.0f + expf(-dot));
   }
 }

@@ -9,6 +9,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "base/dtype.h"
 #include "cpu.h"
 
 #define VEC_JOIN_(name, isa) name##_##isa
@@ -65,6 +66,17 @@ VEC_INLINE vf vf_load_bf16(const uint16_t *p) {
 VEC_INLINE vf vf_load_bf16_part(const uint16_t *p, int64_t count) {
   __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(vf_mask(count), p));
   return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
+/* The same of fp16; and the way back, to the nearest, ties to even. */
+VEC_INLINE vf vf_load_f16(const uint16_t *p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p));
+}
+VEC_INLINE vf vf_load_f16_part(const uint16_t *p, int64_t count) {
+  return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(vf_mask(count), p));
+}
+VEC_INLINE void vf_store_f16(uint16_t *p, vf x) {
+  _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
 /* Lanes where a >= b. */
@@ -145,6 +157,19 @@ VEC_INLINE vf vf_load_bf16_part(const uint16_t *p, int64_t count) {
   return vf_load_bf16(part);
 }
 
+/* The same of fp16; and the way back, to the nearest, ties to even. */
+VEC_INLINE vf vf_load_f16(const uint16_t *p) {
+  return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
+}
+VEC_INLINE vf vf_load_f16_part(const uint16_t *p, int64_t count) {
+  uint16_t part[VEC_WIDTH] = {0};
+  memcpy(part, p, (size_t)count * sizeof *p);
+  return vf_load_f16(part);
+}
+VEC_INLINE void vf_store_f16(uint16_t *p, vf x) {
+  _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
 /* Lanes where a >= b. */
 VEC_INLINE vmask vf_at_least(vf a, vf b) {
   return _mm256_castps_si256(_mm256_cmp_ps(a, b, _CMP_GE_OQ));
@@ -191,13 +216,33 @@ VEC_INLINE void vf_store_next(float *p, int64_t left, vf x) {
   else vf_store_part(p, left, x);
 }
 
-/* VEC_WIDTH (or count) elements from element i of a parameter of dtype NN_F32 or NN_BF16. */
+/* Does what follows with VEC_DTYPE, a constant of dtype's value: loops are made for each. */
+#define VEC_BY_DTYPE(dtype, ...)       \
+  do {                                 \
+    if ((dtype) == NN_BF16) {          \
+      enum { VEC_DTYPE = NN_BF16 };    \
+      __VA_ARGS__;                     \
+    } else if ((dtype) == NN_F16) {    \
+      enum { VEC_DTYPE = NN_F16 };     \
+      __VA_ARGS__;                     \
+    } else {                           \
+      enum { VEC_DTYPE = NN_F32 };     \
+      __VA_ARGS__;                     \
+    }                                  \
+  } while (0)
+
+VEC_INLINE int64_t vec_dtype_bytes(int32_t dtype) { return dtype == NN_F32 ? 4 : 2; }
+
+/* VEC_WIDTH (or count) elements from element i of a parameter of any dtype. */
 VEC_INLINE vf vf_load_weight(const void *w, int64_t i, int32_t dtype) {
-  return dtype == NN_BF16 ? vf_load_bf16((const uint16_t *)w + i) : vf_load((const float *)w + i);
+  if (dtype == NN_BF16) return vf_load_bf16((const uint16_t *)w + i);
+  if (dtype == NN_F16) return vf_load_f16((const uint16_t *)w + i);
+  return vf_load((const float *)w + i);
 }
 VEC_INLINE vf vf_load_weight_part(const void *w, int64_t i, int64_t count, int32_t dtype) {
-  return dtype == NN_BF16 ? vf_load_bf16_part((const uint16_t *)w + i, count)
-                          : vf_load_part((const float *)w + i, count);
+  if (dtype == NN_BF16) return vf_load_bf16_part((const uint16_t *)w + i, count);
+  if (dtype == NN_F16) return vf_load_f16_part((const uint16_t *)w + i, count);
+  return vf_load_part((const float *)w + i, count);
 }
 VEC_INLINE vf vf_load_weight_next(const void *w, int64_t i, int64_t left, int32_t dtype) {
   return left >= VEC_WIDTH ? vf_load_weight(w, i, dtype) : vf_load_weight_part(w, i, left, dtype);
@@ -205,11 +250,9 @@ VEC_INLINE vf vf_load_weight_next(const void *w, int64_t i, int64_t left, int32_
 
 /* One element of it. */
 VEC_INLINE float vec_weight(const void *w, int64_t i, int32_t dtype) {
-  if (dtype != NN_BF16) return ((const float *)w)[i];
-  uint32_t bits = (uint32_t)((const uint16_t *)w)[i] << 16;
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
+  if (dtype == NN_F32) return ((const float *)w)[i];
+  const uint16_t *bits = (const uint16_t *)w + i;
+  return dtype == NN_BF16 ? dtype_bf16_to_f32(*bits) : dtype_f16_to_f32(*bits);
 }
 
 /* ---- over the lanes: halves are folded onto each other until one lane is left ---------------- */

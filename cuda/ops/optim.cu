@@ -114,11 +114,26 @@ static __device__ __forceinline__ adamw_t adamw_begin(const op_adamw_t &op) {
           (float)now.lr * op.weight_decay};
 }
 
-/* W elements and what belongs to them; the upper half of a bf16 master is p. */
+/* The types of p: float, uint16_t for the bits of bf16, which are the upper half of a master, and
+ * f16_t, which has its master beside it. Masters and what is left of them, by the type: */
+template <typename T>
+struct adamw_rest {
+  typedef int16_t type;
+  static constexpr bool kept = sizeof(T) == 2;
+  static __device__ __forceinline__ int16_t *of(const op_adamw_t &op) { return op.p_low; }
+};
+template <>
+struct adamw_rest<f16_t> {
+  typedef float type;
+  static constexpr bool kept = true;
+  static __device__ __forceinline__ float *of(const op_adamw_t &op) { return op.master; }
+};
+
+/* W elements and what belongs to them. */
 template <typename T, int W>
 struct adamw_group {
   T p[W];
-  int16_t low[W];
+  typename adamw_rest<T>::type rest[W];
   float g[W], m[W], v[W];
 };
 
@@ -126,7 +141,7 @@ template <typename T, int W>
 static __device__ __forceinline__ void adamw_read(adamw_group<T, W> &x, const op_adamw_t &op,
                                                   int64_t i) {
   wide_read<W>((const T *)op.p + i, x.p);
-  if constexpr (sizeof(T) == 2) wide_read<W>((const int16_t *)op.p_low + i, x.low);
+  if constexpr (adamw_rest<T>::kept) wide_read<W>(adamw_rest<T>::of(op) + i, x.rest);
   wide_read<W>(op.g + i, x.g);
   wide_read<W>((const float *)op.m + i, x.m);
   wide_read<W>((const float *)op.v + i, x.v);
@@ -136,7 +151,7 @@ template <typename T, int W>
 static __device__ __forceinline__ void adamw_write(const adamw_group<T, W> &x,
                                                    const op_adamw_t &op, int64_t i) {
   wide_write<W>((T *)op.p + i, x.p);
-  if constexpr (sizeof(T) == 2) wide_write<W>(op.p_low + i, x.low);
+  if constexpr (adamw_rest<T>::kept) wide_write<W>(adamw_rest<T>::of(op) + i, x.rest);
   wide_write<W>(op.m + i, x.m);
   wide_write<W>(op.v + i, x.v);
 }
@@ -144,6 +159,10 @@ static __device__ __forceinline__ void adamw_write(const adamw_group<T, W> &x,
 static __device__ __forceinline__ float adamw_master(float p, int16_t) { return p; }
 static __device__ __forceinline__ float adamw_master(uint16_t p, int16_t low) {
   return __uint_as_float(((uint32_t)p << 16) + (uint32_t)(int32_t)low);
+}
+static __device__ __forceinline__ float adamw_master(f16_t p, float master) {
+  f16_t nearest = __float2half_rn(master);
+  return __half_as_ushort(nearest) == __half_as_ushort(p) ? master : __half2float(p);
 }
 
 static __device__ __forceinline__ void adamw_split(float master, float &p, int16_t &) {
@@ -155,24 +174,29 @@ static __device__ __forceinline__ void adamw_split(float master, uint16_t &p, in
   low = (int16_t)(uint16_t)bits; /* bits - p * 65536, which has sixteen bits */
 }
 
+static __device__ __forceinline__ void adamw_split(float master, f16_t &p, float &rest) {
+  p = __float2half_rn(master);
+  rest = master;
+}
+
 /* decayed: how many of the elements decay, if not all or none. */
 template <typename T, int W>
 static __device__ __forceinline__ void adamw_update(adamw_group<T, W> &x, const adamw_t &job,
                                                     int64_t decayed) {
 #pragma unroll
   for (int j = 0; j < W; j++) {
-    float g = x.g[j] * job.scale, master = adamw_master(x.p[j], x.low[j]);
+    float g = x.g[j] * job.scale, master = adamw_master(x.p[j], x.rest[j]);
     x.m[j] = fmaf(g, 1 - job.beta1, x.m[j] * job.beta1);
     x.v[j] = fmaf(g * g, 1 - job.beta2, x.v[j] * job.beta2);
     float root = fmaf(sqrtf(x.v[j]), job.root_scale, job.eps);
     float update = x.m[j] * job.step_size / root;
     /* Not p (1 - decay) - update: beside 1, a small decay loses its last digits. */
     float lost = fmaf(master, j < decayed ? job.decay : 0.0f, update);
-    adamw_split(master - lost, x.p[j], x.low[j]);
+    adamw_split(master - lost, x.p[j], x.rest[j]);
   }
 }
 
-/* T: float, or uint16_t for the bits of bf16. Blocks take tiles in turn, as above. */
+/* T: as above. Blocks take tiles in turn, as above. */
 template <typename T>
 static __global__ void __launch_bounds__(OPTIM_THREADS)
     adamw_kernel(const op_adamw_t op, int64_t tiles) {
@@ -204,14 +228,15 @@ CUDA_OP(adamw, op_adamw_t) {
   (void)scratch;
   CUDA_TRY(cuda_select(device, "adamw"));
   if (op->count == 0) return NN_OK;
-  int64_t tiles = wide_aligned(op->p, op->p_low, op->g, op->m, op->v) ? op->count / ADAMW_TILE : 0;
+  bool wide = wide_aligned(op->p, op->p_low, op->g, op->m, op->v) && wide_aligned(op->master);
+  int64_t tiles = wide ? op->count / ADAMW_TILE : 0;
   int64_t blocks = cuda_blocks(op->count, ADAMW_TILE);
   if (blocks > (int64_t)ADAMW_BLOCKS * device->multiprocessors)
     blocks = (int64_t)ADAMW_BLOCKS * device->multiprocessors;
   unsigned grid = (unsigned)blocks;
-  if (op->weight_dtype == NN_BF16)
-    adamw_kernel<uint16_t><<<grid, OPTIM_THREADS, 0, device->stream>>>(*op, tiles);
-  else
-    adamw_kernel<float><<<grid, OPTIM_THREADS, 0, device->stream>>>(*op, tiles);
+  auto kernel = op->weight_dtype == NN_F32    ? adamw_kernel<float>
+                : op->weight_dtype == NN_BF16 ? adamw_kernel<uint16_t>
+                                              : adamw_kernel<f16_t>;
+  kernel<<<grid, OPTIM_THREADS, 0, device->stream>>>(*op, tiles);
   return cuda_launched(device, "adamw");
 }

@@ -105,7 +105,12 @@ nn_status_t nn_model_zero_grad(nn_model_t *model) {
   storage_t *gradients = model->training->gradients;
   STATUS_TRY(device_zero(model->device, gradients->data, gradients->bytes));
   model->training->stale = false;
+  model->training->loss_scale = 0;
   return NN_OK;
+}
+
+double nn_model_loss_scale(const nn_model_t *model) {
+  return model ? (double)training_loss_scale(model) : 0;
 }
 
 nn_status_t nn_model_gradient(const nn_model_t *model, const char *name, nn_tensor_t **tensor) {
@@ -192,9 +197,8 @@ nn_status_t nn_optim_save(const nn_optim_t *optim, const char *path) {
   STATUS_REQUIRE(path);
   const nn_model_t *model = optim->model;
   STATUS_TRY(device_poll(model->device));
-  return optim_file_save(path, &model->params, optim_moment(optim, NN_MOMENT_FIRST),
-                         optim_moment(optim, NN_MOMENT_SECOND), optim_low(optim), optim->steps,
-                         &model->device->cancel, model->device);
+  optim_state_t state = optim_state(optim);
+  return optim_file_save(path, &model->params, &state, &model->device->cancel, model->device);
 }
 
 nn_status_t nn_optim_load(nn_optim_t *optim, const char *path) {
@@ -202,7 +206,8 @@ nn_status_t nn_optim_load(nn_optim_t *optim, const char *path) {
   STATUS_REQUIRE(path);
   const nn_model_t *model = optim->model;
   STATUS_TRY(device_poll(model->device));
-  return optim_file_load(path, &model->params, optim_moment(optim, NN_MOMENT_FIRST),
-                         optim_moment(optim, NN_MOMENT_SECOND), optim_low(optim), &optim->steps,
-                         &model->device->cancel, model->device);
+  optim_state_t state = optim_state(optim);
+  STATUS_TRY(optim_file_load(path, &model->params, &state, &model->device->cancel, model->device));
+  optim_restore(optim, &state);
+  return NN_OK;
 }

@@ -156,9 +156,8 @@ static int write_uses(json_t *root, const nn_model_config_t *c, int32_t dtype) {
   /* null, since the class defaults are ids of a tokenizer that this model need not have */
   failed |= json_object_set_new(root, "bos_token_id", json_null());
   failed |= json_object_set_new(root, "eos_token_id", json_null());
-  if (dtype >= 0)
-    failed |= json_object_set_new(root, "torch_dtype",
-                                  json_string(dtype == NN_BF16 ? "bfloat16" : "float32"));
+  static const char *const dtypes[] = {"float32", "bfloat16", "float16"}; /* NN_F32, BF16, F16 */
+  if (dtype >= 0) failed |= json_object_set_new(root, "torch_dtype", json_string(dtypes[dtype]));
   return failed;
 }
 

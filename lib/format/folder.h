@@ -30,7 +30,7 @@ typedef struct folder_source {
 typedef struct folder {
   nn_model_config_t config; /* validated */
   param_table_t table;      /* of the configuration */
-  int32_t dtype;            /* NN_F32 if the first parameter is, else NN_BF16 */
+  int32_t dtype;            /* of the first parameter: NN_F32, NN_BF16 or NN_F16 */
   safetensors_t *files;
   int64_t file_count;
   folder_source_t *sources; /* [table.count] */
@@ -41,8 +41,8 @@ typedef struct folder {
  * whatever it holds: the embedding wins. */
 nn_status_t folder_open(const char *path, folder_t *folder);
 
-/* Writes every parameter, converted, to its place in a buffer of table.elements of dtype (NN_F32 or
- * NN_BF16). progress (or NULL) hears of bytes of the files; cancel may be NULL. device:
+/* Writes every parameter, converted, to its place in a buffer of table.elements of dtype (NN_F32,
+ * NN_BF16 or NN_F16). progress (or NULL) hears of bytes of the files; cancel may be NULL. device:
  * whose memory the buffer is, or NULL: host memory; so everywhere here. */
 nn_status_t folder_read(const folder_t *folder, int32_t dtype, void *buffer,
                         nn_progress_fn progress, void *user, const atomic_int *cancel,
@@ -50,7 +50,7 @@ nn_status_t folder_read(const folder_t *folder, int32_t dtype, void *buffer,
 
 void folder_close(folder_t *folder); /* a zeroed one is left alone */
 
-/* Saves a buffer of table.elements of dtype (NN_F32 or NN_BF16) under the configuration that the
+/* Saves a buffer of table.elements of dtype (as above) under the configuration that the
  * table was built from. Makes the folder if its parent is there, and removes it again if the save
  * then fails. Other files in it are left alone. shard_bytes: most bytes of tensor data in a file,
  * 0: 5e9; a larger tensor has its own file. */

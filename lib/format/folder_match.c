@@ -184,7 +184,7 @@ static nn_status_t match_entries(folder_t *folder, const entries_t *entries) {
       return status_fail(NN_ERR_FORMAT,
                          "tensor \"%s\" belongs to no parameter of config.json's model",
                          name_show(entries->items[i].tensor->name).text);
-  folder->dtype = folder->sources[0].dtype == NN_F32 ? NN_F32 : NN_BF16;
+  folder->dtype = folder->sources[0].dtype;
   return NN_OK;
 }
 

@@ -264,6 +264,8 @@ nn_status_t llmc_save(const char *path, const nn_model_config_t *config, const p
                       int32_t dtype, const void *buffer, nn_progress_fn progress, void *user,
                       const atomic_int *cancel, nn_device_t *device) {
   STATUS_TRY(llmc_check_config(config));
+  if (dtype == NN_F16)
+    return status_fail(NN_ERR_UNSUPPORTED, "llm.c's files hold fp32 or bf16, not fp16 parameters");
   transfer_t transfer = {.progress = progress, .user = user, .cancel = cancel, .device = device};
   int64_t padding = (vocab_padded(config->vocab_size) - config->vocab_size) * config->hidden;
   STATUS_TRY(llmc_count(config, padding, dtype, &transfer.total));

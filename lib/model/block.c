@@ -9,7 +9,7 @@ int32_t block_act_dtype(const nn_device_t *device, int32_t weight_dtype) {
   if (weight_dtype == NN_F32) return NN_F32;
   backend_info_t info = {.struct_size = sizeof info};
   device->backend->describe(device->place, &info);
-  return info.act_dtype;
+  return weight_dtype == NN_F16 ? info.act_dtype_f16 : info.act_dtype;
 }
 
 static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }

@@ -8,10 +8,14 @@
 #include "model/config.h"
 #include "model/training.h"
 
+/* What Micikevicius et al. (2018) and others after them begin with. */
+static const float MODEL_LOSS_SCALE = 65536;
+
 nn_status_t model_check_dtype(int32_t dtype) {
-  if (dtype == NN_F32 || dtype == NN_BF16) return NN_OK;
+  if (dtype == NN_F32 || dtype == NN_BF16 || dtype == NN_F16) return NN_OK;
   if (!nn_dtype_bytes(dtype)) return status_fail(NN_ERR_ARGUMENT, "dtype %d is not an NN_ dtype", dtype);
-  return status_fail(NN_ERR_UNSUPPORTED, "parameters of dtype %d; they are NN_F32 or NN_BF16", dtype);
+  return status_fail(NN_ERR_UNSUPPORTED,
+                     "parameters of dtype %d; they are NN_F32, NN_BF16 or NN_F16", dtype);
 }
 
 nn_status_t model_check_ids(const nn_model_config_t *config, const int32_t *ids, int64_t count) {
@@ -33,6 +37,7 @@ nn_status_t model_allocate(nn_device_t *device, const nn_model_config_t *config,
   device_retain(device);
   made->config = *config;
   made->dtype = dtype;
+  made->loss_scale = dtype == NN_F16 ? MODEL_LOSS_SCALE : 1;
   nn_status_t status = param_table_build(config, &made->params);
   size_t element = nn_dtype_bytes(dtype);
   if (status == NN_OK)

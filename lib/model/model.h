@@ -17,6 +17,7 @@ struct nn_model {
   storage_t *buffer;
   weights_t weights;
   training_t *training; /* NULL until prepared */
+  float loss_scale;     /* of gradients to come: see nn_model_loss_scale() */
 };
 
 /* A model with a parameter buffer that is not filled yet. The configuration is validated. */

@@ -158,6 +158,7 @@ nn_status_t training_prepare(nn_model_t *model, const nn_train_options_t *checke
   } else if (status == NN_OK) {
     made->gradients = model->training->gradients;
     made->stale = model->training->stale;
+    made->loss_scale = model->training->loss_scale;
     storage_retain(made->gradients);
   }
   if (status == NN_OK)
@@ -170,6 +171,11 @@ nn_status_t training_prepare(nn_model_t *model, const nn_train_options_t *checke
   training_free(model->device, model->training);
   model->training = made;
   return NN_OK;
+}
+
+float training_loss_scale(const nn_model_t *model) {
+  const training_t *training = model->training;
+  return training && training->loss_scale != 0 ? training->loss_scale : model->loss_scale;
 }
 
 void training_free(const nn_device_t *device, training_t *training) {

@@ -42,6 +42,8 @@ struct training {
   nn_train_options_t options; /* defaults filled in */
   storage_t *gradients;       /* [params.elements] fp32 */
   bool stale;                 /* a backward failed midway: the gradients are to be zeroed first */
+  float loss_scale; /* that the gradients hold; 0: they are zeros, and the next backward takes the
+                       model's */
   training_work_t work[2];    /* passes without and with gradients */
   weights_t dweights;
   storage_t *activations, *workspace;
@@ -64,6 +66,9 @@ nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *c
 
 /* Prepares a model, or prepares it again for another shape, the gradients kept. */
 nn_status_t training_prepare(nn_model_t *model, const nn_train_options_t *checked);
+
+/* What the gradients are multiplied by, or will be by the next backward. */
+float training_loss_scale(const nn_model_t *model);
 
 void training_free(const nn_device_t *device, training_t *training);
 

@@ -31,7 +31,8 @@ nn_status_t optim_check(const nn_optim_options_t *options, nn_optim_options_t *c
 size_t optim_bytes(int64_t elements) { return (size_t)elements * 2 * sizeof(float) + UPDATE_BYTES; }
 
 size_t optim_master_bytes(int64_t elements, int32_t dtype) {
-  return dtype == NN_F32 ? 0 : (size_t)elements * sizeof(int16_t);
+  if (dtype == NN_F32) return 0;
+  return (size_t)elements * (dtype == NN_F16 ? sizeof(float) : sizeof(int16_t));
 }
 
 nn_status_t optim_create(nn_model_t *model, const nn_optim_options_t *checked, nn_optim_t **optim) {
@@ -44,9 +45,9 @@ nn_status_t optim_create(nn_model_t *model, const nn_optim_options_t *checked, n
   size_t bytes = optim_bytes(model->params.elements);
   nn_status_t status = storage_create(model->device, bytes, &made->moments);
   if (status == NN_OK) status = device_zero(model->device, made->moments->data, bytes);
-  size_t low = optim_master_bytes(model->params.elements, model->dtype);
-  if (status == NN_OK && low) status = storage_create(model->device, low, &made->low);
-  if (status == NN_OK && low) status = device_zero(model->device, made->low->data, low);
+  size_t masters = optim_master_bytes(model->params.elements, model->dtype);
+  if (status == NN_OK && masters) status = storage_create(model->device, masters, &made->masters);
+  if (status == NN_OK && masters) status = device_zero(model->device, made->masters->data, masters);
   if (status != NN_OK) {
     optim_free(made);
     return status;
@@ -59,7 +60,7 @@ void optim_free(nn_optim_t *optim) {
   if (!optim) return;
   replay_forget(optim->model->device, &optim->replay);
   storage_release(optim->moments);
-  storage_release(optim->low);
+  storage_release(optim->masters);
   model_release(optim->model);
   mem_free(optim);
 }
@@ -69,7 +70,21 @@ float *optim_moment(const nn_optim_t *optim, int32_t moment) {
   return moment == NN_MOMENT_FIRST ? first : first + optim->model->params.elements;
 }
 
-int16_t *optim_low(const nn_optim_t *optim) { return optim->low ? optim->low->data : NULL; }
+optim_state_t optim_state(const nn_optim_t *optim) {
+  return (optim_state_t){.dtype = optim->model->dtype,
+                         .m = optim_moment(optim, NN_MOMENT_FIRST),
+                         .v = optim_moment(optim, NN_MOMENT_SECOND),
+                         .masters = optim->masters ? optim->masters->data : NULL,
+                         .steps = optim->steps,
+                         .loss_scale = (int64_t)optim->model->loss_scale,
+                         .loss_scale_steps = optim->loss_scale_steps};
+}
+
+void optim_restore(nn_optim_t *optim, const optim_state_t *state) {
+  optim->steps = state->steps;
+  optim->model->loss_scale = (float)state->loss_scale;
+  optim->loss_scale_steps = state->loss_scale_steps;
+}
 
 /* What op_grad_norm writes. */
 static double *optim_scale(const nn_optim_t *optim) {
@@ -91,7 +106,9 @@ static nn_status_t optim_work(const void *context) {
   norm.max_norm = options->grad_clip, norm.now = optim_now(optim), norm.out = optim_scale(optim);
   STATUS_TRY(device->backend->grad_norm(device->place, &norm, training->buffers.scratch));
   op_adamw_t op = {.count = norm.count, .decayed = model->params.decayed};
-  op.weight_dtype = model->dtype, op.p = model->buffer->data, op.p_low = optim_low(optim);
+  op.weight_dtype = model->dtype, op.p = model->buffer->data;
+  if (model->dtype == NN_BF16) op.p_low = optim->masters->data;
+  if (model->dtype == NN_F16) op.master = optim->masters->data;
   op.g = norm.g, op.scale = norm.out, op.now = norm.now;
   op.m = optim_moment(optim, NN_MOMENT_FIRST), op.v = optim_moment(optim, NN_MOMENT_SECOND);
   op.beta1 = options->beta1, op.beta2 = options->beta2, op.eps = options->eps;
@@ -99,11 +116,35 @@ static nn_status_t optim_work(const void *context) {
   return device->backend->adamw(device->place, &op, training->buffers.scratch);
 }
 
+/* Dynamic loss scaling (Micikevicius et al., 2018): gradients that overflowed are not used, and the
+ * next ones are scaled by half; after so many updates without that they are scaled by twice. */
+enum { LOSS_SCALE_STEPS = 2000 };
+
+static nn_status_t optim_overflow(nn_optim_t *optim, double norm) {
+  float scale = training_loss_scale(optim->model);
+  if (scale <= 1)
+    return status_fail(NN_ERR_NONFINITE,
+                       "the gradient norm of update %lld is %g%s; the update was refused and "
+                       "nothing changed",
+                       (long long)optim->steps + 1, norm,
+                       optim->model->dtype == NN_F16 ? " even at a loss scale of 1" : "");
+  optim->model->loss_scale = scale / 2;
+  optim->loss_scale_steps = 0;
+  return NN_OK;
+}
+
+static void optim_advance(nn_optim_t *optim) {
+  optim->steps++;
+  if (optim->model->dtype != NN_F16 || ++optim->loss_scale_steps < LOSS_SCALE_STEPS) return;
+  if (optim->model->loss_scale < (float)OPTIM_MOST_LOSS_SCALE) optim->model->loss_scale *= 2;
+  optim->loss_scale_steps = 0;
+}
+
 nn_status_t optim_step(nn_optim_t *optim, float lr, double *grad_norm) {
   const training_t *training = optim->model->training;
   const nn_device_t *device = optim->model->device;
   double step = (double)(optim->steps + 1);
-  optim_now_t now = {.lr = lr, .unscale = 1};
+  optim_now_t now = {.lr = lr, .unscale = 1 / (double)training_loss_scale(optim->model)};
   now.m_left = 1 - pow(optim->options.beta1, step), now.v_left = 1 - pow(optim->options.beta2, step);
   STATUS_TRY(device->backend->copy_in(device->place, optim_now(optim), &now, sizeof now));
   /* The model may have been prepared again since, with other memory. */
@@ -113,14 +154,13 @@ nn_status_t optim_step(nn_optim_t *optim, float lr, double *grad_norm) {
     optim->gradients = gradients, optim->scratch = scratch;
   }
   STATUS_TRY(replay_run(device, &optim->replay, optim_work, optim));
+  /* adamw does nothing when the norm is not finite, so it needs no look at it before. */
   double found;
   STATUS_TRY(device->backend->copy_out(device->place, &found, optim_scale(optim), sizeof found));
-  if (!isfinite(found))
-    return status_fail(NN_ERR_NONFINITE,
-                       "the gradient norm of update %lld is %g; the update was refused and nothing "
-                       "changed",
-                       (long long)optim->steps + 1, found);
-  optim->steps++;
+  if (isfinite(found))
+    optim_advance(optim);
+  else
+    STATUS_TRY(optim_overflow(optim, found));
   if (grad_norm) *grad_norm = found;
   return NN_OK;
 }

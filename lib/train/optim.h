@@ -3,18 +3,18 @@
 #define NN_TRAIN_OPTIM_H
 
 #include "model/model.h"
+#include "model/optim_state.h"
 #include "model/replay.h"
-
-/* Most updates an optimizer counts: what a double holds exactly. */
-#define OPTIM_MOST_STEPS ((int64_t)1 << 53)
 
 struct nn_optim {
   nn_model_t *model;         /* retained */
   nn_optim_options_t options; /* defaults filled in */
   storage_t *moments;        /* [2, params.elements] fp32: first, then second; behind them what
                                 op_grad_norm writes and optim_now_t */
-  storage_t *low;            /* [params.elements] lower 16 bits of bf16 parameters' masters, or NULL */
+  storage_t *masters;        /* [params.elements] lower 16 bits of bf16 parameters' masters, fp16
+                                parameters' whole masters, or NULL */
   int64_t steps;
+  int64_t loss_scale_steps;  /* since the model's loss scale last changed */
   replay_t replay;                 /* the update's operations */
   const void *gradients, *scratch; /* that they were given */
 };
@@ -34,10 +34,11 @@ void optim_free(nn_optim_t *optim);
 /* First element of a moment (NN_MOMENT_) in device memory. */
 float *optim_moment(const nn_optim_t *optim, int32_t moment);
 
-/* First element of the masters' lower bits in device memory; NULL for fp32 parameters. */
-int16_t *optim_low(const nn_optim_t *optim);
+/* What a file of the state holds, and the way back of its numbers. */
+optim_state_t optim_state(const nn_optim_t *optim);
+void optim_restore(nn_optim_t *optim, const optim_state_t *state);
 
-/* One update; the calling code holds the device. */
+/* One update, or none where fp16 gradients overflowed; the calling code holds the device. */
 nn_status_t optim_step(nn_optim_t *optim, float lr, double *grad_norm);
 
 #endif

@@ -227,6 +227,10 @@ nn_status_t run_loss(nn_model_t *model, const int32_t *tokens, const int32_t *ta
   *loss = (nn_loss_t){0};
   STATUS_TRY(run_begin(model, tokens, batch, seq_len, &pass));
   STATUS_TRY(run_targets(model, &pass, targets, &loss->targets));
+  if (gradients) {
+    model->training->loss_scale = training_loss_scale(model);
+    scale *= model->training->loss_scale;
+  }
   run_work_t work = {model, &pass, gradients, scale, loss->targets};
   training_work_t *last = &model->training->work[gradients];
   if (last->batch != batch || last->seq_len != seq_len || last->targets != loss->targets ||

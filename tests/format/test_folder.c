@@ -90,18 +90,18 @@ static void saved_files_have_their_published_form(void **state) {
 /* Every dtype of a file into every dtype of a model. */
 static void dtypes_are_converted(void **state) {
   (void)state;
-  static const int32_t from[] = {NN_F32, NN_BF16, NN_F16}, to[] = {NN_F32, NN_BF16};
+  static const int32_t from[] = {NN_F32, NN_BF16, NN_F16}, to[] = {NN_F32, NN_BF16, NN_F16};
   const stamped_t *models[] = {&mixtral, &gpt2};
   for (int m = 0; m < 2; m++)
     for (int f = 0; f < 3; f++)
-      for (int t = 0; t < 2; t++) {
+      for (int t = 0; t < 3; t++) {
         const stamped_t *model = models[m];
         int64_t count = model->table.elements;
         stamped_write_config(model, folder);
         stamped_write(model, folder, "model.safetensors", (oddity_t){.dtype = from[f]});
         folder_t opened = {0};
         CHECK(folder_open(folder, &opened));
-        assert_int_equal(opened.dtype, from[f] == NN_F32 ? NN_F32 : NN_BF16);
+        assert_int_equal(opened.dtype, from[f]);
         unsigned char *values = fixture_memory((size_t)count * 4);
         CHECK(folder_read(&opened, to[t], values, NULL, NULL, NULL, NULL));
         folder_close(&opened);
@@ -109,31 +109,37 @@ static void dtypes_are_converted(void **state) {
           float value = model->values[i];
           if (from[f] == NN_BF16) value = dtype_bf16_to_f32(dtype_f32_to_bf16(value));
           if (from[f] == NN_F16) value = dtype_f16_to_f32(dtype_f32_to_f16(value));
-          uint16_t narrow = dtype_f32_to_bf16(value);
+          uint16_t bf16 = dtype_f32_to_bf16(value), f16 = dtype_f32_to_f16(value);
           if (to[t] == NN_F32) assert_memory_equal(values + 4 * i, &value, 4);
-          if (to[t] == NN_BF16) assert_memory_equal(values + 2 * i, &narrow, 2);
+          if (to[t] == NN_BF16) assert_memory_equal(values + 2 * i, &bf16, 2);
+          if (to[t] == NN_F16) assert_memory_equal(values + 2 * i, &f16, 2);
         }
         free(values);
       }
 }
 
-static void bf16_models_are_saved_as_they_are(void **state) {
-  (void)state;
+static void check_saved(int32_t dtype, const char *torch_dtype) {
   size_t bytes = (size_t)gpt2.table.elements * 2;
   uint16_t *values = fixture_memory(bytes), *again = fixture_memory(bytes);
   for (int64_t i = 0; i < gpt2.table.elements; i++) values[i] = (uint16_t)(i * 7);
-  CHECK(folder_save(folder, &gpt2.config, &gpt2.table, NN_BF16, values, 0, NULL, NULL, NULL, NULL));
+  CHECK(folder_save(folder, &gpt2.config, &gpt2.table, dtype, values, 0, NULL, NULL, NULL, NULL));
   folder_t opened = {0};
   CHECK(folder_open(folder, &opened));
-  assert_int_equal(opened.dtype, NN_BF16);
-  CHECK(folder_read(&opened, NN_BF16, again, NULL, NULL, NULL, NULL));
+  assert_int_equal(opened.dtype, dtype);
+  CHECK(folder_read(&opened, dtype, again, NULL, NULL, NULL, NULL));
   assert_memory_equal(values, again, bytes);
   folder_close(&opened);
   char *config = files_read(folder, "config.json", &bytes);
-  assert_non_null(strstr(config, "\"torch_dtype\": \"bfloat16\""));
+  assert_non_null(strstr(config, torch_dtype));
   free(config);
   free(values);
   free(again);
+}
+
+static void models_of_16_bits_are_saved_as_they_are(void **state) {
+  (void)state;
+  check_saved(NN_BF16, "\"torch_dtype\": \"bfloat16\"");
+  check_saved(NN_F16, "\"torch_dtype\": \"float16\"");
 }
 
 static void folders_of_transformers_are_opened(void **state) {
@@ -434,7 +440,7 @@ int main(void) {
       TEST(one_tensor_may_be_larger_than_a_shard),
       TEST(saved_files_have_their_published_form),
       TEST(dtypes_are_converted),
-      TEST(bf16_models_are_saved_as_they_are),
+      TEST(models_of_16_bits_are_saved_as_they_are),
       TEST(folders_of_transformers_are_opened),
       TEST(other_files_of_the_folder_are_left_alone),
       TEST(gpt2_is_read_as_it_was_published),

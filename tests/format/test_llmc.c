@@ -445,7 +445,7 @@ static void other_files_and_arguments_are_refused(void **state) {
   CHECK_FAILS(NN_ERR_ARGUMENT, "path", nn_model_load_llmc(device, NULL, NN_F32, NULL, &loaded));
   CHECK_FAILS(NN_ERR_ARGUMENT, "model", nn_model_load_llmc(device, path(), NN_F32, NULL, NULL));
   CHECK_FAILS(NN_ERR_UNSUPPORTED, "dtype",
-              nn_model_load_llmc(device, path(), NN_F16, NULL, &loaded));
+              nn_model_load_llmc(device, path(), NN_F64, NULL, &loaded));
   CHECK_FAILS(NN_ERR_ARGUMENT, "dtype", nn_model_load_llmc(device, path(), 99, NULL, &loaded));
   assert_null(loaded);
   CHECK_FAILS(NN_ERR_ARGUMENT, "empty", nn_model_save_llmc(model, "", NULL));
@@ -474,6 +474,12 @@ static void models_of_another_form_are_not_saved(void **state) {
     assert_int_equal(files_count(folder), 0);
     nn_model_destroy(model);
   }
+  nn_model_t *half;
+  nn_model_config_t fits = config_of(131, 2, 12, 3);
+  CHECK(nn_model_create(device, &fits, NN_F16, 1, &half));
+  CHECK_FAILS(NN_ERR_UNSUPPORTED, "fp16", nn_model_save_llmc(half, path(), NULL));
+  assert_int_equal(files_count(folder), 0);
+  nn_model_destroy(half);
   /* too large to be made here, so the format alone is asked: a padded vocabulary is an int32 */
   nn_model_config_t config = config_of(INT32_MAX, 1, 1, 1);
   CHECK_FAILS(NN_ERR_UNSUPPORTED, "vocab_size is 2147483647|2147483520",

@@ -13,7 +13,8 @@
 
 typedef struct state {
   stamped_t model;
-  float *m, *v; /* [table.elements] */
+  int32_t dtype;
+  float *m, *v, *masters; /* [table.elements]; masters are bits of any dtype's, or NULL */
 } state_t;
 
 static char *folder;
@@ -31,10 +32,22 @@ static state_t state_make(nn_model_config_t config) {
   return made;
 }
 
+/* As a model of that dtype has it; until state_narrow(NN_F32) takes it back. */
+static void state_narrow(state_t *made, int32_t dtype) {
+  made->dtype = dtype;
+  free(made->masters);
+  made->masters = NULL;
+  if (dtype == NN_F32) return;
+  int64_t count = made->model.table.elements;
+  made->masters = fixture_memory((size_t)count * sizeof(float));
+  for (int64_t i = 0; i < count; i++) made->masters[i] = (float)(3 * i) - 0x1p20f;
+}
+
 static void state_free(state_t *made) {
   stamped_free(&made->model);
   free(made->m);
   free(made->v);
+  free(made->masters);
 }
 
 static int setup(void **unused) {
@@ -53,36 +66,64 @@ static int teardown(void **unused) {
   return 0;
 }
 
+static optim_state_t state_of(const state_t *from, int64_t steps) {
+  return (optim_state_t){.dtype = from->dtype, .m = from->m, .v = from->v, .masters = from->masters,
+                         .steps = steps, .loss_scale = 512, .loss_scale_steps = steps / 2};
+}
+
 static nn_status_t save(const state_t *from, int64_t steps) {
-  return optim_file_save(files_path(folder, "optim"), &from->model.table, from->m, from->v, NULL, steps,
-                         NULL, NULL);
+  optim_state_t state = state_of(from, steps);
+  return optim_file_save(files_path(folder, "optim"), &from->model.table, &state, NULL, NULL);
+}
+
+/* Zeros to load into. */
+static optim_state_t state_empty(const state_t *like) {
+  size_t count = (size_t)like->model.table.elements;
+  return (optim_state_t){.dtype = like->dtype,
+                         .m = fixture_memory(count * sizeof(float)),
+                         .v = fixture_memory(count * sizeof(float)),
+                         .masters = like->masters ? fixture_memory(count * sizeof(float)) : NULL,
+                         .steps = -1, .loss_scale = -1, .loss_scale_steps = -1};
+}
+
+static void state_drop(optim_state_t *state) {
+  free(state->m);
+  free(state->v);
+  free(state->masters);
+}
+
+static nn_status_t load(const state_t *like, optim_state_t *state) {
+  return optim_file_load(files_path(folder, "optim"), &like->model.table, state, NULL, NULL);
 }
 
 /* Loads into fresh memory and expects exactly this state. */
 static void check_loads(const state_t *expected, int64_t expected_steps) {
-  size_t bytes = (size_t)expected->model.table.elements * sizeof(float);
-  float *m = fixture_memory(bytes), *v = fixture_memory(bytes);
-  int64_t steps = -1;
-  CHECK(optim_file_load(files_path(folder, "optim"), &expected->model.table, m, v, NULL, &steps, NULL, NULL));
-  assert_memory_equal(m, expected->m, bytes);
-  assert_memory_equal(v, expected->v, bytes);
-  assert_int_equal(steps, expected_steps);
-  free(m);
-  free(v);
+  size_t count = (size_t)expected->model.table.elements;
+  optim_state_t got = state_empty(expected), want = state_of(expected, expected_steps);
+  CHECK(load(expected, &got));
+  assert_memory_equal(got.m, want.m, count * sizeof(float));
+  assert_memory_equal(got.v, want.v, count * sizeof(float));
+  if (want.masters)
+    assert_memory_equal(got.masters, want.masters, count * (want.dtype == NN_F16 ? 4 : 2));
+  assert_int_equal(got.steps, want.steps);
+  assert_int_equal(got.loss_scale, want.dtype == NN_F16 ? want.loss_scale : -1);
+  assert_int_equal(got.loss_scale_steps, want.dtype == NN_F16 ? want.loss_scale_steps : -1);
+  state_drop(&got);
 }
 
 /* Loading fails in these words and writes nothing. */
 static void check_refused(const state_t *into, nn_status_t status, const char *parts) {
   size_t bytes = (size_t)into->model.table.elements * sizeof(float);
-  float *m = fixture_memory(bytes), *v = fixture_memory(bytes), *zeros = fixture_memory(bytes);
-  int64_t steps = -1;
-  CHECK_FAILS(status, parts,
-              optim_file_load(files_path(folder, "optim"), &into->model.table, m, v, NULL, &steps, NULL, NULL));
-  assert_memory_equal(m, zeros, bytes);
-  assert_memory_equal(v, zeros, bytes);
-  assert_int_equal(steps, -1);
-  free(m);
-  free(v);
+  optim_state_t got = state_empty(into);
+  float *zeros = fixture_memory(bytes);
+  CHECK_FAILS(status, parts, load(into, &got));
+  assert_memory_equal(got.m, zeros, bytes);
+  assert_memory_equal(got.v, zeros, bytes);
+  if (got.masters) assert_memory_equal(got.masters, zeros, bytes);
+  assert_int_equal(got.steps, -1);
+  assert_int_equal(got.loss_scale, -1);
+  assert_int_equal(got.loss_scale_steps, -1);
+  state_drop(&got);
   free(zeros);
 }
 
@@ -93,6 +134,24 @@ static void states_come_back(void **unused) {
   CHECK(save(&gpt2, INT64_C(1) << 53));
   check_loads(&gpt2, INT64_C(1) << 53);
   assert_int_equal(files_count(folder), 1);
+}
+
+/* A file is of one dtype's parameters. */
+static void masters_come_back(void **unused) {
+  (void)unused;
+  static const int32_t dtypes[] = {NN_F32, NN_BF16, NN_F16};
+  static const char *const lacks[] = {"tensors|state", "master_low|missing", "loss_scale"};
+  for (int i = 0; i < 3; i++) {
+    state_narrow(&mixtral, dtypes[i]);
+    CHECK(save(&mixtral, 7));
+    check_loads(&mixtral, 7);
+    for (int j = 0; j < 3; j++) {
+      if (j == i) continue;
+      state_narrow(&mixtral, dtypes[j]);
+      check_refused(&mixtral, NN_ERR_FORMAT, lacks[j]);
+    }
+  }
+  state_narrow(&mixtral, NN_F32);
 }
 
 /* In the shape that the parameter is published in, so that other tools pair them. */
@@ -144,29 +203,46 @@ static void other_files_are_refused(void **unused) {
   state_free(&other);
 }
 
-static void steps_are_checked(void **unused) {
-  (void)unused;
-  static const char *const bad[] = {"", "-1", "1x", " 1", "9223372036854775808", "1.0",
-                                    "9007199254740993"};
-  CHECK(save(&mixtral, 7));
-  size_t bytes;
-  char *file = files_read(folder, "optim", &bytes);
+/* The file's header with another text for a number in __metadata__, its length and padding put
+ * right. */
+static void write_changed(const char *file, size_t bytes, const char *pair, const char *number) {
   uint64_t length;
   memcpy(&length, file, sizeof length);
-  for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) {
-    /* the header with another text for "7", its length and padding put right */
-    char *header = fixture_memory((size_t)length + 64), *step = strstr(file + 8, "\"step\":\"7\"");
-    size_t before = (size_t)(step - file) - 8 + strlen("\"step\":\"");
-    snprintf(header, (size_t)length + 64, "%.*s%s%.*s", (int)before, file + 8, bad[i],
-             (int)(length - before - 1), file + 8 + before + 1);
-    size_t changed_bytes, data = bytes - 8 - (size_t)length;
-    unsigned char *changed = files_safetensors(header, data, &changed_bytes);
-    files_write(folder, "optim", changed, changed_bytes);
-    check_refused(&mixtral, NN_ERR_FORMAT, "\"step\" is");
-    free(changed);
-    free(header);
+  char *header = fixture_memory((size_t)length + 64), *found = strstr(file + 8, pair);
+  assert_non_null(found);
+  size_t key = (size_t)(strchr(pair, ':') - pair) + 2, old = strlen(pair) - key - 1;
+  size_t before = (size_t)(found - file) - 8 + key;
+  snprintf(header, (size_t)length + 64, "%.*s%s%.*s", (int)before, file + 8, number,
+           (int)(length - before - old), file + 8 + before + old);
+  size_t changed_bytes, data = bytes - 8 - (size_t)length;
+  unsigned char *changed = files_safetensors(header, data, &changed_bytes);
+  files_write(folder, "optim", changed, changed_bytes);
+  free(changed);
+  free(header);
+}
+
+static void check_numbers(const char *pair, const char *const *bad, const char *words) {
+  size_t bytes;
+  CHECK(save(&mixtral, 7));
+  char *file = files_read(folder, "optim", &bytes);
+  for (; *bad; bad++) {
+    write_changed(file, bytes, pair, *bad);
+    check_refused(&mixtral, NN_ERR_FORMAT, words);
   }
   free(file);
+}
+
+static void numbers_are_checked(void **unused) {
+  (void)unused;
+  static const char *const steps[] = {"", "-1", "1x", " 1", "9223372036854775808", "1.0",
+                                      "9007199254740993", NULL};
+  check_numbers("\"step\":\"7\"", steps, "\"step\" is");
+  state_narrow(&mixtral, NN_F16);
+  check_numbers("\"loss_scale_steps\":\"3\"", steps, "\"loss_scale_steps\" is");
+  static const char *const scales[] = {"", "0", "-2", "0.5", "33554432", NULL}, *const odd[] = {"3", NULL};
+  check_numbers("\"loss_scale\":\"512\"", scales, "\"loss_scale\" is|from 1 to 16777216");
+  check_numbers("\"loss_scale\":\"512\"", odd, "\"loss_scale\" is 3|power of two");
+  state_narrow(&mixtral, NN_F32);
 }
 
 static void moments_are_f32(void **unused) {
@@ -209,16 +285,16 @@ static void moments_have_values_that_can_be(void **unused) {
 static void bad_paths_are_refused(void **unused) {
   (void)unused;
   const param_table_t *table = &mixtral.model.table;
-  int64_t steps = -1;
+  optim_state_t state = state_of(&mixtral, 1);
   char before[1000];
   assert_non_null(getcwd(before, sizeof before));
   assert_int_equal(chdir(folder), 0);
   CHECK_FAILS(NN_ERR_ARGUMENT, "path is empty",
-              optim_file_save("", table, mixtral.m, mixtral.v, NULL, 1, NULL, NULL));
+              optim_file_save("", table, &state, NULL, NULL));
   CHECK_FAILS(NN_ERR_ARGUMENT, "path is empty",
-              optim_file_load("", table, mixtral.m, mixtral.v, NULL, &steps, NULL, NULL));
+              optim_file_load("", table, &state, NULL, NULL));
   CHECK_FAILS(NN_ERR_IO, "is a folder",
-              optim_file_save(folder, table, mixtral.m, mixtral.v, NULL, 1, NULL, NULL));
+              optim_file_save(folder, table, &state, NULL, NULL));
   assert_int_equal(chdir(before), 0);
   assert_int_equal(files_count(folder), 0);
 }
@@ -255,13 +331,13 @@ static void cancelling_leaves_the_earlier_file(void **unused) {
   (void)unused;
   atomic_int cancel = 1;
   CHECK(save(&mixtral, 1));
-  CHECK_STATUS(NN_ERR_CANCELLED, optim_file_save(files_path(folder, "optim"), &mixtral.model.table,
-                                                 mixtral.m, mixtral.v, NULL, 2, &cancel, NULL));
+  optim_state_t state = state_of(&mixtral, 2);
+  const param_table_t *table = &mixtral.model.table;
+  const char *path = files_path(folder, "optim");
+  CHECK_STATUS(NN_ERR_CANCELLED, optim_file_save(path, table, &state, &cancel, NULL));
   check_loads(&mixtral, 1);
-  int64_t steps = -1;
-  CHECK_STATUS(NN_ERR_CANCELLED, optim_file_load(files_path(folder, "optim"), &mixtral.model.table,
-                                                 mixtral.m, mixtral.v, NULL, &steps, &cancel, NULL));
-  assert_int_equal(steps, -1);
+  CHECK_STATUS(NN_ERR_CANCELLED, optim_file_load(path, table, &state, &cancel, NULL));
+  assert_int_equal(state.steps, 2);
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
@@ -269,9 +345,10 @@ static void cancelling_leaves_the_earlier_file(void **unused) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       TEST(states_come_back),
+      TEST(masters_come_back),
       TEST(moments_have_published_shapes),
       TEST(other_files_are_refused),
-      TEST(steps_are_checked),
+      TEST(numbers_are_checked),
       TEST(moments_are_f32),
       TEST(moments_have_values_that_can_be),
       TEST(bad_paths_are_refused),

@@ -170,6 +170,11 @@ class Model(Handle):
         """Sets all gradients to zero."""
         self._call(lib.nn_model_zero_grad)
 
+    @property
+    def loss_scale(self) -> float:
+        """What the gradients are multiplied by: 1 unless parameters are DType.F16."""
+        return self._value(lib.nn_model_loss_scale)
+
     def expert_stats(self, layer: int) -> ExpertStats:
         """Expert use of one layer since the last reset, over forward, evaluate and backward calls."""
         return read_expert_stats(self, lib.nn_model_expert_stats, layer, self._config)

@@ -698,6 +698,7 @@ class Library:
     nn_model_evaluate: Callable[[Any, Any, Any, int, int, Any], int]
     nn_model_backward: Callable[[Any, Any, Any, int, int, float, Any], int]
     nn_model_zero_grad: Callable[[Any], int]
+    nn_model_loss_scale: Callable[[Any], float]
     nn_model_expert_stats: Callable[[Any, int, Any, Any, Any], int]
     nn_model_expert_stats_reset: Callable[[Any], int]
     nn_optim_create: Callable[[Any, Any, Any], int]
@@ -783,6 +784,7 @@ PROTOTYPES: list[tuple[str, Any, list[Any]]] = [
     ("nn_model_evaluate", c_int32, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, POINTER(nn_loss_t)]),
     ("nn_model_backward", c_int32, [c_void_p, c_void_p, c_void_p, c_int64, c_int64, c_float, POINTER(nn_loss_t)]),
     ("nn_model_zero_grad", c_int32, [c_void_p]),
+    ("nn_model_loss_scale", c_double, [c_void_p]),
     ("nn_model_expert_stats", c_int32, [c_void_p, c_int64, c_void_p, c_void_p, POINTER(nn_expert_stats_t)]),
     ("nn_model_expert_stats_reset", c_int32, [c_void_p]),
     ("nn_optim_create", c_int32, [c_void_p, POINTER(nn_optim_options_t), c_void_p]),

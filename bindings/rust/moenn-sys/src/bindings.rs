@@ -570,6 +570,9 @@ extern "C" {
 extern "C" {
     pub fn nn_model_zero_grad(model: *mut nn_model_t) -> nn_status_t;
 }
+extern "C" {
+    pub fn nn_model_loss_scale(model: *const nn_model_t) -> f64;
+}
 #[repr(C)]
 #[derive(Debug, Default, Copy, Clone)]
 pub struct nn_expert_stats_t {

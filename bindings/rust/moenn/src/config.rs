@@ -535,7 +535,7 @@ pub struct Plan {
     pub active_parameters: u64,
     /// The model's parameters.
     pub parameter_bytes: u64,
-    /// What bf16 parameters lack of their fp32 masters.
+    /// Of fp32 masters beside parameters of 16 bits.
     pub master_bytes: u64,
     /// Gradients.
     pub gradient_bytes: u64,

@@ -166,7 +166,8 @@ impl Model {
         Ok(Model { handle, config, device: device.clone() })
     }
 
-    /// Makes a model with random weights, of [`DType::F32`] or [`DType::Bf16`]. Same seed, same bits.
+    /// Makes a model with random weights, of [`DType::F32`], [`DType::Bf16`] or
+    /// [`DType::F16`]. Same seed, same bits.
     pub fn new(device: &Device, config: &Config, dtype: DType, seed: u64) -> Result<Model> {
         let handle = Handle::create(|out| unsafe {
             sys::nn_model_create(device.raw(), &config.raw(), dtype.raw(), seed, out)
@@ -328,6 +329,11 @@ impl Model {
     /// Sets all gradients to zero.
     pub fn zero_grad(&self) -> Result<()> {
         check(unsafe { sys::nn_model_zero_grad(self.raw()) })
+    }
+
+    /// What the gradients are multiplied by: 1 unless parameters are [`DType::F16`].
+    pub fn loss_scale(&self) -> f64 {
+        unsafe { sys::nn_model_loss_scale(self.raw()) }
     }
 
     /// Expert use of one layer since the last reset, over forward, evaluate and backward.

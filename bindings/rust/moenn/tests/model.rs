@@ -164,6 +164,9 @@ fn folders_go_both_ways() {
     assert_eq!(logits(&loaded), logits(&model));
     let bf16 = Model::load(&device(), folder.path("m"), Some(DType::Bf16), FileOptions::default()).unwrap();
     assert_eq!(bf16.parameter(HEAD).unwrap().dtype(), DType::Bf16);
+    assert_eq!(bf16.loss_scale(), 1.0);
+    let f16 = Model::load(&device(), folder.path("m"), Some(DType::F16), FileOptions::default()).unwrap();
+    assert_eq!(f16.loss_scale(), 65536.0);
     fails(
         Model::load(&device(), folder.path("m"), Some(DType::F64), Default::default()),
         Status::Unsupported,
