@@ -1,7 +1,8 @@
-"""Ways in which one model lies in a folder: as transformers writes it, and as older programs did."""
+"""Ways in which a model lies in a folder: as transformers writes it, and as older programs did."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import peer
 import torch
@@ -12,11 +13,18 @@ def sharded(model: torch.nn.Module, folder: Path) -> None:
     peer.write(model, folder, max_shard_size="9KB")
 
 
+def fused(model: torch.nn.Module, folder: Path) -> None:
+    """All experts of a layer in one tensor, by the names that transformers has in memory."""
+    peer.write(model, folder, save_original_format=False)
+
+
 def older(model: torch.nn.Module, folder: Path) -> None:
-    """As transformers 4 and before: theta and the scaling of RoPE are keys of their own, masks,
-    frequencies and a tied head lie beside the parameters, GPT-2's names have no prefix."""
+    """As transformers 4 and before: theta and the scaling of RoPE are keys of their own, which
+    layers have a window is not listed, masks, frequencies and a tied head lie beside the
+    parameters, GPT-2's names have no prefix."""
     peer.write(model, folder)
     config = json.loads((folder / "config.json").read_text())
+    drop_layer_types(config)
     rope = config.pop("rope_parameters", None)
     if rope:
         config["rope_theta"] = rope.pop("rope_theta")
@@ -43,4 +51,13 @@ def older(model: torch.nn.Module, folder: Path) -> None:
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-ALL = (sharded, older)
+def drop_layer_types(config: dict[str, Any]) -> None:
+    """Takes the list of layers with windows out, unless it differs from what the other keys say."""
+    listed = ("model_type", "layer_types")
+    rest = {key: value for key, value in config.items() if key not in listed}
+    derived = getattr(peer.configuration(config["model_type"], rest), "layer_types", None)
+    if derived is not None and derived == config["layer_types"]:
+        del config["layer_types"]
+
+
+ALL = (sharded, fused, older)
