@@ -304,6 +304,17 @@ static void ops_heads(ops_t *ops, int64_t n, int64_t heads, int64_t dim) {
   RUN(ops, name, clip_bwd, back, -1, 0, bytes(ops, 3 * matrix, true));
 }
 
+/* One part of every head's key, as latent attention puts it there. */
+static void ops_copies(ops_t *ops, int64_t n, int64_t heads, int64_t dim) {
+  char name[96];
+  int64_t row = heads * dim;
+  float *x = ops_take(ops, n * row), *y = ops_take(ops, n * 3 * row);
+  op_copy_heads_t op = {.n = n, .heads = heads, .width = dim / 2, .x = x, .ldx = row, .step_x = dim,
+                        .y = y, .ldy = 3 * row, .step_y = dim};
+  snprintf(name, sizeof name, "copy of %dx%d half heads of %d", (int)n, (int)heads, (int)dim);
+  RUN(ops, name, copy_heads, op, -1, 0, bytes(ops, 4.0 * (double)(n * row), true));
+}
+
 /* The activation of a gated network, and the gate of a shared expert. */
 static void ops_gated(ops_t *ops, int64_t n, int64_t ffn, int64_t hidden) {
   char name[96];
@@ -409,6 +420,7 @@ void bench_ops(nn_device_t *device, const bench_options_t *options, const bench_
   ops_rows(&ops, 4096, 768);
   ops_heads(&ops, 4096, 12, 64);
   ops_gated(&ops, 1024, 3072, 768);
+  ops_copies(&ops, 1024, 16, 192);
   ops_embedding(&ops, TOKENS, 768, 50257);
   ops_loss(&ops, 256, 768, 50257);
   ops_optimizer(&ops, 32 << 20);

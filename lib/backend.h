@@ -190,6 +190,21 @@ typedef struct op_clip_bwd {
   int64_t lddx;
 } op_clip_bwd_t;
 
+/* ---- copies of heads ------------------------------------------------------------------------- */
+
+/* y[t, h] = x[t, h] for `width` elements of each head h; heads lie step_x and step_y elements apart
+ * in their rows. step_x = 0: every head is a copy of the one that x has. step_y = 0: y is the sum of
+ * the heads, in order. */
+typedef struct op_copy_heads {
+  int64_t n, heads, width;
+  int64_t zeros; /* elements behind each head of y that become 0 */
+  int32_t act_dtype;
+  const void *x;
+  int64_t ldx, step_x;
+  void *y; /* assigns; not x */
+  int64_t ldy, step_y;
+} op_copy_heads_t;
+
 /* ---- rotary positions ------------------------------------------------------------------------ */
 
 /* Rotates the first d = rotary_dim elements of the first `heads` heads of each row in place:
@@ -557,6 +572,7 @@ typedef struct backend {
   BACKEND_OP(column_sum, op_column_sum_t);
   BACKEND_OP(clip, op_clip_t);
   BACKEND_OP(clip_bwd, op_clip_bwd_t);
+  BACKEND_OP(copy_heads, op_copy_heads_t);
   BACKEND_OP(rope, op_rope_t);
   BACKEND_OP(attention, op_attention_t);
   BACKEND_OP(attention_bwd, op_attention_bwd_t);

@@ -107,6 +107,7 @@ REF_OP(matmul, op_matmul_t);
 REF_OP(column_sum, op_column_sum_t);
 REF_OP(clip, op_clip_t);
 REF_OP(clip_bwd, op_clip_bwd_t);
+REF_OP(copy_heads, op_copy_heads_t);
 REF_OP(rope, op_rope_t);
 REF_OP(attention, op_attention_t);
 REF_OP(attention_bwd, op_attention_bwd_t);

@@ -10,6 +10,7 @@ void ref_table(backend_t *table) {
   table->column_sum = ref_column_sum;
   table->clip = ref_clip;
   table->clip_bwd = ref_clip_bwd;
+  table->copy_heads = ref_copy_heads;
   table->rope = ref_rope;
   table->attention = ref_attention;
   table->attention_bwd = ref_attention_bwd;

@@ -17,6 +17,7 @@ VEC_OP(norm_bwd, op_norm_bwd_t);
 VEC_OP(column_sum, op_column_sum_t);
 VEC_OP(clip, op_clip_t);
 VEC_OP(clip_bwd, op_clip_bwd_t);
+VEC_OP(copy_heads, op_copy_heads_t);
 VEC_OP(rope, op_rope_t);
 VEC_OP(attention, op_attention_t);
 VEC_OP(attention_bwd, op_attention_bwd_t);

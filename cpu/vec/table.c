@@ -12,6 +12,7 @@ void VEC_JOIN(VEC_ISA, table)(backend_t *table) {
   table->column_sum = VEC(column_sum);
   table->clip = VEC(clip);
   table->clip_bwd = VEC(clip_bwd);
+  table->copy_heads = VEC(copy_heads);
   table->rope = VEC(rope);
   table->attention = VEC(attention);
   table->attention_bwd = VEC(attention_bwd);

@@ -3,7 +3,9 @@
 #include <math.h>
 
 #include "model/config.h"
+#include "model/latent.h"
 #include "model/linear.h"
+#include "model/rope.h"
 
 int64_t attention_q_width(const nn_model_config_t *config) {
   return config->heads * config->head_dim;
@@ -15,6 +17,14 @@ static int64_t attention_kv_width(const nn_model_config_t *config) {
 
 int64_t attention_qkv_width(const nn_model_config_t *config) {
   return attention_q_width(config) + 2 * attention_kv_width(config);
+}
+
+void attention_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n,
+                          int32_t act_dtype, block_grads_t *grads) {
+  const size_t a = nn_dtype_bytes(act_dtype);
+  grads->dqkv = arena_take(arena, n, attention_qkv_width(config), a);
+  grads->datt = arena_take(arena, n, attention_q_width(config), a);
+  if (config->kv_rank) latent_take(arena, config, n, act_dtype, false, &grads->latent);
 }
 
 /* Width of the rows that a q/k norm or the clamping reads: without a clamp values are not among
@@ -39,6 +49,7 @@ void attention_acts_take(arena_t *arena, const nn_model_config_t *config, int64_
   if (attention_raw_width(config))
     acts->raw = arena_take(arena, n, attention_raw_width(config), a);
   acts->att = arena_take(arena, n, attention_q_width(config), a);
+  if (config->kv_rank) latent_take(arena, config, n, act_dtype, backward, &acts->latent);
   if (!backward) return;
   acts->lse = arena_take(arena, n, config->heads, f);
   for (int part = 0; part < 2 && config->qk_norm; part++) {
@@ -51,14 +62,17 @@ void attention_acts_take(arena_t *arena, const nn_model_config_t *config, int64_
 
 static linear_t attention_qkv(const pass_t *pass, const block_weights_t *w) {
   const nn_model_config_t *config = pass->config;
-  return (linear_t){config->hidden, attention_qkv_width(config), w->qkv, w->qkv_bias, 0};
+  return (linear_t){.in = config->hidden,
+                    .out = attention_qkv_width(config),
+                    .w = w->qkv,
+                    .bias = w->qkv_bias};
 }
 
-/* Columns from `begin` of the projection alone. */
+/* Columns from `begin` of the projection alone, to rows ldy apart. */
 static linear_t attention_qkv_part(const pass_t *pass, const block_weights_t *w, int64_t begin,
-                                   int64_t end) {
+                                   int64_t end, int64_t ldy) {
   linear_t part = attention_qkv(pass, w);
-  part.out = end - begin;
+  part.out = end - begin, part.ldy = ldy;
   part.w = block_at(w->qkv, pass->weight_dtype, begin * part.in);
   if (w->qkv_bias) part.bias = block_at(w->qkv_bias, pass->weight_dtype, begin);
   return part;
@@ -95,14 +109,14 @@ static nn_status_t attention_project(const pass_t *pass, const block_weights_t *
   int64_t width = attention_qkv_width(config), raw = attention_raw_width(config);
   if (!raw) {
     linear_t all = attention_qkv(pass, w);
-    return linear_forward(pass, &all, acts->y1, NULL, acts->qkv, width);
+    return linear_forward(pass, &all, acts->y1, NULL, acts->qkv);
   }
-  linear_t first = attention_qkv_part(pass, w, 0, raw);
-  STATUS_TRY(linear_forward(pass, &first, acts->y1, NULL, acts->raw, raw));
+  linear_t first = attention_qkv_part(pass, w, 0, raw, raw);
+  STATUS_TRY(linear_forward(pass, &first, acts->y1, NULL, acts->raw));
   if (raw < width) {
-    linear_t values = attention_qkv_part(pass, w, raw, width);
+    linear_t values = attention_qkv_part(pass, w, raw, width, width);
     STATUS_TRY(linear_forward(pass, &values, acts->y1, NULL,
-                              block_at(acts->qkv, pass->act_dtype, raw), width));
+                              block_at(acts->qkv, pass->act_dtype, raw)));
   }
   for (int part = 0; part < 2 && config->qk_norm; part++) {
     void *y = block_at(acts->qkv, pass->act_dtype, attention_part(config, part));
@@ -188,7 +202,8 @@ static nn_status_t attention_rope(const pass_t *pass, void *qkv, int32_t inverse
 
 static float attention_scale(const nn_model_config_t *config) {
   if (config->attention_scale > 0) return config->attention_scale;
-  return (float)(1.0 / sqrt((double)config->head_dim));
+  double scale = 1.0 / sqrt((double)config->head_dim);
+  return (float)(config->kv_rank ? scale * rope_latent_factor(config) : scale);
 }
 
 static nn_status_t attention_run(const pass_t *pass, int64_t layer, block_acts_t *acts) {
@@ -245,24 +260,40 @@ static nn_status_t attention_run_backward(const pass_t *pass, int64_t layer,
 
 static linear_t attention_output(const pass_t *pass, const block_weights_t *w) {
   const nn_model_config_t *config = pass->config;
-  return (linear_t){attention_q_width(config), config->hidden, w->o, w->o_bias,
-                    config->residual_scale};
+  return (linear_t){.in = latent_values_width(config),
+                    .out = config->hidden,
+                    .w = w->o,
+                    .bias = w->o_bias,
+                    .alpha = config->residual_scale};
 }
 
 nn_status_t attention_forward(const pass_t *pass, int64_t layer, const void *residual,
                               block_acts_t *acts) {
   const block_weights_t *w = &pass->weights->blocks[layer];
   linear_t output = attention_output(pass, w);
+  if (pass->config->kv_rank) {
+    STATUS_TRY(latent_project(pass, w, acts));
+    STATUS_TRY(attention_run(pass, layer, acts));
+    STATUS_TRY(latent_values(pass, acts));
+    return linear_forward(pass, &output, acts->latent.values, residual, acts->mid);
+  }
   STATUS_TRY(attention_project(pass, w, acts));
   STATUS_TRY(attention_rope(pass, acts->qkv, 0));
   STATUS_TRY(attention_run(pass, layer, acts));
-  return linear_forward(pass, &output, acts->att, residual, acts->mid, pass->config->hidden);
+  return linear_forward(pass, &output, acts->att, residual, acts->mid);
 }
 
 nn_status_t attention_backward(const pass_t *pass, int64_t layer, const block_acts_t *acts,
                                const block_grads_t *grads, const block_weights_t *dw) {
   const block_weights_t *w = &pass->weights->blocks[layer];
   linear_t output = attention_output(pass, w);
+  if (pass->config->kv_rank) {
+    STATUS_TRY(linear_weight_bwd(pass, &output, acts->latent.values, grads->d, dw->o, dw->o_bias));
+    STATUS_TRY(linear_input_bwd(pass, &output, grads->d, grads->latent.values, false, NULL));
+    STATUS_TRY(latent_values_backward(pass, grads));
+    STATUS_TRY(attention_run_backward(pass, layer, acts, grads, dw));
+    return latent_project_backward(pass, w, acts, grads, dw);
+  }
   STATUS_TRY(linear_weight_bwd(pass, &output, acts->att, grads->d, dw->o, dw->o_bias));
   STATUS_TRY(linear_input_bwd(pass, &output, grads->d, grads->datt, false, NULL));
   STATUS_TRY(attention_run_backward(pass, layer, acts, grads, dw));

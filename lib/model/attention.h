@@ -13,6 +13,9 @@ int64_t attention_q_width(const nn_model_config_t *config);
 void attention_acts_take(arena_t *arena, const nn_model_config_t *config, int64_t n,
                          int32_t act_dtype, bool backward, block_acts_t *acts);
 
+void attention_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n,
+                          int32_t act_dtype, block_grads_t *grads);
+
 /* acts->mid = residual + attention of acts->y1. */
 nn_status_t attention_forward(const pass_t *pass, int64_t layer, const void *residual,
                               block_acts_t *acts);

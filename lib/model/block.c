@@ -30,9 +30,10 @@ backend_limits_t block_limits(const nn_device_t *device, const nn_model_config_t
                              .weight_dtype = weight_dtype,
                              .act_dtype = block_act_dtype(device, weight_dtype),
                              .training = training};
-  /* a norm may be as wide as all queries */
+  /* a norm may be as wide as all queries, or as a latent */
   if (config->qk_norm == NN_QK_NORM_FULL)
     limits.hidden = larger(limits.hidden, attention_q_width(config));
+  limits.hidden = larger(limits.hidden, larger(config->q_rank, config->kv_rank));
   limits.ffn = larger(limits.ffn, larger(config->dense_ffn, config->shared_ffn));
   return limits;
 }
@@ -68,8 +69,7 @@ void block_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n
   *grads = (block_grads_t){0};
   grads->d = arena_take(arena, n, config->hidden, a);
   grads->dy = arena_take(arena, n, config->hidden, a);
-  grads->dqkv = arena_take(arena, n, attention_qkv_width(config), a);
-  grads->datt = arena_take(arena, n, attention_q_width(config), a);
+  attention_grads_take(arena, config, n, act_dtype, grads);
   ffn_grads_take(arena, config, n, act_dtype, grads);
 }
 

@@ -8,6 +8,16 @@
 #include "base/device.h"
 #include "model/weights.h"
 
+/* What attention through latents computes beside. Of gradients, those of the same. */
+typedef struct latent {
+  void *q_a, *q_c;   /* [n, q_rank]: the queries' latent, and its norm; NULL without q_rank */
+  void *kv_a;        /* [n, kv_rank + rope]: that of keys and values, and what all keys share */
+  void *kv_c;        /* [n, kv_rank]: the norm of its first part */
+  void *kv;          /* [n, A (nope + value)]: per head the key but what is shared, and the value */
+  void *values;      /* [n, A value]: what attention gives, without padding */
+  float *q_rstd, *kv_rstd; /* [n] */
+} latent_t;
+
 /* What a block computes on the way and its backward pass reads. `void`: of the pass's act_dtype. */
 typedef struct block_acts {
   void *y1;                 /* [n, hidden]: norm before attention */
@@ -18,6 +28,7 @@ typedef struct block_acts {
   void *qkv;                /* [n, (A + 2K) D], q and k rotated */
   void *att;                /* [n, A D] */
   float *lse;               /* [n, A] */
+  latent_t latent;
   void *mid;                /* [n, hidden]: residual stream after attention */
   void *y2;                 /* norm before the FFN */
   float *mean2, *rstd2;
@@ -36,6 +47,7 @@ typedef struct block_grads {
   void *dy;       /* [n, hidden]: of a norm's output */
   void *dqkv;     /* as qkv */
   void *datt;     /* as att */
+  latent_t latent;
   float *dweight; /* [n, k] */
   float *dshared_gate; /* [n] */
   void *dpost;         /* as post */

@@ -427,7 +427,6 @@ static const struct {
 #define NOT_COMPUTED(member) \
   { #member, offsetof(nn_model_config_t, member), sizeof((nn_model_config_t *)0)->member }
     NOT_COMPUTED(router_eps), NOT_COMPUTED(swiglu_limit),
-    NOT_COMPUTED(q_rank),     NOT_COMPUTED(kv_rank),
 };
 
 nn_status_t config_check_computed(const nn_model_config_t *config) {

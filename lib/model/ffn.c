@@ -104,7 +104,7 @@ static gated_t gated_shared(const pass_t *pass, const block_weights_t *w,
 }
 
 static nn_status_t gated_inside(const pass_t *pass, const gated_t *net, const block_acts_t *acts) {
-  return linear_forward(pass, &net->inside, acts->y2, NULL, acts->pre, net->inside.out);
+  return linear_forward(pass, &net->inside, acts->y2, NULL, acts->pre);
 }
 
 /* out = residual + the network of y2; out NULL: pre is all. */
@@ -116,7 +116,7 @@ static nn_status_t gated_forward(const pass_t *pass, const gated_t *net, const v
   glu.act_dtype = pass->act_dtype, glu.weight = net->weight;
   glu.x = acts->pre, glu.y = acts->post;
   STATUS_TRY(PASS_RUN(pass, glu, glu));
-  return linear_forward(pass, &net->down, acts->post, residual, out, net->down.out);
+  return linear_forward(pass, &net->down, acts->post, residual, out);
 }
 
 /* Turns dpost into what forward gave, and pre into its gradient; adds to dy or assigns it. */
@@ -248,11 +248,15 @@ static nn_status_t experts_backward(const pass_t *pass, int64_t layer, const blo
 /* ---- proj(gelu(fc(x))) ----------------------------------------------------------------------- */
 
 static linear_t plain_fc(const pass_t *pass, const block_weights_t *w) {
-  return (linear_t){pass->config->hidden, pass->config->ffn, w->fc, w->fc_bias, 0};
+  return (linear_t){
+      .in = pass->config->hidden, .out = pass->config->ffn, .w = w->fc, .bias = w->fc_bias};
 }
 static linear_t plain_proj(const pass_t *pass, const block_weights_t *w) {
-  return (linear_t){pass->config->ffn, pass->config->hidden, w->proj, w->proj_bias,
-                    pass->config->residual_scale};
+  return (linear_t){.in = pass->config->ffn,
+                    .out = pass->config->hidden,
+                    .w = w->proj,
+                    .bias = w->proj_bias,
+                    .alpha = pass->config->residual_scale};
 }
 
 /* post = gelu(fc(y2)). */
@@ -271,7 +275,7 @@ static nn_status_t plain_forward(const pass_t *pass, int64_t layer, void *out,
   linear_t proj = plain_proj(pass, &pass->weights->blocks[layer]);
   STATUS_TRY(plain_inside(pass, layer, acts));
   if (!out) return NN_OK;
-  return linear_forward(pass, &proj, acts->post, acts->mid, out, proj.out);
+  return linear_forward(pass, &proj, acts->post, acts->mid, out);
 }
 
 static nn_status_t plain_backward(const pass_t *pass, int64_t layer, const block_acts_t *acts,

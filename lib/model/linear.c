@@ -1,13 +1,16 @@
 #include "model/linear.h"
 
+static int64_t linear_ldx(const linear_t *layer) { return layer->ldx ? layer->ldx : layer->in; }
+static int64_t linear_ldy(const linear_t *layer) { return layer->ldy ? layer->ldy : layer->out; }
+
 nn_status_t linear_forward(const pass_t *pass, const linear_t *layer, const void *x,
-                           const void *residual, void *y, int64_t ldy) {
+                           const void *residual, void *y) {
   op_matmul_t op = {.m = pass_rows(pass), .n = layer->out, .k = layer->in, .trans_b = 1};
-  op.a = x, op.lda = layer->in, op.a_dtype = pass->act_dtype;
+  op.a = x, op.lda = linear_ldx(layer), op.a_dtype = pass->act_dtype;
   op.b = layer->w, op.ldb = layer->in, op.b_dtype = pass->weight_dtype;
   op.alpha = layer->alpha, op.bias = layer->bias;
   op.c = residual, op.ldc = layer->out;
-  op.d = y, op.ldd = ldy, op.d_dtype = pass->act_dtype;
+  op.d = y, op.ldd = linear_ldy(layer), op.d_dtype = pass->act_dtype;
   return PASS_RUN(pass, matmul, op);
 }
 
@@ -15,15 +18,16 @@ nn_status_t linear_weight_bwd(const pass_t *pass, const linear_t *layer, const v
                               const void *dy, float *dw, float *dbias) {
   int64_t n = pass_rows(pass);
   op_matmul_t op = {.m = layer->out, .n = layer->in, .k = n, .trans_a = 1};
-  op.a = dy, op.lda = layer->out, op.a_dtype = pass->act_dtype;
-  op.b = x, op.ldb = layer->in, op.b_dtype = pass->act_dtype;
+  op.a = dy, op.lda = linear_ldy(layer), op.a_dtype = pass->act_dtype;
+  op.b = x, op.ldb = linear_ldx(layer), op.b_dtype = pass->act_dtype;
   op.alpha = layer->alpha;
   op.c = dw, op.ldc = layer->in;
   op.d = dw, op.ldd = layer->in, op.d_dtype = NN_F32;
   op.rounds = pass->weight_dtype == NN_BF16;
   STATUS_TRY(PASS_RUN(pass, matmul, op));
   if (!dbias) return NN_OK;
-  op_column_sum_t sum = {.n = n, .width = layer->out, .x = dy, .ldx = layer->out, .out = dbias};
+  op_column_sum_t sum = {.n = n, .width = layer->out, .x = dy, .out = dbias};
+  sum.ldx = linear_ldy(layer);
   sum.act_dtype = pass->act_dtype, sum.alpha = layer->alpha;
   return PASS_RUN(pass, column_sum, sum);
 }
@@ -31,11 +35,11 @@ nn_status_t linear_weight_bwd(const pass_t *pass, const linear_t *layer, const v
 nn_status_t linear_input_bwd(const pass_t *pass, const linear_t *layer, const void *dy, void *dx,
                              bool adds, void *gelu_pre) {
   op_matmul_t op = {.m = pass_rows(pass), .n = layer->in, .k = layer->out};
-  op.a = dy, op.lda = layer->out, op.a_dtype = pass->act_dtype;
+  op.a = dy, op.lda = linear_ldy(layer), op.a_dtype = pass->act_dtype;
   op.b = layer->w, op.ldb = layer->in, op.b_dtype = pass->weight_dtype;
   op.alpha = layer->alpha;
-  if (adds) op.c = dx, op.ldc = layer->in;
-  op.d = dx, op.ldd = layer->in, op.d_dtype = pass->act_dtype;
+  if (adds) op.c = dx, op.ldc = linear_ldx(layer);
+  op.d = dx, op.ldd = linear_ldx(layer), op.d_dtype = pass->act_dtype;
   if (gelu_pre) op.epilogue = MATMUL_GELU_BWD, op.aux = gelu_pre;
   return PASS_RUN(pass, matmul, op);
 }

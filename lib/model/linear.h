@@ -16,11 +16,12 @@ typedef struct linear {
   const void *w;    /* [out, in] */
   const void *bias; /* [out] or NULL */
   float alpha;      /* 0: 1 */
+  int64_t ldx, ldy; /* elements between rows of x and dx, of y and dy; 0: in, out */
 } linear_t;
 
-/* y[n, out] = the layer of x[n, in], plus residual[n, out]; rows of y are ldy apart. */
+/* y[n, out] = the layer of x[n, in], plus residual[n, out]. */
 nn_status_t linear_forward(const pass_t *pass, const linear_t *layer, const void *x,
-                           const void *residual, void *y, int64_t ldy);
+                           const void *residual, void *y);
 
 /* dw += alpha dy^T x; dbias += alpha times the sum of dy's rows. dbias NULL: there is no bias. */
 nn_status_t linear_weight_bwd(const pass_t *pass, const linear_t *layer, const void *x,

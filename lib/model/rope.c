@@ -5,7 +5,8 @@
 #include "base/mem.h"
 
 int64_t rope_dim(const nn_model_config_t *config) {
-  return config->rotary_dim ? config->rotary_dim : config->head_dim;
+  if (config->rotary_dim) return config->rotary_dim;
+  return config->kv_rank ? config->rope_head_dim : config->head_dim;
 }
 
 double rope_stretch(const nn_model_config_t *config) {
@@ -86,6 +87,11 @@ static double yarn_attention_factor(const nn_model_config_t *config) {
     return yarn_scale(factor, (double)config->rope_mscale) /
            yarn_scale(factor, (double)config->rope_mscale_all_dim);
   return yarn_scale(factor, 1);
+}
+
+double rope_latent_factor(const nn_model_config_t *config) {
+  if (config->rope_scaling != NN_ROPE_YARN || config->rope_mscale_all_dim == 0) return 1;
+  return pow(yarn_scale(yarn_factor(config), (double)config->rope_mscale_all_dim), 2);
 }
 
 void rope_frequencies(const nn_model_config_t *config, int64_t max_len, double *frequency,

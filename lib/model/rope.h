@@ -10,6 +10,9 @@ int64_t rope_dim(const nn_model_config_t *config);
 /* Sequences may be this many times as long as the context. */
 double rope_stretch(const nn_model_config_t *config);
 
+/* What YaRN multiplies the scores of attention through latents by. */
+double rope_latent_factor(const nn_model_config_t *config);
+
 /* frequency: [rope_dim / 2], the angle of pair i between two positions, in a table for sequences of
  * up to max_len tokens. *factor multiplies cosines and sines. */
 void rope_frequencies(const nn_model_config_t *config, int64_t max_len, double *frequency,

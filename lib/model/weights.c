@@ -15,6 +15,12 @@ static void **weights_place(weights_t *weights, const param_t *param) {
     case PARAM_QKV: return &block->qkv;
     case PARAM_Q_BIAS:
     case PARAM_QKV_BIAS: return &block->qkv_bias;
+    case PARAM_Q_A: return &block->q_a;
+    case PARAM_Q_A_NORM: return &block->q_a_norm;
+    case PARAM_Q_B: return &block->q_b;
+    case PARAM_KV_A: return &block->kv_a;
+    case PARAM_KV_A_NORM: return &block->kv_a_norm;
+    case PARAM_KV_B: return &block->kv_b;
     case PARAM_Q_NORM: return &block->q_norm;
     case PARAM_K_NORM: return &block->k_norm;
     case PARAM_SINKS: return &block->sinks;
@@ -50,13 +56,7 @@ static void **weights_place(weights_t *weights, const param_t *param) {
     case PARAM_V_BIAS:
     case PARAM_DENSE_UP:
     case PARAM_DENSE_UP_BIAS:
-    case PARAM_SHARED_UP:
-    case PARAM_Q_A: /* latent attention is not computed */
-    case PARAM_Q_A_NORM:
-    case PARAM_Q_B:
-    case PARAM_KV_A:
-    case PARAM_KV_A_NORM:
-    case PARAM_KV_B: return NULL;
+    case PARAM_SHARED_UP: return NULL;
   }
   return NULL;
 }

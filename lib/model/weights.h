@@ -8,7 +8,11 @@
 /* One block's tensors; NULL where the architecture has none. */
 typedef struct block_weights {
   void *norm1, *norm1_bias;
-  void *qkv, *qkv_bias; /* [(A + 2K) D, hidden]: query rows, then key, then value rows */
+  void *qkv, *qkv_bias; /* [(A + 2K) D, hidden]: query rows, then key, then value rows; with
+                           kv_rank query rows alone */
+  void *q_a, *q_a_norm, *q_b;    /* [q_rank, hidden], [q_rank], [A D, q_rank] */
+  void *kv_a, *kv_a_norm, *kv_b; /* [kv_rank + rope, hidden], [kv_rank],
+                                    [A (nope + value), kv_rank] */
   void *q_norm, *k_norm; /* [D], or [A D] and [K D] */
   void *sinks;           /* [A] */
   void *o, *o_bias;     /* [hidden, A D] */

@@ -138,6 +138,24 @@ static nn_model_config_t fixture_glm4_moe(void) {
   return config;
 }
 
+/* Attention through latents, values narrower than keys; queries at once, and through a latent too. */
+static nn_model_config_t fixture_deepseek(int32_t family) {
+  nn_model_config_t config = fixture_mixture(family);
+  config.aux_loss_coef = config.z_loss_coef = 0;
+  config.aux_loss = NN_AUX_SWITCH;
+  config.kv_heads = config.heads, config.head_dim = 10, config.rope_head_dim = 4;
+  config.value_head_dim = 7, config.kv_rank = 9, config.rope_interleaved = 1;
+  config.layers = 3, config.dense_ffn = 23, config.dense_layers[0] = 1, config.shared_ffn = 19;
+  config.router_norm = NN_ROUTER_NORM_NONE, config.router_scale = 1.5f;
+  config.rope_scaling = NN_ROPE_YARN, config.rope_factor = 4, config.rope_original_context = 8;
+  config.rope_mscale = config.rope_mscale_all_dim = 0.7f;
+  if (family == NN_FAMILY_DEEPSEEK_V2) return config;
+  config.q_rank = 11, config.router_norm = NN_ROUTER_NORM_SUM;
+  config.router_score = NN_SCORE_SIGMOID, config.router_choice_bias = 1;
+  config.router_group_score = NN_GROUP_TOP2;
+  return config;
+}
+
 nn_model_config_t fixture_family(int32_t index) {
   nn_model_config_t config;
   switch (index) {
@@ -181,6 +199,8 @@ nn_model_config_t fixture_family(int32_t index) {
       config.logit_scale = 0.5f, config.biases = NN_BIAS_QKV | NN_BIAS_O;
       return config;
     case 8: return fixture_glm4_moe();
+    case 9: return fixture_deepseek(NN_FAMILY_DEEPSEEK_V2);
+    case 10: return fixture_deepseek(NN_FAMILY_DEEPSEEK_V3);
     default:
       config = fixture_mixture(NN_FAMILY_MIXTRAL);
       config.window = 7, config.rope_scaling = NN_ROPE_DYNAMIC, config.rope_factor = 2;

@@ -1,0 +1,53 @@
+/* Copies of heads: from rows to rows, of one to all, and their sum; what is between stays. */
+#include <math.h>
+
+#include "ops.h"
+
+typedef struct copy_case {
+  int64_t n, heads, width, zeros;
+  int64_t ldx, step_x, ldy, step_y;
+} copy_case_t;
+
+static const copy_case_t cases[] = {
+    {1, 1, 1, 0, 1, 1, 1, 1},          {3, 2, 5, 0, 10, 5, 14, 7},
+    {17, 3, 20, 4, 100, 33, 90, 30},   {65, 16, 64, 0, 64, 0, 3072, 192},
+    {130, 16, 128, 64, 4096, 256, 3072, 192}, {9, 5, 7, 0, 50, 10, 7, 0},
+    {130, 16, 64, 0, 3072, 192, 80, 0},
+};
+
+static void check_copy(const copy_case_t *c) {
+  int64_t x_count = c->n * c->ldx, y_count = c->n * c->ldy;
+  float *x = ops_uniform(x_count, 1, 1), *before = ops_uniform(y_count, 1, 2);
+  double *want = ops_doubles(y_count), *slack = ops_doubles(y_count);
+  for (int64_t i = 0; i < y_count; i++) want[i] = before[i];
+  for (int64_t row = 0; row < c->n; row++)
+    for (int64_t h = 0; h < c->heads; h++)
+      for (int64_t i = 0; i < c->width + c->zeros; i++) {
+        int64_t at = row * c->ldy + h * c->step_y + i;
+        double value = i < c->width ? x[row * c->ldx + h * c->step_x + i] : 0;
+        int adds = !c->step_y && h > 0;
+        want[at] = adds ? want[at] + value : value;
+        if (!c->step_y) slack[at] = ops_sum_error(c->heads) * (double)c->heads;
+      }
+  op_copy_heads_t op = {.n = c->n, .heads = c->heads, .width = c->width, .zeros = c->zeros, .x = x,
+                        .ldx = c->ldx, .step_x = c->step_x, .ldy = c->ldy, .step_y = c->step_y};
+  ops_trial_t trial;
+  ops_begin(&trial, (backend_limits_t){.rows = c->n, .hidden = c->ldy});
+  while (ops_next(&trial)) {
+    op.y = ops_copy(before, y_count);
+    OPS_RUN(&trial, copy_heads, &op);
+    ops_check(&trial, 0, "y", op.y, want, slack, y_count);
+    if (c->n * c->heads * c->width >= 1 << 16) OPS_RUN_CANCELLED(&trial, copy_heads, &op);
+  }
+  ops_free();
+}
+
+static void test_copies(void **state) {
+  (void)state;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_copy(&cases[i]);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_copies)};
+  return cmocka_run_group_tests_name("copy_heads", tests, NULL, NULL);
+}
