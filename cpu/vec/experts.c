@@ -178,22 +178,22 @@ static gemm_group_t experts_down(const experts_t *experts, int64_t e) {
       .n = op->hidden,
       .k = op->ffn,
       .a = {.data = experts->act + experts->local[e] * op->ffn, .ld = op->ffn, .dtype = NN_F32},
-      .b = {.data = down, .ld = op->ffn, .dtype = op->weight_dtype}};
+      .b = {.data = down, .ld = op->ffn, .dtype = op->weight_dtype},
+      .d = experts->y + experts->local[e] * op->hidden,
+      .ldd = op->hidden};
 }
 
-/* y (forward) or dx (backward) of a tile's rows. */
-static void experts_y_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,
-                            int64_t columns, const float *tile) {
+/* y with the biases of down. */
+static void experts_down_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,
+                               int64_t columns, const float *tile) {
   const experts_t *experts = context;
   const op_experts_t *op = experts->forward;
   for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
     float *y = experts->y + (experts->local[e] + r) * experts->hidden + j;
     for (int64_t q = 0; q < columns; q += VEC_WIDTH) {
-      vf value = vf_load(tile + q);
-      if (op && op->down_bias)
-        value = vf_add(value, vf_load_weight_next(op->down_bias, e * op->bias_stride + j + q,
-                                                  columns - q, op->weight_dtype));
-      vf_store_next(y + q, columns - q, value);
+      int64_t left = columns - q, at = e * op->bias_stride + j + q;
+      vf bias = vf_load_weight_next(op->down_bias, at, left, op->weight_dtype);
+      vf_store_next(y + q, left, vf_add(vf_load(tile + q), bias));
     }
   }
 }
@@ -234,7 +234,8 @@ nn_status_t VEC(experts)(backend_device_t *device, const op_experts_t *op,
     experts_begin_chunk(&experts, experts.end);
     STATUS_TRY(experts_product(device, &experts, experts_up, experts_up_store, scratch));
     if (!op->out) continue;
-    STATUS_TRY(experts_product(device, &experts, experts_down, experts_y_store, scratch));
+    STATUS_TRY(experts_product(device, &experts, experts_down,
+                               op->down_bias ? experts_down_store : NULL, scratch));
     STATUS_TRY(experts_combine(device, &experts, experts_combine_item));
   }
   return NN_OK;
@@ -261,7 +262,9 @@ static gemm_group_t experts_bwd_down(const experts_t *experts, int64_t e) {
                         .b = {.data = down,
                               .ld = op->ffn,
                               .dtype = op->weight_dtype,
-                              .along_k = 1}};
+                              .along_k = 1},
+                        .c = experts_pre(experts, e),
+                        .ldc = 2 * op->ffn};
 }
 
 /* Replaces g and u by their gradients, keeps weight a; returns the lanes' parts of <d, a>. What
@@ -293,9 +296,10 @@ static void experts_bwd_down_store(void *context, int64_t e, int64_t i, int64_t 
   }
 }
 
-/* [hidden, F] = dout^T (weight a), over the rows. */
+/* [hidden, F] += dout^T (weight a), over the rows. */
 static gemm_group_t experts_bwd_ddown(const experts_t *experts, int64_t e) {
   const op_experts_bwd_t *op = experts->backward;
+  float *ddown = op->ddown + e * op->expert_stride;
   return (gemm_group_t){.m = op->hidden,
                         .n = op->ffn,
                         .k = experts->rows[e],
@@ -307,23 +311,11 @@ static gemm_group_t experts_bwd_ddown(const experts_t *experts, int64_t e) {
                         .b = {.data = experts->act + experts->local[e] * op->ffn,
                               .ld = op->ffn,
                               .dtype = NN_F32,
-                              .along_k = 1}};
-}
-
-VEC_INLINE void experts_add_row(float *out, int64_t columns, const float *tile) {
-  for (int64_t q = 0; q < columns; q += VEC_WIDTH) {
-    gemm_request_right(out + q);
-    vf_store_next(out + q, columns - q,
-                  vf_add(vf_load_next(out + q, columns - q), vf_load(tile + q)));
-  }
-}
-
-static void experts_bwd_ddown_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,
-                                    int64_t columns, const float *tile) {
-  const experts_t *experts = context;
-  float *ddown = experts->backward->ddown + e * experts->backward->expert_stride;
-  for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR)
-    experts_add_row(ddown + r * experts->ffn + j, columns, tile);
+                              .along_k = 1},
+                        .c = ddown,
+                        .ldc = op->ffn,
+                        .d = ddown,
+                        .ldd = op->ffn};
 }
 
 /* dx of each row = (dg, du) (gate; up): [rows, hidden], one sum over 2F. */
@@ -340,14 +332,17 @@ static gemm_group_t experts_bwd_dx(const experts_t *experts, int64_t e) {
             .split = op->ffn,
             .ld = op->hidden,
             .dtype = op->weight_dtype,
-            .along_k = 1}};
+            .along_k = 1},
+      .d = experts->y + experts->local[e] * op->hidden,
+      .ldd = op->hidden};
 }
 
-/* [2F, hidden] = (dg, du)^T x, over the rows. */
-static gemm_group_t experts_bwd_dup(const experts_t *experts, int64_t e) {
+/* [F, hidden] += dg^T x, over the rows. */
+static gemm_group_t experts_bwd_dgate(const experts_t *experts, int64_t e) {
   const op_experts_bwd_t *op = experts->backward;
+  float *dgate = op->dgate + e * op->expert_stride;
   return (gemm_group_t){
-      .m = 2 * op->ffn,
+      .m = op->ffn,
       .n = op->hidden,
       .k = experts->rows[e],
       .a = {.data = experts_pre(experts, e), .ld = 2 * op->ffn, .dtype = NN_F32, .along_k = 1},
@@ -355,18 +350,20 @@ static gemm_group_t experts_bwd_dup(const experts_t *experts, int64_t e) {
             .ld = op->hidden,
             .gather = experts->token + experts->local[e],
             .dtype = NN_F32,
-            .along_k = 1}};
+            .along_k = 1},
+      .c = dgate,
+      .ldc = op->hidden,
+      .d = dgate,
+      .ldd = op->hidden};
 }
 
-static void experts_bwd_dup_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,
-                                  int64_t columns, const float *tile) {
-  const experts_t *experts = context;
+/* The same of du. */
+static gemm_group_t experts_bwd_dup(const experts_t *experts, int64_t e) {
   const op_experts_bwd_t *op = experts->backward;
-  for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
-    int64_t f = r < op->ffn ? r : r - op->ffn;
-    float *out = (r < op->ffn ? op->dgate : op->dup) + e * op->expert_stride;
-    experts_add_row(out + f * op->hidden + j, columns, tile);
-  }
+  gemm_group_t group = experts_bwd_dgate(experts, e);
+  group.a.data = experts_pre(experts, e) + op->ffn;
+  group.c = group.d = op->dup + e * op->expert_stride;
+  return group;
 }
 
 /* <dout_t, down_bias_e> of a slot. */
@@ -462,10 +459,10 @@ nn_status_t VEC(experts_bwd)(backend_device_t *device, const op_experts_bwd_t *o
       STATUS_TRY(vec_run(device, op->experts,
                          (experts.end - experts.begin) * op->top_k * (2 * op->ffn + op->hidden),
                          experts_bwd_biases, &experts));
-    STATUS_TRY(
-        experts_product(device, &experts, experts_bwd_ddown, experts_bwd_ddown_store, scratch));
-    STATUS_TRY(experts_product(device, &experts, experts_bwd_dx, experts_y_store, scratch));
-    STATUS_TRY(experts_product(device, &experts, experts_bwd_dup, experts_bwd_dup_store, scratch));
+    STATUS_TRY(experts_product(device, &experts, experts_bwd_ddown, NULL, scratch));
+    STATUS_TRY(experts_product(device, &experts, experts_bwd_dx, NULL, scratch));
+    STATUS_TRY(experts_product(device, &experts, experts_bwd_dgate, NULL, scratch));
+    STATUS_TRY(experts_product(device, &experts, experts_bwd_dup, NULL, scratch));
     STATUS_TRY(experts_combine(device, &experts, experts_bwd_combine_item));
   }
   return NN_OK;

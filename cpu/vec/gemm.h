@@ -21,8 +21,8 @@ enum { GEMM_MR = 6 };
 #endif
 enum {
   GEMM_NR = 2 * VEC_WIDTH,
-  GEMM_PACK_STEP = 8,   /* rows along k that are packed together */
-  GEMM_REQUEST_STEP = 4, /* steps of the kernel between two requests from memory */
+  GEMM_PACK_STEP = 16,  /* rows along k that are packed together */
+  GEMM_REQUEST_STEP = 2, /* steps of the kernel between two requests from memory */
   GEMM_STREAM_ROWS = 16 /* most rows of a group that takes the streaming path */
 };
 
@@ -157,12 +157,6 @@ VEC_INLINE int64_t gemm_rows(const gemm_operand_t *operand, int64_t j, int64_t l
     for (int64_t i = 0; i < count; i++) row[i] = gemm_row(operand, j + i);
   }
   return count < 0 ? 0 : count;
-}
-
-/* Requests from memory what lies beside p in the tile to the right, which is stored next: a
- * vector. */
-VEC_INLINE void gemm_request_right(const float *p) {
-  _mm_prefetch((const char *)((uintptr_t)p + GEMM_NR * sizeof *p), _MM_HINT_T0);
 }
 
 /* ---- operations made of products ------------------------------------------------------------- */

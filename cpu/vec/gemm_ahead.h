@@ -53,7 +53,7 @@ static inline bool gemm_request_bytes(gemm_requests_t *requests, const void *dat
 /* Stored row r of a part, from 0; NULL past a pair's end. */
 static inline const void *gemm_part_row(const gemm_part_t *part, int64_t r) {
   const gemm_operand_t *operand = part->operand;
-  int64_t size = operand->dtype == NN_BF16 ? 2 : 4;
+  int64_t size = vec_dtype_bytes(operand->dtype);
   if (operand->along_k)
     return (const char *)gemm_row(operand, part->k0 + r) + part->first * size;
   const void *row[VEC_WIDTH];
@@ -67,7 +67,7 @@ static inline void gemm_request_ahead(gemm_requests_t *requests, gemm_ahead_t *a
   if (!part->operand) return;
   int64_t rows = part->operand->along_k ? part->k : part->count;
   int64_t bytes = (part->operand->along_k ? part->count : part->k) *
-                  (part->operand->dtype == NN_BF16 ? 2 : 4);
+                  vec_dtype_bytes(part->operand->dtype);
   int64_t until = vec_min(rows, vec_blocks(rows * ++ahead->tile, ahead->tiles));
   for (; ahead->row < until; ahead->row++) {
     const void *row = gemm_part_row(part, ahead->row);

@@ -65,25 +65,40 @@ VEC_INLINE void pack_columns_a(const gemm_operand_t *operand, int64_t ahead, int
   vf_store_part(out, count, vf_load_weight_part(row, first, count, dtype));
 }
 
-VEC_INLINE void pack(const gemm_operand_t *operand, int64_t first, int64_t count, int64_t width,
-                     int64_t k0, int64_t k, int32_t dtype, float *out) {
-  int64_t row_bytes = operand->ld * vec_dtype_bytes(dtype);
-  if (operand->along_k) {
-    int64_t ahead = GEMM_PACK_STEP * row_bytes;
-    if (width == GEMM_NR)
-      pack_columns_b(operand, ahead, first, count, k0, k, dtype, out);
-    else
-      pack_columns_a(operand, ahead, first, count, k0, k, dtype, out);
-    return;
-  }
+VEC_INLINE void pack_along_product(const gemm_operand_t *operand, int64_t first, int64_t count,
+                           int64_t width, int64_t k0, int64_t k, int32_t dtype, float *out) {
+  int64_t ahead = VEC_WIDTH * operand->ld * vec_dtype_bytes(dtype);
   for (int64_t q = 0; q < width; q += VEC_WIDTH) {
     const void *row[VEC_WIDTH];
     int64_t rows = count > q ? gemm_rows(operand, first + q, count - q, row) : 0;
-    pack_rows(row, rows, VEC_WIDTH * row_bytes, width, k0, k, dtype, out + q);
+    pack_rows(row, rows, ahead, width, k0, k, dtype, out + q);
   }
+}
+
+VEC_INLINE void pack_along_k(const gemm_operand_t *operand, int64_t first, int64_t count,
+                             int64_t width, int64_t k0, int64_t k, int32_t dtype, float *out) {
+  int64_t ahead = GEMM_PACK_STEP * operand->ld * vec_dtype_bytes(dtype);
+  if (width == GEMM_NR)
+    pack_columns_b(operand, ahead, first, count, k0, k, dtype, out);
+  else
+    pack_columns_a(operand, ahead, first, count, k0, k, dtype, out);
+}
+
+/* Two functions: runs of rows along k are short and many, and would pay for the registers that the
+ * transposition saves and restores. */
+VEC_APART void pack_transposed(const gemm_operand_t *operand, int64_t first, int64_t count,
+                               int64_t width, int64_t k0, int64_t k, float *out) {
+  VEC_BY_DTYPE(operand->dtype,
+               pack_along_product(operand, first, count, width, k0, k, VEC_DTYPE, out));
+}
+
+VEC_APART void pack_copied(const gemm_operand_t *operand, int64_t first, int64_t count,
+                           int64_t width, int64_t k0, int64_t k, float *out) {
+  VEC_BY_DTYPE(operand->dtype,
+               pack_along_k(operand, first, count, width, k0, k, VEC_DTYPE, out));
 }
 
 void VEC(gemm_pack)(const gemm_operand_t *operand, int64_t first, int64_t count, int64_t width,
                     int64_t k0, int64_t k, float *out) {
-  VEC_BY_DTYPE(operand->dtype, pack(operand, first, count, width, k0, k, VEC_DTYPE, out));
+  (operand->along_k ? pack_copied : pack_transposed)(operand, first, count, width, k0, k, out);
 }

@@ -17,6 +17,7 @@
 #define VEC(name) VEC_JOIN(name, VEC_ISA)
 
 #define VEC_INLINE static inline __attribute__((always_inline))
+#define VEC_APART static __attribute__((noinline))
 
 /* Before a loop over an array of registers: unless it is unrolled whole, they live in memory. */
 #if defined(__clang__)
