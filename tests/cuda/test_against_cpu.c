@@ -152,35 +152,48 @@ static void test_fp32(void **state) {
   }
 }
 
+static const int32_t halves[] = {NN_BF16, NN_F16};
+
+/* What bounds of bf16 are multiplied by: fp16 rounds to 11 bits, not to 8. */
+static double rounding(int32_t dtype) { return dtype == NN_F16 ? 0.125 : 1; }
+
 /* bf16: the GPU rounds each activation to 8 bits, at most 2^-8 = 0.4 % of it, 0.2 % on average, some ten
  * times in a block, and the residual stream at every sum: random errors of sqrt(20 x 2 layers) 0.2 % =
  * 1.2 %, and as much again backward. With every expert chosen nothing else can differ. */
-static void test_bf16(void **state) {
-  (void)state;
+static void check_half(int32_t dtype) {
   nn_model_config_t configs[] = {fixture_moe(), preset("tiny"), narrow_moe(), fixture_gpt2()};
   for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
     if (configs[i].context < SEQ) configs[i].context = SEQ;
     configs[i].top_k = configs[i].experts;
-    pair_t pair = pair_open(configs[i], NN_BF16);
-    check_logits(&pair, 0.03);
-    check_loss(&pair, 0.005);
-    check_gradients(&pair, 0.03);
+    pair_t pair = pair_open(configs[i], dtype);
+    check_logits(&pair, 0.03 * rounding(dtype));
+    check_loss(&pair, 0.005 * rounding(dtype));
+    check_gradients(&pair, 0.03 * rounding(dtype));
     pair_close(&pair);
   }
 }
 
-/* Where two experts are nearly tied, bf16 may choose the other one, and a few tokens' output and their
- * experts' gradients differ: what is bounded is the whole, with room for one token in twenty. */
-static void test_bf16_with_choice(void **state) {
+static void test_half(void **state) {
   (void)state;
+  for (int i = 0; i < 2; i++) check_half(halves[i]);
+}
+
+/* Where two experts are nearly tied, 16 bits may choose the other one, and a few tokens' output and
+ * their experts' gradients differ: what is bounded is the whole, with room for one token in twenty. */
+static void check_half_with_choice(int32_t dtype) {
   nn_model_config_t configs[] = {fixture_moe(), preset("tiny"), narrow_moe()};
   for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
     if (configs[i].context < SEQ) configs[i].context = SEQ;
-    pair_t pair = pair_open(configs[i], NN_BF16);
+    pair_t pair = pair_open(configs[i], dtype);
     check_logits(&pair, 0.1);
     check_loss(&pair, 0.01);
     pair_close(&pair);
   }
+}
+
+static void test_half_with_choice(void **state) {
+  (void)state;
+  for (int i = 0; i < 2; i++) check_half_with_choice(halves[i]);
 }
 
 /* Fifty AdamW steps on one batch; the loss falls to less than half, and the curves stay together. */
@@ -210,9 +223,46 @@ static void test_training(void **state) {
   pair_t pair = pair_open(config, NN_F32);
   train(&pair, 1e-3);
   pair_close(&pair);
-  pair = pair_open(config, NN_BF16); /* 1 % a step of rounding, as in test_bf16, and its drift */
-  train(&pair, 0.05);
+  for (int i = 0; i < 2; i++) { /* 1 % a step of rounding, as in test_half, and its drift */
+    pair = pair_open(config, halves[i]);
+    train(&pair, 0.05 * rounding(halves[i]));
+    pair_close(&pair);
+  }
+}
+
+/* Gradients that are too large for fp16 by themselves: updates are left out until the loss scale is
+ * small enough, which comes out the same every time, and then the model learns. */
+static double overflow(int64_t *refused) {
+  nn_model_config_t config = preset("tiny");
+  pair_t pair = pair_open(config, NN_F16);
+  nn_optim_options_t options = STRUCT(nn_optim_options_t);
+  options.grad_clip = 1;
+  nn_optim_t *optim;
+  CHECK(nn_optim_create(pair.on_gpu, &options, &optim));
+  double first = 0, last = 0;
+  for (int step = 0; step < 60; step++) {
+    nn_loss_t loss = STRUCT(nn_loss_t);
+    CHECK(nn_model_zero_grad(pair.on_gpu));
+    CHECK(nn_model_backward(pair.on_gpu, pair.tokens, pair.targets, BATCH, SEQ, 10000, &loss));
+    CHECK(nn_optim_step(optim, 1e-3f, NULL));
+    if (step == 0) first = loss.loss;
+    last = loss.loss;
+  }
+  *refused = 60 - nn_optim_steps(optim);
+  assert_true(nn_model_loss_scale(pair.on_gpu) * ldexp(1, (int)*refused) == 65536);
+  if (!(last < 0.8 * first)) fail_msg("the loss went from %g to %g", first, last);
+  nn_optim_destroy(optim);
   pair_close(&pair);
+  return last;
+}
+
+static void test_overflow(void **state) {
+  (void)state;
+  int64_t refused[2];
+  double loss[2];
+  for (int i = 0; i < 2; i++) loss[i] = overflow(&refused[i]);
+  assert_true(refused[0] >= 2 && refused[0] <= 15 && refused[0] == refused[1]);
+  assert_true(loss[0] == loss[1]);
 }
 
 /* Tokens one by one, through the graph from the third on, against the forward pass over all of them;
@@ -255,21 +305,24 @@ static void check_decode(int32_t dtype, double bound) {
   free(got);
 }
 
-/* fp32: other kernels for one row than for many, other orders of sums. bf16: the same, and what differs
- * in the last bit is then rounded to 8 bits of mantissa, about once in a few hundred values. */
+/* fp32: other kernels for one row than for many, other orders of sums. 16 bits: the same, and what
+ * differs in the last bit is then rounded to 8 bits of mantissa (fp16: 11), about once in a few
+ * hundred values. */
 static void test_decode(void **state) {
   (void)state;
   check_decode(NN_F32, 1e-5);
   check_decode(NN_BF16, 0.02);
+  check_decode(NN_F16, 0.02 * rounding(NN_F16));
 }
 
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_fp32),
-      cmocka_unit_test(test_bf16),
-      cmocka_unit_test(test_bf16_with_choice),
+      cmocka_unit_test(test_half),
+      cmocka_unit_test(test_half_with_choice),
       cmocka_unit_test(test_decode),
       cmocka_unit_test(test_training),
+      cmocka_unit_test(test_overflow),
   };
   return cmocka_run_group_tests_name("cuda against cpu", tests, NULL, NULL);
 }

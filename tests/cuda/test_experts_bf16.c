@@ -425,7 +425,7 @@ static void check_experts(const experts_case_t *c, int32_t dtype) {
 static void test_experts(void **state) {
   (void)state;
   for (size_t i = 0; i < LENGTH(experts_cases); i++) {
-    check_experts(&experts_cases[i], NN_BF16);
+    check_experts(&experts_cases[i], gpu_dtypes[0]);
     if (!experts_cases[i].heavy) check_experts(&experts_cases[i], NN_F32);
   }
 }

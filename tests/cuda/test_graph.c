@@ -170,7 +170,7 @@ static void check_replay(int32_t dtype) {
 static void test_replay(void **state) {
   (void)state;
   if (!has_graphs()) skip();
-  check_replay(NN_BF16);
+  check_replay(gpu_dtypes[0]);
   check_replay(NN_F32);
 }
 
@@ -179,11 +179,11 @@ static void test_failed_recording(void **state) {
   (void)state;
   if (!has_graphs()) skip();
   const backend_t *table = gpu_table(GPU_GPU);
-  begin(NN_BF16);
+  begin(gpu_dtypes[0]);
   layer_t l = layer_make();
   backend_graph_t *graph = (backend_graph_t *)&l;
   op_norm_t norm = {.n = N, .hidden = H, .kind = NN_NORM_RMS, .eps = 1e-5f, .x = at(l.wte, 0),
-                    .w = at(l.norm_w, 0), .weight_dtype = NN_BF16, .act_dtype = NN_BF16,
+                    .w = at(l.norm_w, 0), .weight_dtype = gpu_dtypes[0], .act_dtype = gpu_dtypes[0],
                     .y = at(l.normed, 0), .rstd = at(l.rstd, 0)};
   gpu_prepare(GPU_GPU, 0);
   gpu_expect(NN_OK, table->record_begin(gpu_device(GPU_GPU)), "record_begin");
@@ -198,7 +198,7 @@ static void test_failed_recording(void **state) {
   gpu_expect(NN_OK, GPU_CALL(norm, GPU_GPU, &norm), "norm");
   gpu_collect("norm", 0);
   for (int64_t i = 0; i < N; i++) assert_true(gpu_value(l.rstd, GPU_GPU, i) > 0);
-  graph = record(&l, NN_BF16);
+  graph = record(&l, gpu_dtypes[0]);
   table->graph_free(gpu_device(GPU_GPU), graph);
   gpu_end();
 }
@@ -208,10 +208,10 @@ static void test_cancel(void **state) {
   (void)state;
   if (!has_graphs()) skip();
   const backend_t *table = gpu_table(GPU_GPU);
-  begin(NN_BF16);
+  begin(gpu_dtypes[0]);
   layer_t l = layer_make();
   gpu_prepare(GPU_GPU, 0);
-  backend_graph_t *graph = record(&l, NN_BF16);
+  backend_graph_t *graph = record(&l, gpu_dtypes[0]);
   gpu_cancel(1);
   gpu_expect(NN_ERR_CANCELLED, table->graph_run(gpu_device(GPU_GPU), graph), "graph_run");
   gpu_expect(NN_OK, table->zero(gpu_device(GPU_GPU), at(l.lse, 0), N * HEADS * sizeof(float)),

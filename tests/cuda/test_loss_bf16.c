@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/dtype.h"
 #include "gpu.h"
 
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
@@ -68,7 +69,7 @@ static void check_loss(const loss_case_t *c, int32_t dtype) {
 static void test_head_loss(void **state) {
   (void)state;
   for (size_t i = 0; i < LENGTH(loss_cases); i++) {
-    check_loss(&loss_cases[i], NN_BF16);
+    check_loss(&loss_cases[i], gpu_dtypes[0]);
     if (!loss_cases[i].heavy) check_loss(&loss_cases[i], NN_F32);
   }
 }
@@ -140,9 +141,10 @@ static void test_grad_norm(void **state) {
 
 #define ADAMW_LR 0.01
 
-/* Parameters of the CPU, and of the GPU in fp32; of the GPU in bf16: p and what is left of it. */
+/* Parameters of the CPU, and of the GPU in fp32; of the GPU in bf16: p and what is left of it; in
+ * fp16: p and the whole. */
 typedef struct adamw_tensors {
-  gpu_tensor_t *master, *p, *low, *g, *m, *v, *scale, *now;
+  gpu_tensor_t *master, *p, *low, *whole, *g, *m, *v, *scale, *now;
 } adamw_tensors_t;
 
 static adamw_tensors_t adamw_make(int64_t count, double norm, int64_t step) {
@@ -153,12 +155,14 @@ static adamw_tensors_t adamw_make(int64_t count, double norm, int64_t step) {
     memcpy(&bits, &master[i], sizeof bits);
     uint32_t high = (bits + 0x8000) >> 16;
     p[i] = (int16_t)(uint16_t)high, low[i] = (int16_t)(int32_t)(bits - (high << 16));
+    if (gpu_dtype(GPU_GPU) == NN_F16) p[i] = (int16_t)dtype_f32_to_f16(master[i]);
   }
   const double scale[] = {norm, 0.5};
   float *v = gpu_uniform(count, 0.25, 0.3, 34); /* of the order of g^2, and not near 0 */
   return (adamw_tensors_t){.master = gpu_tensor(GPU_F32, GPU_UPDATE, master, count),
                            .p = gpu_tensor(GPU_I16, GPU_UPDATE, p, count),
                            .low = gpu_tensor(GPU_I16, GPU_UPDATE, low, count),
+                           .whole = gpu_tensor(GPU_F32, GPU_UPDATE, master, count),
                            .g = gpu_tensor(GPU_F32, GPU_READ, gpu_uniform(count, 1, 0, 32), count),
                            .m = gpu_sum(GPU_F32, count, 33),
                            .v = gpu_tensor(GPU_F32, GPU_UPDATE, v, count),
@@ -166,9 +170,15 @@ static adamw_tensors_t adamw_make(int64_t count, double norm, int64_t step) {
                            .now = optim_now(ADAMW_LR, step, 1)};
 }
 
-/* What the GPU's parameter is now: two integers that make one number in bf16. */
+/* What the GPU's parameter is now: two integers that make one number in bf16, the nearest of the
+ * whole in fp16. */
 static double adamw_got(const adamw_tensors_t *t, int64_t i) {
   if (gpu_dtype(GPU_GPU) == NN_F32) return gpu_value(t->master, GPU_GPU, i);
+  if (gpu_dtype(GPU_GPU) == NN_F16) {
+    double whole = gpu_value(t->whole, GPU_GPU, i);
+    assert_int_equal((int16_t)gpu_value(t->p, GPU_GPU, i), (int16_t)dtype_f32_to_f16((float)whole));
+    return whole;
+  }
   uint32_t high = (uint16_t)(int16_t)gpu_value(t->p, GPU_GPU, i);
   uint32_t bits = (high << 16) + (uint32_t)(int32_t)gpu_value(t->low, GPU_GPU, i);
   float master;
@@ -197,12 +207,13 @@ static void check_adamw(int64_t count, int64_t first, int64_t step, double norm,
   adamw_tensors_t t = adamw_make(count, norm, step);
   op_adamw_t op[GPU_SIDES];
   for (int s = 0; s < GPU_SIDES; s++) {
-    int split = gpu_dtype(s) == NN_BF16;
+    int32_t of = gpu_dtype(s);
     op[s] = (op_adamw_t){.count = count - first,
                          .decayed = (count - first) / 3,
-                         .weight_dtype = gpu_dtype(s),
-                         .p = gpu_at(split ? t.p : t.master, s, first),
-                         .p_low = split ? gpu_at(t.low, s, first) : NULL,
+                         .weight_dtype = of,
+                         .p = gpu_at(of == NN_F32 ? t.master : t.p, s, first),
+                         .p_low = of == NN_BF16 ? gpu_at(t.low, s, first) : NULL,
+                         .master = of == NN_F16 ? gpu_at(t.whole, s, first) : NULL,
                          .g = gpu_at(t.g, s, first),
                          .m = gpu_at(t.m, s, first),
                          .v = gpu_at(t.v, s, first),
@@ -219,7 +230,7 @@ static void check_adamw(int64_t count, int64_t first, int64_t step, double norm,
     gpu_check(t.m, "m", count, gpu_bound_f32(1));
     gpu_check(t.v, "v", count, gpu_bound_f32(1));
   }
-  const gpu_tensor_t *updated[] = {t.master, t.p, t.low, t.m, t.v};
+  const gpu_tensor_t *updated[] = {t.master, t.p, t.low, t.whole, t.m, t.v};
   for (size_t i = 0; i < LENGTH(updated); i++) {
     if (!isfinite(norm)) /* as rows of no element, so that all is between rows */
       gpu_check_gaps(updated[i], "what an infinite norm leaves", 0, 1);
@@ -310,17 +321,17 @@ static void test_sample(void **state) {
 /* ---- filling ---- */
 
 static void check_fill(int64_t count, uint64_t seed, uint64_t stream, int32_t dtype) {
-  int bf16 = dtype == NN_BF16;
+  int half = dtype != NN_F32;
   gpu_begin(dtype, (backend_limits_t){0}, "fill_normal of %lld, stream %llu", (long long)count,
             (unsigned long long)stream);
-  gpu_tensor_t *out = gpu_out(bf16 ? GPU_I16 : GPU_F32, count);
+  gpu_tensor_t *out = gpu_out(half ? GPU_I16 : GPU_F32, count);
   op_fill_normal_t op[GPU_SIDES];
   for (int s = 0; s < GPU_SIDES; s++)
     op[s] = (op_fill_normal_t){gpu_at(out, s, 0), dtype, count, 0.02f, seed, stream};
   GPU_RUN(fill_normal, op);
-  if (!bf16) gpu_check(out, "out", count, gpu_bound_f32(1));
+  if (!half) gpu_check(out, "out", count, gpu_bound_f32(1));
   /* as integers, neighbours of one sign differ by 1 */
-  for (int64_t i = 0; bf16 && i < count; i++) {
+  for (int64_t i = 0; half && i < count; i++) {
     double off = gpu_value(out, GPU_GPU, i) - gpu_value(out, GPU_CPU, i);
     if (!(fabs(off) <= 1)) fail_msg("fill_normal: element %lld is off by %g", (long long)i, off);
   }

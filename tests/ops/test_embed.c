@@ -15,7 +15,7 @@ static const embed_case_t cases[] = {
     {1, 1, NN_F32, 0, 0},    {1, 17, NN_F32, 1, 0},    {3, 16, NN_BF16, 1, 0},
     {17, 65, NN_F32, 0, 0},  {65, 64, NN_F32, 1, 0},   {40, 130, NN_BF16, 0, 0},
     {130, 768, NN_F32, 1, 0}, {5, 1, NN_BF16, 1, 0},   {33, 65, NN_F32, 1, 0.7f},
-    {40, 130, NN_BF16, 0, 12},
+    {40, 130, NN_BF16, 0, 12}, {17, 65, NN_F16, 1, 0}, {40, 130, NN_F16, 0, 12},
 };
 
 static int32_t *indices(int64_t n, int64_t bound, uint64_t seed) {
@@ -25,7 +25,7 @@ static int32_t *indices(int64_t n, int64_t bound, uint64_t seed) {
 }
 
 static void check_embed(const embed_case_t *c) {
-  if (c->dtype == NN_BF16 && !ops_widens()) return;
+  if (c->dtype != NN_F32 && !ops_widens()) return;
   op_embed_t op = {.n = c->n, .hidden = c->hidden, .weight_dtype = c->dtype, .alpha = c->alpha};
   double alpha = (double)backend_factor(c->alpha);
   op.ids = indices(c->n, VOCAB, 1);

@@ -29,6 +29,7 @@ static const experts_case_t cases[] = {
     {4200, 8, 5, 4, 2, 0, SPREAD, NN_F32, 0, 0},  {5, 300, 257, 2, 1, 0, SPREAD, NN_F32, 0, 0},
     {60, 65, 200, 2, 2, 0, SPREAD, NN_F32, 0, 0}, {17, 65, 17, 5, 3, 0, FEW, NN_F32, 0, 1},
     {40, 20, 33, 6, 2, 5, SPREAD, NN_F32, 1, 1},  {1, 64, 65, 4, 2, 0, SPREAD, NN_F32, 1.5f, 0},
+    {1, 17, 3, 4, 4, 0, SPREAD, NN_F16, 0, 0},    {130, 65, 130, 8, 2, 0, SPREAD, NN_F16, 2, 1},
     {130, 65, 130, 8, 2, 0, SPREAD, NN_BF16, 2, 1}, {4200, 8, 5, 4, 2, 0, SPREAD, NN_F32, 1, 1},
 };
 
@@ -242,7 +243,7 @@ typedef struct experts_data {
 static int64_t experts_stride(const experts_case_t *c) { return c->ffn * c->hidden + 5; }
 
 static void *apart(const experts_case_t *c, const void *data, int32_t dtype) {
-  size_t element = dtype == NN_BF16 ? 2 : 4, bytes = (size_t)(c->ffn * c->hidden) * element;
+  size_t element = dtype == NN_F32 ? 4 : 2, bytes = (size_t)(c->ffn * c->hidden) * element;
   size_t stride = (size_t)experts_stride(c) * element;
   char *spread = ops_memory(c->experts, stride);
   for (size_t e = 0; e < (size_t)c->experts; e++)
@@ -351,7 +352,7 @@ static void check_paths(void (*check)(const experts_case_t *c, double rounding),
 }
 
 static void check_experts(const experts_case_t *c, double rounding) {
-  if (c->dtype == NN_BF16 && !ops_widens()) return;
+  if (c->dtype != NN_F32 && !ops_widens()) return;
   experts_data_t d = experts_make(c, rounding);
   experts64_t *e = &d.exact;
   int64_t tokens = c->n * c->hidden, kept = e->routing.offset[c->experts] * 2 * c->ffn;
@@ -433,7 +434,7 @@ static void onto_half(const experts_case_t *c, experts64_t *e, int which) {
 }
 
 static void check_experts_bwd(const experts_case_t *c, double rounding) {
-  if (c->dtype == NN_BF16 && !ops_widens()) return;
+  if (c->dtype != NN_F32 && !ops_widens()) return;
   experts_data_t d = experts_make(c, rounding);
   experts64_t *e = &d.exact;
   int64_t tokens = c->n * c->hidden, slots = c->n * c->top_k, size = c->ffn * c->hidden;

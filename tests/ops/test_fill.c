@@ -113,9 +113,9 @@ static void test_prefixes(void **state) {
   ops_free();
 }
 
-/* bf16 is the nearest of the fp32 number: at most half a unit of its 8 bits away. */
-static void test_bf16(void **state) {
-  (void)state;
+/* 16 bits are the nearest of the fp32 number: at most half a unit of their 8 or 11 bits away; fp16's
+ * unit is no smaller than 2^-24. */
+static void check_half(int32_t dtype, int bits) {
   enum { N = 20001 };
   float *wide = ops_floats(N);
   uint16_t *narrow = ops_memory(N, sizeof *narrow);
@@ -124,19 +124,26 @@ static void test_bf16(void **state) {
   while (ops_next(&trial)) {
     op_fill_normal_t op = {.out = wide, .dtype = NN_F32, .count = N, .std = 0.5f, .seed = 4};
     OPS_RUN(&trial, fill_normal, &op);
-    op.out = narrow, op.dtype = NN_BF16;
+    op.out = narrow, op.dtype = dtype;
     OPS_RUN(&trial, fill_normal, &op);
     double off = 0;
     for (int64_t i = 0; i < N; i++) {
-      double got = ops_weight(narrow, NN_BF16, i), half_unit = ldexp(1, ilogb(wide[i]) - 8);
+      double got = ops_weight(narrow, dtype, i), half_unit = ldexp(1, ilogb(wide[i]) - bits);
+      if (dtype == NN_F16 && half_unit < 0x1p-25) half_unit = 0x1p-25;
       assert_true(fabs(got - wide[i]) <= half_unit);
       off += (got - wide[i]) / half_unit;
     }
     /* evenly spread over -1 to 1, not truncated: five standard deviations of the mean */
     assert_true(fabs(off / N) <= 5 / sqrt(3.0 * N));
-    ops_check_bits(&trial, 0, "bf16", narrow, N * sizeof *narrow);
+    ops_check_bits(&trial, 0, "numbers of 16 bits", narrow, N * sizeof *narrow);
   }
   ops_free();
+}
+
+static void test_half(void **state) {
+  (void)state;
+  check_half(NN_BF16, 8);
+  check_half(NN_F16, 11);
 }
 
 int main(void) {
@@ -144,7 +151,7 @@ int main(void) {
       cmocka_unit_test(test_formula),
       cmocka_unit_test(test_distribution),
       cmocka_unit_test(test_prefixes),
-      cmocka_unit_test(test_bf16),
+      cmocka_unit_test(test_half),
   };
   return cmocka_run_group_tests_name("fill", tests, NULL, NULL);
 }

@@ -96,7 +96,7 @@ static void matmul_expect(const matmul_case_t *c, matmul_data_t *data) {
 static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 static void check_matmul(const matmul_case_t *c) {
-  if (c->b_dtype == NN_BF16 && !ops_widens()) return;
+  if (c->b_dtype != NN_F32 && !ops_widens()) return;
   matmul_data_t data = matmul_make(c);
   matmul_expect(c, &data);
   ops_trial_t trial;
@@ -125,7 +125,7 @@ static void test_sizes(void **state) {
     matmul_case_t c = {.m = sizes[i % 5], .n = sizes[i / 5 % 5], .k = sizes[i / 25 % 5]};
     c.trans_a = i / 125 % 2;
     c.trans_b = i / 250;
-    c.b_dtype = turn % 2 && ops_widens() ? NN_BF16 : NN_F32;
+    c.b_dtype = turn % 2 && ops_widens() ? (turn / 2 % 2 ? NN_F16 : NN_BF16) : NN_F32;
     c.biased = turn / 2 % 2;
     c.addend = turn / 4 % 3;
     c.epilogue = turn / 12 % 3;
@@ -153,6 +153,9 @@ static void test_large(void **state) {
       {.m = 1000, .n = 40, .k = 64, .pad = 3},
       {.m = 560, .n = 790, .k = 400, .trans_a = 1, .addend = 2},
       {.m = 130, .n = 1600, .k = 390, .trans_b = 1, .b_dtype = NN_BF16},
+      {.m = 130, .n = 1600, .k = 390, .trans_b = 1, .b_dtype = NN_F16},
+      {.m = 129, .n = 400, .k = 301, .b_dtype = NN_F16, .epilogue = MATMUL_GELU},
+      {.m = 5, .n = 700, .k = 1501, .trans_b = 1, .b_dtype = NN_F16, .pad = 1},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_matmul(&cases[i]);
 }

@@ -14,6 +14,7 @@ static const norm_case_t cases[] = {
     {3, 17, NN_NORM_RMS, NN_BF16, 0},    {17, 65, NN_NORM_RMS, NN_F32, 0},
     {130, 768, NN_NORM_RMS, NN_F32, 0},  {9, 100, NN_NORM_RMS, NN_F32, 1},
     {1, 5, NN_NORM_LAYER, NN_F32, 1},    {65, 16, NN_NORM_LAYER, NN_BF16, 1},
+    {17, 65, NN_NORM_RMS, NN_F16, 0},    {9, 130, NN_NORM_LAYER, NN_F16, 1},
     {9, 130, NN_NORM_LAYER, NN_F32, 0},  {130, 768, NN_NORM_LAYER, NN_F32, 1},
 };
 
@@ -115,7 +116,7 @@ static backend_limits_t norm_limits(const norm_case_t *c) {
  * that subtracting the mean loses at most a factor of 4 (a layer norm of hidden = 1, whose
  * deviation is 0, is no case). */
 static void check_norm(const norm_case_t *c) {
-  if (c->dtype == NN_BF16 && !ops_widens()) return;
+  if (c->dtype != NN_F32 && !ops_widens()) return;
   norm_data_t d = norm_make(c);
   int64_t count = c->n * c->hidden;
   double relative = 4 * (ops_sum_error(c->hidden) + 4 * OPS_U);
@@ -153,7 +154,7 @@ static void check_norm(const norm_case_t *c) {
 /* dx: as above, with g below 1.5 in place of x. dw and db: sums over n rows of terms below the
  * largest |dy xhat|. What is accumulated to is below 1. */
 static void check_norm_bwd(const norm_case_t *c) {
-  if (c->dtype == NN_BF16 && !ops_widens()) return;
+  if (c->dtype != NN_F32 && !ops_widens()) return;
   norm_data_t d = norm_make(c);
   norm64_t *e = &d.exact;
   int64_t count = c->n * c->hidden;
@@ -242,7 +243,7 @@ static double norm_relative(const norm_case_t *c) {
 /* Tolerances as above, where they are derived: a group is a row. */
 static void check_groups(const group_case_t *g) {
   const norm_case_t *c = &g->norm;
-  if (c->dtype == NN_BF16 && !ops_widens()) return;
+  if (c->dtype != NN_F32 && !ops_widens()) return;
   norm_data_t d = norm_make(c);
   norm64_t *e = &d.exact;
   int64_t count = c->n * c->hidden, width = g->groups * c->hidden;

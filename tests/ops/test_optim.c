@@ -3,6 +3,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "base/dtype.h"
 #include "ops.h"
 
 static const int64_t counts[] = {1, 3, 17, 65, 1000, 40000, 100003, 1500001};
@@ -294,6 +295,46 @@ static void check_masters(const adamw_case_t *c, int64_t count) {
   ops_free();
 }
 
+/* The same with fp16 ones and their masters, which begin as zeros; then with a parameter that somebody
+ * wrote, in both. */
+static void check_whole_masters(const adamw_case_t *c, int64_t count) {
+  masters_data_t d = masters_make(count);
+  uint16_t *first = ops_pack(d.p, count, NN_F16);
+  for (int64_t i = 0; i < count; i++) d.p[i] = (float)ops_weight(first, NN_F16, i);
+  const double *scale = OPS_PUT(double, 1, c->scale);
+  optim_now_t *now = ops_memory(1, sizeof *now);
+  ops_trial_t trial;
+  ops_begin(&trial, (backend_limits_t){.rows = 1, .weight_dtype = NN_F16, .training = 1});
+  while (ops_next(&trial)) {
+    op_adamw_t wide = {.count = count, .decayed = count / 2, .p = ops_copy(d.p, count),
+                       .m = ops_floats(count), .v = ops_floats(count), .scale = scale, .now = now,
+                       .beta1 = c->beta1, .beta2 = c->beta2, .eps = c->eps,
+                       .weight_decay = c->weight_decay};
+    op_adamw_t narrow = wide;
+    float *want = wide.p, *master = ops_floats(count);
+    uint16_t *p = ops_memory(count, sizeof *p);
+    memcpy(p, first, (size_t)count * sizeof *p);
+    narrow.weight_dtype = NN_F16, narrow.p = p, narrow.master = master;
+    narrow.m = ops_floats(count), narrow.v = ops_floats(count);
+    for (int s = 0; s < STEPS; s++) {
+      wide.g = narrow.g = d.g[s], *now = now_of(c, s + 1);
+      if (s == 3) p[count / 2] = 0xbe00, want[count / 2] = -1.5f;
+      OPS_RUN(&trial, adamw, &wide);
+      OPS_RUN(&trial, adamw, &narrow);
+      assert_memory_equal(master, want, (size_t)count * sizeof *want);
+      for (int64_t i = 0; i < count; i++) assert_int_equal(p[i], dtype_f32_to_f16(want[i]));
+    }
+    ops_check_bits(&trial, 0, "p", p, (size_t)count * sizeof *p);
+  }
+  ops_free();
+}
+
+static void test_masters_of_fp16_follow_fp32(void **state) {
+  (void)state;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+    for (int j = 0; j < COUNTS - 1; j++) check_whole_masters(&cases[i], counts[j]);
+}
+
 static void test_masters_of_bf16_follow_fp32(void **state) {
   (void)state;
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
@@ -342,6 +383,7 @@ int main(void) {
       cmocka_unit_test(test_adamw),
       cmocka_unit_test(test_small_decay_is_exact_on_average),
       cmocka_unit_test(test_masters_of_bf16_follow_fp32),
+      cmocka_unit_test(test_masters_of_fp16_follow_fp32),
       cmocka_unit_test(test_adamw_refuses_a_norm_that_is_not_finite),
   };
   return cmocka_run_group_tests_name("optim", tests, NULL, NULL);

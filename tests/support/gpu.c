@@ -38,7 +38,7 @@ static struct {
   int block_count;
 } gpu;
 
-const int32_t gpu_dtypes[2] = {NN_BF16, NN_F32};
+int32_t gpu_dtypes[2] = {NN_BF16, NN_F32};
 
 /* ---- opening --------------------------------------------------------------------------------- */
 
@@ -70,6 +70,8 @@ static nn_status_t gpu_open_side(int side, backend_open_fn open) {
 
 /* The GPU alone may be absent; whatever else goes wrong is a failure. */
 int gpu_open(void) {
+  const char *half = getenv("MOENN_TEST_HALF");
+  if (half && !strcmp(half, "f16")) gpu_dtypes[0] = NN_F16;
 #ifdef MOENN_PLUGIN_DIR
   setenv("MOENN_PLUGIN_PATH", MOENN_PLUGIN_DIR, 0);
 #endif
@@ -174,10 +176,10 @@ static size_t gpu_size(gpu_kind_t kind, int side) {
   static const size_t size[] = {[GPU_F32] = 4, [GPU_F64] = 8, [GPU_I16] = 2,
                                 [GPU_I32] = 4, [GPU_I64] = 8};
   if (kind != GPU_ACT) return size[kind];
-  return side == GPU_GPU && gpu.dtype == NN_BF16 ? 2 : 4;
+  return side == GPU_GPU && gpu.dtype != NN_F32 ? 2 : 4;
 }
 
-/* Content of both sides; activations in bf16 are rounded, and widened again for the CPU. */
+/* Content of both sides; activations in 16 bits are rounded, and widened again for the CPU. */
 static void gpu_set_first(gpu_tensor_t *t, const void *values) {
   if (t->kind != GPU_ACT) {
     for (int s = 0; s < GPU_SIDES; s++) memcpy(t->first[s], values, t->bytes[s]);
@@ -234,7 +236,7 @@ void *gpu_at(const gpu_tensor_t *t, int side, int64_t offset) {
 
 static double gpu_element(const gpu_tensor_t *t, const char *data, int side, int64_t i) {
   union {
-    uint16_t bf16;
+    uint16_t half;
     int16_t i16;
     int32_t i32;
     int64_t i64;
@@ -244,7 +246,9 @@ static double gpu_element(const gpu_tensor_t *t, const char *data, int side, int
   size_t size = gpu_size(t->kind, side);
   memcpy(&x, data + (size_t)i * size, size);
   switch (t->kind) {
-    case GPU_ACT: return size == 2 ? dtype_bf16_to_f32(x.bf16) : x.f32;
+    case GPU_ACT:
+      if (size == 4) return x.f32;
+      return gpu.dtype == NN_F16 ? dtype_f16_to_f32(x.half) : dtype_bf16_to_f32(x.half);
     case GPU_F32: return x.f32;
     case GPU_F64: return x.f64;
     case GPU_I16: return x.i16;
@@ -366,8 +370,8 @@ void gpu_collect(const char *operation, int run) {
 double gpu_bound_f32(int64_t terms) { return (16 + 2 * sqrt((double)terms)) * 0x1p-24; }
 
 double gpu_bound(int roundings, int64_t terms) {
-  double bf16 = gpu.dtype == NN_BF16 ? sqrt(roundings) * 0x1p-8 : 0;
-  return bf16 + (1 + roundings) * gpu_bound_f32(terms);
+  double half = gpu.dtype == NN_BF16 ? 0x1p-8 : gpu.dtype == NN_F16 ? 0x1p-11 : 0;
+  return half * sqrt(roundings) + (1 + roundings) * gpu_bound_f32(terms);
 }
 
 /* One element on both sides: what was wanted, how far off it is, what the accumulation's own

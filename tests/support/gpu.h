@@ -32,7 +32,8 @@ enum { GPU_SIDES = 2, GPU_CPU = 0, GPU_GPU = 1, GPU_SKIPPED = 77 };
 int gpu_open(void);
 int gpu_close(void **state); /* a group teardown */
 
-extern const int32_t gpu_dtypes[2]; /* NN_BF16, NN_F32 */
+/* NN_BF16, or NN_F16 where MOENN_TEST_HALF is "f16"; NN_F32. */
+extern int32_t gpu_dtypes[2];
 
 /* ---- cases ----------------------------------------------------------------------------------- */
 
@@ -122,12 +123,12 @@ void gpu_collect(const char *operation, int run);
 /* Relative error, in the Frobenius norm, of a result whose inputs are exact, after so many
  * independent roundings to the case's dtype and fp32 sums of so many terms.
  *
- * bf16 has 8 significant bits, so one rounding moves a number by at most 2^-8 of itself, and an
- * array by at most that in norm; independent errors add as squares do. An fp32 sum of n random terms
- * is off by about sqrt(n)/3 2^-24 of itself when added one by one; 2 sqrt(n) is asked for, and 16
- * units for exp and the like, each of which is good to a few. */
+ * bf16 has 8 significant bits, fp16 11, so one rounding moves a number by at most 2^-8 or 2^-11 of
+ * itself, and an array by at most that in norm; independent errors add as squares do. An fp32 sum
+ * of n random terms is off by about sqrt(n)/3 2^-24 of itself when added one by one; 2 sqrt(n) is
+ * asked for, and 16 units for exp and the like, each of which is good to a few. */
 double gpu_bound(int roundings, int64_t terms);
-/* The same without roundings, for what is fp32 beside bf16 too. */
+/* The same without roundings, for what is fp32 beside 16 bits too. */
 double gpu_bound_f32(int64_t terms);
 
 /* Rows of `width` elements, `stride` apart, from element `offset`, on both sides: in norm the GPU

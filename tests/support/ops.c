@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/dtype.h"
 #include "base/plugin.h"
 #include "base/random.h"
 #include "base/status.h"
@@ -308,13 +309,14 @@ void *ops_pack(float *data, int64_t count, int32_t dtype) {
   for (int64_t i = 0; i < count; i++) {
     uint32_t bits;
     memcpy(&bits, &data[i], sizeof bits);
-    packed[i] = (uint16_t)(bits >> 16);
+    packed[i] = dtype == NN_F16 ? dtype_f32_to_f16(data[i]) : (uint16_t)(bits >> 16);
   }
   return packed;
 }
 
 double ops_weight(const void *data, int32_t dtype, int64_t i) {
   if (dtype == NN_F32) return ((const float *)data)[i];
+  if (dtype == NN_F16) return dtype_f16_to_f32(((const uint16_t *)data)[i]);
   uint32_t bits = (uint32_t)((const uint16_t *)data)[i] << 16;
   float wide;
   memcpy(&wide, &bits, sizeof wide);

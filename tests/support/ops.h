@@ -83,7 +83,7 @@ void ops_check(ops_trial_t *trial, int slot, const char *name, const float *got,
 /* The same bits as in the path's first run. */
 void ops_check_bits(ops_trial_t *trial, int slot, const char *name, const void *got, size_t bytes);
 
-/* Whether bf16 weights beside fp32 activations can be had: on the CPU, but not on a GPU. */
+/* Whether weights of 16 bits beside fp32 activations can be had: on the CPU, but not on a GPU. */
 int ops_widens(void);
 
 /* ---- data; freed together by ops_free() ------------------------------------------------------ */
@@ -97,7 +97,7 @@ void ops_free(void);
 /* Uniform in [-scale, scale), a function of seed and index. */
 float *ops_uniform(int64_t count, float scale, uint64_t seed);
 
-/* The same as a parameter of NN_F32 or NN_BF16, moved by shift. */
+/* The same as a parameter of NN_F32, NN_BF16 or NN_F16, moved by shift. */
 void *ops_weights(int64_t count, int32_t dtype, float scale, float shift, uint64_t seed);
 
 /* What a parameter of that dtype makes of the numbers; data itself where it is NN_F32. */

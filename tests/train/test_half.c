@@ -92,6 +92,42 @@ static void test_learns(void **state) {
   for (int i = 0; i < 4; i++) check_learns(i / 2, dtypes[i % 2]);
 }
 
+/* On a CPU: fp16 parameters are widened exactly, and the loss scale is a power of two, so an fp32 model
+ * of the same numbers has the same logits and loss, and its gradients times the scale are the same. */
+static void check_widened(nn_device_t *device, int kind) {
+  char *folder = fixture_folder();
+  nn_model_config_t config = config_of(kind);
+  run_t half = run_create(device, &config, NN_F16), wide;
+  CHECK(nn_model_save(half.model, folder, NULL));
+  CHECK(nn_model_load(device, folder, NN_F32, NULL, &wide.model));
+  run_prepare(&wide);
+  assert_true(run_backward(&half, 1) == run_backward(&wide, 1));
+  int64_t count, unused;
+  float *got = fixture_gradients(half.model, &count), *want = fixture_gradients(wide.model, &unused);
+  for (int64_t i = 0; i < count; i++) want[i] *= 65536;
+  fixture_same("gradients", got, want, count);
+  double norm[2];
+  CHECK(nn_optim_step(half.optim, 1e-3f, &norm[0]));
+  CHECK(nn_optim_step(wide.optim, 1e-3f, &norm[1]));
+  assert_true(norm[0] == norm[1]);
+  free(got);
+  free(want);
+  run_close(&half);
+  run_close(&wide);
+  fixture_folder_remove(folder);
+}
+
+static void test_cpu_widens_exactly(void **state) {
+  (void)state;
+  if (getenv("MOENN_TEST_DEVICE")) skip();
+  for (int p = 0; p < FIXTURE_PATHS; p++) {
+    nn_device_t *device = fixture_device_of_path(2, fixture_path[p]);
+    if (!device) continue;
+    for (int kind = 0; kind < 2; kind++) check_widened(device, kind);
+    nn_device_destroy(device);
+  }
+}
+
 static void check_plan(int32_t dtype, int64_t master_bytes) {
   nn_device_t *device = fixture_device(2, 0);
   nn_model_config_t config = fixture_moe();
@@ -279,6 +315,7 @@ static void test_resumes(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_learns),
+      cmocka_unit_test(test_cpu_widens_exactly),
       cmocka_unit_test(test_plan_is_what_is_held),
       cmocka_unit_test(test_overflow_is_skipped),
       cmocka_unit_test(test_gradients_keep_their_scale),
