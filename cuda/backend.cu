@@ -222,6 +222,7 @@ static void backend_fill_table(backend_t *table) {
   table->column_sum = cuda_column_sum;
   table->clip = cuda_clip;
   table->clip_bwd = cuda_clip_bwd;
+  table->copy_heads = cuda_copy_heads;
   table->rope = cuda_rope;
   table->attention = cuda_attention;
   table->attention_bwd = cuda_attention_bwd;

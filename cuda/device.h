@@ -89,6 +89,7 @@ CUDA_OP(matmul, op_matmul_t);
 CUDA_OP(column_sum, op_column_sum_t);
 CUDA_OP(clip, op_clip_t);
 CUDA_OP(clip_bwd, op_clip_bwd_t);
+CUDA_OP(copy_heads, op_copy_heads_t);
 CUDA_OP(rope, op_rope_t);
 CUDA_OP(attention, op_attention_t);
 CUDA_OP(attention_bwd, op_attention_bwd_t);

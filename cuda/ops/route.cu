@@ -1,6 +1,7 @@
-/* Routing: logits = x w^T and their softmax in fp32, the k most probable experts (ties to the lower
- * index), renormalised, and slots sorted by expert, then by token; assigns. Where capacity bounds
- * an expert, its first tokens stay.
+/* Routing: logits = x w^T and their scores in fp32, the k best experts (ties to the lower index), the
+ * weights of op_router_t, and slots sorted by expert, then by token; assigns. Where capacity bounds
+ * an expert, its first tokens stay. Kernels come twice: for the softmax of the products alone, which
+ * chooses by what it weighs by, and for ANY score, bias and groups (route_any.cuh).
  *
  * x [n, H], w [E, H]. A block takes ROUTE_TILE tokens at a time. Products of 16 bits go through the
  * tensor cores, which multiply exactly and add in fp32; warps share out rows and, the fewer rows
@@ -10,7 +11,7 @@
  * a thread, threads in a warp, warps, blocks, each in one order. Only integers are added by
  * atomics. */
 #include "launch.cuh"
-#include "ops/route_logits.cuh"
+#include "ops/route_any.cuh"
 #include "ops/wide.cuh"
 
 enum {
@@ -42,10 +43,9 @@ static route_plan_t route_layout(cuda_arena_t *arena, int64_t n, int64_t experts
 }
 
 size_t cuda_route_scratch(const backend_device_t *device, const backend_limits_t *limits) {
-  (void)device;
   cuda_arena_t arena = {};
   route_layout(&arena, limits->rows, limits->experts);
-  size_t backward = limits->training ? route_bwd_scratch(limits) : 0;
+  size_t backward = limits->training ? route_bwd_scratch(device, limits) : 0;
   return arena.used > backward ? arena.used : backward;
 }
 
@@ -69,21 +69,42 @@ static __device__ void route_logits_wide(const op_route_t &op, route_logits_t<NT
 
 /* ---- the choice ------------------------------------------------------------------------------ */
 
-/* The k most probable in falling order. A key grows with the probability and, among equals, falls
- * with the index; NaN counts as 0. Once taken, a key is 0. */
+/* A key grows with the probability and, among equals, falls with the index; NaN counts as 0. */
 template <int LANES, int PER>
-static __device__ void route_choose(const op_route_t &op, const float (&p)[PER], int q,
-                                    int64_t token, bool live, int32_t *count) {
-  constexpr int KEEP = PER < 64 / LANES ? PER : 64 / LANES;
-  uint64_t key[PER];
+static __device__ __forceinline__ void route_keys(const float (&p)[PER], int q, int experts,
+                                                  uint64_t (&key)[PER]) {
 #pragma unroll
   for (int j = 0; j < PER; j++) {
     uint32_t e = q + LANES * j;
     uint64_t high = p[j] > 0 ? __float_as_uint(p[j]) : 0;
-    key[j] = e < op.experts ? high << 32 | ~e : 0;
+    key[j] = e < experts ? high << 32 | ~e : 0;
   }
+}
+
+/* The score of the expert with this key, in all lanes of the group. */
+template <int LANES, int PER, bool ANY>
+static __device__ __forceinline__ float route_score(const float (&p)[PER],
+                                                    const uint64_t (&key)[PER], uint64_t best) {
+  if (!ANY) return __uint_as_float((uint32_t)(best >> 32));
+  float score = 0;
+#pragma unroll
+  for (int j = 0; j < PER; j++) score = key[j] == best ? p[j] : score;
+  return lanes_sum<LANES>(score);
+}
+
+/* The k largest keys in falling order. Once taken, a key is 0. row: shared, of the token, used where
+ * ANY. */
+template <typename T, int LANES, int PER, bool ANY>
+static __device__ void route_choose(const op_route_t &op, const float (&p)[PER], int q,
+                                    int64_t token, bool live, float *row, int32_t *count) {
+  constexpr int KEEP = PER < 64 / LANES ? PER : 64 / LANES;
+  uint64_t key[PER];
+  if constexpr (ANY)
+    route_any_keys<T, LANES>(op.router, p, q, (int)op.experts, live, row, key);
+  else
+    route_keys<LANES>(p, q, (int)op.experts, key);
   uint64_t mine[KEEP] = {};
-  float sum = 0;
+  float score[KEEP] = {}, sum = 0;
 #pragma unroll
   for (int i = 0; i < KEEP; i++) {
     for (int l = 0; l < LANES && i * LANES + l < op.top_k; l++) {
@@ -95,20 +116,21 @@ static __device__ void route_choose(const op_route_t &op, const float (&p)[PER],
         uint64_t other = __shfl_xor_sync(0xffffffffu, best, step);
         best = other > best ? other : best;
       }
+      float taken = route_score<LANES, PER, ANY>(p, key, best);
 #pragma unroll
       for (int j = 0; j < PER; j++) key[j] = key[j] == best ? 0 : key[j];
-      sum += __uint_as_float((uint32_t)(best >> 32));
-      if (q == l) mine[i] = best;
+      sum += taken;
+      if (q == l) mine[i] = best, score[i] = taken;
     }
   }
-  if (isnan(p[0])) sum = NAN;
+  sum = route_divisor(op.router, sum, isnan(p[0]));
 #pragma unroll
   for (int i = 0; i < KEEP; i++) {
     int64_t j = i * LANES + q;
     if (!live || j >= op.top_k) continue;
     uint32_t e = ~(uint32_t)mine[i];
     op.out.expert[token * op.top_k + j] = (int32_t)e;
-    op.out.weight[token * op.top_k + j] = __uint_as_float((uint32_t)(mine[i] >> 32)) / sum;
+    op.out.weight[token * op.top_k + j] = route_weight(op.router, score[i], sum);
     atomicAdd(&count[e], 1);
   }
 }
@@ -273,7 +295,7 @@ static __device__ void route_add_warps(double (&prob)[PER], double lse2, int exp
   }
 }
 
-template <typename T, int LANES, int PER>
+template <typename T, int LANES, int PER, bool ANY>
 static __global__ void __launch_bounds__(ROUTE_THREADS, PER <= 8 ? 2 : 1)
     route_rows(const op_route_t op, const route_plan_t plan) {
   constexpr int MOST = LANES * PER, NT = MOST <= 16 ? 2 : 8, GROUPS = ROUTE_THREADS / LANES;
@@ -281,8 +303,8 @@ static __global__ void __launch_bounds__(ROUTE_THREADS, PER <= 8 ? 2 : 1)
   /* where the statistics' room begins: behind what they read of the placing's */
   constexpr int BEHIND = NT == 2 ? 1024 : 4 * ROUTE_EXPERTS;
   static_assert(8 * MOST <= PART && BEHIND + 2 * ROUTE_STATISTICS_ROOM <= PART &&
-                    BEHIND >= 3 * MOST,
-                "placing and statistics work where the logits were");
+                    BEHIND >= 3 * MOST && (MOST <= 64 || GROUPS * MOST <= PART),
+                "placing, statistics and the choice work where the logits were");
   __shared__ alignas(16) float part[PART];
   __shared__ double total[MOST + 1];
   __shared__ int32_t count[MOST];
@@ -316,17 +338,22 @@ static __global__ void __launch_bounds__(ROUTE_THREADS, PER <= 8 ? 2 : 1)
         p[j] = 0;
         if (live && e < experts) p[j] = MOST <= 64 ? logits.at(i, e) : op.prob[token * experts + e];
       }
-      float lse = route_softmax<LANES>(p, q, experts);
+      float lse, share = 1;
+      if constexpr (ANY)
+        lse = route_any_scores<T, LANES>(op.router, p, q, experts, &share);
+      else
+        lse = route_softmax<LANES>(p, q, experts);
 #pragma unroll
       for (int j = 0; j < PER; j++) {
         int e = q + LANES * j;
         if (!live || e >= experts) continue;
         op.prob[token * experts + e] = p[j];
-        prob_sum[j] += p[j];
+        prob_sum[j] += ANY ? share * p[j] : p[j];
       }
       if (live && q == 0) op.lse[token] = lse;
       if (live) lse2_sum += (double)lse * lse;
-      route_choose<LANES>(op, p, q, token, live, count);
+      float *row = part + (MOST <= 64 ? i * logits.stride : (int)threadIdx.x / LANES * MOST);
+      route_choose<T, LANES, PER, ANY>(op, p, q, token, live, row, count);
     }
   }
   route_add_warps<LANES>(prob_sum, lse2_sum, experts, total);
@@ -370,8 +397,9 @@ static __global__ void __launch_bounds__(ROUTE_THREADS)
 template <typename T, int LANES, int PER>
 static void route_launch_rows(backend_device_t *device, const op_route_t *op,
                               const route_plan_t *plan) {
-  launch_chained(device, route_rows<T, LANES, PER>, (unsigned)plan->blocks, ROUTE_THREADS, 0, 0,
-                 *op, *plan);
+  auto kernel = route_plain(&op->router) ? route_rows<T, LANES, PER, false>
+                                         : route_rows<T, LANES, PER, true>;
+  launch_chained(device, kernel, (unsigned)plan->blocks, ROUTE_THREADS, 0, 0, *op, *plan);
 }
 
 template <typename T>
@@ -382,15 +410,18 @@ static void route_launch(backend_device_t *device, const op_route_t *op, const r
 CUDA_OP(route, op_route_t) {
   CUDA_TRY(cuda_enter(device, "route"));
   if (op->n == 0) return NN_OK;
+  op_route_t whole = *op;
+  whole.router.scale = backend_factor(op->router.scale);
   cuda_arena_t arena = {(char *)scratch.data, 0};
   route_plan_t plan = route_layout(&arena, op->n, op->experts);
   plan.vectors = op->hidden % 8 == 0 && wide_aligned(op->x, op->w);
-  if (op->n <= ROUTE_TILE && op->experts <= ROUTE_FEW) {
-    route_few(device, op, plan.vectors);
+  if (op->n <= ROUTE_TILE && op->experts <= ROUTE_FEW && route_plain(&op->router)) {
+    route_few(device, &whole, plan.vectors);
     return cuda_launched(device, "route");
   }
-  CUDA_BY_DTYPE(op->act_dtype, route_launch, device, op, &plan);
+  CUDA_BY_DTYPE(op->act_dtype, route_launch, device, &whole, &plan);
   if (plan.blocks > 1)
-    launch_chained(device, route_place, (unsigned)plan.blocks + 2, ROUTE_THREADS, 0, 0, *op, plan);
+    launch_chained(device, route_place, (unsigned)plan.blocks + 2, ROUTE_THREADS, 0, 0, whole,
+                   plan);
   return cuda_launched(device, "route");
 }

@@ -18,11 +18,18 @@ enum { ROUTE_THREADS = 256, ROUTE_WARPS = ROUTE_THREADS / 32 };
       f<T, 32, 32>(__VA_ARGS__);             \
   } while (0)
 
-/* route_few.cu: up to ROUTE_TILE tokens and ROUTE_FEW experts. vectors: x and w may be read in 16
- * bytes. */
+/* Whether experts are chosen by the softmax of x w^T alone. */
+static inline int route_plain(const op_router_t *router) {
+  return router->score == NN_SCORE_SOFTMAX && !router->groups && !router->bias &&
+         !router->choice_bias;
+}
+
+/* route_few.cu: what route_plain says, up to ROUTE_TILE tokens and ROUTE_FEW experts. vectors: x and w
+ * may be read in 16 bytes. */
 enum { ROUTE_FEW = 64 };
 void route_few(backend_device_t *device, const op_route_t *op, int vectors);
 
-size_t route_bwd_scratch(const backend_limits_t *limits); /* route_bwd.cu */
+/* route_bwd.cu */
+size_t route_bwd_scratch(const backend_device_t *device, const backend_limits_t *limits);
 
 #endif

@@ -1,11 +1,13 @@
-/* Gradients of routing. With p the probabilities, S the sum of the chosen ones and w_j = p_j / S,
- *   dprob_j = (dweight_j - sum_i dweight_i w_i) / S for the chosen, and for all
- *   dprob_e += aux_scale aux_share_e / n,
- *   dlogit_e = p_e (dprob_e - sum_i p_i dprob_i) + 2 z_scale lse p_e / n,
- * and then dx [n, H] += dlogit w and dw [E, H] += dlogit^T x, both in fp32. dw sums tokens in order
- * in each block, then blocks as columns.cuh says.
+/* Gradients of routing. With p the scores, S the sum of the chosen ones and w_j = scale p_j / S, or
+ * w_j = scale p_j,
+ *   dprob_j = (scale dweight_j - sum_i dweight_i w_i) / S, or scale dweight_j, for the chosen, and
+ *   for all dprob_e += aux_scale aux_share_e / n,
+ *   dlogit_e = p_e (dprob_e - sum_i p_i dprob_i) + 2 z_scale lse p_e / n for softmax,
+ *   dlogit_e = p_e (1 - p_e) dprob_e for sigmoid,
+ * and then dx [n, H] += dlogit w, dw [E, H] += dlogit^T x and dbias += dlogit, in fp32. dw sums tokens
+ * in order in each block, then blocks as columns.cuh says, and so does dbias.
  *
- * bf16 and up to ROUTE_STEP experts: one kernel passes once over x and dx. Its products go through
+ * bf16 and up to ROUTE_STEP experts, without dbias: one kernel passes once over x and dx. Its products go through
  * the tensor cores, which take dlogit as the sum of bf16 numbers: of three for dw, as exact as
  * fp32, and of two for dx, far more exact than its own rounding. Otherwise (for fp16 too, whose
  * range is too small for such terms) dlogit, dx and dw have a kernel each, and dx sums over experts
@@ -37,6 +39,7 @@ static const int64_t route_split_bytes = 32 << 20; /* of dw's parts, where it ha
 typedef struct route_bwd_plan {
   float *dlogit; /* [n, E] */
   float *part;   /* [splits, E, H] */
+  float *bias_part; /* of dbias */
   int splits;
   int64_t tokens; /* of a split */
 } route_bwd_plan_t;
@@ -53,17 +56,18 @@ static int64_t route_part_bytes(int64_t n, int64_t experts, int64_t hidden) {
   return one > route_split_bytes ? one : route_split_bytes;
 }
 
-static route_bwd_plan_t route_bwd_layout(cuda_arena_t *arena, int64_t n, int64_t experts,
-                                         int64_t hidden) {
+static route_bwd_plan_t route_bwd_layout(const backend_device_t *device, cuda_arena_t *arena,
+                                         int64_t n, int64_t experts, int64_t hidden) {
   route_bwd_plan_t plan = {};
   plan.dlogit = (float *)cuda_take(arena, n * experts, sizeof(float));
   plan.part = (float *)cuda_take(arena, route_part_bytes(n, experts, hidden), 1);
+  plan.bias_part = columns_take(device, arena);
   return plan;
 }
 
-size_t route_bwd_scratch(const backend_limits_t *limits) {
+size_t route_bwd_scratch(const backend_device_t *device, const backend_limits_t *limits) {
   cuda_arena_t arena = {};
-  route_bwd_layout(&arena, limits->rows, limits->experts, limits->hidden);
+  route_bwd_layout(device, &arena, limits->rows, limits->experts, limits->hidden);
   return arena.used;
 }
 
@@ -94,12 +98,13 @@ static __device__ __forceinline__ void route_dlogit_row(const op_route_bwd_t &op
   float p[PER], lse = op.lse[token];
 #pragma unroll
   for (int j = 0; j < PER; j++) p[j] = q + LANES * j < experts ? prob[q + LANES * j] : 0;
-  double share = 1.0 / (double)op.n, chosen = 0, mean = 0, dot = 0;
+  double share = 1.0 / (double)op.n, chosen = 0, mean = 0, dot = 0, scale = op.router.scale;
   for (int64_t j = q; j < op.top_k; j += LANES) {
     chosen += prob[expert[j]];
     mean += (double)dweight[j] * weight[j];
   }
   chosen = 1 / lanes_sum<LANES>(chosen), mean = lanes_sum<LANES>(mean);
+  if (op.router.norm == NN_ROUTER_NORM_NONE) chosen = 1, mean = 0;
 #pragma unroll
   for (int j = 0; j < PER; j++) {
     int e = q + LANES * j;
@@ -107,17 +112,19 @@ static __device__ __forceinline__ void route_dlogit_row(const op_route_bwd_t &op
   }
   __syncwarp();
   for (int64_t j = q; j < op.top_k; j += LANES)
-    row[expert[j]] = (float)(row[expert[j]] + (dweight[j] - mean) * chosen);
+    row[expert[j]] = (float)(row[expert[j]] + (scale * dweight[j] - mean) * chosen);
   __syncwarp();
 #pragma unroll
   for (int j = 0; j < PER; j++)
     if (q + LANES * j < experts) dot += (double)p[j] * row[q + LANES * j];
   dot = lanes_sum<LANES>(dot);
   double z = 2.0 * op.z_scale * lse * share;
+  bool sigmoid = op.router.score == NN_SCORE_SIGMOID;
 #pragma unroll
   for (int j = 0; j < PER; j++) {
     int e = q + LANES * j;
-    if (e < experts) row[e] = (float)(p[j] * (row[e] - dot + z));
+    if (e >= experts) continue;
+    row[e] = (float)(sigmoid ? p[j] * (1 - p[j]) * row[e] : p[j] * (row[e] - dot + z));
   }
 }
 
@@ -523,12 +530,19 @@ CUDA_OP(route_bwd, op_route_bwd_t) {
   CUDA_TRY(cuda_enter(device, "route_bwd"));
   if (op->n == 0) return NN_OK;
   cuda_arena_t arena = {(char *)scratch.data, 0};
-  route_bwd_plan_t plan = route_bwd_layout(&arena, op->n, op->experts, op->hidden);
-  if (op->act_dtype == NN_BF16 && op->experts <= ROUTE_STEP && op->hidden % 8 == 0 &&
+  route_bwd_plan_t plan = route_bwd_layout(device, &arena, op->n, op->experts, op->hidden);
+  op_route_bwd_t whole = *op;
+  whole.router.scale = backend_factor(op->router.scale);
+  if (op->act_dtype == NN_BF16 && op->experts <= ROUTE_STEP && op->hidden % 8 == 0 && !op->dbias &&
       wide_aligned(op->x, op->dx))
-    route_launch_mma(device, op, &plan);
+    route_launch_mma(device, &whole, &plan);
   else
-    CUDA_BY_DTYPE(op->act_dtype, route_launch_bwd, device, op, &plan);
+    CUDA_BY_DTYPE(op->act_dtype, route_launch_bwd, device, &whole, &plan);
   columns_finish(device, plan.part, plan.splits, op->experts * op->hidden, op->dw);
-  return cuda_launched(device, "route_bwd");
+  CUDA_TRY(cuda_launched(device, "route_bwd"));
+  if (!op->dbias) return NN_OK;
+  op_column_sum_t sum = {};
+  sum.n = op->n, sum.width = sum.ldx = op->experts, sum.act_dtype = NN_F32;
+  sum.x = plan.dlogit, sum.out = op->dbias;
+  return cuda_column_sum(device, &sum, {plan.bias_part, scratch.bytes});
 }

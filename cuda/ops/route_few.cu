@@ -1,4 +1,4 @@
-/* Routing of few tokens to few experts (decode), by one block and two barriers. Logits as in
+/* Routing by softmax of few tokens to few experts (decode), by one block and two barriers. Logits as in
  * route.cu; an expert's place in a token's choice is how many are more probable; a slot's row is
  * the first of its expert and how many tokens before it chose the same, counted in a set of a bit
  * per token. Sums over tokens are in double, in order. */
@@ -47,8 +47,7 @@ static __device__ __forceinline__ void route_few_choose(const op_route_t &op, fl
     if (q + LANES * j >= experts) place[j] = k;
     if (place[j] < k && p[j] > 0) sum += p[j];
   }
-  sum = lanes_sum<LANES>(sum);
-  if (nan) sum = NAN;
+  sum = route_divisor(op.router, lanes_sum<LANES>(sum), nan);
 #pragma unroll
   for (int j = 0; j < PER; j++) {
     int e = q + LANES * j, slot = token * k + place[j];
@@ -56,7 +55,7 @@ static __device__ __forceinline__ void route_few_choose(const op_route_t &op, fl
     room.expert[slot] = (uint8_t)e;
     atomicOr(&room.tokens[e], 1ull << token);
     op.out.expert[slot] = e;
-    op.out.weight[slot] = (p[j] > 0 ? p[j] : 0) / sum;
+    op.out.weight[slot] = route_weight(op.router, p[j] > 0 ? p[j] : 0, sum);
   }
 }
 

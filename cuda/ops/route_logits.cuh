@@ -1,4 +1,5 @@
-/* What routing's forward kernels share: logits of a tile of tokens, and their softmax. */
+/* What routing's forward kernels share: logits of a tile of tokens, their softmax, and the weights of
+ * what is chosen. */
 #ifndef NN_CUDA_ROUTE_LOGITS_CUH
 #define NN_CUDA_ROUTE_LOGITS_CUH
 
@@ -142,6 +143,17 @@ static __device__ float route_softmax(float (&p)[PER], int q, int experts) {
 #pragma unroll
   for (int j = 0; j < PER; j++) p[j] /= sum;
   return most + logf(sum);
+}
+
+/* The weight of a chosen score, sum being that of all the chosen. */
+__device__ __forceinline__ float route_weight(const op_router_t &router, float score, float sum) {
+  return router.scale * (score / sum);
+}
+
+/* What scores are divided by: the sum of the chosen ones or nothing; NaN where the scores are. */
+__device__ __forceinline__ float route_divisor(const op_router_t &router, float sum, bool nan) {
+  if (router.norm == NN_ROUTER_NORM_NONE) sum = 1;
+  return nan ? NAN : sum;
 }
 
 #endif

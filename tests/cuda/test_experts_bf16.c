@@ -17,12 +17,37 @@ static const route_case_t route_cases[] = {
     {1, 768, 16, 4, 0},    {5, 768, 16, 4, 0},   {300, 768, 16, 4, 0}, {4096, 768, 16, 4, 0},
     {4096, 768, 16, 4, 900}, {1, 64, 4, 2, 0},   {5, 33, 4, 2, 1},     {300, 64, 4, 2, 100},
     {1, 128, 64, 8, 0},    {5, 128, 64, 8, 0},   {300, 770, 64, 8, 30}, {4096, 128, 64, 8, 0},
-    {33, 8, 3, 1, 0},      {70, 16, 5, 5, 0},
+    {33, 8, 3, 1, 0},      {70, 16, 5, 5, 0},    {40, 96, 128, 8, 0}, {70, 64, 256, 6, 40},
 };
+
+/* Ways of routing: those of the families, and all of them at once. */
+typedef struct route_kind {
+  const char *name;
+  op_router_t router;
+  int32_t bias, choice_bias;
+} route_kind_t;
+
+static const route_kind_t route_kinds[] = {
+    {"softmax", {.score = NN_SCORE_SOFTMAX}, 0, 0},
+    {"not divided", {.norm = NN_ROUTER_NORM_NONE, .scale = 2.5f}, 0, 0},
+    {"biased", {.score = NN_SCORE_SOFTMAX}, 1, 0},
+    {"sigmoid", {.score = NN_SCORE_SIGMOID, .scale = 0.5f}, 0, 1},
+    {"groups by the best", {.groups = 4, .top_groups = 2, .norm = NN_ROUTER_NORM_NONE}, 0, 0},
+    {"groups by two",
+     {.score = NN_SCORE_SIGMOID, .groups = 4, .top_groups = 3, .group_score = NN_GROUP_TOP2,
+      .scale = 2.5f}, 1, 1},
+};
+
+/* Whether the groups leave enough experts. */
+static int route_possible(const route_case_t *c, const op_router_t *r) {
+  return !r->groups || (c->experts % r->groups == 0 &&
+                        c->experts / r->groups * r->top_groups >= c->top_k);
+}
 
 /* Tensors of a case; what is NULL in the operation is not made. */
 typedef struct route_tensors {
-  gpu_tensor_t *x, *w;
+  gpu_tensor_t *x, *w, *bias, *choice_bias;
+  op_router_t router;
   gpu_tensor_t *expert, *weight, *offset, *row_slot, *slot_row;
   gpu_tensor_t *prob, *lse, *share, *mean_prob, *mean_lse2, *stat_count, *stat_prob;
 } route_tensors_t;
@@ -31,6 +56,12 @@ static routing_t route_routing(const route_tensors_t *t, int side) {
   return (routing_t){gpu_at(t->expert, side, 0), gpu_at(t->weight, side, 0),
                      gpu_at(t->offset, side, 0), gpu_at(t->row_slot, side, 0),
                      gpu_at(t->slot_row, side, 0)};
+}
+
+static op_router_t route_router(const route_tensors_t *t, int side) {
+  op_router_t router = t->router;
+  router.bias = gpu_at(t->bias, side, 0), router.choice_bias = gpu_at(t->choice_bias, side, 0);
+  return router;
 }
 
 static op_route_t route_op(const route_case_t *c, const route_tensors_t *t, int side) {
@@ -43,6 +74,7 @@ static op_route_t route_op(const route_case_t *c, const route_tensors_t *t, int 
                       .w = gpu_at(t->w, side, 0),
                       .weight_dtype = gpu_dtype(side),
                       .act_dtype = gpu_dtype(side),
+                      .router = route_router(t, side),
                       .out = route_routing(t, side),
                       .prob = gpu_at(t->prob, side, 0),
                       .lse = gpu_at(t->lse, side, 0),
@@ -53,7 +85,7 @@ static op_route_t route_op(const route_case_t *c, const route_tensors_t *t, int 
                       .stat_prob = gpu_at(t->stat_prob, side, 0)};
 }
 
-static route_tensors_t route_make(const route_case_t *c) {
+static route_tensors_t route_make(const route_case_t *c, const route_kind_t *kind) {
   int64_t slots = c->n * c->top_k;
   int64_t *counts = gpu_memory(c->experts + 1, sizeof *counts);
   double *sums = gpu_memory(c->experts, sizeof *sums);
@@ -62,6 +94,9 @@ static route_tensors_t route_make(const route_case_t *c) {
       .x = gpu_in(c->n * c->hidden, 1, 0, 1),
       /* logits of order 1 */
       .w = gpu_in(c->experts * c->hidden, 3 / sqrt((double)c->hidden), 0, 2),
+      .bias = kind->bias ? gpu_in(c->experts, 1, 0.2, 6) : NULL,
+      .choice_bias = kind->choice_bias ? gpu_in(c->experts, 0.3, -0.2, 7) : NULL,
+      .router = kind->router,
       .expert = gpu_out(GPU_I32, slots),
       .weight = gpu_out(GPU_F32, slots),
       .offset = gpu_out(GPU_I32, c->experts + 1),
@@ -76,16 +111,39 @@ static route_tensors_t route_make(const route_case_t *c) {
       .stat_prob = gpu_tensor(GPU_F64, GPU_UPDATE, sums, c->experts)};
 }
 
+/* What the choice goes by. */
+static double route_choice(const route_case_t *c, const route_tensors_t *t, int64_t token,
+                           int64_t e) {
+  double bias = t->choice_bias ? gpu_value(t->choice_bias, GPU_CPU, e) : 0;
+  return gpu_value(t->prob, GPU_CPU, token * c->experts + e) + bias;
+}
+
+/* The closest that two of a token's groups come. */
+static double route_group_margin(const route_case_t *c, const route_tensors_t *t, int64_t token) {
+  double score[64], margin = 1;
+  int64_t groups = t->router.groups, size = groups ? c->experts / groups : 0;
+  for (int64_t g = 0; g < groups; g++) {
+    double first = -INFINITY, second = -INFINITY;
+    for (int64_t i = 0; i < size; i++) {
+      double x = route_choice(c, t, token, g * size + i);
+      second = fmax(second, fmin(first, x)), first = fmax(first, x);
+    }
+    score[g] = first + (t->router.group_score == NN_GROUP_TOP2 && size > 1 ? second : 0);
+    for (int64_t h = 0; h < g; h++) margin = fmin(margin, fabs(score[g] - score[h]));
+  }
+  return margin;
+}
+
 /* The closest that a token's experts come to a tie where the choice or its order depends on it, in
- * relation to the probability. */
+ * relation to the score. */
 static double route_margin(const route_case_t *c, const route_tensors_t *t, int64_t token) {
-  double margin = 1;
+  double margin = route_group_margin(c, t, token);
   for (int64_t j = 0; j < c->top_k; j++) {
     int64_t chosen = (int64_t)gpu_value(t->expert, GPU_CPU, token * c->top_k + j);
     double p = gpu_value(t->prob, GPU_CPU, token * c->experts + chosen);
     for (int64_t e = 0; e < c->experts; e++) {
-      double other = gpu_value(t->prob, GPU_CPU, token * c->experts + e);
-      if (e != chosen) margin = fmin(margin, fabs(p - other) / p);
+      double apart = route_choice(c, t, token, chosen) - route_choice(c, t, token, e);
+      if (e != chosen) margin = fmin(margin, fabs(apart) / p);
     }
   }
   return margin;
@@ -151,6 +209,8 @@ static void check_route_backward(const route_case_t *c, route_tensors_t *t) {
   route_freeze(&t->share, GPU_F32, c->experts);
   gpu_tensor_t *dw_slot = gpu_tensor(GPU_F32, GPU_READ, dweight, slots);
   gpu_tensor_t *dx = gpu_sum(GPU_ACT, c->n * h, 4), *dw = gpu_sum(GPU_F32, c->experts * h, 5);
+  gpu_tensor_t *dbias = t->bias ? gpu_sum(GPU_F32, c->experts, 8) : NULL;
+  float losses = t->router.score == NN_SCORE_SOFTMAX ? (float)c->n : 0; /* not lost beside dweight */
   op_route_bwd_t op[GPU_SIDES];
   for (int s = 0; s < GPU_SIDES; s++)
     op[s] = (op_route_bwd_t){.n = c->n,
@@ -161,28 +221,32 @@ static void check_route_backward(const route_case_t *c, route_tensors_t *t) {
                              .w = gpu_at(t->w, s, 0),
                              .weight_dtype = gpu_dtype(s),
                              .act_dtype = gpu_dtype(s),
+                             .router = route_router(t, s),
                              .routing = route_routing(t, s),
                              .prob = gpu_at(t->prob, s, 0),
                              .lse = gpu_at(t->lse, s, 0),
                              .dweight = gpu_at(dw_slot, s, 0),
                              .aux_share = gpu_at(t->share, s, 0),
-                             .aux_scale = 0.5f * (float)c->n, /* not lost beside dweight */
-                             .z_scale = 0.01f * (float)c->n,
+                             .aux_scale = 0.5f * losses,
+                             .z_scale = 0.01f * losses,
                              .dx = gpu_at(dx, s, 0),
-                             .dw = gpu_at(dw, s, 0)};
+                             .dw = gpu_at(dw, s, 0),
+                             .dbias = gpu_at(dbias, s, 0)};
   GPU_RUN(route_bwd, op);
   /* the logits' gradients may be stored, then dx is */
   gpu_check(dx, "dx", h, gpu_bound(2, c->experts));
   gpu_check(dw, "dw", h, gpu_bound(1, c->n));
+  if (dbias) gpu_check(dbias, "dbias", c->experts, gpu_bound_f32(c->n));
 }
 
-static void check_route(const route_case_t *c, int32_t dtype) {
+static void check_route(const route_case_t *c, const route_kind_t *kind, int32_t dtype) {
+  if (!route_possible(c, &kind->router)) return;
   backend_limits_t limits = {.rows = c->n, .hidden = c->hidden, .experts = c->experts,
                              .top_k = c->top_k, .training = 1};
-  gpu_begin(dtype, limits, "route n %lld, hidden %lld, %lld of %lld, capacity %lld",
+  gpu_begin(dtype, limits, "route n %lld, hidden %lld, %lld of %lld, capacity %lld, %s",
             (long long)c->n, (long long)c->hidden, (long long)c->top_k, (long long)c->experts,
-            (long long)c->capacity);
-  route_tensors_t t = route_make(c);
+            (long long)c->capacity, kind->name);
+  route_tensors_t t = route_make(c, kind);
   route_avoid_ties(c, &t);
   check_route_forward(c, &t);
   check_route_backward(c, &t);
@@ -191,8 +255,9 @@ static void check_route(const route_case_t *c, int32_t dtype) {
 
 static void test_route(void **state) {
   (void)state;
-  for (size_t i = 0; i < 2 * LENGTH(route_cases); i++)
-    check_route(&route_cases[i / 2], gpu_dtypes[i % 2]);
+  for (size_t k = 0; k < LENGTH(route_kinds); k++)
+    for (size_t i = 0; i < 2 * LENGTH(route_cases); i++)
+      check_route(&route_cases[i / 2], &route_kinds[k], gpu_dtypes[i % 2]);
 }
 
 static void check_router_loss(int64_t layers, int64_t experts, int32_t kind) {
