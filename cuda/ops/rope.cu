@@ -8,26 +8,20 @@
 template <typename T, int W, bool NEIGHBOURS>
 static __device__ __forceinline__ void rope_turn(T *head, int i, int half, const float (&cosine)[W],
                                                  const float (&sine)[W], float sign) {
-  constexpr int STEP = NEIGHBOURS ? 2 : 1, APART = NEIGHBOURS ? 1 : W;
+  constexpr bool MIXED = NEIGHBOURS && W > 1; /* both of each pair come in one access */
+  constexpr int STEP = MIXED ? 2 : 1, APART = MIXED ? 1 : W;
+  T *first = head + (NEIGHBOURS ? 2 * i : i), *second = NEIGHBOURS ? first + W : first + half;
   float x[2 * W];
-  if constexpr (NEIGHBOURS) {
-    wide_load<2 * W>(head + 2 * i, x);
-  } else {
-    wide_load<W>(head + i, *(float(*)[W])x);
-    wide_load<W>(head + half + i, *(float(*)[W])(x + W));
-  }
+  wide_load<W>(first, *(float(*)[W])x);
+  wide_load<W>(second, *(float(*)[W])(x + W));
 #pragma unroll
   for (int j = 0; j < W; j++) {
     float a = x[j * STEP], b = x[j * STEP + APART], turn = sign * sine[j];
     x[j * STEP] = a * cosine[j] - b * turn;
     x[j * STEP + APART] = b * cosine[j] + a * turn;
   }
-  if constexpr (NEIGHBOURS) {
-    wide_store<2 * W>(head + 2 * i, x);
-  } else {
-    wide_store<W>(head + i, *(float(*)[W])x);
-    wide_store<W>(head + half + i, *(float(*)[W])(x + W));
-  }
+  wide_store<W>(first, *(float(*)[W])x);
+  wide_store<W>(second, *(float(*)[W])(x + W));
 }
 
 /* Positions and their table come from the host: those of a thread's first item are read ahead. */
