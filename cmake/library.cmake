@@ -5,12 +5,13 @@ file(GLOB vec_sources CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/cpu/vec/*.c)
 list(REMOVE_ITEM sources ${vec_sources})
 
 # One object library, with the include paths of the core and of the CPU backend.
+set(packages PkgConfig::JANSSON PkgConfig::PCRE2 PkgConfig::UTF8PROC)
 function(moenn_objects name)
   add_library(${name} OBJECT ${ARGN})
   target_include_directories(${name} PRIVATE
     ${PROJECT_SOURCE_DIR}/include ${PROJECT_SOURCE_DIR}/lib ${PROJECT_SOURCE_DIR}/cpu)
   target_compile_options(${name} PRIVATE -ffunction-sections -fdata-sections)
-  target_link_libraries(${name} PRIVATE Threads::Threads PkgConfig::JANSSON)
+  target_link_libraries(${name} PRIVATE Threads::Threads ${packages})
 endfunction()
 
 moenn_objects(moenn_core ${sources})
@@ -52,11 +53,11 @@ target_link_options(moenn PRIVATE
 if(NOT MOENN_SANITIZE) # clang keeps the sanitizers' own symbols in the program, not in the library
   target_link_options(moenn PRIVATE LINKER:--no-undefined)
 endif()
-target_link_libraries(moenn PRIVATE PkgConfig::JANSSON Threads::Threads m ${CMAKE_DL_LIBS})
+target_link_libraries(moenn PRIVATE ${packages} Threads::Threads m ${CMAKE_DL_LIBS})
 
 add_library(moenn_static STATIC ${objects})
 set_target_properties(moenn_static PROPERTIES OUTPUT_NAME moenn)
-target_link_libraries(moenn_static PRIVATE PkgConfig::JANSSON Threads::Threads m ${CMAKE_DL_LIBS})
+target_link_libraries(moenn_static PRIVATE ${packages} Threads::Threads m ${CMAKE_DL_LIBS})
 
 foreach(target moenn moenn_static)
   target_include_directories(${target} PUBLIC

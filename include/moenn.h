@@ -805,7 +805,11 @@ NN_API nn_status_t nn_schedule_lr(const nn_schedule_t *schedule, int64_t step, f
  * Tokenizer
  * --------------------------------------------------------------------------------------------- */
 
-/** Text to ids and back. Immutable: may be used from several threads at once. */
+/** Text to ids and back. Immutable: may be used from several threads at once.
+ *
+ *  Text is any string of less than 4 GiB. Where it is not UTF-8, byte-level tokenizers (those of
+ *  GPT-2, Llama 3, Qwen and the like, with at most a Unicode normal form before) encode its bytes as
+ *  they are and give them back; all others see U+FFFD for each malformed part. */
 typedef struct nn_tokenizer nn_tokenizer_t;
 
 /** Ids of the byte tokenizer's specials; its vocabulary has NN_BYTE_VOCAB ids. */
@@ -816,28 +820,114 @@ enum {
   NN_BYTE_VOCAB = 259 /**< Ids in all. */
 };
 
-/** Makes the byte tokenizer: id = byte, and the specials above. Encoding never makes specials. */
+/** Makes the byte tokenizer: id = byte, and the specials above, spelt <|bos|>, <|eos|>, <|pad|>. */
 NN_API nn_status_t nn_tokenizer_create_bytes(nn_tokenizer_t **tokenizer);
+
+/** Loads a tokenizer from a tokenizer.json file, or from a folder that holds one, whose
+ *  tokenizer_config.json then names the special tokens. What a file is, its content decides.
+ *
+ *  Models: BPE, Unigram, WordPiece, WordLevel, with the normalizers, pre-tokenizers, post-processors
+ *  and decoders of the tokenizers package (0.23); ids, offsets and text are the same as there.
+ *  Truncation and padding that a file asks for are left to the caller. NN_ERR_UNSUPPORTED names what
+ *  could change ids and is not understood. */
+NN_API nn_status_t nn_tokenizer_load(const char *path, nn_tokenizer_t **tokenizer);
 
 /** Gives the handle back. */
 NN_API void nn_tokenizer_destroy(nn_tokenizer_t *tokenizer);
 
-/** Ids in the vocabulary; 0 for NULL. */
+/** One past the largest id, added tokens among them; 0 for NULL. */
 NN_API int64_t nn_tokenizer_vocab_size(const nn_tokenizer_t *tokenizer);
 
-/** Encodes any byte string.
+/** Special tokens that programs ask for. */
+enum {
+  NN_TOKEN_BOS = 0, /**< Beginning of a text. */
+  NN_TOKEN_EOS = 1, /**< End of a text. */
+  NN_TOKEN_PAD = 2, /**< Padding. */
+  NN_TOKEN_UNK = 3  /**< What the vocabulary cannot express. */
+};
+
+/** The id of a special token (NN_TOKEN_ value); -1 when there is none or the files do not say. */
+NN_API int32_t nn_tokenizer_special(const nn_tokenizer_t *tokenizer, int32_t which);
+
+/** The id of a token as the vocabulary spells it, such as "\xC4\xA0the" for " the" in byte-level
+ *  ones; -1: no token is spelt so. */
+NN_API int32_t nn_tokenizer_id(const nn_tokenizer_t *tokenizer, const char *text, size_t bytes);
+
+/** How the vocabulary spells a token. NN_ERR_NOT_FOUND: no token has the id.
+ *  @param text  receives the spelling, ended by a NUL, which lives as long as the tokenizer.
+ *  @param bytes receives its length; may be NULL. */
+NN_API nn_status_t nn_tokenizer_token(const nn_tokenizer_t *tokenizer, int32_t id,
+                                      const char **text, size_t *bytes);
+
+/** Encodes a text: nn_tokenizer_encode_with() without options and offsets.
  *  @param ids   [capacity] receives the ids; may be NULL when capacity is 0.
  *  @param count receives the number of ids, also with NN_ERR_CAPACITY. */
 NN_API nn_status_t nn_tokenizer_encode(const nn_tokenizer_t *tokenizer, const char *text,
                                        size_t bytes, int32_t *ids, int64_t capacity,
                                        int64_t *count);
 
-/** Decodes ids; specials give no text. An id outside the vocabulary is NN_ERR_ARGUMENT.
+/** Options of nn_tokenizer_encode_with(). */
+typedef struct nn_encode_options_t {
+  size_t struct_size;    /**< sizeof this struct. */
+  int32_t add_special;   /**< 1: with the ids before and after it that the tokenizer's post-processor
+                              puts around a text. */
+  int32_t parse_special; /**< 1: a special token that the text spells becomes its id. 0: it is text
+                              like any other, as text from outside should be. Added tokens that are
+                              not special are found either way. */
+} nn_encode_options_t;
+
+/** Encodes a text.
+ *  @param options NULL: all zero.
+ *  @param ids     [capacity] receives the ids; may be NULL when capacity is 0.
+ *  @param offsets [capacity, 2] receives of each id where its text begins and ends, in bytes of the
+ *                 given text, whole characters; 0, 0 for those that add_special adds. Or NULL.
+ *  @param count   receives the number of ids, also with NN_ERR_CAPACITY. */
+NN_API nn_status_t nn_tokenizer_encode_with(const nn_tokenizer_t *tokenizer, const char *text,
+                                            size_t bytes, const nn_encode_options_t *options,
+                                            int32_t *ids, int64_t *offsets, int64_t capacity,
+                                            int64_t *count);
+
+/** Decodes ids: nn_tokenizer_decode_with() without options.
  *  @param text  [capacity] receives the bytes, without a NUL; may be NULL when capacity is 0.
  *  @param bytes receives the number of bytes, also with NN_ERR_CAPACITY. */
 NN_API nn_status_t nn_tokenizer_decode(const nn_tokenizer_t *tokenizer, const int32_t *ids,
                                        int64_t count, char *text, size_t capacity,
                                        size_t *bytes);
+
+/** Options of nn_tokenizer_decode_with(). */
+typedef struct nn_decode_options_t {
+  size_t struct_size;   /**< sizeof this struct. */
+  int32_t keep_special; /**< 1: special tokens give their spelling. 0: no text. */
+} nn_decode_options_t;
+
+/** Decodes ids. An id outside the vocabulary is NN_ERR_ARGUMENT. Byte-level tokenizers give the bytes
+ *  that the ids stand for, which need not be UTF-8.
+ *  @param options NULL: all zero.
+ *  @param text    [capacity] receives the bytes, without a NUL; may be NULL when capacity is 0.
+ *  @param bytes   receives the number of bytes, also with NN_ERR_CAPACITY. */
+NN_API nn_status_t nn_tokenizer_decode_with(const nn_tokenizer_t *tokenizer, const int32_t *ids,
+                                            int64_t count, const nn_decode_options_t *options,
+                                            char *text, size_t capacity, size_t *bytes);
+
+/** How far a text that grows id by id has been decoded. All zero but struct_size and keep_special at
+ *  its beginning; the rest is nn_tokenizer_decode_next()'s. */
+typedef struct nn_decode_stream_t {
+  size_t struct_size;   /**< sizeof this struct. */
+  int32_t keep_special; /**< As in nn_decode_options_t. */
+  int64_t begin;        /**< The first id that later ones still depend on. */
+  int64_t given;        /**< Bytes given out of the text that begins there. */
+} nn_decode_stream_t;
+
+/** The text that has become certain since the last call with the same stream: whole characters, always
+ *  UTF-8, U+FFFD for bytes that form none. The texts of all calls, end to end, are the decoded text.
+ *  @param ids    [count] all ids so far, the earlier ones as in the calls before.
+ *  @param finish 1: no more will come, so that an unfinished character at the end is U+FFFD.
+ *  @param text   [capacity] receives the bytes, without a NUL; may be NULL when capacity is 0.
+ *  @param bytes  receives their number, also with NN_ERR_CAPACITY, which leaves the stream alone. */
+NN_API nn_status_t nn_tokenizer_decode_next(const nn_tokenizer_t *tokenizer,
+                                            nn_decode_stream_t *stream, const int32_t *ids,
+                                            int64_t count, int32_t finish, char *text,
+                                            size_t capacity, size_t *bytes);
 
 /* ------------------------------------------------------------------------------------------------
  * Dataset: a token stream cut into windows

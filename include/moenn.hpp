@@ -16,6 +16,7 @@
 #ifndef MOENN_HPP
 #define MOENN_HPP
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
@@ -61,6 +62,8 @@ using model_config = sized<nn_model_config_t>;
 using byte_plan = sized<nn_plan_t>;
 using train_options = sized<nn_train_options_t>;
 using session_options = sized<nn_session_options_t>;
+using encode_options = sized<nn_encode_options_t>;
+using decode_options = sized<nn_decode_options_t>;
 using file_options = sized<nn_file_options_t>;
 using loss_info = sized<nn_loss_t>;
 using expert_info = sized<nn_expert_stats_t>;
@@ -383,25 +386,98 @@ class optim : public detail::handle<nn_optim_t, nn_optim_destroy> {
 class tokenizer : public detail::handle<nn_tokenizer_t, nn_tokenizer_destroy> {
  public:
   /** Each byte an id. */
-  static tokenizer bytes() { return tokenizer(nn_tokenizer_create_bytes); }
+  static tokenizer bytes() { return {nn_tokenizer_create_bytes}; }
+  /** A tokenizer file, or the folder that holds one. */
+  static tokenizer load(const std::string &path) { return {nn_tokenizer_load, path.c_str()}; }
   std::int64_t vocab_size() const noexcept { return nn_tokenizer_vocab_size(get()); }
+  /** The id of an NN_TOKEN_; -1: none. */
+  std::int32_t special(std::int32_t which) const noexcept { return nn_tokenizer_special(get(), which); }
+  /** The id of a token as the vocabulary spells it; -1: none. */
+  std::int32_t id(std::string_view token) const noexcept {
+    return nn_tokenizer_id(get(), token.data(), token.size());
+  }
+  /** How the vocabulary spells a token; it lives as long as the tokenizer. */
+  std::string_view token(std::int32_t id) const {
+    const char *text = nullptr;
+    std::size_t bytes = 0;
+    check(nn_tokenizer_token(get(), id, &text, &bytes));
+    return {text, bytes};
+  }
   std::vector<std::int32_t> encode(std::string_view text) const {
-    return filled<std::vector<std::int32_t>, std::int64_t>(nn_tokenizer_encode, text.data(), text.size());
+    return filled<std::vector<std::int32_t>, std::int64_t>([&](auto data, auto room, auto *count) {
+      return nn_tokenizer_encode(get(), text.data(), text.size(), data, room, count);
+    });
+  }
+  std::vector<std::int32_t> encode(std::string_view text, const encode_options &options) const {
+    return filled<std::vector<std::int32_t>, std::int64_t>([&](auto data, auto room, auto *count) {
+      return nn_tokenizer_encode_with(get(), text.data(), text.size(), &options, data, nullptr, room, count);
+    });
+  }
+  /** The same, and where the text of each id begins and ends, in bytes. */
+  std::pair<std::vector<std::int32_t>, std::vector<std::array<std::int64_t, 2>>> encode_offsets(
+      std::string_view text, const encode_options &options = {}) const {
+    auto all = encode(text, options);
+    std::vector<std::array<std::int64_t, 2>> offsets(all.size());
+    auto count = static_cast<std::int64_t>(all.size());
+    check(nn_tokenizer_encode_with(get(), text.data(), text.size(), &options, all.data(),
+                                   offsets.empty() ? nullptr : offsets.data()->data(), count, &count));
+    return {std::move(all), std::move(offsets)};
   }
   std::string decode(ids tokens) const {
-    return filled<std::string, std::size_t>(nn_tokenizer_decode, tokens.data(), tokens.count());
+    return filled<std::string, std::size_t>([&](auto data, auto room, auto *count) {
+      return nn_tokenizer_decode(get(), tokens.data(), tokens.count(), data, room, count);
+    });
+  }
+  std::string decode(ids tokens, const decode_options &options) const {
+    return filled<std::string, std::size_t>([&](auto data, auto room, auto *count) {
+      return nn_tokenizer_decode_with(get(), tokens.data(), tokens.count(), &options, data, room, count);
+    });
   }
 
  private:
-  explicit tokenizer(decltype(nn_tokenizer_create_bytes) *make) : handle(nullptr, make) {}
-  template <class Container, class Count, class F, class Data, class Size>
-  Container filled(F *convert, Data data, Size size) const {
+  friend class text_stream;
+  template <class F, class... Args>
+  tokenizer(F *make, Args... args) : handle(nullptr, make, args...) {}
+  /** What convert(data, room, &count) writes, whose size it says first. */
+  template <class Container, class Count, class F>
+  static Container filled(F &&convert) {
     Count count = 0;
-    if (nn_status_t status = convert(get(), data, size, nullptr, 0, &count); status != NN_ERR_CAPACITY) check(status);
+    typename Container::value_type *none = nullptr;
+    if (nn_status_t status = convert(none, Count{0}, &count); status != NN_ERR_CAPACITY) check(status);
     Container all(static_cast<std::size_t>(count), typename Container::value_type());
-    check(convert(get(), data, size, all.data(), count, &count));
+    check(convert(all.data(), count, &count));
+    all.resize(static_cast<std::size_t>(count));
     return all;
   }
+};
+
+/** Ids to text one by one, each piece as soon as its characters are whole. The tokenizer must live as long. */
+class text_stream {
+ public:
+  explicit text_stream(const tokenizer &of, bool keep_special = false) : of_(&of) {
+    state_.keep_special = keep_special;
+  }
+  /** The text that has become certain with one more id. */
+  std::string push(std::int32_t id) {
+    window_.push_back(id);
+    std::string text = next(false);
+    window_.erase(window_.begin(), window_.begin() + static_cast<std::ptrdiff_t>(state_.begin));
+    state_.begin = 0;
+    return text;
+  }
+  /** The rest; what ends within a character ends with U+FFFD. */
+  std::string finish() { return next(true); }
+
+ private:
+  std::string next(bool finish) {
+    return tokenizer::filled<std::string, std::size_t>([&](auto data, auto room, auto *count) {
+      return nn_tokenizer_decode_next(of_->get(), &state_, window_.data(), static_cast<std::int64_t>(window_.size()),
+                                      finish, data, room, count);
+    });
+  }
+  const tokenizer *of_;
+  sized<nn_decode_stream_t> state_;
+  std::vector<std::int32_t> window_;
 };
 
 /** A token stream cut into windows. */

@@ -53,6 +53,8 @@ need_build() {
   need ninja-build "ninja" has ninja
   need pkg-config "pkg-config" has pkg-config
   need libjansson-dev "jansson (jansson.h)" has_header jansson.h
+  need libpcre2-dev "PCRE2 (pcre2.h, pcre2posix.h)" has_header pcre2posix.h
+  need libutf8proc-dev "utf8proc (utf8proc.h)" has_header utf8proc.h
 }
 
 # Older systems package an older CMake: then one from PyPI, inside build/.

@@ -26,8 +26,21 @@ type Tokenizer struct {
 
 // NewByteTokenizer makes the tokenizer whose ids are bytes, and the specials above.
 func NewByteTokenizer() (*Tokenizer, error) {
+	return newTokenizer(func(ptr **C.nn_tokenizer_t) C.nn_status_t { return C.nn_tokenizer_create_bytes(ptr) })
+}
+
+// LoadTokenizer loads a tokenizer file, or the folder that holds one.
+func LoadTokenizer(path string) (*Tokenizer, error) {
+	cpath, err := cstring(path)
+	if err != nil {
+		return nil, err
+	}
+	return newTokenizer(func(ptr **C.nn_tokenizer_t) C.nn_status_t { return C.nn_tokenizer_load(cpath, ptr) })
+}
+
+func newTokenizer(make func(ptr **C.nn_tokenizer_t) C.nn_status_t) (*Tokenizer, error) {
 	t := &Tokenizer{}
-	if err := call(func() C.nn_status_t { return C.nn_tokenizer_create_bytes(&t.ptr) }); err != nil {
+	if err := call(func() C.nn_status_t { return make(&t.ptr) }); err != nil {
 		return nil, err
 	}
 	ptr := t.ptr
@@ -53,10 +66,81 @@ func (t *Tokenizer) with(f func() error) error {
 	return f()
 }
 
-// VocabSize is the number of ids in the vocabulary.
+// VocabSize is one past the largest id.
 func (t *Tokenizer) VocabSize() (size int) {
 	_ = t.with(func() error { size = int(C.nn_tokenizer_vocab_size(t.ptr)); return nil })
 	return size
+}
+
+// SpecialToken is a token that programs ask for.
+type SpecialToken int32
+
+// Special tokens.
+const (
+	BOS SpecialToken = C.NN_TOKEN_BOS // Beginning of a text.
+	EOS SpecialToken = C.NN_TOKEN_EOS // End of a text.
+	Pad SpecialToken = C.NN_TOKEN_PAD // Padding.
+	Unk SpecialToken = C.NN_TOKEN_UNK // What the vocabulary cannot express.
+)
+
+// Special is the id of a special token; -1 when there is none.
+func (t *Tokenizer) Special(which SpecialToken) int32 {
+	id := int32(-1)
+	_ = t.with(func() error { id = int32(C.nn_tokenizer_special(t.ptr, C.int32_t(which))); return nil })
+	return id
+}
+
+// ID is the id of a token as the vocabulary spells it; -1 when there is none.
+func (t *Tokenizer) ID(token string) int32 {
+	id := int32(-1)
+	data := *(**C.char)(unsafe.Pointer(&token))
+	_ = t.with(func() error {
+		id = int32(C.nn_tokenizer_id(t.ptr, data, C.size_t(len(token))))
+		return nil
+	})
+	runtime.KeepAlive(token)
+	return id
+}
+
+// Token is how the vocabulary spells a token.
+func (t *Tokenizer) Token(id int32) (token string, err error) {
+	err = t.with(func() error {
+		var text *C.char
+		var bytes C.size_t
+		err := call(func() C.nn_status_t { return C.nn_tokenizer_token(t.ptr, C.int32_t(id), &text, &bytes) })
+		if err == nil {
+			token = C.GoStringN(text, C.int(bytes))
+		}
+		return err
+	})
+	return token, err
+}
+
+// EncodeOptions are options of EncodeWith.
+type EncodeOptions struct {
+	AddSpecial   bool // With the ids that the tokenizer puts around a text.
+	ParseSpecial bool // Special tokens that the text spells become their ids.
+}
+
+// EncodeWith gives the ids of a text and, of each, where its text begins and ends, in bytes.
+func (t *Tokenizer) EncodeWith(text string, options EncodeOptions) (ids []int32, offsets [][2]int64, err error) {
+	c := C.nn_encode_options_t{struct_size: C.sizeof_nn_encode_options_t,
+		add_special: toInt32(options.AddSpecial), parse_special: toInt32(options.ParseSpecial)}
+	data := *(**C.char)(unsafe.Pointer(&text))
+	err = grow(&ids, len(text), func(room []int32) (int, error) {
+		var count C.int64_t
+		offsets = make([][2]int64, len(room))
+		err := t.do(func() C.nn_status_t {
+			return C.nn_tokenizer_encode_with(t.ptr, data, C.size_t(len(text)), &c, (*C.int32_t)(first(room)),
+				(*C.int64_t)(first(offsets)), C.int64_t(len(room)), &count)
+		})
+		return int(count), err
+	})
+	runtime.KeepAlive(text)
+	if err != nil {
+		return nil, nil, err
+	}
+	return ids, offsets[:len(ids)], nil
 }
 
 // Encode appends the ids of a text to ids.
@@ -84,6 +168,61 @@ func (t *Tokenizer) Decode(text []byte, ids []int32) ([]byte, error) {
 		})
 		return int(bytes), err
 	})
+	return text, err
+}
+
+// DecodeSpecial is Decode with the spelling of special tokens.
+func (t *Tokenizer) DecodeSpecial(text []byte, ids []int32) ([]byte, error) {
+	c := C.nn_decode_options_t{struct_size: C.sizeof_nn_decode_options_t, keep_special: 1}
+	err := grow(&text, len(ids), func(room []byte) (int, error) {
+		var bytes C.size_t
+		err := t.do(func() C.nn_status_t {
+			return C.nn_tokenizer_decode_with(t.ptr, (*C.int32_t)(first(ids)), C.int64_t(len(ids)), &c,
+				(*C.char)(first(room)), C.size_t(len(room)), &bytes)
+		})
+		return int(bytes), err
+	})
+	return text, err
+}
+
+// TextStream turns ids into text one by one: each piece as soon as its characters are whole.
+type TextStream struct {
+	tokenizer *Tokenizer
+	state     C.nn_decode_stream_t
+	window    []int32
+}
+
+// NewTextStream begins a text; with keepSpecial special tokens give their spelling.
+func (t *Tokenizer) NewTextStream(keepSpecial bool) *TextStream {
+	state := C.nn_decode_stream_t{struct_size: C.sizeof_nn_decode_stream_t, keep_special: toInt32(keepSpecial)}
+	return &TextStream{tokenizer: t, state: state}
+}
+
+// Push appends to text what has become certain with one more id.
+func (s *TextStream) Push(text []byte, id int32) ([]byte, error) {
+	s.window = append(s.window, id)
+	text, err := s.next(text, 0)
+	s.window = append(s.window[:0], s.window[s.state.begin:]...) // nothing to come depends on the others
+	s.state.begin = 0
+	return text, err
+}
+
+// Finish appends the rest to text; what ends within a character ends with U+FFFD.
+func (s *TextStream) Finish(text []byte) ([]byte, error) {
+	return s.next(text, 1)
+}
+
+func (s *TextStream) next(text []byte, finish C.int32_t) ([]byte, error) {
+	state := s.state // C gets no pointer to what holds Go pointers
+	err := grow(&text, 64, func(room []byte) (int, error) {
+		var bytes C.size_t
+		err := s.tokenizer.do(func() C.nn_status_t {
+			return C.nn_tokenizer_decode_next(s.tokenizer.ptr, &state, (*C.int32_t)(first(s.window)),
+				C.int64_t(len(s.window)), finish, (*C.char)(first(room)), C.size_t(len(room)), &bytes)
+		})
+		return int(bytes), err
+	})
+	s.state = state
 	return text, err
 }
 

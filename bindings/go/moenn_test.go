@@ -442,6 +442,50 @@ func TestLLMC(t *testing.T) {
 	fails(t, testModel(t, d, 1).SaveLLMC(bg, path, nil), ErrUnsupported)
 }
 
+// The text of ids, one by one.
+func streamed(t *testing.T, tokenizer *Tokenizer, ids []int32) (text []byte) {
+	stream := tokenizer.NewTextStream(false)
+	for _, id := range ids {
+		text = must[[]byte](t)(stream.Push(text, id))
+	}
+	return must[[]byte](t)(stream.Finish(text))
+}
+
+func TestSpecialTokens(t *testing.T) {
+	b := must[*Tokenizer](t)(NewByteTokenizer())
+	defer b.Close()
+	equal(t, b.Special(BOS), int32(ByteBOS))
+	equal(t, b.Special(EOS), int32(ByteEOS))
+	equal(t, b.Special(Pad), int32(BytePad))
+	equal(t, b.Special(Unk), int32(-1))
+	equal(t, must[string](t)(b.Token(ByteEOS)), "<|eos|>")
+	equal(t, b.ID("<|eos|>"), int32(ByteEOS))
+	equal(t, b.ID("eos"), int32(-1))
+	ids, places, err := b.EncodeWith("é<|eos|>", EncodeOptions{ParseSpecial: true, AddSpecial: true})
+	ok(t, err)
+	equal(t, ids, []int32{0xC3, 0xA9, ByteEOS})
+	equal(t, places, [][2]int64{{0, 2}, {0, 2}, {2, 9}})
+	equal(t, string(must[[]byte](t)(b.DecodeSpecial(nil, ids))), "é<|eos|>")
+	equal(t, string(streamed(t, b, append(ids, 0xE2))), "é\uFFFD")
+	stream := b.NewTextStream(true)
+	equal(t, string(must[[]byte](t)(stream.Push(nil, 0xC3))), "")
+	equal(t, string(must[[]byte](t)(stream.Push(nil, 0xA9))), "é")
+	equal(t, string(must[[]byte](t)(stream.Push(nil, ByteEOS))), "<|eos|>")
+}
+
+func TestLoadTokenizer(t *testing.T) {
+	folder := t.TempDir()
+	model := `{"model": {"type": "WordLevel", "vocab": {"a": 0, "?": 1}, "unk_token": "?"}}`
+	ok(t, os.WriteFile(filepath.Join(folder, "tokenizer.json"), []byte(model), 0o600))
+	tokenizer := must[*Tokenizer](t)(LoadTokenizer(folder))
+	defer tokenizer.Close()
+	equal(t, must[[]int32](t)(tokenizer.Encode(nil, "b")), []int32{1})
+	equal(t, tokenizer.Special(Unk), int32(1))
+	if _, err := LoadTokenizer(filepath.Join(folder, "none")); !errors.Is(err, ErrNotFound) {
+		t.Errorf("a tokenizer that is not there: %v", err)
+	}
+}
+
 func TestTokenizer(t *testing.T) {
 	b := must[*Tokenizer](t)(NewByteTokenizer())
 	equal(t, b.VocabSize(), ByteVocab)
@@ -557,7 +601,7 @@ func TestSession(t *testing.T) {
 	reason = must[StopReason](t)(s.GenerateText(bg, &text, bytesTokenizer, 1, "ab",
 		&GenerateOptions{Sampling: sampling, MaxTokens: 5}))
 	equal(t, reason, StopLength)
-	equal(t, text.Bytes(), must[[]byte](t)(bytesTokenizer.Decode(nil, made)))
+	equal(t, text.Bytes(), streamed(t, bytesTokenizer, made))
 	ok(t, s.Truncate(1, 0))
 	_, err = s.GenerateText(bg, failingWriter{}, bytesTokenizer, 1, "ab", nil)
 	fails(t, err, io.ErrShortWrite)

@@ -158,8 +158,8 @@ func (s *Session) Generate(ctx context.Context, sequence int, prompt, tokens []i
 	return int(count), StopReason(reason), err
 }
 
-// GenerateText generates after a prompt and writes the text as it comes, token by token, which may be
-// less than a character. A write that fails ends it with the writer's error.
+// GenerateText generates after a prompt and writes the text as it comes, in whole characters. A write that
+// fails ends it with the writer's error.
 func (s *Session) GenerateText(ctx context.Context, w io.Writer, tokenizer *Tokenizer, sequence int,
 	prompt string, options *GenerateOptions) (StopReason, error) {
 	ids, err := tokenizer.Encode(nil, prompt)
@@ -172,13 +172,19 @@ func (s *Session) GenerateText(ctx context.Context, w io.Writer, tokenizer *Toke
 	}
 	var text []byte
 	var failed error
+	stream := tokenizer.NewTextStream(false)
 	streaming.OnToken = func(token int32, index int64) bool {
-		if text, failed = tokenizer.Decode(text[:0], []int32{token}); failed == nil {
+		if text, failed = stream.Push(text[:0], token); failed == nil && len(text) > 0 {
 			_, failed = w.Write(text)
 		}
 		return failed == nil && (options == nil || options.OnToken == nil || options.OnToken(token, index))
 	}
 	_, reason, err := s.Generate(ctx, sequence, ids, nil, &streaming)
+	if failed == nil {
+		if text, failed = stream.Finish(text[:0]); failed == nil && len(text) > 0 {
+			_, failed = w.Write(text)
+		}
+	}
 	if failed != nil {
 		err = failed
 	}

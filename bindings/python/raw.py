@@ -32,6 +32,7 @@ ENUMS = {
     "NN_MOMENT_FIRST": ("Moment", "IntEnum", ("NN_MOMENT_",)),
     "NN_SCHEDULE_CONSTANT": ("ScheduleKind", "IntEnum", ("NN_SCHEDULE_",)),
     "NN_BYTE_BOS": ("ByteToken", "IntEnum", ("NN_BYTE_",)),
+    "NN_TOKEN_BOS": ("SpecialToken", "IntEnum", ("NN_TOKEN_",)),
     "NN_STOP_LENGTH": ("Stop", "IntEnum", ("NN_STOP_",)),
 }
 

@@ -1,5 +1,6 @@
-/* The byte map of byte-level vocabularies: a printable character for each byte. 33 to 126, 161 to 172
- * and 174 to 255 stand for themselves as code points; the others, in order, are U+0100, U+0101, ... */
+/* The byte map of byte-level vocabularies: a printable character for each byte. 33 to 126, 161 to
+ * 172 and 174 to 255 stand for themselves as code points; the others, in order, are U+0100, U+0101,
+ * ... */
 #ifndef NN_TEXT_BYTEMAP_H
 #define NN_TEXT_BYTEMAP_H
 

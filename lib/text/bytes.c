@@ -1,41 +1,31 @@
 #include "text/bytes.h"
 
-#include "base/mem.h"
+#include "text/bytemap.h"
 
-static nn_status_t bytes_encode(const nn_tokenizer_t *tokenizer, const char *text, size_t bytes,
-                                int32_t *ids, int64_t capacity, int64_t *count) {
-  (void)tokenizer;
-  *count = (int64_t)bytes;
-  if (*count > capacity)
-    return status_fail(NN_ERR_CAPACITY, "nn_tokenizer_encode: %zu ids do not fit into %lld", bytes,
-                       (long long)capacity);
-  for (size_t i = 0; i < bytes; i++) ids[i] = (unsigned char)text[i];
-  return NN_OK;
+static nn_status_t describe(pipeline_t *pipeline) {
+  static const added_token_t specials[] = {
+      {.content = {"<|bos|>", 7}, .id = NN_BYTE_BOS, .special = true},
+      {.content = {"<|eos|>", 7}, .id = NN_BYTE_EOS, .special = true},
+      {.content = {"<|pad|>", 7}, .id = NN_BYTE_PAD, .special = true},
+  };
+  for (int byte = 0; byte < 256; byte++) {
+    char text[2];
+    const size_t bytes = bytemap_write((unsigned char)byte, text);
+    STATUS_TRY(pipeline_add_token(pipeline, (text_t){text, bytes}, byte, 0));
+  }
+  for (int i = 0; i < 3; i++) {
+    STATUS_TRY(pipeline_add_added(pipeline, &specials[i]));
+    pipeline->special[NN_TOKEN_BOS + i] = specials[i].id;
+  }
+  STATUS_TRY(pipeline_add_pre(pipeline, &(pre_step_t){.kind = PRE_BYTE_LEVEL}));
+  return pipeline_add_decoder(pipeline, &(decoder_step_t){.kind = DECODE_BYTE_LEVEL});
 }
-
-static nn_status_t bytes_decode(const nn_tokenizer_t *tokenizer, const int32_t *ids, int64_t count,
-                                char *text, size_t capacity, size_t *bytes) {
-  (void)tokenizer;
-  size_t needed = 0, written = 0;
-  for (int64_t i = 0; i < count; i++) needed += ids[i] < NN_BYTE_BOS;
-  *bytes = needed;
-  if (needed > capacity)
-    return status_fail(NN_ERR_CAPACITY, "nn_tokenizer_decode: %zu bytes do not fit into %zu",
-                       needed, capacity);
-  for (int64_t i = 0; i < count; i++)
-    if (ids[i] < NN_BYTE_BOS) text[written++] = (char)ids[i];
-  return NN_OK;
-}
-
-static void bytes_destroy(nn_tokenizer_t *tokenizer) { mem_free(tokenizer); }
 
 nn_status_t bytes_create(nn_tokenizer_t **tokenizer) {
-  void *made;
-  STATUS_TRY(mem_alloc(1, sizeof **tokenizer, &made));
-  *tokenizer = made;
-  **tokenizer = (nn_tokenizer_t){.vocab_size = NN_BYTE_VOCAB,
-                                 .encode = bytes_encode,
-                                 .decode = bytes_decode,
-                                 .destroy = bytes_destroy};
-  return NN_OK;
+  pipeline_t pipeline;
+  pipeline_init(&pipeline);
+  nn_status_t status = describe(&pipeline);
+  if (status == NN_OK) return tokenizer_create(&pipeline, tokenizer);
+  pipeline_free(&pipeline);
+  return status;
 }

@@ -36,8 +36,8 @@ typedef struct text_index {
 /* 64 bits that depend on every byte and on the seed. */
 uint64_t text_hash(uint64_t seed, const char *data, size_t bytes);
 
-/* value >= 0 becomes what the string leads to, in place of an earlier one. The string itself stays the
- * caller's and must outlive the table. */
+/* value >= 0 becomes what the string leads to, in place of an earlier one. The string itself stays
+ * the caller's and must outlive the table. */
 nn_status_t text_index_put(text_index_t *index, text_t text, int32_t value);
 int32_t text_index_get(const text_index_t *index, text_t text); /* -1: not there */
 void text_index_free(text_index_t *index);

@@ -50,7 +50,10 @@ enum {
   NORMALIZE_APPEND,        /* content after a text that is not empty */
   NORMALIZE_NMT,           /* control characters removed, odd spaces made plain */
   NORMALIZE_BERT,          /* clean_text, chinese_chars, strip_accents, lowercase, in that order */
-  NORMALIZE_CHARSMAP,      /* content: the bytes of a precompiled_charsmap of SentencePiece */
+  NORMALIZE_CHARSMAP,      /* content: the bytes of a precompiled_charsmap of SentencePiece. The longest
+                              string of the map at each place is replaced; with graphemes, as the
+                              tokenizers package has it, each grapheme of up to 5 bytes by what the
+                              shortest beginning in the map says, else each character likewise */
   NORMALIZE_BYTE_LEVEL     /* each byte becomes its character of the byte map */
 };
 
@@ -60,6 +63,7 @@ typedef struct normalizer_step {
   text_t content;
   bool left, right;
   bool clean_text, chinese_chars, strip_accents, lowercase;
+  bool graphemes;
 } normalizer_step_t;
 
 /* ---- pre-tokenizer --------------------------------------------------------------------------- */
@@ -138,8 +142,8 @@ typedef struct token {
   double score; /* MODEL_UNIGRAM: log probability. Others: unused */
 } token_t;
 
-/* MODEL_BPE: the neighbours left and right (ids) may become the token `result`. Of all pairs in a word
- * the one of lowest rank is merged first; of equal ranks the leftmost. */
+/* MODEL_BPE: the neighbours left and right (ids) may become the token `result`. Of all pairs in a
+ * word the one of lowest rank is merged first; of equal ranks the leftmost. */
 typedef struct merge {
   int32_t left, right, result;
   uint32_t rank;
@@ -190,7 +194,8 @@ typedef struct pipeline {
   size_t added_count, added_capacity;
 
   /* Post-processor: ids before and after a text, when special tokens are asked for; and whether the
-   * offsets of tokens leave out white space at their ends (but a space that prefix_space put there). */
+   * offsets of tokens leave out white space at their ends (but a space that prefix_space put
+   * there). */
   int32_t *prefix, *suffix; /* [prefix_count], [suffix_count] */
   size_t prefix_count, prefix_capacity, suffix_count, suffix_capacity;
   bool trim_offsets, trim_prefix_space;

@@ -178,6 +178,21 @@ PIN(nn_schedule_t, float, min_lr, 16)
 PIN(nn_schedule_t, int64_t, warmup_steps, 24)
 PIN(nn_schedule_t, int64_t, total_steps, 32)
 
+SIZE(nn_encode_options_t, 16)
+PIN(nn_encode_options_t, size_t, struct_size, 0)
+PIN(nn_encode_options_t, int32_t, add_special, 8)
+PIN(nn_encode_options_t, int32_t, parse_special, 12)
+
+SIZE(nn_decode_options_t, 16)
+PIN(nn_decode_options_t, size_t, struct_size, 0)
+PIN(nn_decode_options_t, int32_t, keep_special, 8)
+
+SIZE(nn_decode_stream_t, 32)
+PIN(nn_decode_stream_t, size_t, struct_size, 0)
+PIN(nn_decode_stream_t, int32_t, keep_special, 8)
+PIN(nn_decode_stream_t, int64_t, begin, 16)
+PIN(nn_decode_stream_t, int64_t, given, 24)
+
 SIZE(nn_dataset_options_t, 56)
 PIN(nn_dataset_options_t, size_t, struct_size, 0)
 PIN(nn_dataset_options_t, int64_t, batch, 8)
@@ -316,6 +331,11 @@ IS(NN_MOMENT_SECOND, 1)
 IS(NN_SCHEDULE_CONSTANT, 0)
 IS(NN_SCHEDULE_LINEAR, 1)
 IS(NN_SCHEDULE_COSINE, 2)
+
+IS(NN_TOKEN_BOS, 0)
+IS(NN_TOKEN_EOS, 1)
+IS(NN_TOKEN_PAD, 2)
+IS(NN_TOKEN_UNK, 3)
 
 IS(NN_BYTE_BOS, 256)
 IS(NN_BYTE_EOS, 257)

@@ -42,13 +42,14 @@ export PKG_CONFIG_PATH
 "$CC" -std=c11 "$here/consumer/main.c" $(pkg-config --cflags --libs moenn) -o "$work/pc_shared"
 run "$work/pc_shared"
 
-if echo 'int main(void) { return 0; }' | "$CC" -static -x c - -ljansson -o "$work/probe" 2>/dev/null; then
+if echo 'int main(void) { return 0; }' | "$CC" -static -x c - -ljansson -lpcre2-8 -lutf8proc \
+  -o "$work/probe" 2>/dev/null; then
   # shellcheck disable=SC2046
   "$CC" -std=c11 -static "$here/consumer/main.c" $(pkg-config --static --cflags --libs moenn) \
     -o "$work/pc_static"
   run "$work/pc_static"
 else
-  echo "static pkg-config link left out: this system has no static libc or jansson"
+  echo "static pkg-config link left out: this system has no static libc or package"
 fi
 
 "$CMAKE" -S "$here/consumer" -B "$work/consumer" -DCMAKE_PREFIX_PATH="$prefix" -DCMAKE_C_COMPILER="$CC" \

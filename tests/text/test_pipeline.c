@@ -1,5 +1,5 @@
-/* The description of a tokenizer: the byte map, the index of strings, tokens, merges, every allocation
- * failing in turn. */
+/* The description of a tokenizer: the byte map, the index of strings, tokens, merges, every
+ * allocation failing in turn. */
 #include "fixture.h"
 
 #include <stdio.h>

@@ -201,6 +201,15 @@ class ByteToken(IntEnum):
     VOCAB = 259
 
 
+class SpecialToken(IntEnum):
+    """Special tokens that programs ask for."""
+
+    BOS = 0
+    EOS = 1
+    PAD = 2
+    UNK = 3
+
+
 class Stop(IntEnum):
     """Why generation ended."""
 
@@ -574,6 +583,45 @@ class nn_schedule_t(ctypes.Structure):
     ]
 
 
+class nn_encode_options_t(ctypes.Structure):
+    """Options of nn_tokenizer_encode_with()."""
+
+    struct_size: int
+    add_special: int
+    parse_special: int
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("add_special", c_int32),
+        ("parse_special", c_int32),
+    ]
+
+
+class nn_decode_options_t(ctypes.Structure):
+    """Options of nn_tokenizer_decode_with()."""
+
+    struct_size: int
+    keep_special: int
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("keep_special", c_int32),
+    ]
+
+
+class nn_decode_stream_t(ctypes.Structure):
+    """How far a text that grows id by id has been decoded."""
+
+    struct_size: int
+    keep_special: int
+    begin: int
+    given: int
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("keep_special", c_int32),
+        ("begin", c_int64),
+        ("given", c_int64),
+    ]
+
+
 class nn_dataset_options_t(ctypes.Structure):
     """Options of the nn_dataset_ constructors."""
 
@@ -711,10 +759,17 @@ class Library:
     nn_optim_load: Callable[[Any, Optional[bytes]], int]
     nn_schedule_lr: Callable[[Any, int, Any], int]
     nn_tokenizer_create_bytes: Callable[[Any], int]
+    nn_tokenizer_load: Callable[[Optional[bytes], Any], int]
     nn_tokenizer_destroy: Callable[[Any], None]
     nn_tokenizer_vocab_size: Callable[[Any], int]
+    nn_tokenizer_special: Callable[[Any, int], int]
+    nn_tokenizer_id: Callable[[Any, Optional[bytes], int], int]
+    nn_tokenizer_token: Callable[[Any, int, Any, Any], int]
     nn_tokenizer_encode: Callable[[Any, Optional[bytes], int, Any, int, Any], int]
+    nn_tokenizer_encode_with: Callable[[Any, Optional[bytes], int, Any, Any, Any, int, Any], int]
     nn_tokenizer_decode: Callable[[Any, Any, int, Any, int, Any], int]
+    nn_tokenizer_decode_with: Callable[[Any, Any, int, Any, Any, int, Any], int]
+    nn_tokenizer_decode_next: Callable[[Any, Any, Any, int, int, Any, int, Any], int]
     nn_dataset_open_text: Callable[[Optional[bytes], Any, Any, Any], int]
     nn_dataset_open_tokens: Callable[[Optional[bytes], Any, Any], int]
     nn_dataset_from_tokens: Callable[[Any, int, Any, Any], int]
@@ -797,10 +852,17 @@ PROTOTYPES: list[tuple[str, Any, list[Any]]] = [
     ("nn_optim_load", c_int32, [c_void_p, c_char_p]),
     ("nn_schedule_lr", c_int32, [POINTER(nn_schedule_t), c_int64, c_void_p]),
     ("nn_tokenizer_create_bytes", c_int32, [c_void_p]),
+    ("nn_tokenizer_load", c_int32, [c_char_p, c_void_p]),
     ("nn_tokenizer_destroy", None, [c_void_p]),
     ("nn_tokenizer_vocab_size", c_int64, [c_void_p]),
+    ("nn_tokenizer_special", c_int32, [c_void_p, c_int32]),
+    ("nn_tokenizer_id", c_int32, [c_void_p, c_char_p, c_size_t]),
+    ("nn_tokenizer_token", c_int32, [c_void_p, c_int32, c_void_p, c_void_p]),
     ("nn_tokenizer_encode", c_int32, [c_void_p, c_char_p, c_size_t, c_void_p, c_int64, c_void_p]),
+    ("nn_tokenizer_encode_with", c_int32, [c_void_p, c_char_p, c_size_t, POINTER(nn_encode_options_t), c_void_p, c_void_p, c_int64, c_void_p]),
     ("nn_tokenizer_decode", c_int32, [c_void_p, c_void_p, c_int64, c_void_p, c_size_t, c_void_p]),
+    ("nn_tokenizer_decode_with", c_int32, [c_void_p, c_void_p, c_int64, POINTER(nn_decode_options_t), c_void_p, c_size_t, c_void_p]),
+    ("nn_tokenizer_decode_next", c_int32, [c_void_p, POINTER(nn_decode_stream_t), c_void_p, c_int64, c_int32, c_void_p, c_size_t, c_void_p]),
     ("nn_dataset_open_text", c_int32, [c_char_p, c_void_p, POINTER(nn_dataset_options_t), c_void_p]),
     ("nn_dataset_open_tokens", c_int32, [c_char_p, POINTER(nn_dataset_options_t), c_void_p]),
     ("nn_dataset_from_tokens", c_int32, [c_void_p, c_int64, POINTER(nn_dataset_options_t), c_void_p]),

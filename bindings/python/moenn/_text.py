@@ -1,9 +1,8 @@
 """Tokenizers and datasets."""
 from __future__ import annotations
 
-import codecs
-from ctypes import byref, c_int64, c_size_t, create_string_buffer
-from typing import Any, Callable, Iterable, Iterator, NamedTuple, Optional, Tuple, Union
+from ctypes import byref, c_int64, c_size_t, c_void_p, create_string_buffer, string_at
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,8 @@ from ._errors import ArgumentError
 from ._handle import Guard, Handle, Owner, receive
 from ._library import check, lib
 from ._model import Path
-from ._raw import Status, nn_dataset_info_t, nn_dataset_options_t
+from ._raw import (SpecialToken, Status, nn_dataset_info_t, nn_dataset_options_t,
+                   nn_decode_options_t, nn_decode_stream_t, nn_encode_options_t)
 from ._struct import Ids, make, path_bytes, read, token_ids
 
 
@@ -23,52 +23,116 @@ class Tokenizer(Handle):
         """The byte tokenizer: id = byte, and the specials of ByteToken."""
         self._owner = Owner(receive(lib.nn_tokenizer_create_bytes), lib.nn_tokenizer_destroy)
 
+    @classmethod
+    def load(cls, path: Path) -> Tokenizer:
+        """A tokenizer file, or the folder that holds one."""
+        tokenizer = cls.__new__(cls)
+        tokenizer._owner = Owner(receive(lib.nn_tokenizer_load, path_bytes(path)),
+                                 lib.nn_tokenizer_destroy)
+        return tokenizer
+
     @property
     def vocab_size(self) -> int:
-        """Ids in the vocabulary."""
+        """One past the largest id."""
         return self._value(lib.nn_tokenizer_vocab_size)
 
-    def encode(self, text: Union[str, bytes]) -> Ids:
-        """The ids of a text (as UTF-8) or of any bytes."""
+    def special(self, which: SpecialToken) -> Optional[int]:
+        """The id of a special token, where there is one."""
+        found = self._value(lib.nn_tokenizer_special, which)
+        return None if found < 0 else found
+
+    def id(self, text: str) -> Optional[int]:
+        """The id of a token as the vocabulary spells it."""
+        data = text.encode()
+        found = self._value(lib.nn_tokenizer_id, data, len(data))
+        return None if found < 0 else found
+
+    def token(self, id: int) -> str:
+        """How the vocabulary spells a token."""
+        text, size = c_void_p(), c_size_t()
+        owner = self._own()
+        check(lib.nn_tokenizer_token(owner.pointer, id, byref(text), byref(size)))
+        return string_at(text.value or 0, size.value).decode(errors="replace")
+
+    def encode(self, text: Union[str, bytes], *, add_special: bool = False,
+               parse_special: bool = False) -> Ids:
+        """The ids of a text (as UTF-8) or of any bytes.
+
+        add_special: with those that the tokenizer puts around a text. parse_special: special tokens that
+        the text spells become their ids.
+        """
+        return self._encode(text, add_special, parse_special, False)[0]
+
+    def encode_offsets(self, text: Union[str, bytes], *, add_special: bool = False,
+                       parse_special: bool = False) -> Tuple[Ids, npt.NDArray[np.int64]]:
+        """The ids, and [ids, 2] where the text of each begins and ends, in bytes."""
+        return self._encode(text, add_special, parse_special, True)
+
+    def _encode(self, text: Union[str, bytes], add_special: bool, parse_special: bool,
+                places: bool) -> Tuple[Ids, npt.NDArray[np.int64]]:
         data = text.encode() if isinstance(text, str) else bytes(text)
         owner, count = self._own(), c_int64()
-        ids = np.empty(len(data), np.int32)  # enough, where an id is at least a byte
+        options = make(nn_encode_options_t, add_special=int(add_special),
+                       parse_special=int(parse_special))
+        room = len(data) + 8  # enough for most, where an id is at least a byte
         while True:
-            status = lib.nn_tokenizer_encode(owner.pointer, data, len(data), ids.ctypes.data, len(ids),
-                                             byref(count))
+            ids, offsets = np.empty(room, np.int32), np.empty((room if places else 0, 2), np.int64)
+            status = lib.nn_tokenizer_encode_with(owner.pointer, data, len(data), byref(options),
+                                                  ids.ctypes.data,
+                                                  offsets.ctypes.data if places else None, room,
+                                                  byref(count))
             if status != Status.CAPACITY:
                 break
-            ids = np.empty(count.value, np.int32)
+            room = count.value
         check(status)
-        return ids[:count.value]
+        return ids[:count.value], offsets[:count.value]
 
-    def decode_bytes(self, ids: npt.ArrayLike) -> bytes:
-        """The bytes of ids; specials give none."""
+    def decode_bytes(self, ids: npt.ArrayLike, *, keep_special: bool = False) -> bytes:
+        """The bytes of ids; specials give none unless they are kept."""
         array, owner, count = token_ids(ids).reshape(-1), self._own(), c_size_t()
-        text = create_string_buffer(array.size + 1)
+        options = make(nn_decode_options_t, keep_special=int(keep_special))
+        text = create_string_buffer(4 * array.size + 1)
         while True:
-            status = lib.nn_tokenizer_decode(owner.pointer, array.ctypes.data, array.size, text,
-                                             len(text), byref(count))
+            status = lib.nn_tokenizer_decode_with(owner.pointer, array.ctypes.data, array.size,
+                                                  byref(options), text, len(text), byref(count))
             if status != Status.CAPACITY:
                 break
             text = create_string_buffer(count.value)
         check(status)
         return text.raw[:count.value]
 
-    def decode(self, ids: npt.ArrayLike, errors: str = "replace") -> str:
+    def decode(self, ids: npt.ArrayLike, errors: str = "replace", *,
+               keep_special: bool = False) -> str:
         """The text of ids; errors says what becomes of bytes that are not UTF-8."""
-        return self.decode_bytes(ids).decode(errors=errors)
+        return self.decode_bytes(ids, keep_special=keep_special).decode(errors=errors)
 
-    def stream(self, ids: Iterable[int]) -> Iterator[str]:
+    def stream(self, ids: Iterable[int], *, keep_special: bool = False) -> Iterator[str]:
         """The text of ids as they come: each piece as soon as its characters are whole."""
-        utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+        state = make(nn_decode_stream_t, keep_special=int(keep_special))
+        window: List[int] = []  # ids that the text to come still depends on
         for token in ids:
-            piece = utf8.decode(self.decode_bytes([token]))
+            window.append(int(token))
+            piece = self._next(state, window, False)
+            del window[:state.begin]
+            state.begin = 0
             if piece:
                 yield piece
-        rest = utf8.decode(b"", True)
+        rest = self._next(state, window, True)
         if rest:
             yield rest
+
+    def _next(self, state: nn_decode_stream_t, window: List[int], finish: bool) -> str:
+        array, owner, count = token_ids(window).reshape(-1), self._own(), c_size_t()
+        text = create_string_buffer(256)
+        while True:
+            status = lib.nn_tokenizer_decode_next(owner.pointer, byref(state), array.ctypes.data,
+                                                  array.size, int(finish), text, len(text),
+                                                  byref(count))
+            if status != Status.CAPACITY:
+                break
+            text = create_string_buffer(count.value)
+        check(status)
+        return text.raw[:count.value].decode()
 
 
 class DatasetInfo(NamedTuple):

@@ -1,5 +1,8 @@
+import json
 import struct
+import tempfile
 import unittest
+from pathlib import Path
 
 import moenn
 import numpy as np
@@ -19,6 +22,44 @@ class TextTest(Case):
                 tokenizer.decode([255], errors="strict")
             with self.assertRaises(moenn.ArgumentError):
                 tokenizer.decode([259])
+
+    def test_special_tokens(self) -> None:
+        tokenizer = moenn.Tokenizer()
+        self.assertEqual(tokenizer.special(moenn.SpecialToken.EOS), moenn.ByteToken.EOS)
+        self.assertIsNone(tokenizer.special(moenn.SpecialToken.UNK))
+        self.assertEqual(tokenizer.token(moenn.ByteToken.BOS), "<|bos|>")
+        self.assertEqual(tokenizer.token(ord(" ")), "\u0120")
+        self.assertEqual(tokenizer.id("\u0120"), ord(" "))
+        self.assertIsNone(tokenizer.id("ab"))
+        with self.assertRaises(moenn.NotFoundError):
+            tokenizer.token(259)
+        spelled = tokenizer.encode("a<|eos|>", parse_special=True)
+        self.assertEqual(spelled.tolist(), [ord("a"), moenn.ByteToken.EOS])
+        self.assertEqual(tokenizer.encode("a<|eos|>", add_special=True).size, 8)
+        self.assertEqual(tokenizer.decode(spelled), "a")
+        self.assertEqual(tokenizer.decode(spelled, keep_special=True), "a<|eos|>")
+        self.assertEqual("".join(tokenizer.stream(spelled, keep_special=True)), "a<|eos|>")
+
+    def test_offsets(self) -> None:
+        ids, offsets = moenn.Tokenizer().encode_offsets("aü<|pad|>", parse_special=True)
+        self.assertEqual(ids.tolist(), [ord("a"), 0xC3, 0xBC, moenn.ByteToken.PAD])
+        self.assertEqual(offsets.tolist(), [[0, 1], [1, 3], [1, 3], [3, 10]])
+
+    def test_load(self) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder)
+            model = {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "?": 2}, "unk_token": "?"}
+            (path / "tokenizer.json").write_text(json.dumps(
+                {"model": model, "pre_tokenizer": {"type": "Whitespace"}}))
+            (path / "tokenizer_config.json").write_text('{"eos_token": "b"}')
+            tokenizer = moenn.Tokenizer.load(path)
+            self.assertEqual(tokenizer.encode("b a c").tolist(), [1, 0, 2])
+            self.assertEqual(tokenizer.special(moenn.SpecialToken.EOS), 1)
+            self.assertEqual(tokenizer.special(moenn.SpecialToken.UNK), 2)
+            alone = moenn.Tokenizer.load(path / "tokenizer.json")
+            self.assertIsNone(alone.special(moenn.SpecialToken.EOS))
+            with self.assertRaises(moenn.NotFoundError):
+                moenn.Tokenizer.load(path / "none")
 
     def test_stream_gives_whole_characters(self) -> None:
         tokenizer = moenn.Tokenizer()

@@ -257,8 +257,18 @@ func writeSample(ctx context.Context, model *moenn.Model) error {
 	}
 	defer bytes.Close()
 	sampling := moenn.SampleOptions{Temperature: 0.8, Seed: *seed}
-	_, err = session.GenerateText(ctx, printable{os.Stdout}, bytes, 0, "\n",
-		&moenn.GenerateOptions{Sampling: &sampling})
+	var text []byte
+	var failed error
+	_, _, err = session.Generate(ctx, 0, []int32{'\n'}, nil, &moenn.GenerateOptions{Sampling: &sampling,
+		OnToken: func(token int32, index int64) bool { // a token is a byte, written as it is
+			if text, failed = bytes.Decode(text[:0], []int32{token}); failed == nil {
+				_, failed = printable{os.Stdout}.Write(text)
+			}
+			return failed == nil
+		}})
+	if failed != nil {
+		err = failed
+	}
 	fmt.Print("\n\n")
 	return err
 }

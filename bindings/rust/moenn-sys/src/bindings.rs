@@ -678,10 +678,39 @@ extern "C" {
     pub fn nn_tokenizer_create_bytes(tokenizer: *mut *mut nn_tokenizer_t) -> nn_status_t;
 }
 extern "C" {
+    pub fn nn_tokenizer_load(
+        path: *const ::std::os::raw::c_char,
+        tokenizer: *mut *mut nn_tokenizer_t,
+    ) -> nn_status_t;
+}
+extern "C" {
     pub fn nn_tokenizer_destroy(tokenizer: *mut nn_tokenizer_t);
 }
 extern "C" {
     pub fn nn_tokenizer_vocab_size(tokenizer: *const nn_tokenizer_t) -> i64;
+}
+pub const NN_TOKEN_BOS: _bindgen_ty_20 = 0;
+pub const NN_TOKEN_EOS: _bindgen_ty_20 = 1;
+pub const NN_TOKEN_PAD: _bindgen_ty_20 = 2;
+pub const NN_TOKEN_UNK: _bindgen_ty_20 = 3;
+pub type _bindgen_ty_20 = ::std::os::raw::c_uint;
+extern "C" {
+    pub fn nn_tokenizer_special(tokenizer: *const nn_tokenizer_t, which: i32) -> i32;
+}
+extern "C" {
+    pub fn nn_tokenizer_id(
+        tokenizer: *const nn_tokenizer_t,
+        text: *const ::std::os::raw::c_char,
+        bytes: usize,
+    ) -> i32;
+}
+extern "C" {
+    pub fn nn_tokenizer_token(
+        tokenizer: *const nn_tokenizer_t,
+        id: i32,
+        text: *mut *const ::std::os::raw::c_char,
+        bytes: *mut usize,
+    ) -> nn_status_t;
 }
 extern "C" {
     pub fn nn_tokenizer_encode(
@@ -693,11 +722,67 @@ extern "C" {
         count: *mut i64,
     ) -> nn_status_t;
 }
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct nn_encode_options_t {
+    pub struct_size: usize,
+    pub add_special: i32,
+    pub parse_special: i32,
+}
+extern "C" {
+    pub fn nn_tokenizer_encode_with(
+        tokenizer: *const nn_tokenizer_t,
+        text: *const ::std::os::raw::c_char,
+        bytes: usize,
+        options: *const nn_encode_options_t,
+        ids: *mut i32,
+        offsets: *mut i64,
+        capacity: i64,
+        count: *mut i64,
+    ) -> nn_status_t;
+}
 extern "C" {
     pub fn nn_tokenizer_decode(
         tokenizer: *const nn_tokenizer_t,
         ids: *const i32,
         count: i64,
+        text: *mut ::std::os::raw::c_char,
+        capacity: usize,
+        bytes: *mut usize,
+    ) -> nn_status_t;
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct nn_decode_options_t {
+    pub struct_size: usize,
+    pub keep_special: i32,
+}
+extern "C" {
+    pub fn nn_tokenizer_decode_with(
+        tokenizer: *const nn_tokenizer_t,
+        ids: *const i32,
+        count: i64,
+        options: *const nn_decode_options_t,
+        text: *mut ::std::os::raw::c_char,
+        capacity: usize,
+        bytes: *mut usize,
+    ) -> nn_status_t;
+}
+#[repr(C)]
+#[derive(Debug, Default, Copy, Clone)]
+pub struct nn_decode_stream_t {
+    pub struct_size: usize,
+    pub keep_special: i32,
+    pub begin: i64,
+    pub given: i64,
+}
+extern "C" {
+    pub fn nn_tokenizer_decode_next(
+        tokenizer: *const nn_tokenizer_t,
+        stream: *mut nn_decode_stream_t,
+        ids: *const i32,
+        count: i64,
+        finish: i32,
         text: *mut ::std::os::raw::c_char,
         capacity: usize,
         bytes: *mut usize,
@@ -844,11 +929,11 @@ impl Default for nn_generate_options_t {
         }
     }
 }
-pub const NN_STOP_LENGTH: _bindgen_ty_20 = 1;
-pub const NN_STOP_ID: _bindgen_ty_20 = 2;
-pub const NN_STOP_CALLBACK: _bindgen_ty_20 = 3;
-pub const NN_STOP_CONTEXT: _bindgen_ty_20 = 4;
-pub type _bindgen_ty_20 = ::std::os::raw::c_uint;
+pub const NN_STOP_LENGTH: _bindgen_ty_21 = 1;
+pub const NN_STOP_ID: _bindgen_ty_21 = 2;
+pub const NN_STOP_CALLBACK: _bindgen_ty_21 = 3;
+pub const NN_STOP_CONTEXT: _bindgen_ty_21 = 4;
+pub type _bindgen_ty_21 = ::std::os::raw::c_uint;
 extern "C" {
     pub fn nn_session_generate(
         session: *mut nn_session_t,

@@ -3,7 +3,10 @@ use std::error::Error;
 use std::io::{stdout, Write};
 use std::{env, process};
 
-use moenn::{Device, FileOptions, GenerateOptions, Model, SampleOptions, Session, SessionOptions, Tokenizer};
+use moenn::{
+    Device, FileOptions, GenerateOptions, Model, SampleOptions, Session, SessionOptions, TextStream,
+    Tokenizer,
+};
 
 fn run(folder: &str, prompt: &str, max_tokens: usize) -> Result<(), Box<dyn Error>> {
     let device = Device::cpu()?;
@@ -18,10 +21,12 @@ fn run(folder: &str, prompt: &str, max_tokens: usize) -> Result<(), Box<dyn Erro
     let ids = tokenizer.encode(prompt)?;
     let mut out = stdout();
     out.write_all(prompt.as_bytes())?;
+    let mut text = TextStream::new(&tokenizer, false);
     for token in session.tokens(0, &ids, &options) {
-        out.write_all(&tokenizer.decode(&[token?])?)?;
+        out.write_all(text.push(token?)?.as_bytes())?;
         out.flush()?;
     }
+    out.write_all(text.finish()?.as_bytes())?;
     writeln!(out)?;
     Ok(())
 }

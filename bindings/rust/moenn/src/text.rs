@@ -1,4 +1,5 @@
 //! Tokenizers and datasets.
+use std::ops::Range;
 use std::os::raw::c_char;
 use std::path::Path;
 use std::ptr;
@@ -27,14 +28,93 @@ impl Tokenizer {
     /// Ids of the byte tokenizer in all.
     pub const BYTE_VOCAB: usize = sys::NN_BYTE_VOCAB as usize;
 
-    /// The byte tokenizer: id = byte, and the specials above, which encoding never makes.
+    /// The byte tokenizer: id = byte, and the specials above.
     pub fn bytes() -> Result<Tokenizer> {
         Ok(Tokenizer(Handle::create(|out| unsafe { sys::nn_tokenizer_create_bytes(out) })?))
     }
 
-    /// Ids in the vocabulary.
+    /// A tokenizer file, or the folder that holds one.
+    pub fn load(path: impl AsRef<Path>) -> Result<Tokenizer> {
+        let path = c_path(path.as_ref())?;
+        Ok(Tokenizer(Handle::create(|out| unsafe { sys::nn_tokenizer_load(path.as_ptr(), out) })?))
+    }
+
+    /// One past the largest id.
     pub fn vocab_size(&self) -> usize {
         unsafe { sys::nn_tokenizer_vocab_size(self.0.get()) as usize }
+    }
+
+    /// The id of a special token, where there is one.
+    pub fn special(&self, which: SpecialToken) -> Option<i32> {
+        let id = unsafe { sys::nn_tokenizer_special(self.0.get(), which as i32) };
+        (id >= 0).then_some(id)
+    }
+
+    /// The id of a token as the vocabulary spells it.
+    pub fn id(&self, token: &str) -> Option<i32> {
+        let id = unsafe { sys::nn_tokenizer_id(self.0.get(), token.as_ptr() as *const c_char, token.len()) };
+        (id >= 0).then_some(id)
+    }
+
+    /// How the vocabulary spells a token.
+    pub fn token(&self, id: i32) -> Result<String> {
+        let (mut text, mut bytes) = (ptr::null(), 0);
+        check(unsafe { sys::nn_tokenizer_token(self.0.get(), id, &mut text, &mut bytes) })?;
+        let spelled = unsafe { std::slice::from_raw_parts(text as *const u8, bytes) };
+        Ok(String::from_utf8_lossy(spelled).into_owned())
+    }
+
+    /// Encodes any byte string, with options.
+    pub fn encode_with(&self, text: impl AsRef<[u8]>, options: EncodeOptions) -> Result<Vec<i32>> {
+        let text = text.as_ref();
+        filled(text.len(), |ids: *mut i32, capacity| {
+            self.encode_raw(text, options, ids, ptr::null_mut(), capacity)
+        })
+    }
+
+    /// Encodes, and says where the text of each id lies, in bytes.
+    pub fn encode_offsets(
+        &self,
+        text: impl AsRef<[u8]>,
+        options: EncodeOptions,
+    ) -> Result<(Vec<i32>, Vec<Range<usize>>)> {
+        let text = text.as_ref();
+        let mut offsets: Vec<i64> = Vec::new();
+        let ids = filled(text.len(), |ids: *mut i32, capacity| {
+            offsets.resize(2 * capacity, 0);
+            self.encode_raw(text, options, ids, offsets.as_mut_ptr(), capacity)
+        })?;
+        let places = offsets.chunks_exact(2).map(|place| place[0] as usize..place[1] as usize);
+        let places = places.take(ids.len()).collect();
+        Ok((ids, places))
+    }
+
+    fn encode_raw(
+        &self,
+        text: &[u8],
+        options: EncodeOptions,
+        ids: *mut i32,
+        offsets: *mut i64,
+        capacity: usize,
+    ) -> (sys::nn_status_t, usize) {
+        let options = sized!(nn_encode_options_t {
+            add_special: options.add_special as i32,
+            parse_special: options.parse_special as i32,
+        });
+        let (data, mut count) = (text.as_ptr() as *const c_char, 0);
+        let status = unsafe {
+            sys::nn_tokenizer_encode_with(
+                self.0.get(),
+                data,
+                text.len(),
+                &options,
+                ids,
+                offsets,
+                int64(capacity),
+                &mut count,
+            )
+        };
+        (status, count as usize)
     }
 
     /// Encodes any byte string.
@@ -50,6 +130,19 @@ impl Tokenizer {
         })
     }
 
+    /// Decodes ids; special tokens give their spelling.
+    pub fn decode_special(&self, ids: &[i32]) -> Result<Vec<u8>> {
+        let options = sized!(nn_decode_options_t { keep_special: 1 });
+        filled(ids.len(), |text: *mut u8, capacity| {
+            let (mut bytes, count, text) = (0, int64(ids.len()), text as *mut c_char);
+            let status = unsafe {
+                let ids = ids.as_ptr();
+                sys::nn_tokenizer_decode_with(self.0.get(), ids, count, &options, text, capacity, &mut bytes)
+            };
+            (status, bytes)
+        })
+    }
+
     /// Decodes ids; specials give no text.
     pub fn decode(&self, ids: &[i32]) -> Result<Vec<u8>> {
         filled(ids.len(), |text: *mut u8, capacity| {
@@ -60,6 +153,81 @@ impl Tokenizer {
             };
             (status, bytes)
         })
+    }
+}
+
+/// Options of [`Tokenizer::encode_with`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EncodeOptions {
+    /// With the ids that the tokenizer puts around a text.
+    pub add_special: bool,
+    /// Special tokens that the text spells become their ids.
+    pub parse_special: bool,
+}
+
+/// Special tokens that programs ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum SpecialToken {
+    /// Beginning of a text.
+    Bos = sys::NN_TOKEN_BOS as i32,
+    /// End of a text.
+    Eos = sys::NN_TOKEN_EOS as i32,
+    /// Padding.
+    Pad = sys::NN_TOKEN_PAD as i32,
+    /// What the vocabulary cannot express.
+    Unk = sys::NN_TOKEN_UNK as i32,
+}
+
+/// Ids to text one by one: each piece as soon as its characters are whole.
+#[derive(Debug)]
+pub struct TextStream<'t> {
+    tokenizer: &'t Tokenizer,
+    state: sys::nn_decode_stream_t,
+    window: Vec<i32>,
+}
+
+impl<'t> TextStream<'t> {
+    /// A text's beginning. keep_special: special tokens give their spelling.
+    pub fn new(tokenizer: &'t Tokenizer, keep_special: bool) -> TextStream<'t> {
+        let state = sized!(nn_decode_stream_t { keep_special: keep_special as i32, begin: 0, given: 0 });
+        TextStream { tokenizer, state, window: Vec::new() }
+    }
+
+    /// The text that has become certain with one more id.
+    pub fn push(&mut self, id: i32) -> Result<String> {
+        self.window.push(id);
+        let text = self.next(false)?;
+        self.window.drain(..self.state.begin as usize); // ids that nothing to come depends on
+        self.state.begin = 0;
+        Ok(text)
+    }
+
+    /// The rest; what ends within a character ends with U+FFFD.
+    pub fn finish(mut self) -> Result<String> {
+        self.next(true)
+    }
+
+    fn next(&mut self, finish: bool) -> Result<String> {
+        let (tokenizer, window, state) = (self.tokenizer.0.get(), &self.window, &mut self.state);
+        let text = filled(64, |text: *mut u8, capacity| {
+            let (mut bytes, text) = (0, text as *mut c_char);
+            let status = unsafe {
+                let (ids, count) = (window.as_ptr(), int64(window.len()));
+                sys::nn_tokenizer_decode_next(
+                    tokenizer,
+                    state,
+                    ids,
+                    count,
+                    finish as i32,
+                    text,
+                    capacity,
+                    &mut bytes,
+                )
+            };
+            (status, bytes)
+        })?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
     }
 }
 

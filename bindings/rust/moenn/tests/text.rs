@@ -25,6 +25,45 @@ fn specials_give_no_text() {
     fails(tokenizer.decode(&[-1]), Status::Argument, "-1");
 }
 
+#[test]
+fn special_tokens_have_spellings() {
+    let tokenizer = Tokenizer::bytes().unwrap();
+    assert_eq!(tokenizer.special(SpecialToken::Pad), Some(Tokenizer::BYTE_PAD));
+    assert_eq!(tokenizer.special(SpecialToken::Unk), None);
+    assert_eq!(tokenizer.token(Tokenizer::BYTE_EOS).unwrap(), "<|eos|>");
+    assert_eq!(tokenizer.id("<|eos|>"), Some(Tokenizer::BYTE_EOS));
+    assert_eq!(tokenizer.id("eos"), None);
+    fails(tokenizer.token(Tokenizer::BYTE_VOCAB as i32), Status::NotFound, "259");
+    let options = EncodeOptions { parse_special: true, add_special: true };
+    let (ids, places) = tokenizer.encode_offsets("é<|eos|>", options).unwrap();
+    assert_eq!(ids, [0xC3, 0xA9, Tokenizer::BYTE_EOS]);
+    assert_eq!(places, [0..2, 0..2, 2..9]);
+    assert_eq!(tokenizer.encode_with("é<|eos|>", options).unwrap(), ids);
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "é".as_bytes());
+    assert_eq!(tokenizer.decode_special(&ids).unwrap(), "é<|eos|>".as_bytes());
+}
+
+#[test]
+fn streams_give_whole_characters() {
+    let tokenizer = Tokenizer::bytes().unwrap();
+    let mut stream = TextStream::new(&tokenizer, true);
+    let ids: Vec<i32> = "aé".bytes().map(i32::from).chain([Tokenizer::BYTE_EOS, 0xE2]).collect();
+    let pieces: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+    assert_eq!(pieces, ["a", "", "é", "<|eos|>", ""]);
+    assert_eq!(stream.finish().unwrap(), "\u{FFFD}");
+}
+
+#[test]
+fn files_are_loaded() {
+    let folder = Folder::new();
+    let text = r#"{"model": {"type": "WordLevel", "vocab": {"a": 0, "?": 1}, "unk_token": "?"}}"#;
+    let path = folder.write("tokenizer.json", text);
+    let tokenizer = Tokenizer::load(&path).unwrap();
+    assert_eq!(tokenizer.encode("b").unwrap(), [1]);
+    assert_eq!(tokenizer.special(SpecialToken::Unk), Some(1));
+    fails(Tokenizer::load(folder.path("none")), Status::NotFound, "none");
+}
+
 fn next(dataset: &mut Dataset, size: usize) -> (Vec<i32>, Vec<i32>) {
     let (mut tokens, mut targets) = (vec![0; size], vec![0; size]);
     dataset.next_batch(&mut tokens, &mut targets).unwrap();

@@ -1,0 +1,80 @@
+#include "text/load.h"
+
+#include "base/file.h"
+#include "base/mem.h"
+#include "text/tokenizer_json.h"
+
+/* A kind of file: whether content is of that kind, and what fills an initialised description from
+ * it. A failed reader may leave the description half filled. */
+typedef struct reader {
+  bool (*is)(const void *data, size_t bytes);
+  nn_status_t (*read)(const void *data, size_t bytes, pipeline_t *pipeline);
+} reader_t;
+
+static const reader_t readers[] = {
+    {tokenizer_json_is, tokenizer_json_read},
+};
+
+static nn_status_t read_any(const void *data, size_t bytes, pipeline_t *pipeline) {
+  for (size_t i = 0; i < sizeof readers / sizeof *readers; i++)
+    if (readers[i].is(data, bytes)) return readers[i].read(data, bytes, pipeline);
+  return status_fail(NN_ERR_FORMAT, "this is no tokenizer.json");
+}
+
+static nn_status_t read_file(const char *path, pipeline_t *pipeline) {
+  file_map_t map;
+  STATUS_TRY(file_map(path, &map));
+  nn_status_t status = read_any(map.data, map.bytes, pipeline);
+  file_unmap(&map);
+  return status;
+}
+
+/* The special tokens that tokenizer_config.json names, where there is one. */
+static nn_status_t read_config(const char *folder, pipeline_t *pipeline) {
+  char *path;
+  file_map_t map;
+  STATUS_TRY(file_join(folder, "tokenizer_config.json", &path));
+  nn_status_t status = NN_OK;
+  if (file_exists(path)) {
+    status = file_map(path, &map);
+    if (status == NN_OK) {
+      status = tokenizer_config_read(map.data, map.bytes, pipeline);
+      file_unmap(&map);
+      if (status != NN_OK) status = status_prefix(status, "%s", file_show(path).text);
+    }
+  }
+  mem_free(path);
+  return status;
+}
+
+static nn_status_t read_folder(const char *folder, pipeline_t *pipeline) {
+  char *path;
+  STATUS_TRY(file_join(folder, "tokenizer.json", &path));
+  nn_status_t status = read_file(path, pipeline);
+  mem_free(path);
+  STATUS_TRY(status);
+  return read_config(folder, pipeline);
+}
+
+/* Makes the tokenizer of what was read, or clears up. */
+static nn_status_t finish(nn_status_t status, const char *name, pipeline_t *pipeline,
+                          nn_tokenizer_t **tokenizer) {
+  if (status == NN_OK) status = tokenizer_create(pipeline, tokenizer);
+  pipeline_free(pipeline);
+  return status == NN_OK ? NN_OK : status_prefix(status, "%s", file_show(name).text);
+}
+
+nn_status_t tokenizer_load(const char *path, nn_tokenizer_t **tokenizer) {
+  pipeline_t pipeline;
+  pipeline_init(&pipeline);
+  nn_status_t status =
+      file_is_folder(path) ? read_folder(path, &pipeline) : read_file(path, &pipeline);
+  return finish(status, path, &pipeline, tokenizer);
+}
+
+nn_status_t tokenizer_load_memory(const void *data, size_t bytes, const char *name,
+                                  nn_tokenizer_t **tokenizer) {
+  pipeline_t pipeline;
+  pipeline_init(&pipeline);
+  return finish(read_any(data, bytes, &pipeline), name, &pipeline, tokenizer);
+}
