@@ -10,7 +10,7 @@ enum {
   GEMM_NC = 128,            /* columns whose packed panels stay in the L2 cache */
   GEMM_STREAM_COLUMNS = 64, /* columns of a streaming item */
   GEMM_THIN_COLUMNS = 192,  /* columns of an item of few rows */
-  GEMM_THIN_MOST = 256,     /* rows that are few */
+  GEMM_THIN_MOST = 80,      /* rows that are few */
 
   GEMM_TILE_FLOATS = GEMM_MR * GEMM_NR,
   GEMM_A_FLOATS = GEMM_MB * GEMM_KC + VEC_WIDTH, /* with the slack of packing */
@@ -329,16 +329,22 @@ static int64_t gemm_count_items(gemm_t *gemm) {
   return items;
 }
 
+/* The i-th number of parts to try: the least, that for all threads alike, twice as many, and so on. */
+static int64_t gemm_cuts(int64_t least, int64_t i, int32_t threads) {
+  return i ? vec_round_up(least << (i - 1), threads) : least;
+}
+
 /* Chooses the shape of items for groups of at most m x n by what all would cost if they were
  * that large: the kernel does two multiply-adds of a vector in a cycle, packing moves about four
  * elements in one. */
 static void gemm_cut(gemm_t *gemm, int64_t m, int64_t n, int32_t threads) {
   int64_t best = INT64_MAX, block_m = 0, block_n = 0;
-  int64_t cuts = threads > 1 ? 4 : 1;
-  for (int64_t rows = vec_blocks(m, GEMM_MB), i = 0; i < cuts; i++, rows *= 2) {
-    for (int64_t columns = vec_blocks(n, GEMM_NB), j = 0; j < cuts; j++, columns *= 2) {
-      gemm->block_m = vec_blocks(m, rows);
-      gemm->block_n = vec_round_up(vec_blocks(n, columns), GEMM_NR);
+  int64_t cuts = threads > 1 ? 5 : 1;
+  for (int64_t i = 0; i < cuts; i++) {
+    for (int64_t j = 0; j < cuts; j++) {
+      gemm->block_m = vec_blocks(m, gemm_cuts(vec_blocks(m, GEMM_MB), i, threads));
+      gemm->block_n = vec_round_up(vec_blocks(n, gemm_cuts(vec_blocks(n, GEMM_NB), j, threads)),
+                                   GEMM_NR);
       int64_t turns = vec_blocks(gemm_count_items(gemm), threads);
       int64_t cost = turns * (gemm->block_m * gemm->block_n * 2 / VEC_WIDTH + gemm->block_m +
                               gemm->block_n);

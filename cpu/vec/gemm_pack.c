@@ -28,12 +28,20 @@ VEC_INLINE void pack_square(const void *const *row, int64_t rows, int64_t ahead,
     if (i < steps) vf_store(out + i * width, r[i]);
 }
 
+/* The same of whole fp32 rows. */
+VEC_INLINE void pack_square_f32(const void *const *row, int64_t k0, int64_t width, float *out) {
+  const float *at[VEC_WIDTH];
+  vf r[VEC_WIDTH];
+  VEC_UNROLL for (int i = 0; i < VEC_WIDTH; i++) at[i] = (const float *)row[i] + k0;
+  vf_load_columns(at, r);
+  VEC_UNROLL for (int i = 0; i < VEC_WIDTH; i++) vf_store(out + i * width, r[i]);
+}
+
 VEC_INLINE void pack_rows(const void *const *row, int64_t rows, int64_t ahead, int64_t width,
                           int64_t k0, int64_t k, int32_t dtype, float *out) {
   int64_t p = 0;
-  if (rows == VEC_WIDTH)
-    for (; p + VEC_WIDTH <= k; p += VEC_WIDTH)
-      pack_square(row, VEC_WIDTH, ahead, k0 + p, VEC_WIDTH, dtype, width, out + p * width);
+  if (rows == VEC_WIDTH && dtype == NN_F32)
+    for (; p + VEC_WIDTH <= k; p += VEC_WIDTH) pack_square_f32(row, k0 + p, width, out + p * width);
   for (; p + VEC_WIDTH <= k; p += VEC_WIDTH)
     pack_square(row, rows, ahead, k0 + p, VEC_WIDTH, dtype, width, out + p * width);
   if (p < k) pack_square(row, rows, ahead, k0 + p, k - p, dtype, width, out + p * width);
@@ -71,6 +79,9 @@ VEC_INLINE void pack_along_product(const gemm_operand_t *operand, int64_t first,
   for (int64_t q = 0; q < width; q += VEC_WIDTH) {
     const void *row[VEC_WIDTH];
     int64_t rows = count > q ? gemm_rows(operand, first + q, count - q, row) : 0;
+    /* What lies beyond a panel of a need not be 0: its last row again makes the square whole. */
+    if (width < VEC_WIDTH)
+      for (; rows < VEC_WIDTH; rows++) row[rows] = row[rows - 1];
     pack_rows(row, rows, ahead, width, k0, k, dtype, out + q);
   }
 }

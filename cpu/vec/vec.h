@@ -108,6 +108,31 @@ VEC_INLINE void vf_transpose(vf x[VEC_WIDTH]) {
   }
 }
 
+/* x[c] = element c of each of VEC_WIDTH rows: as vf_transpose, but the loads do its last stage. */
+VEC_INLINE void vf_load_columns(const float *const row[VEC_WIDTH], vf x[VEC_WIDTH]) {
+  for (int h = 0; h < VEC_WIDTH; h += 8) { /* eight columns */
+    vf y[8];
+    for (int g = 0; g < 2; g++) { /* of eight rows, four beside four */
+      vf r[4];
+      for (int i = 0; i < 4; i++)
+        r[i] = _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(row[8 * g + i] + h)),
+                                  _mm256_loadu_ps(row[8 * g + i + 4] + h), 1);
+      __m512d a = _mm512_castps_pd(_mm512_unpacklo_ps(r[0], r[1]));
+      __m512d b = _mm512_castps_pd(_mm512_unpackhi_ps(r[0], r[1]));
+      __m512d c = _mm512_castps_pd(_mm512_unpacklo_ps(r[2], r[3]));
+      __m512d d = _mm512_castps_pd(_mm512_unpackhi_ps(r[2], r[3]));
+      y[4 * g] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+      y[4 * g + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+      y[4 * g + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+      y[4 * g + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+    }
+    for (int i = 0; i < 4; i++) {
+      x[h + i] = _mm512_shuffle_f32x4(y[i], y[4 + i], 0x88);
+      x[h + 4 + i] = _mm512_shuffle_f32x4(y[i], y[4 + i], 0xdd);
+    }
+  }
+}
+
 VEC_INLINE __m256 vf_low(vf x) { return _mm512_castps512_ps256(x); }
 VEC_INLINE __m256 vf_high(vf x) { return _mm512_extractf32x8_ps(x, 1); }
 
@@ -192,6 +217,24 @@ VEC_INLINE void vf_transpose(vf x[VEC_WIDTH]) {
   for (int i = 0; i < 4; i++) {
     x[i] = _mm256_permute2f128_ps(y[i], y[i + 4], 0x20);
     x[i + 4] = _mm256_permute2f128_ps(y[i], y[i + 4], 0x31);
+  }
+}
+
+/* x[c] = element c of each of VEC_WIDTH rows: as vf_transpose, but the loads do its last stage. */
+VEC_INLINE void vf_load_columns(const float *const row[VEC_WIDTH], vf x[VEC_WIDTH]) {
+  for (int h = 0; h < VEC_WIDTH; h += 4) { /* four columns of rows, four beside four */
+    vf r[4];
+    for (int i = 0; i < 4; i++)
+      r[i] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row[i] + h)),
+                                  _mm_loadu_ps(row[i + 4] + h), 1);
+    __m256d a = _mm256_castps_pd(_mm256_unpacklo_ps(r[0], r[1]));
+    __m256d b = _mm256_castps_pd(_mm256_unpackhi_ps(r[0], r[1]));
+    __m256d c = _mm256_castps_pd(_mm256_unpacklo_ps(r[2], r[3]));
+    __m256d d = _mm256_castps_pd(_mm256_unpackhi_ps(r[2], r[3]));
+    x[h] = _mm256_castpd_ps(_mm256_unpacklo_pd(a, c));
+    x[h + 1] = _mm256_castpd_ps(_mm256_unpackhi_pd(a, c));
+    x[h + 2] = _mm256_castpd_ps(_mm256_unpacklo_pd(b, d));
+    x[h + 3] = _mm256_castpd_ps(_mm256_unpackhi_pd(b, d));
   }
 }
 
