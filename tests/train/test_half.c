@@ -1,5 +1,5 @@
-/* Training with parameters of 16 bits on top of fp32 masters: it learns, the plan is what is held, and a
- * run that was saved and resumed goes on bit for bit; fp16 by dynamic loss scaling. */
+/* Training with parameters of 16 bits on top of fp32 masters: it learns, the plan is what is held,
+ * and a run that was saved and resumed goes on bit for bit; fp16 by dynamic loss scaling. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -75,7 +75,8 @@ static uint16_t *run_bits(const run_t *run, int64_t *count) {
 
 static nn_model_config_t config_of(int kind) { return kind ? fixture_gpt2() : fixture_moe(); }
 
-/* One batch again and again, at a rate so small that 16 bits alone could not take most updates in. */
+/* One batch again and again, at a rate so small that 16 bits alone could not take most updates
+ * in. */
 static void check_learns(int kind, int32_t dtype) {
   nn_device_t *device = fixture_device(2, 0);
   nn_model_config_t config = config_of(kind);
@@ -92,8 +93,21 @@ static void test_learns(void **state) {
   for (int i = 0; i < 4; i++) check_learns(i / 2, dtypes[i % 2]);
 }
 
-/* On a CPU: fp16 parameters are widened exactly, and the loss scale is a power of two, so an fp32 model
- * of the same numbers has the same logits and loss, and its gradients times the scale are the same. */
+static float *prefill_logits(const run_t *run, int64_t vocab) {
+  nn_session_t *session;
+  int32_t tokens[SEQ];
+  fixture_tokens(tokens, SEQ, vocab, 9);
+  float *logits = fixture_memory((size_t)vocab * sizeof *logits);
+  CHECK(nn_session_create(run->model, NULL, &session));
+  CHECK(nn_session_prefill(session, 0, tokens, SEQ - 1, NULL));
+  CHECK(nn_session_decode(session, tokens + SEQ - 1, logits));
+  nn_session_destroy(session);
+  return logits;
+}
+
+/* On a CPU: fp16 parameters are widened exactly, and the loss scale is a power of two, so an fp32
+ * model of the same numbers has the same logits and loss, and its gradients times the scale are the
+ * same. */
 static void check_widened(nn_device_t *device, int kind) {
   char *folder = fixture_folder();
   nn_model_config_t config = config_of(kind);
@@ -101,9 +115,15 @@ static void check_widened(nn_device_t *device, int kind) {
   CHECK(nn_model_save(half.model, folder, NULL));
   CHECK(nn_model_load(device, folder, NN_F32, NULL, &wide.model));
   run_prepare(&wide);
+  int64_t vocab = config.vocab_size;
+  float *logits[] = {prefill_logits(&half, vocab), prefill_logits(&wide, vocab)};
+  fixture_same("logits", logits[0], logits[1], vocab);
+  free(logits[0]);
+  free(logits[1]);
   assert_true(run_backward(&half, 1) == run_backward(&wide, 1));
   int64_t count, unused;
-  float *got = fixture_gradients(half.model, &count), *want = fixture_gradients(wide.model, &unused);
+  float *got = fixture_gradients(half.model, &count);
+  float *want = fixture_gradients(wide.model, &unused);
   for (int64_t i = 0; i < count; i++) want[i] *= 65536;
   fixture_same("gradients", got, want, count);
   double norm[2];
@@ -202,7 +222,7 @@ static void test_overflow_is_skipped(void **state) {
   assert_true(nn_model_loss_scale(run.model) == 65536);
   run_step(&run, 1, 1e-3f);
   for (double next = 32768; next >= 1; next /= 2) run_overflow(&run, 2, next);
-  double loss = run_step(&run, 3, 1e-3f), norm = 7; /* unscaled gradients of this model are in range */
+  double loss = run_step(&run, 3, 1e-3f), norm = 7; /* unscaled, this model's are in range */
   assert_true(isfinite(loss));
   assert_int_equal(nn_optim_steps(run.optim), 2);
   run_backward(&run, 4);
@@ -219,7 +239,8 @@ static void test_overflow_is_skipped(void **state) {
   nn_device_destroy(device);
 }
 
-/* Gradients that were begun with a scale are gone on with and divided by it, whatever comes next. */
+/* Gradients that were begun with a scale are gone on with and divided by it, whatever comes
+ * next. */
 static void test_gradients_keep_their_scale(void **state) {
   (void)state;
   nn_device_t *device = fixture_device(2, 0);
@@ -231,8 +252,8 @@ static void test_gradients_keep_their_scale(void **state) {
   run_overflow(&run, 1, 32768);
   run_backward(&run, 1);
   CHECK(nn_optim_step(run.optim, 0, &norm[1]));
-  /* The scale changes exponents alone. On a GPU, numbers below fp16's smallest normal one keep fewer
-   * bits under the smaller scale: those that are 2^-14 / 32768, a millionth of the largest ones. */
+  /* The scale changes exponents alone. On a GPU, numbers below fp16's smallest normal one keep
+   * fewer bits under the smaller scale: those below 2^-14 / 32768, a millionth of the largest. */
   if (!(fabs(norm[1] / norm[0] - 1) < 1e-3)) fail_msg("norms %g and %g", norm[0], norm[1]);
   run_spoil(&run, INFINITY);
   CHECK(nn_optim_step(run.optim, 0, NULL));
@@ -244,7 +265,8 @@ static void test_gradients_keep_their_scale(void **state) {
   nn_device_destroy(device);
 }
 
-/* After 2000 updates in a row, up to 2^24. The gradients are zeros: it is the counting that is meant. */
+/* After 2000 updates in a row, up to 2^24. The gradients are zeros: it is the counting that is
+ * meant. */
 static void test_scale_grows(void **state) {
   (void)state;
   nn_device_t *device = fixture_device(2, 0);
