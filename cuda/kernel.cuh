@@ -39,7 +39,6 @@ template <>
 __device__ __forceinline__ bf16_t from_float<bf16_t>(float x) {
   return __float2bfloat16_rn(x);
 }
-
 template <>
 __device__ __forceinline__ f16_t from_float<f16_t>(float x) {
   return __float2half_rn(x);

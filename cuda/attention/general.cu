@@ -1,4 +1,4 @@
-/* Attention forward of any shape, fp32 or bf16, by fp32 arithmetic: o = softmax(scale q k^T,
+/* Attention forward of any shape and dtype, by fp32 arithmetic: o = softmax(scale q k^T,
  * causal) v. A block takes a tile of packed rows and walks over tiles of keys with a running
  * maximum and a running sum (FlashAttention). Few rows take smaller tiles, and against a cache
  * several blocks share the keys. Sums run over keys in order. */

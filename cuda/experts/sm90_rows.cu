@@ -442,7 +442,7 @@ static nn_status_t rows_result(backend_device_t *device, const grouped_t *groupe
 
 template <typename T>
 static nn_status_t rows_run_up(backend_device_t *device, const grouped_t *grouped,
-                                 const grouped_up_t *up) {
+                               const grouped_up_t *up) {
   int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(f, rows_up<T>::width);
   typename rows_up<T>::args_t args;
   args.shape = rows_make_shape(grouped, across, cuda_blocks(h, SM90_K));
@@ -456,7 +456,7 @@ static nn_status_t rows_run_up(backend_device_t *device, const grouped_t *groupe
 
 template <typename T>
 static nn_status_t rows_run_down(backend_device_t *device, const grouped_t *grouped,
-                                   const grouped_down_t *down) {
+                                 const grouped_down_t *down) {
   int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(h, rows_down<T>::columns);
   int half = rows_down<T>::columns / SM90_PAIR;
   typename rows_down<T>::args_t args;
@@ -469,7 +469,7 @@ static nn_status_t rows_run_down(backend_device_t *device, const grouped_t *grou
 
 template <typename T>
 static nn_status_t rows_run_dact(backend_device_t *device, const grouped_t *grouped,
-                                   const grouped_dact_t *dact) {
+                                 const grouped_dact_t *dact) {
   int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(f, rows_dact<T>::columns);
   typename rows_dact<T>::args_t args;
   args.shape = rows_make_shape(grouped, across, cuda_blocks(h, SM90_K));
@@ -486,7 +486,7 @@ static nn_status_t rows_run_dact(backend_device_t *device, const grouped_t *grou
 
 template <typename T>
 static nn_status_t rows_run_dx(backend_device_t *device, const grouped_t *grouped,
-                                 const grouped_dx_t *dx) {
+                               const grouped_dx_t *dx) {
   int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(h, rows_dx<T>::columns);
   typename rows_dx<T>::args_t args;
   args.shape = rows_make_shape(grouped, across, 2 * cuda_blocks(f, SM90_K));
