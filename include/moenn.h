@@ -184,7 +184,7 @@ NN_API nn_status_t nn_device_info(const nn_device_t *device, nn_device_info_t *i
 /** Device memory that handles hold, wrapped memory apart; written by nn_device_memory(). */
 typedef struct nn_memory_t {
   size_t struct_size; /**< sizeof this struct. */
-  int64_t current_bytes; /**< Held now. */
+  int64_t current_bytes; /**< Held now; files that nn_model_load() mapped count too. */
   int64_t peak_bytes;    /**< Most ever held. */
   int64_t allocations;   /**< Allocations ever made: constant over steady steps. */
 } nn_memory_t;
@@ -573,7 +573,7 @@ NN_API nn_status_t nn_model_create(nn_device_t *device, const nn_model_config_t 
 /** Options of nn_model_save(), nn_model_load() and their llm.c counterparts. */
 typedef struct nn_file_options_t {
   size_t struct_size; /**< sizeof this struct. */
-  int64_t shard_bytes;     /**< nn_model_save(): most bytes of tensor data in a file. 0: 5 x 10^9.
+  int64_t shard_bytes;     /**< nn_model_save(): most bytes of tensor data in a file. 0: 5 x 10^10.
                                 nn_model_save_llmc(): must be 0. Loading: not read. */
   nn_progress_fn progress; /**< Called as bytes are read or written, or NULL. */
   void *progress_user;     /**< Passed to progress. */
@@ -581,16 +581,20 @@ typedef struct nn_file_options_t {
 
 /** Reads a Hugging Face folder: config.json and model.safetensors, or its shards with their index.
  *  Files are mapped, never trusted: every size is checked before memory is taken, every tensor of
- *  the file must be used and every parameter filled.
+ *  the file must be used and every parameter filled. On a CPU a single file that nn_model_save()
+ *  wrote, of the wanted dtype, is the model's parameters itself, for as long as the model lives: a
+ *  page is copied when it is first trained. Its bytes count as held by the device either way.
  *  @param dtype NN_F32, NN_BF16 or NN_F16; F32, F16 and BF16 tensors are converted to it.
  *               NN_DTYPE_FILE: that of the file's embedding. */
 NN_API nn_status_t nn_model_load(nn_device_t *device, const char *folder, int32_t dtype,
                                  const nn_file_options_t *options, nn_model_t **model);
 
 /** Writes a Hugging Face folder that nn_model_load() and transformers read; makes the folder if it
- *  is not there. A full disk, a failure or a kill leaves the earlier model whole. A failure after
- *  the new model took its place, when the earlier one's files are cleared away, says so in its
- *  message. */
+ *  is not there. What the folder that the model was loaded from holds beside the model
+ *  (generation_config.json, the tokenizer's files, the chat template) is copied where the new one
+ *  has no file of that name. A full disk, a failure or a kill leaves the earlier model whole. A
+ *  failure after the new model took its place, when the earlier one's files are cleared away, says so
+ *  in its message. */
 NN_API nn_status_t nn_model_save(const nn_model_t *model, const char *folder,
                                  const nn_file_options_t *options);
 

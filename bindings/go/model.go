@@ -17,7 +17,7 @@ type Model struct {
 
 // FileOptions are the options of loading and saving a model.
 type FileOptions struct {
-	ShardBytes int64 // Model.Save: most bytes of tensor data in a file. 0: 5e9.
+	ShardBytes int64 // Model.Save: most bytes of tensor data in a file. 0: 5e10.
 	// Progress hears of bytes read or written, or is nil. Its error ends the call: the call's error is
 	// then both ErrCancelled and that one.
 	Progress func(done, total int64) error

@@ -61,7 +61,7 @@ nn_status_t nn_config_to_json(const nn_model_config_t *config, char *text, size_
   STATUS_TRY(api_config_read(config, "nn_config_to_json: config", &checked));
   char *written;
   size_t length;
-  STATUS_TRY(config_json_write(&checked, -1, &written, &length));
+  STATUS_TRY(config_json_write(&checked, -1, NULL, &written, &length));
   *required = length + 1;
   nn_status_t status = NN_OK;
   if (capacity > length)

@@ -69,7 +69,7 @@ nn_status_t nn_model_create(nn_device_t *device, const nn_model_config_t *config
   STATUS_TRY(api_config_read(config, "nn_model_config_t", &valid));
   STATUS_TRY(model_check_dtype(dtype));
   nn_model_t *made;
-  STATUS_TRY(model_allocate(device, &valid, dtype, &made));
+  STATUS_TRY(model_allocate(device, &valid, dtype, NULL, &made));
   return model_hand_over(made, model_initialise(made, seed), model);
 }
 
@@ -92,10 +92,14 @@ nn_status_t nn_model_load(nn_device_t *device, const char *path, int32_t dtype,
   STATUS_TRY(folder_open(path, &folder));
   if (dtype == NN_DTYPE_FILE) dtype = folder.dtype;
   nn_model_t *made = NULL;
-  nn_status_t status = model_allocate(device, &folder.config, dtype, &made);
+  storage_t *mapped = NULL;
+  nn_status_t status = folder_map(&folder, device, dtype, &mapped);
+  if (status == NN_OK) status = model_allocate(device, &folder.config, dtype, mapped, &made);
   if (status == NN_OK)
-    status = folder_read(&folder, dtype, made->buffer->data, asked.progress, asked.progress_user,
-                         &device->cancel, device);
+    status = folder_read(&folder, dtype, mapped ? NULL : made->buffer->data, asked.progress,
+                         asked.progress_user, &device->cancel, device);
+  if (status == NN_OK) status = file_absolute(path, &made->source);
+  storage_release(mapped);
   folder_close(&folder);
   return model_hand_over(made, status, model);
 }
@@ -112,7 +116,7 @@ nn_status_t nn_model_save(const nn_model_t *model, const char *folder,
   STATUS_TRY(device_poll(model->device));
   return folder_save(folder, &model->config, &model->params, model->dtype, model->buffer->data,
                      asked.shard_bytes, asked.progress, asked.progress_user,
-                     &model->device->cancel, model->device);
+                     &model->device->cancel, model->device, model->source);
 }
 
 nn_status_t nn_model_load_llmc(nn_device_t *device, const char *path, int32_t dtype,
@@ -126,7 +130,7 @@ nn_status_t nn_model_load_llmc(nn_device_t *device, const char *path, int32_t dt
   STATUS_TRY(llmc_open(path, &file));
   if (dtype == NN_DTYPE_FILE) dtype = file.dtype;
   nn_model_t *made = NULL;
-  nn_status_t status = model_allocate(device, &file.config, dtype, &made);
+  nn_status_t status = model_allocate(device, &file.config, dtype, NULL, &made);
   if (status == NN_OK)
     status = llmc_read(&file, &made->params, dtype, made->buffer->data, asked.progress,
                        asked.progress_user, &device->cancel, device);

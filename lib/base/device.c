@@ -19,6 +19,13 @@ void device_release(nn_device_t *device) {
   mem_free(device);
 }
 
+void device_count(nn_device_t *device, int64_t bytes) {
+  long long now = atomic_fetch_add(&device->current_bytes, (long long)bytes) + (long long)bytes;
+  long long peak = atomic_load(&device->peak_bytes);
+  while (now > peak && !atomic_compare_exchange_weak(&device->peak_bytes, &peak, now)) {
+  }
+}
+
 nn_status_t device_alloc(nn_device_t *device, size_t bytes, void **data) {
   if (!bytes) {
     *data = NULL;
@@ -30,10 +37,7 @@ nn_status_t device_alloc(nn_device_t *device, size_t bytes, void **data) {
                        "%s: %zu bytes could not be had; the device holds %lld bytes already",
                        device->name, bytes, (long long)atomic_load(&device->current_bytes));
   if (status != NN_OK) return status;
-  long long now = atomic_fetch_add(&device->current_bytes, (long long)bytes) + (long long)bytes;
-  long long peak = atomic_load(&device->peak_bytes);
-  while (now > peak && !atomic_compare_exchange_weak(&device->peak_bytes, &peak, now)) {
-  }
+  device_count(device, (int64_t)bytes);
   atomic_fetch_add(&device->allocations, 1);
   return NN_OK;
 }
@@ -41,7 +45,7 @@ nn_status_t device_alloc(nn_device_t *device, size_t bytes, void **data) {
 void device_free(nn_device_t *device, void *data, size_t bytes) {
   if (!data) return;
   device->backend->free(device->place, data, bytes);
-  atomic_fetch_sub(&device->current_bytes, (long long)bytes);
+  device_count(device, -(int64_t)bytes);
 }
 
 nn_status_t device_poll(nn_device_t *device) {

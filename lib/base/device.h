@@ -30,6 +30,8 @@ void device_release(nn_device_t *device);
 
 /* Counted device memory, 64-byte aligned, not initialised. bytes 0 gives NULL. */
 nn_status_t device_alloc(nn_device_t *device, size_t bytes, void **data);
+/* Counts bytes as held, or no longer where negative, that device_alloc did not give. */
+void device_count(nn_device_t *device, int64_t bytes);
 void device_free(nn_device_t *device, void *data, size_t bytes);
 
 /* Work on the device stands between device_lock, or device_enter, and device_leave. device_lock waits

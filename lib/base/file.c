@@ -4,7 +4,9 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
 #include <sys/mman.h>
@@ -112,6 +114,14 @@ void file_map_forget(const file_map_t *map, const void *begin, size_t bytes) {
   /* only advice: a refusal costs memory that the system takes back when it needs it */
   if (map->bytes && first >= base && first < last)
     madvise((void *)first, last - first, MADV_DONTNEED);
+}
+
+bool file_map_own(file_map_t *map) {
+  if (!map->bytes || file_tapped("own", "", NULL)) return false;
+  void *data = (void *)(uintptr_t)map->data;
+  if (mprotect(data, map->bytes, PROT_READ | PROT_WRITE)) return false;
+  madvise(data, map->bytes, MADV_WILLNEED); /* advice: what is not in memory begins to be read */
+  return true;
 }
 
 bool file_map_is(const file_map_t *map, const char *path) {
@@ -245,6 +255,12 @@ nn_status_t file_join(const char *folder, const char *name, char **path) {
   (*path)[length] = '/';
   memcpy(*path + length + 1, name, strlen(name) + 1);
   return NN_OK;
+}
+
+nn_status_t file_absolute(const char *path, char **absolute) {
+  char found[PATH_MAX];
+  if (!realpath(path, found)) return file_failed("its place cannot be told", path);
+  return file_text(found, strlen(found), "", absolute);
 }
 
 bool file_exists(const char *path) {

@@ -35,6 +35,10 @@ void file_unmap(file_map_t *map); /* a zeroed map is left alone */
 /* Gives back the memory of a part that was read; it can be read again. */
 void file_map_forget(const file_map_t *map, const void *begin, size_t bytes);
 
+/* Lets the process write to its view of the file: what it writes is its own, the file stays as it
+ * is. False where the system refuses; the map is then as before. */
+bool file_map_own(file_map_t *map);
+
 /* True when path leads to the mapped file now. */
 bool file_map_is(const file_map_t *map, const char *path);
 
@@ -61,6 +65,9 @@ void file_writer_discard(file_writer_t *writer);
 
 /* "folder/name", to be freed with mem_free. */
 nn_status_t file_join(const char *folder, const char *name, char **path);
+
+/* The path from the root of the file system, to be freed with mem_free. */
+nn_status_t file_absolute(const char *path, char **absolute);
 
 /* False where there is no such file or folder; true also where that cannot be told: opening it says
  * why. */
@@ -92,8 +99,8 @@ nn_status_t file_list(const char *folder, file_visit_fn visit, void *user);
 
 /* ---- tests ----------------------------------------------------------------------------------- */
 
-/* Called before each operation: "open", "stat", "map", "create", "lock", "truncate", "write",
- * "sync", "rename", "mkdir", "list", "remove", "rmdir". Returns 0, or the errno to fail with; may
+/* Called before each operation: "open", "stat", "map", "own", "create", "lock", "truncate",
+ * "write", "sync", "rename", "mkdir", "list", "remove", "rmdir". Returns 0, or the errno to fail with; may
  * lower *bytes of a write, which then writes less. NULL takes it out. Not for use while other
  * threads work on files. */
 typedef int (*file_tap_fn)(void *user, const char *operation, const char *path, size_t *bytes);

@@ -38,6 +38,14 @@ nn_status_t storage_wrap(nn_device_t *device, void *data, size_t bytes, void (*r
   return NN_OK;
 }
 
+nn_status_t storage_wrap_counted(nn_device_t *device, void *data, size_t bytes,
+                                 void (*release)(void *), void *owner, storage_t **storage) {
+  STATUS_TRY(storage_wrap(device, data, bytes, release, owner, storage));
+  (*storage)->counted = 1;
+  device_count(device, (int64_t)bytes);
+  return NN_OK;
+}
+
 void storage_retain(storage_t *storage) {
   atomic_fetch_add_explicit(&storage->references, 1, memory_order_relaxed);
 }
@@ -46,6 +54,7 @@ void storage_release(storage_t *storage) {
   if (!storage) return;
   if (atomic_fetch_sub_explicit(&storage->references, 1, memory_order_acq_rel) != 1) return;
   if (storage->owned) device_free(storage->device, storage->data, storage->bytes);
+  if (storage->counted) device_count(storage->device, -(int64_t)storage->bytes);
   if (storage->release) storage->release(storage->owner);
   device_release(storage->device);
   mem_free(storage);

@@ -14,7 +14,8 @@ typedef struct storage {
   size_t bytes;
   void (*release)(void *owner); /* ends foreign memory; NULL: device_free(data) when owned */
   void *owner;
-  int owned; /* 1: from device_alloc */
+  int owned;   /* 1: from device_alloc */
+  int counted; /* 1: counted as held by the device, which did not allocate it */
 } storage_t;
 
 struct nn_tensor {
@@ -29,6 +30,9 @@ nn_status_t storage_create(nn_device_t *device, size_t bytes, storage_t **storag
 /* Storage over foreign memory; release(owner) is called with the last reference. */
 nn_status_t storage_wrap(nn_device_t *device, void *data, size_t bytes, void (*release)(void *),
                          void *owner, storage_t **storage);
+/* The same for memory that the device's counters count as held, like its own. */
+nn_status_t storage_wrap_counted(nn_device_t *device, void *data, size_t bytes,
+                                 void (*release)(void *), void *owner, storage_t **storage);
 void storage_retain(storage_t *storage);
 void storage_release(storage_t *storage);
 

@@ -2,6 +2,7 @@
 #ifndef NN_FORMAT_CONFIG_JSON_H
 #define NN_FORMAT_CONFIG_JSON_H
 
+#include <jansson.h>
 #include <stddef.h>
 
 #include "moenn.h"
@@ -13,8 +14,9 @@ nn_status_t config_json_read(const char *text, size_t bytes, nn_model_config_t *
 
 /* The text of a validated configuration, ending in a newline and NUL, to be freed with mem_free;
  * bytes (or NULL) receives its length without the NUL.
- * dtype: NN_ dtype of the weights beside it, or -1: not said. */
-nn_status_t config_json_write(const nn_model_config_t *config, int32_t dtype, char **text,
-                              size_t *bytes);
+ * dtype: NN_ dtype of the weights beside it, or -1: not said. others: keys that say nothing of the
+ * model, written too, or NULL. */
+nn_status_t config_json_write(const nn_model_config_t *config, int32_t dtype, json_t *others,
+                              char **text, size_t *bytes);
 
 #endif

@@ -99,7 +99,8 @@ bool key_value_is_zero(const key_line_t *key, const reading_t *written) {
 
 /* ---- the whole text -------------------------------------------------------------------------- */
 
-/* What keys say of a configuration that its members say otherwise, and factors that 0 stands for. */
+/* What keys say of a configuration that its members say otherwise, and factors that
+ * 0 stands for. */
 static reading_t written_of(const nn_model_config_t *c) {
   reading_t written = {.config = *c};
   nn_model_config_t *w = &written.config;
@@ -161,12 +162,13 @@ static int write_uses(json_t *root, const nn_model_config_t *c, int32_t dtype) {
   return failed;
 }
 
-nn_status_t config_json_write(const nn_model_config_t *config, int32_t dtype, char **text,
-                              size_t *bytes) {
+nn_status_t config_json_write(const nn_model_config_t *config, int32_t dtype, json_t *others,
+                              char **text, size_t *bytes) {
   enum { FLAGS = JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(9) };
   json_t *root = json_object();
   const reading_t written = written_of(config);
   int failed = !root || write_uses(root, config, dtype) || write_keys(root, &written);
+  if (!failed && others) failed = json_object_update(root, others);
   size_t length = failed ? 0 : json_dumpb(root, NULL, 0, FLAGS);
   void *got = NULL;
   nn_status_t status = NN_OK;

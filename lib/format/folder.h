@@ -14,6 +14,7 @@
 #ifndef NN_FORMAT_FOLDER_H
 #define NN_FORMAT_FOLDER_H
 
+#include "base/tensor.h"
 #include "format/safetensors.h"
 #include "format/transfer.h"
 #include "model/params.h"
@@ -41,8 +42,16 @@ typedef struct folder {
  * whatever it holds: the embedding wins. */
 nn_status_t folder_open(const char *path, folder_t *folder);
 
+/* Gives the parameter buffer that the file's own data is: where there is one file, laid out as the
+ * buffer, of dtype, and the device reads host memory. The folder may be closed then; what is written
+ * to the buffer does not reach the file, and the file must not be changed in place while the buffer
+ * lives. Its bytes count as held by the device, though pages that nobody wrote to belong to the
+ * system's cache of the file. NULL: the folder is to be read. */
+nn_status_t folder_map(folder_t *folder, nn_device_t *device, int32_t dtype, storage_t **buffer);
+
 /* Writes every parameter, converted, to its place in a buffer of table.elements of dtype (NN_F32,
- * NN_BF16 or NN_F16). progress (or NULL) hears of bytes of the files; cancel may be NULL. device:
+ * NN_BF16 or NN_F16), or of none, where folder_map() gave one. progress (or NULL) hears of bytes of
+ * the files; cancel may be NULL. device:
  * whose memory the buffer is, or NULL: host memory; so everywhere here. */
 nn_status_t folder_read(const folder_t *folder, int32_t dtype, void *buffer,
                         nn_progress_fn progress, void *user, const atomic_int *cancel,
@@ -52,11 +61,13 @@ void folder_close(folder_t *folder); /* a zeroed one is left alone */
 
 /* Saves a buffer of table.elements of dtype (as above) under the configuration that the
  * table was built from. Makes the folder if its parent is there, and removes it again if the save
- * then fails. Other files in it are left alone. shard_bytes: most bytes of tensor data in a file,
- * 0: 5e9; a larger tensor has its own file. */
+ * then fails. Other files in it are left alone. Tensors come in the order of the buffer, so that a
+ * single file can be mapped as one. shard_bytes: most bytes of tensor data in a file, 0: 5e10; a
+ * larger tensor has its own file. source: the folder that the model was loaded from, whose files
+ * beside the model are carried over (folder_carry.h), or NULL. */
 nn_status_t folder_save(const char *path, const nn_model_config_t *config,
                         const param_table_t *table, int32_t dtype, const void *buffer,
                         int64_t shard_bytes, nn_progress_fn progress, void *user,
-                        const atomic_int *cancel, nn_device_t *device);
+                        const atomic_int *cancel, nn_device_t *device, const char *source);
 
 #endif

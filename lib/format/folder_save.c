@@ -1,22 +1,26 @@
 /* Saving model folders: files first, then the one step of staging.h. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/dtype.h"
 #include "base/mem.h"
 #include "format/config_json.h"
 #include "format/folder.h"
+#include "format/folder_carry.h"
 #include "format/param_io.h"
 #include "format/staging.h"
 
-static const int64_t default_shard_bytes = 5000000000;
+static const int64_t default_shard_bytes = 50000000000;
 
 typedef struct save {
-  const char *place; /* the folder written to */
+  const char *place;  /* the folder written to */
+  const char *source; /* the folder loaded from, or NULL */
   const param_table_t *table;
   int32_t dtype;
   const void *buffer;
-  safetensors_entry_t *entries; /* [table->count] */
+  const param_t **params;       /* [table->count] in the order of the buffer */
+  safetensors_entry_t *entries; /* [table->count] of these */
   int64_t *file_end;            /* [files] one past the last parameter of each file */
   int64_t files;
   int64_t first; /* parameter of the file being written */
@@ -25,17 +29,24 @@ typedef struct save {
 
 static nn_status_t save_param(void *user, int64_t index, file_writer_t *writer) {
   save_t *save = user;
-  return param_io_write(&save->table->items[save->first + index], save->dtype, save->buffer, writer,
+  return param_io_write(save->params[save->first + index], save->dtype, save->buffer, writer,
                         &save->transfer);
 }
 
 /* ---- files ----------------------------------------------------------------------------------- */
 
+static int param_by_offset(const void *a, const void *b) {
+  const param_t *left = *(const param_t *const *)a, *right = *(const param_t *const *)b;
+  return left->offset < right->offset ? -1 : left->offset > right->offset;
+}
+
 /* Parameters in their order, a new file whenever the next one would pass the bound. */
 static void save_divide(save_t *save, int64_t shard_bytes) {
   int64_t filled = 0, element = (int64_t)nn_dtype_bytes(save->dtype);
+  for (int64_t i = 0; i < save->table->count; i++) save->params[i] = &save->table->items[i];
+  qsort(save->params, (size_t)save->table->count, sizeof *save->params, param_by_offset);
   for (int64_t i = 0; i < save->table->count; i++) {
-    const param_t *param = &save->table->items[i];
+    const param_t *param = save->params[i];
     int64_t bytes = param->elements * element;
     if (i && bytes > shard_bytes - filled) {
       save->file_end[save->files++] = i;
@@ -95,7 +106,7 @@ static json_t *save_build_index(const save_t *save) {
   int failed = !map;
   for (int64_t i = 0, file = 0; !failed && i < save->table->count; i++) {
     if (i == save->file_end[file]) file++;
-    failed = json_object_set_new(map, save->table->items[i].name,
+    failed = json_object_set_new(map, save->params[i]->name,
                                  json_string(save_file_name(save, file).text));
   }
   if (failed) {
@@ -125,11 +136,15 @@ static nn_status_t save_index(const save_t *save) {
 }
 
 static nn_status_t save_config(const save_t *save, const nn_model_config_t *config) {
-  char *text;
-  size_t bytes;
-  STATUS_TRY(config_json_write(config, save->dtype, &text, &bytes));
-  nn_status_t status = save_text(save, STAGING_CONFIG, text, bytes);
+  char *text = NULL;
+  size_t bytes = 0;
+  json_t *tokens = save->source ? folder_carry_tokens(save->source) : json_object();
+  nn_status_t status =
+      tokens ? config_json_write(config, save->dtype, tokens, &text, &bytes)
+             : status_fail(NN_ERR_MEMORY, "memory for the ids of tokens could not be had");
+  if (status == NN_OK) status = save_text(save, STAGING_CONFIG, text, bytes);
   mem_free(text);
+  json_decref(tokens);
   return status;
 }
 
@@ -137,10 +152,14 @@ static nn_status_t save_config(const save_t *save, const nn_model_config_t *conf
 static nn_status_t save_generation_config(const save_t *save, const char *folder) {
   static const char name[] = "generation_config.json";
   static const char text[] = "{\n  \"_from_model_config\": true\n}\n";
-  char *path;
-  STATUS_TRY(file_join(folder, name, &path));
-  bool there = file_exists(path);
-  mem_free(path);
+  const char *const places[] = {folder, save->place}; /* the second: carried over */
+  bool there = false;
+  for (int i = 0; i < 2 && !there; i++) {
+    char *path;
+    STATUS_TRY(file_join(places[i], name, &path));
+    there = file_exists(path);
+    mem_free(path);
+  }
   return there ? NN_OK : save_text(save, name, text, sizeof text - 1);
 }
 
@@ -149,10 +168,12 @@ static nn_status_t save_generation_config(const save_t *save, const char *folder
 static nn_status_t save_files(save_t *save, const char *folder, const nn_model_config_t *config,
                               int64_t shard_bytes) {
   size_t count = (size_t)save->table->count;
-  void *entries = NULL, *ends = NULL;
+  void *entries = NULL, *ends = NULL, *params = NULL;
   nn_status_t status = mem_alloc(count, sizeof *save->entries, &entries);
   if (status == NN_OK) status = mem_alloc(count, sizeof *save->file_end, &ends);
+  if (status == NN_OK) status = mem_alloc(count, sizeof *save->params, &params);
   if (status == NN_OK) {
+    save->params = params;
     save->entries = entries;
     save->file_end = ends;
     save_divide(save, shard_bytes);
@@ -166,7 +187,9 @@ static nn_status_t save_files(save_t *save, const char *folder, const nn_model_c
   if (status == NN_OK) status = save_weights(save);
   if (status == NN_OK && save->files > 1) status = save_index(save);
   if (status == NN_OK) status = save_config(save, config);
+  if (status == NN_OK && save->source) status = folder_carry(save->source, folder, save->place);
   if (status == NN_OK) status = save_generation_config(save, folder);
+  mem_free(params);
   mem_free(entries);
   mem_free(ends);
   return status;
@@ -175,11 +198,11 @@ static nn_status_t save_files(save_t *save, const char *folder, const nn_model_c
 nn_status_t folder_save(const char *path, const nn_model_config_t *config,
                         const param_table_t *table, int32_t dtype, const void *buffer,
                         int64_t shard_bytes, nn_progress_fn progress, void *user,
-                        const atomic_int *cancel, nn_device_t *device) {
+                        const atomic_int *cancel, nn_device_t *device, const char *source) {
   if (shard_bytes < 0)
     return status_fail(NN_ERR_ARGUMENT, "shard_bytes is %lld; it must not be negative",
                        (long long)shard_bytes);
-  save_t save = {.table = table, .dtype = dtype, .buffer = buffer};
+  save_t save = {.table = table, .dtype = dtype, .buffer = buffer, .source = source};
   save.transfer = (transfer_t){.progress = progress, .user = user, .cancel = cancel,
                          .device = device};
   staging_t staging;

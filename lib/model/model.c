@@ -27,7 +27,7 @@ nn_status_t model_check_ids(const nn_model_config_t *config, const int32_t *ids,
 }
 
 nn_status_t model_allocate(nn_device_t *device, const nn_model_config_t *config, int32_t dtype,
-                           nn_model_t **model) {
+                           storage_t *buffer, nn_model_t **model) {
   STATUS_TRY(config_check_computed(config));
   void *got = NULL;
   STATUS_TRY(mem_alloc(1, sizeof(nn_model_t), &got));
@@ -40,8 +40,12 @@ nn_status_t model_allocate(nn_device_t *device, const nn_model_config_t *config,
   made->loss_scale = dtype == NN_F16 ? MODEL_LOSS_SCALE : 1;
   nn_status_t status = param_table_build(config, &made->params);
   size_t element = nn_dtype_bytes(dtype);
-  if (status == NN_OK)
+  if (buffer) {
+    storage_retain(buffer);
+    made->buffer = buffer;
+  } else if (status == NN_OK) {
     status = storage_create(device, (size_t)made->params.elements * element, &made->buffer);
+  }
   if (status == NN_OK)
     status = weights_bind(config, &made->params, made->buffer->data, element, &made->weights);
   if (status != NN_OK) {
@@ -62,6 +66,7 @@ void model_release(nn_model_t *model) {
   weights_free(&model->weights);
   storage_release(model->buffer);
   param_table_free(&model->params);
+  mem_free(model->source);
   device_release(model->device);
   mem_free(model);
 }

@@ -18,11 +18,13 @@ struct nn_model {
   weights_t weights;
   training_t *training; /* NULL until prepared */
   float loss_scale;     /* of gradients to come: see nn_model_loss_scale() */
+  char *source; /* the folder that it was loaded from; NULL: none */
 };
 
-/* A model with a parameter buffer that is not filled yet. The configuration is validated. */
+/* A model with a parameter buffer that is not filled yet, or the given one, which it retains. The
+ * configuration is validated. */
 nn_status_t model_allocate(nn_device_t *device, const nn_model_config_t *config, int32_t dtype,
-                           nn_model_t **model);
+                           storage_t *buffer, nn_model_t **model);
 
 /* Fills the parameters with random numbers. */
 nn_status_t model_initialise(nn_model_t *model, uint64_t seed);

@@ -122,7 +122,8 @@ static void check_saved(int32_t dtype, const char *torch_dtype) {
   size_t bytes = (size_t)gpt2.table.elements * 2;
   uint16_t *values = fixture_memory(bytes), *again = fixture_memory(bytes);
   for (int64_t i = 0; i < gpt2.table.elements; i++) values[i] = (uint16_t)(i * 7);
-  CHECK(folder_save(folder, &gpt2.config, &gpt2.table, dtype, values, 0, NULL, NULL, NULL, NULL));
+  CHECK(folder_save(folder, &gpt2.config, &gpt2.table, dtype, values, 0, NULL, NULL, NULL, NULL,
+                    NULL));
   folder_t opened = {0};
   CHECK(folder_open(folder, &opened));
   assert_int_equal(opened.dtype, dtype);
@@ -337,17 +338,17 @@ static void progress_counts_all_bytes_and_cancels(void **state) {
   (void)state;
   files_watch_t watch = {0};
   CHECK(folder_save(folder, &gpt2.config, &gpt2.table, NN_F32, gpt2.values, 0, files_watch_progress,
-                    &watch, NULL, NULL));
+                    &watch, NULL, NULL, NULL));
   assert_int_equal(watch.done, gpt2.table.elements * 4);
   assert_int_equal(watch.total, watch.done);
   watch = (files_watch_t){.stop_at = 3};
   CHECK_FAILS(NN_ERR_CANCELLED, "cancelled",
               folder_save(folder, &mixtral.config, &mixtral.table, NN_F32, mixtral.values, 0,
-                          files_watch_progress, &watch, NULL, NULL));
+                          files_watch_progress, &watch, NULL, NULL, NULL));
   assert_int_equal(watch.calls, 3);
   atomic_int cancel = 1;
   CHECK_STATUS(NN_ERR_CANCELLED, folder_save(folder, &mixtral.config, &mixtral.table, NN_F32,
-                                             mixtral.values, 0, NULL, NULL, &cancel, NULL));
+                                             mixtral.values, 0, NULL, NULL, &cancel, NULL, NULL));
   assert_true(stamped_is(&gpt2, folder));
   assert_int_equal(files_count(folder), 3);
 

@@ -1,5 +1,6 @@
 #include "model_files.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/dtype.h"
@@ -22,7 +23,7 @@ void stamped_free(stamped_t *model) {
 
 nn_status_t stamped_save(const stamped_t *model, const char *folder, int64_t shard_bytes) {
   return folder_save(folder, &model->config, &model->table, NN_F32, model->values, shard_bytes,
-                     NULL, NULL, NULL, NULL);
+                     NULL, NULL, NULL, NULL, NULL);
 }
 
 int stamped_is(const stamped_t *model, const char *path) {
@@ -64,15 +65,23 @@ static nn_status_t writing_source(void *user, int64_t index, file_writer_t *writ
   return NN_OK;
 }
 
+static int params_compare(const void *a, const void *b) {
+  const param_t *left = *(const param_t *const *)a, *right = *(const param_t *const *)b;
+  return left->offset < right->offset ? -1 : 1;
+}
+
 void stamped_write(const stamped_t *model, const char *folder, const char *name, oddity_t oddity) {
   static const int64_t two[] = {2};
   const param_table_t *table = &model->table;
   size_t most = (size_t)table->count + 3;
   safetensors_entry_t *entries = fixture_memory(most * sizeof *entries);
   const param_t **params = fixture_memory(most * sizeof *params);
+  const param_t **sorted = fixture_memory(most * sizeof *params); /* as a save has them */
   int64_t count = 0;
+  for (int64_t i = 0; i < table->count; i++) sorted[i] = &table->items[i];
+  qsort(sorted, (size_t)table->count, sizeof *sorted, params_compare);
   for (int64_t i = 0; i < table->count; i++) {
-    const param_t *param = &table->items[i];
+    const param_t *param = sorted[i];
     if (oddity.skip && strcmp(param->name, oddity.skip) == 0) continue;
     params[count] = param;
     safetensors_entry_t *entry = &entries[count++];
@@ -94,11 +103,12 @@ void stamped_write(const stamped_t *model, const char *folder, const char *name,
                           &writing));
   free(entries);
   free(params);
+  free(sorted);
 }
 
 void stamped_write_config(const stamped_t *model, const char *folder) {
   char *text;
-  CHECK(config_json_write(&model->config, NN_F32, &text, NULL));
+  CHECK(config_json_write(&model->config, NN_F32, NULL, &text, NULL));
   files_write_text(folder, "config.json", text);
   mem_free(text);
 }

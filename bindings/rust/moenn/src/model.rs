@@ -52,7 +52,7 @@ pub type ProgressFn<'a> = &'a mut (dyn FnMut(u64, u64) -> ControlFlow<()> + Send
 /// Options of loading and saving.
 #[derive(Default)]
 pub struct FileOptions<'a> {
-    /// Most bytes of tensor data in a file of a saved folder. 0: 5 x 10^9.
+    /// Most bytes of tensor data in a file of a saved folder. 0: 5 x 10^10.
     pub shard_bytes: u64,
     /// Called as bytes are read or written.
     pub progress: Option<ProgressFn<'a>>,

@@ -1,0 +1,68 @@
+#include "format/folder_carry.h"
+
+#include "base/mem.h"
+#include "base/status.h"
+#include "format/staging.h"
+
+static const char *const names[] = {
+    "generation_config.json", "tokenizer.json",     "tokenizer_config.json",
+    "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "tokenizer.model.v3",     "tekken.json",        "spiece.model",
+    "vocab.json",             "merges.txt",         "vocab.txt",
+    "chat_template.jinja",    "chat_template.json",
+};
+
+static nn_status_t carry_write(const file_map_t *map, const char *place, const char *name) {
+  char *path;
+  STATUS_TRY(file_join(place, name, &path));
+  file_writer_t writer = {0};
+  nn_status_t status = file_writer_open(path, &writer);
+  mem_free(path);
+  STATUS_TRY(status);
+  status = file_writer_write(&writer, map->data, map->bytes);
+  if (status == NN_OK) return file_writer_commit(&writer);
+  file_writer_discard(&writer);
+  return status;
+}
+
+static nn_status_t carry_file(const char *source, const char *target, const char *place,
+                              const char *name) {
+  char *there;
+  STATUS_TRY(file_join(target, name, &there));
+  bool kept = file_exists(there);
+  mem_free(there);
+  if (kept) return NN_OK;
+  file_map_t map = {0};
+  int32_t which;
+  nn_status_t status = staging_map(source, &name, 1, &map, &which);
+  if (status == NN_ERR_NOT_FOUND) return NN_OK;
+  if (status == NN_OK) status = carry_write(&map, place, name);
+  file_unmap(&map);
+  return status;
+}
+
+nn_status_t folder_carry(const char *source, const char *target, const char *place) {
+  for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+    STATUS_TRY(carry_file(source, target, place, names[i]));
+  return NN_OK;
+}
+
+json_t *folder_carry_tokens(const char *source) {
+  static const char *const keys[] = {"bos_token_id", "eos_token_id", "pad_token_id"};
+  static const char *const config[] = {STAGING_CONFIG};
+  json_t *tokens = json_object(), *root = NULL;
+  file_map_t map = {0};
+  int32_t which;
+  if (staging_map(source, config, 1, &map, &which) == NN_OK)
+    root = json_loadb(map.data, map.bytes, JSON_REJECT_DUPLICATES, NULL);
+  file_unmap(&map);
+  for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+    json_t *value = json_object_get(root, keys[i]);
+    if (value && json_object_set(tokens, keys[i], value)) {
+      json_decref(tokens);
+      tokens = NULL;
+    }
+  }
+  json_decref(root);
+  return tokens;
+}

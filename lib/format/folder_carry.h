@@ -1,0 +1,19 @@
+/* What a model folder holds beside the model, from the folder that a model was loaded from to the
+ * one that it is saved in: the tokenizer's files, generation_config.json, and the ids of tokens that
+ * config.json names. */
+#ifndef NN_FORMAT_FOLDER_CARRY_H
+#define NN_FORMAT_FOLDER_CARRY_H
+
+#include <jansson.h>
+
+#include "moenn.h"
+
+/* Copies into the folder `place`, which becomes part of the folder `target`, each such file that
+ * `source` has and `target` has not. */
+nn_status_t folder_carry(const char *source, const char *target, const char *place);
+
+/* The ids of tokens in the folder's config.json, as an object; empty where there is no such file, or
+ * it cannot be read. NULL: no memory. */
+json_t *folder_carry_tokens(const char *source);
+
+#endif
