@@ -827,13 +827,20 @@ enum {
 /** Makes the byte tokenizer: id = byte, and the specials above, spelt <|bos|>, <|eos|>, <|pad|>. */
 NN_API nn_status_t nn_tokenizer_create_bytes(nn_tokenizer_t **tokenizer);
 
-/** Loads a tokenizer from a tokenizer.json file, or from a folder that holds one, whose
- *  tokenizer_config.json then names the special tokens. What a file is, its content decides.
+/** Loads a tokenizer. What a file is, its content decides:
  *
- *  Models: BPE, Unigram, WordPiece, WordLevel, with the normalizers, pre-tokenizers, post-processors
- *  and decoders of the tokenizers package (0.23); ids, offsets and text are the same as there.
- *  Truncation and padding that a file asks for are left to the caller. NN_ERR_UNSUPPORTED names what
- *  could change ids and is not understood. */
+ *  - **tokenizer.json**: BPE, Unigram, WordPiece, WordLevel, with the normalizers, pre-tokenizers,
+ *    post-processors and decoders of the tokenizers package (0.23); ids, offsets and text are the same
+ *    as there. Truncation and padding that a file asks for are left to the caller.
+ *  - **SentencePiece** (.model): BPE and Unigram; ids and text are SentencePiece's, for any bytes.
+ *  - **tiktoken** rank files of the published vocabularies of GPT-2, cl100k_base, o200k_base, Llama 3
+ *    and Qwen, which the number of tokens tells apart.
+ *  - **GGUF**: its metadata tokenizer.ggml.*, of the models llama, t5 and gpt2.
+ *  - **llm.c** tokenizer files, version 1 and 2, taken as GPT-2's: ids in the order of merges.
+ *
+ *  NN_ERR_UNSUPPORTED names what could change ids and is not understood.
+ *  @param path a file, or a folder with tokenizer.json or else tokenizer.model, whose
+ *              tokenizer_config.json then names the special tokens. */
 NN_API nn_status_t nn_tokenizer_load(const char *path, nn_tokenizer_t **tokenizer);
 
 /** Gives the handle back. */

@@ -71,6 +71,11 @@ static uint32_t look_up(const charsmap_t *map, const char *text, uint32_t bytes,
   return found;
 }
 
+uint32_t charsmap_find(text_t map, const char *text, uint32_t bytes, text_t *replacement) {
+  const charsmap_t opened = charsmap_open(map);
+  return look_up(&opened, text, bytes, true, replacement);
+}
+
 static uint32_t count_characters(const char *text, size_t bytes) {
   uint32_t count = 0, taken;
   for (const char *end = text + bytes; text < end; text += taken, count++)

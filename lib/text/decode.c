@@ -259,6 +259,56 @@ static nn_status_t step_byte_fallback(const step_context_t *context, const token
   return end_run(context, to, begin);
 }
 
+/* As end_run, but the characters of a run that are whole stay. */
+static nn_status_t end_mixed_run(const step_context_t *context, token_texts_t *to, size_t begin) {
+  const size_t bytes = to->text.bytes - begin;
+  if (context->open || utf8_valid(to->text.data + begin, bytes) == bytes) return NN_OK;
+  STATUS_TRY(buffer_room(&to->text, 3 * bytes)); /* what follows is written behind, then moved */
+  for (size_t at = 0; at < bytes;) {
+    const char *run = to->text.data + begin + at;
+    const size_t valid = utf8_valid(run, bytes - at);
+    STATUS_TRY(add_text(to, (text_t){run, valid}));
+    at += valid;
+    if (at == bytes) break;
+    STATUS_TRY(add_text(to, TEXT("\xEF\xBF\xBD")));
+    at++;
+  }
+  memmove(to->text.data + begin, to->text.data + begin + bytes, to->text.bytes - begin - bytes);
+  to->text.bytes -= bytes;
+  return NN_OK;
+}
+
+static nn_status_t step_sentencepiece(const step_context_t *context, const token_texts_t *from,
+                                      token_texts_t *to) {
+  static const text_t blank = {"\xE2\x96\x81", 3}; /* U+2581 */
+  const decoder_step_t *step = context->step;
+  bool first = step->start || step->collapse, dropped = false;
+  size_t begin = 0; /* of the run of bytes */
+  for (size_t i = 0; i < from->count; i++) {
+    text_t text = text_at(from, i);
+    const int byte = step->bytes ? spelled_byte(text) : -1;
+    if (byte >= 0) {
+      const char raw = (char)byte;
+      STATUS_TRY(add_text(to, (text_t){&raw, 1}));
+      continue;
+    }
+    STATUS_TRY(end_mixed_run(context, to, begin));
+    first = first && !dropped && to->text.bytes == 0;
+    if (text_equal(text, step->pattern.text)) {
+      STATUS_TRY(add_text(to, step->content));
+    } else {
+      if (first && text.bytes >= blank.bytes && memcmp(text.data, blank.data, blank.bytes) == 0) {
+        text = (text_t){text.data + blank.bytes, text.bytes - blank.bytes};
+        dropped = !step->collapse;
+      }
+      STATUS_TRY(add_replaced(to, text, blank, TEXT(" ")));
+    }
+    begin = to->text.bytes;
+  }
+  STATUS_TRY(end_mixed_run(context, to, begin));
+  return end_token(to);
+}
+
 /* ---- all of it ------------------------------------------------------------------------------- */
 
 static nn_status_t apply(const step_context_t *context, const token_texts_t *from,
@@ -267,6 +317,7 @@ static nn_status_t apply(const step_context_t *context, const token_texts_t *fro
   switch (context->step->kind) {
     case DECODE_BYTE_LEVEL: return step_byte_level(from, to);
     case DECODE_BYTE_FALLBACK: return step_byte_fallback(context, from, to);
+    case DECODE_SENTENCEPIECE: return step_sentencepiece(context, from, to);
     case DECODE_FUSE: return step_fuse(from, to);
     case DECODE_METASPACE: return step_metaspace(context, from, to);
     case DECODE_STRIP: return step_strip(context, from, to);
@@ -275,6 +326,11 @@ static nn_status_t apply(const step_context_t *context, const token_texts_t *fro
     case DECODE_BPE: return step_bpe(context, from, to);
     default: return step_ctc(context, from, to);
   }
+}
+
+static bool is_verbatim(const nn_tokenizer_t *tokenizer, int32_t id) {
+  const int32_t added = tokenizer->ids[id].added;
+  return added >= 0 && tokenizer->pipeline.added[added].verbatim;
 }
 
 /* An id's text as the decoder sees it; false: the id is left out. */
@@ -316,7 +372,8 @@ nn_status_t tokenizer_decode(const nn_tokenizer_t *tokenizer, const int32_t *ids
   if (pipeline->decoder_count == 1 && pipeline->decoder[0].kind == DECODE_BYTE_LEVEL) {
     for (int64_t i = 0; i < count; i++)
       if (token_text(tokenizer, ids[i], keep_special, &text))
-        STATUS_TRY(add_unmapped(out, text));
+        STATUS_TRY(is_verbatim(tokenizer, ids[i]) ? buffer_add(out, text.data, text.bytes)
+                                                  : add_unmapped(out, text));
     return NN_OK;
   }
   scratch_t *scratch;

@@ -1,5 +1,6 @@
 #include "text/model.h"
 
+#include <math.h>
 #include <stdio.h>
 
 #include "base/mem.h"
@@ -90,9 +91,12 @@ static nn_status_t make_trie(vocabulary_t *vocabulary) {
   size_t count = 0;
   STATUS_TRY(mem_alloc(model->token_count, sizeof(trie_entry_t), &memory));
   trie_entry_t *entries = memory;
-  for (size_t i = 0; i < model->token_count; i++)
-    if (model->tokens[i].text.bytes)
-      entries[count++] = (trie_entry_t){model->tokens[i].text, (int32_t)i};
+  for (size_t i = 0; i < model->token_count; i++) {
+    const text_t text = model->tokens[i].text;
+    if (!text.bytes || model->tokens[i].score == -INFINITY) continue;
+    entries[count++] = (trie_entry_t){text, (int32_t)i};
+    if (text.bytes > vocabulary->longest) vocabulary->longest = (uint32_t)text.bytes;
+  }
   nn_status_t status = trie_create(entries, count, &vocabulary->trie);
   mem_free(entries);
   if (status == NN_OK && model->prefix.bytes)
@@ -104,7 +108,8 @@ static nn_status_t make_trie(vocabulary_t *vocabulary) {
 static double worst_score(const model_t *model) {
   double worst = 0;
   for (size_t i = 0; i < model->token_count; i++)
-    if (i == 0 || model->tokens[i].score < worst) worst = model->tokens[i].score;
+    if (model->tokens[i].score > -INFINITY && model->tokens[i].score < worst)
+      worst = model->tokens[i].score;
   return worst - 10;
 }
 
@@ -116,6 +121,7 @@ static nn_status_t fill(vocabulary_t *vocabulary) {
     case MODEL_BPE: return bpe_create(vocabulary);
     case MODEL_UNIGRAM:
       vocabulary->unk_score = worst_score(model);
+      if (model->single) vocabulary->unk_score = (float)vocabulary->unk_score;
       return make_trie(vocabulary);
     case MODEL_WORDPIECE: return make_trie(vocabulary);
     default: return NN_OK;

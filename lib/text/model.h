@@ -35,6 +35,7 @@ typedef struct vocabulary {
   trie_t trie;            /* Unigram, WordPiece: of the tokens; values are their places in model->tokens */
   uint32_t continuing;    /* WordPiece: the node that `prefix` leads to, 0: none */
   double unk_score;       /* Unigram */
+  uint32_t longest;       /* Unigram: bytes of the longest token */
 } vocabulary_t;
 
 /* bytes: as above; the caller knows by vocabulary_has_bytes. */

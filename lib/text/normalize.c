@@ -224,6 +224,8 @@ static nn_status_t edit_step(const normalizer_step_t *step, const matcher_t *mat
   } else if (step->kind == NORMALIZE_APPEND) {
     edit_copy(&edit, from.bytes);
     edit_insert(&edit, step->content);
+  } else if (step->kind == NORMALIZE_SENTENCEPIECE) {
+    sentencepiece_normalize(step, &edit);
   } else {
     charsmap_apply(step->content, step->graphemes, &edit);
   }
@@ -247,6 +249,7 @@ nn_status_t normalize_step(const normalizer_step_t *step, const matcher_t *match
     case NORMALIZE_BERT: return bert(step, places, memory, work);
     case NORMALIZE_BYTE_LEVEL: return apply(normalize_bytes, places, memory, work);
     case NORMALIZE_REPLACE: case NORMALIZE_PREPEND: case NORMALIZE_APPEND: case NORMALIZE_CHARSMAP:
+    case NORMALIZE_SENTENCEPIECE:
       return edit_step(step, matcher, places, memory, work);
     default: return form(step->kind, places, memory, work);
   }

@@ -27,6 +27,7 @@ void pipeline_free(pipeline_t *pipeline) {
   mem_free(pipeline->prefix);
   mem_free(pipeline->suffix);
   mem_free(pipeline->decoder);
+  mem_free(pipeline->kept);
   for (struct pool_block *block = pipeline->pool, *next; block; block = next) {
     next = block->next;
     mem_free(block);
@@ -154,6 +155,14 @@ nn_status_t pipeline_add_suffix(pipeline_t *pipeline, int32_t id) {
   return NN_OK;
 }
 
+nn_status_t pipeline_add_kept(pipeline_t *pipeline, text_t text) {
+  text_t copy;
+  STATUS_TRY(pipeline_copy(pipeline, text, &copy));
+  STATUS_TRY(LIST_GROW(pipeline->kept, pipeline->kept_count, pipeline->kept_capacity));
+  pipeline->kept[pipeline->kept_count++] = copy;
+  return NN_OK;
+}
+
 /* ---- merges ---------------------------------------------------------------------------------- */
 
 int32_t pipeline_find(const pipeline_t *pipeline, text_t text) {
@@ -199,11 +208,18 @@ nn_status_t pipeline_add_merge(pipeline_t *pipeline, text_t left, text_t right) 
   return append_merge(model, &merge);
 }
 
+/* Looking up all parts of a token takes the square of its length. */
+enum { RANKED_MOST = 1024 };
+
 nn_status_t pipeline_rank_merges(pipeline_t *pipeline, const uint32_t *rank) {
   model_t *model = &pipeline->model;
   for (size_t i = 0; i < model->token_count; i++) {
     const text_t whole = model->tokens[i].text;
     if (rank[i] == UINT32_MAX) continue;
+    if (whole.bytes > RANKED_MOST)
+      return status_fail(NN_ERR_UNSUPPORTED,
+                         "token %d has %zu bytes; merges are found for tokens of at most %d",
+                         model->tokens[i].id, whole.bytes, RANKED_MOST);
     for (size_t cut = 1; cut < whole.bytes; cut++) {
       const int32_t left = pipeline_find(pipeline, (text_t){whole.data, cut});
       if (left < 0) continue;

@@ -54,6 +54,10 @@ enum {
                               string of the map at each place is replaced; with graphemes, as the
                               tokenizers package has it, each grapheme of up to 5 bytes by what the
                               shortest beginning in the map says, else each character likewise */
+  NORMALIZE_SENTENCEPIECE, /* all that SentencePiece does, on bytes that need not be UTF-8: the charsmap
+                              content, but for the strings kept; collapse: spaces at the ends go, of
+                              several in between all but one; left, right: a space before, behind a
+                              text that is not empty; escape: spaces become U+2581 */
   NORMALIZE_BYTE_LEVEL     /* each byte becomes its character of the byte map */
 };
 
@@ -61,7 +65,9 @@ typedef struct normalizer_step {
   int32_t kind;
   pattern_t pattern;
   text_t content;
-  bool left, right;
+  bool left, right, collapse, escape;
+  const text_t *kept; /* NORMALIZE_SENTENCEPIECE: [kept_count], sorted; of the pipeline */
+  size_t kept_count;
   bool clean_text, chinese_chars, strip_accents, lowercase;
   bool graphemes;
 } normalizer_step_t;
@@ -110,6 +116,10 @@ typedef struct pre_step {
 enum {
   DECODE_BYTE_LEVEL,    /* characters of the byte map become bytes */
   DECODE_BYTE_FALLBACK, /* runs of <0xNN> become bytes; a run that is not UTF-8: U+FFFD for each */
+  DECODE_SENTENCEPIECE, /* U+2581 becomes a space; with `start` 1 or collapse the first one goes, with
+                           collapse every one before the first text; with bytes runs of <0xNN> become
+                           bytes, U+FFFD for each that is not UTF-8; the token `pattern` (unknown)
+                           becomes content */
   DECODE_FUSE,          /* the tokens' texts become one */
   DECODE_METASPACE,     /* content becomes a space, or nothing in the first token unless prepend is
                            PREPEND_NEVER */
@@ -128,7 +138,7 @@ typedef struct decoder_step {
   text_t content;
   int32_t prepend; /* PREPEND_ */
   int64_t start, stop;
-  bool cleanup;
+  bool cleanup, collapse, bytes;
 } decoder_step_t;
 
 /* ---- model and vocabulary -------------------------------------------------------------------- */
@@ -139,7 +149,7 @@ enum { MODEL_BPE, MODEL_UNIGRAM, MODEL_WORDPIECE, MODEL_WORDLEVEL };
 typedef struct token {
   text_t text;
   int32_t id;
-  double score; /* MODEL_UNIGRAM: log probability. Others: unused */
+  double score; /* MODEL_UNIGRAM: log probability; -INFINITY: no text is cut into it. Others: unused */
 } token_t;
 
 /* MODEL_BPE: the neighbours left and right (ids) may become the token `result`. Of all pairs in a
@@ -161,6 +171,7 @@ typedef struct model {
   bool ignore_merges;  /* BPE: a word that is a token is that token, whatever the merges say */
   text_t prefix;       /* BPE, WordPiece: before each piece of a word but the first ("##") */
   text_t suffix;       /* BPE: after the last piece of a word ("</w>") */
+  bool single;         /* Unigram: sums are of single precision, as SentencePiece has them */
   int64_t max_word;    /* WordPiece: characters; a longer word is unk */
 
   merge_t *merges;     /* [merge_count] */
@@ -177,6 +188,8 @@ typedef struct added_token {
   bool single_word; /* not where a word character touches it */
   bool lstrip, rstrip; /* white space on that side belongs to it */
   bool normalized;  /* looked for in the normalized text, itself normalized */
+  bool verbatim;    /* it stands for its content as it is: looked for so in the normalized text too,
+                       and decoded so by a lone DECODE_BYTE_LEVEL */
   bool special;     /* gives no text when specials are skipped; cut out only when specials are parsed */
 } added_token_t;
 
@@ -205,6 +218,9 @@ typedef struct pipeline {
 
   int32_t special[4]; /* by NN_TOKEN_ value: beginning, end, padding, unknown; -1: none or not known */
 
+  text_t *kept; /* [kept_count] strings for NORMALIZE_SENTENCEPIECE */
+  size_t kept_count, kept_capacity;
+
   struct pool_block *pool; /* of the strings */
 } pipeline_t;
 
@@ -226,6 +242,7 @@ nn_status_t pipeline_add_token(pipeline_t *pipeline, text_t text, int32_t id, do
 nn_status_t pipeline_add_added(pipeline_t *pipeline, const added_token_t *token);
 nn_status_t pipeline_add_prefix(pipeline_t *pipeline, int32_t id);
 nn_status_t pipeline_add_suffix(pipeline_t *pipeline, int32_t id);
+nn_status_t pipeline_add_kept(pipeline_t *pipeline, text_t text);
 
 /* Appends the merge of two tokens of the model, added before, whose rank is the number of merges so
  * far. NN_ERR_FORMAT when they or what they become are no tokens. */

@@ -1,8 +1,18 @@
 #include "text/tokenizer.h"
 
+#include <math.h>
+
 #include "base/mem.h"
 
 /* ---- ids ------------------------------------------------------------------------------------- */
+
+/* A special token that Unigram's vocabulary has too is no way to cut a text: it is cut out, or it is
+ * text like any other. */
+static void bar_specials(nn_tokenizer_t *tokenizer) {
+  model_t *model = &tokenizer->pipeline.model;
+  for (size_t i = 0; model->kind == MODEL_UNIGRAM && i < model->token_count; i++)
+    if (tokenizer->ids[model->tokens[i].id].special) model->tokens[i].score = -INFINITY;
+}
 
 /* One past the largest id. Tables by id would be far larger than the file if ids had wide gaps. */
 static nn_status_t count_ids(nn_tokenizer_t *tokenizer) {
@@ -113,7 +123,7 @@ static nn_status_t prepare_added(nn_tokenizer_t *tokenizer) {
   tokenizer->added_normalized = memory;
   for (size_t i = 0; i < pipeline->added_count; i++) {
     tokenizer->added_normalized[i] = pipeline->added[i].content;
-    if (pipeline->added[i].normalized && pipeline->normalizer_count)
+    if (pipeline->added[i].normalized && !pipeline->added[i].verbatim && pipeline->normalizer_count)
       STATUS_TRY(normalize_added(tokenizer, i));
   }
   STATUS_TRY(mem_alloc(pipeline->added_count, sizeof(trie_entry_t), &memory));
@@ -131,7 +141,9 @@ static nn_status_t compile_normalizer(nn_tokenizer_t *tokenizer) {
   tokenizer->normalizer_matchers = memory;
   for (size_t i = 0; i < pipeline->normalizer_count; i++) {
     const normalizer_step_t *step = &pipeline->normalizer[i];
-    if (step->kind == NORMALIZE_CHARSMAP) STATUS_TRY(charsmap_check(step->content));
+    if (step->kind == NORMALIZE_CHARSMAP ||
+        (step->kind == NORMALIZE_SENTENCEPIECE && step->content.bytes))
+      STATUS_TRY(charsmap_check(step->content));
     STATUS_TRY(matcher_create(&step->pattern, &tokenizer->normalizer_matchers[i]));
   }
   return NN_OK;
@@ -178,6 +190,8 @@ static void choose_paths(nn_tokenizer_t *tokenizer) {
   tokenizer->keeps_bytes = tokenizer->bytes;
   for (size_t i = 0; i < pipeline->normalizer_count; i++)
     if (pipeline->normalizer[i].kind > NORMALIZE_NFKD) tokenizer->keeps_bytes = false;
+  if (pipeline->normalizer_count && pipeline->normalizer[0].kind == NORMALIZE_SENTENCEPIECE)
+    tokenizer->keeps_bytes = true;
   for (size_t i = 0; i < steps; i++)
     if (pipeline->pre[i].kind == PRE_METASPACE && pipeline->pre[i].prepend == PREPEND_FIRST)
       tokenizer->needs_places = pipeline->normalizer_count > 0 || i > 0;
@@ -185,6 +199,7 @@ static void choose_paths(nn_tokenizer_t *tokenizer) {
 
 static nn_status_t compile(nn_tokenizer_t *tokenizer) {
   STATUS_TRY(list_ids(tokenizer));
+  bar_specials(tokenizer);
   STATUS_TRY(compile_normalizer(tokenizer));
   STATUS_TRY(compile_pre(tokenizer));
   STATUS_TRY(compile_decoder(tokenizer));

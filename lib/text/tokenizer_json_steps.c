@@ -2,6 +2,8 @@
  * steps. */
 #include <string.h>
 
+#include "base/mem.h"
+#include "text/base64.h"
 #include "text/tokenizer_json.h"
 
 #define MEMBERS(...) ((const char *const[]){__VA_ARGS__, NULL})
@@ -29,37 +31,6 @@ static nn_status_t unknown(const char *what, const json_t *json) {
                      value_type(json));
 }
 
-/* ---- base64 ---------------------------------------------------------------------------------- */
-
-static int base64_value(char c) {
-  if (c >= 'A' && c <= 'Z') return c - 'A';
-  if (c >= 'a' && c <= 'z') return c - 'a' + 26;
-  if (c >= '0' && c <= '9') return c - '0' + 52;
-  return c == '+' ? 62 : c == '/' ? 63 : -1;
-}
-
-/* Decodes into memory of the pipeline. */
-static nn_status_t decode_base64(pipeline_t *pipeline, text_t encoded, text_t *decoded) {
-  text_t place;
-  size_t written = 0;
-  uint32_t bits = 0;
-  int held = 0;
-  STATUS_TRY(pipeline_copy(pipeline, encoded, &place));
-  char *to = (char *)place.data; /* its own copy: what is read is ahead of what is written */
-  for (size_t i = 0; i < encoded.bytes && place.data[i] != '='; i++) {
-    const int value = base64_value(place.data[i]);
-    if (value < 0) return status_fail(NN_ERR_FORMAT, "precompiled_charsmap is not base64");
-    bits = bits << 6 | (uint32_t)value;
-    held += 6;
-    if (held >= 8) {
-      held -= 8;
-      to[written++] = (char)(bits >> held);
-    }
-  }
-  *decoded = (text_t){place.data, written};
-  return NN_OK;
-}
-
 /* ---- normalizer ------------------------------------------------------------------------------ */
 
 static nn_status_t read_bert(const json_t *json, pipeline_t *pipeline) {
@@ -75,13 +46,22 @@ static nn_status_t read_bert(const json_t *json, pipeline_t *pipeline) {
   return pipeline_add_normalizer(pipeline, &step);
 }
 
+static nn_status_t add_charsmap(pipeline_t *pipeline, text_t encoded, char *map) {
+  normalizer_step_t step = {.kind = NORMALIZE_CHARSMAP, .graphemes = true, .content = {map, 0}};
+  if (!base64_decode(encoded, map, &step.content.bytes))
+    return status_fail(NN_ERR_FORMAT, "precompiled_charsmap is not base64");
+  return step.content.bytes ? pipeline_add_normalizer(pipeline, &step) : NN_OK;
+}
+
 static nn_status_t read_charsmap(const json_t *json, pipeline_t *pipeline) {
-  normalizer_step_t step = {.kind = NORMALIZE_CHARSMAP, .graphemes = true};
   text_t encoded = TEXT("");
+  void *map;
   STATUS_TRY(value_check_members(json, "Precompiled", MEMBERS("precompiled_charsmap")));
   STATUS_TRY(value_get_text(json, "precompiled_charsmap", &encoded));
-  STATUS_TRY(decode_base64(pipeline, encoded, &step.content));
-  return step.content.bytes ? pipeline_add_normalizer(pipeline, &step) : NN_OK;
+  STATUS_TRY(mem_alloc(base64_room(encoded.bytes), 1, &map));
+  nn_status_t status = add_charsmap(pipeline, encoded, map);
+  mem_free(map);
+  return status;
 }
 
 nn_status_t value_read_normalizer(const json_t *json, pipeline_t *pipeline) {

@@ -14,7 +14,9 @@ struct arc {
 
 enum { UNREACHED = UINT32_MAX, UNKNOWN = -1 };
 
-static void reach(struct arc *arc, double score, uint32_t begin, int32_t token) {
+static void reach(const model_t *model, struct arc *arc, double score, uint32_t begin,
+                  int32_t token) {
+  if (model->single) score = (float)score;
   if (arc->begin == UNREACHED || score > arc->score)
     *arc = (struct arc){.score = score, .token = token, .begin = begin};
 }
@@ -32,15 +34,24 @@ static nn_status_t extend(const vocabulary_t *vocabulary, struct arc *arcs, text
     if (!node) break;
     const int32_t token = vocabulary->trie.nodes[node].value;
     if (token < 0) continue;
-    reach(&arcs[end], so_far + model->tokens[token].score, begin, token);
+    reach(model, &arcs[end], so_far + model->tokens[token].score, begin, token);
     single |= end - begin == *taken;
   }
   if (single) return NN_OK;
   if (model->unk_id < 0)
     return status_fail(NN_ERR_UNSUPPORTED, "the character \"%.*s\" is not in the vocabulary, which"
                        " has no token for unknown ones", (int)*taken, word.data + begin);
-  reach(&arcs[begin + *taken], so_far + vocabulary->unk_score, begin, UNKNOWN);
+  reach(model, &arcs[begin + *taken], so_far + vocabulary->unk_score, begin, UNKNOWN);
   return NN_OK;
+}
+
+/* Sums of single precision begin anew where they have become large, as SentencePiece has them. */
+static void rebase(const vocabulary_t *vocabulary, struct arc *arcs, uint32_t at, uint32_t bytes) {
+  static const double largest = 1e5;
+  const double so_far = arcs[at].score;
+  if (!vocabulary->model->single || so_far >= -largest) return;
+  for (uint32_t end = at; end <= bytes && end - at <= vocabulary->longest; end++)
+    if (arcs[end].begin != UNREACHED) arcs[end].score = (float)(arcs[end].score - so_far);
 }
 
 /* An unknown part: its own token after all, its bytes, or unk. */
@@ -98,8 +109,10 @@ nn_status_t unigram_encode(const vocabulary_t *vocabulary, model_memory_t *memor
   struct arc *arcs = memory->arcs;
   for (uint32_t i = 0; i <= bytes; i++) arcs[i].begin = UNREACHED;
   arcs[0] = (struct arc){.score = 0, .token = UNKNOWN};
-  for (uint32_t at = 0, taken; at < bytes; at += taken)
+  for (uint32_t at = 0, taken; at < bytes; at += taken) {
+    rebase(vocabulary, arcs, at, bytes);
     STATUS_TRY(extend(vocabulary, arcs, word, at, &taken));
+  }
   turn(arcs, bytes);
   return collect(vocabulary, arcs, word, &memory->pieces);
 }

@@ -9,7 +9,7 @@
 #include "text/list.h"
 #include "text/unigram_text.h"
 
-enum { MOST_PIECE = 16, MOST_SEEDS = 1000000 };
+enum { MOST_PIECE = UNIGRAM_MOST_PIECE, MOST_SEEDS = 1000000 };
 
 typedef struct candidate {
   int64_t count; /* how often it comes */

@@ -5,6 +5,9 @@
 
 #include "text/unigram_train.h"
 
+/* Characters of the longest piece; at most so many pieces begin at one place. */
+enum { UNIGRAM_MOST_PIECE = 16 };
+
 /* A word, or a part of one that is too long. */
 typedef struct unigram_chunk {
   int32_t first, chars; /* characters of the text */

@@ -30,6 +30,7 @@ typedef struct unigram_trainer {
   double ahead[UNIGRAM_MOST_CHARS + 1];  /* sum over cuts up to here, as a multiple of the best's */
   double behind[UNIGRAM_MOST_CHARS + 1]; /* sum over cuts from here on, in the same measure */
   int32_t from[UNIGRAM_MOST_CHARS + 1];  /* the piece that the best cut up to here ends with, or -1 */
+  double weights[UNIGRAM_MOST_CHARS * UNIGRAM_MOST_PIECE]; /* of the edges, in the text's order */
 } unigram_trainer_t;
 
 /* ---- the pieces that begin at a character: -1 stands for what is no piece --------------------- */
@@ -78,11 +79,20 @@ static void cut_best(unigram_trainer_t *trainer, int32_t first, int32_t chars, i
   }
 }
 
-/* A piece's share of all cuts, up to the sums on both sides: at most 1, as the best cuts cannot be
- * beaten. */
-static double edge_weight(const unigram_trainer_t *trainer, int32_t i, int32_t piece) {
-  int32_t end = i + piece_chars(trainer, piece);
-  return exp(trainer->best[i] + piece_score(trainer, piece) - trainer->best[end]);
+/* Of every edge: its piece's probability, as a multiple of what the best cuts give that stretch; at most
+ * 1, as they cannot be beaten. And the sums over cuts up to each character. */
+static void chunk_ahead(unigram_trainer_t *trainer, const unigram_chunk_t *chunk) {
+  double *weight = trainer->weights;
+  for (int32_t i = 0; i <= chunk->chars; i++) trainer->ahead[i] = 0;
+  trainer->ahead[0] = 1;
+  for (int32_t i = 0; i < chunk->chars; i++) {
+    edges_t edges = edges_at(&trainer->text, chunk->first + i);
+    for (int64_t e = 0; e <= edges.count; e++, weight++) {
+      int32_t piece = edge_piece(&edges, e), end = i + piece_chars(trainer, piece);
+      *weight = exp(trainer->best[i] + piece_score(trainer, piece) - trainer->best[end]);
+      trainer->ahead[end] += trainer->ahead[i] * *weight;
+    }
+  }
 }
 
 /* Adds to each piece how often it stands in the chunk, over all cuts by their probability. A sum is
@@ -90,25 +100,20 @@ static double edge_weight(const unigram_trainer_t *trainer, int32_t i, int32_t p
 static void chunk_expect(unigram_trainer_t *trainer, const unigram_chunk_t *chunk) {
   const int32_t chars = chunk->chars;
   cut_best(trainer, chunk->first, chars, -2);
-  for (int32_t i = 0; i <= chars; i++) trainer->ahead[i] = trainer->behind[i] = 0;
-  trainer->ahead[0] = trainer->behind[chars] = 1;
-  for (int32_t i = 0; i < chars; i++) {
-    edges_t edges = edges_at(&trainer->text, chunk->first + i);
-    for (int64_t e = 0; e <= edges.count; e++) {
-      int32_t piece = edge_piece(&edges, e);
-      trainer->ahead[i + piece_chars(trainer, piece)] +=
-          trainer->ahead[i] * edge_weight(trainer, i, piece);
-    }
-  }
+  chunk_ahead(trainer, chunk);
+  for (int32_t i = 0; i < chars; i++) trainer->behind[i] = 0;
+  trainer->behind[chars] = 1;
   const double scale = (double)chunk->count / trainer->ahead[chars];
+  const unigram_text_t *text = &trainer->text;
+  const double *weight = trainer->weights + (text->edges_begin[chunk->first + chars] -
+                                             text->edges_begin[chunk->first] + chars);
   for (int32_t i = chars - 1; i >= 0; i--) {
-    edges_t edges = edges_at(&trainer->text, chunk->first + i);
-    for (int64_t e = 0; e <= edges.count; e++) {
+    edges_t edges = edges_at(text, chunk->first + i);
+    for (int64_t e = edges.count; e >= 0; e--) {
       int32_t piece = edge_piece(&edges, e);
-      double weight = edge_weight(trainer, i, piece) *
-                      trainer->behind[i + piece_chars(trainer, piece)];
-      trainer->behind[i] += weight;
-      if (piece >= 0) trainer->expected[piece] += trainer->ahead[i] * weight * scale;
+      double behind = *--weight * trainer->behind[i + piece_chars(trainer, piece)];
+      trainer->behind[i] += behind;
+      if (piece >= 0) trainer->expected[piece] += trainer->ahead[i] * behind * scale;
     }
   }
 }

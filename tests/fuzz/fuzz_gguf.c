@@ -1,0 +1,10 @@
+/* Tokenizers inside GGUF files: any bytes are refused, or make a tokenizer that works. */
+#include "text.h"
+#include "text/gguf_tokenizer.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+  text_try_reader(gguf_tokenizer_read, data, size);
+  return 0;
+}

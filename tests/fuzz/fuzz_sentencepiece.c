@@ -1,0 +1,10 @@
+/* SentencePiece models: any bytes are refused, or make a tokenizer that works. */
+#include "text.h"
+#include "text/sentencepiece.h"
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+  text_try_reader(sentencepiece_read, data, size);
+  return 0;
+}
