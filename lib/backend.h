@@ -405,6 +405,8 @@ typedef struct op_row_gate_bwd {
 typedef struct op_experts {
   int64_t n, hidden, ffn, experts, top_k;
   float limit;   /* of act, as in op_glu_t */
+  int32_t interleaved; /* 1: rows of gate and up are in turn in one matrix, up's behind gate's, and
+                          elements of their biases: steps from one to the next are twice as large */
   const void *x; /* [n, hidden] */
   routing_t routing;
   const void *gate, *up; /* expert 0's [F, hidden] */
@@ -424,6 +426,7 @@ typedef struct op_experts {
 typedef struct op_experts_bwd {
   int64_t n, hidden, ffn, experts, top_k;
   float limit;
+  int32_t interleaved; /* as in forward, the gradients too */
   const void *x; /* [n, hidden] */
   routing_t routing;
   const void *gate, *up, *down; /* as in forward */

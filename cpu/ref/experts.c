@@ -50,12 +50,12 @@ static const void *experts_weight(const void *first, int64_t stride, int32_t dty
   return (const char *)first + expert * stride * (dtype == NN_F32 ? 4 : 2);
 }
 
-/* Adds an expert's bias to the columns of a tile. */
-static void experts_add_bias(ref_tile_t *tile, const void *bias, int64_t stride, int32_t dtype,
-                             int64_t expert, int64_t j, int64_t width) {
+/* Adds an expert's bias, whose elements are `step` apart, to the columns of a tile. */
+static void experts_add_bias(ref_tile_t *tile, const void *bias, int64_t step, int32_t dtype,
+                             int64_t first, int64_t j, int64_t width) {
   int64_t cols = ref_min(width - j, REF_TILE_COLS);
   for (int64_t c = 0; bias && c < cols; c++) {
-    double value = ref_load(bias, dtype, expert * stride + j + c);
+    double value = ref_load(bias, dtype, first + (j + c) * step);
     for (int64_t r = 0; r < REF_TILE_ROWS; r++) tile->sum[r][c] += value;
   }
 }
@@ -70,13 +70,14 @@ static void experts_up(void *context, int64_t item, int32_t thread) {
   const void *gate_e = experts_weight(op->gate, op->expert_stride, op->weight_dtype, slab->expert);
   const void *up_e = experts_weight(op->up, op->expert_stride, op->weight_dtype, slab->expert);
   ref_matrix_t x = {op->x, NN_F32, op->hidden, 1, slab->token + slab->begin};
-  ref_matrix_t gate = {gate_e, op->weight_dtype, 1, op->hidden, NULL};
-  ref_matrix_t up = {up_e, op->weight_dtype, 1, op->hidden, NULL};
+  int64_t step = op->interleaved ? 2 : 1, bias = slab->expert * op->bias_stride;
+  ref_matrix_t gate = {gate_e, op->weight_dtype, 1, step * op->hidden, NULL};
+  ref_matrix_t up = {up_e, op->weight_dtype, 1, step * op->hidden, NULL};
   ref_tile_t g = {{{0}}}, u = {{{0}}};
   ref_tile_add(&g, &x, &gate, slab->rows, op->ffn, op->hidden, i, j);
   ref_tile_add(&u, &x, &up, slab->rows, op->ffn, op->hidden, i, j);
-  experts_add_bias(&g, op->gate_bias, op->bias_stride, op->weight_dtype, slab->expert, j, op->ffn);
-  experts_add_bias(&u, op->up_bias, op->bias_stride, op->weight_dtype, slab->expert, j, op->ffn);
+  experts_add_bias(&g, op->gate_bias, step, op->weight_dtype, bias, j, op->ffn);
+  experts_add_bias(&u, op->up_bias, step, op->weight_dtype, bias, j, op->ffn);
   if (op->pre) {
     float *pre = op->pre;
     pre += slab->begin * 2 * op->ffn;
@@ -102,7 +103,7 @@ static void experts_down(void *context, int64_t item, int32_t thread) {
   ref_matrix_t down = {down_e, op->weight_dtype, 1, op->ffn, NULL};
   ref_tile_t y = {{{0}}};
   ref_tile_add(&y, &act, &down, slab->rows, op->hidden, op->ffn, i, j);
-  experts_add_bias(&y, op->down_bias, op->bias_stride, op->weight_dtype, slab->expert, j,
+  experts_add_bias(&y, op->down_bias, 1, op->weight_dtype, slab->expert * op->bias_stride, j,
                    op->hidden);
   ref_tile_assign(&y, slab->y + slab->begin * op->hidden, op->hidden, 1, slab->rows, op->hidden, i,
                   j);
@@ -221,12 +222,12 @@ static void experts_bwd_weights(void *context, int64_t item, int32_t thread) {
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, which == 0 ? &dg : which == 1 ? &du : &act, which == 2 ? &dout : &x, op->ffn,
                op->hidden, slab->rows, i, j);
-  int64_t first = slab->expert * op->expert_stride;
+  int64_t first = slab->expert * op->expert_stride, step = op->interleaved ? 2 : 1;
   if (which == 2)
     ref_tile_accumulate(&tile, op->ddown + first, 1, op->ffn, op->ffn, op->hidden, i, j);
   else
-    ref_tile_accumulate(&tile, (which ? op->dup : op->dgate) + first, op->hidden, 1, op->ffn,
-                        op->hidden, i, j);
+    ref_tile_accumulate(&tile, (which ? op->dup : op->dgate) + first, step * op->hidden, 1,
+                        op->ffn, op->hidden, i, j);
 }
 
 /* item: REF_TILE_ROWS rows by REF_TILE_COLS of hidden. */
@@ -241,8 +242,9 @@ static void experts_bwd_up(void *context, int64_t item, int32_t thread) {
   ref_matrix_t du = {pre + op->ffn, NN_F32, 2 * op->ffn, 1, NULL};
   const void *gate_e = experts_weight(op->gate, op->expert_stride, op->weight_dtype, slab->expert);
   const void *up_e = experts_weight(op->up, op->expert_stride, op->weight_dtype, slab->expert);
-  ref_matrix_t gate = {gate_e, op->weight_dtype, op->hidden, 1, NULL};
-  ref_matrix_t up = {up_e, op->weight_dtype, op->hidden, 1, NULL};
+  int64_t row = (op->interleaved ? 2 : 1) * op->hidden;
+  ref_matrix_t gate = {gate_e, op->weight_dtype, row, 1, NULL};
+  ref_matrix_t up = {up_e, op->weight_dtype, row, 1, NULL};
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, &dg, &gate, slab->rows, op->hidden, op->ffn, i, j);
   ref_tile_add(&tile, &du, &up, slab->rows, op->hidden, op->ffn, i, j);
@@ -294,14 +296,15 @@ static void experts_bwd_combine(void *context, int64_t item, int32_t thread) {
 static void experts_bwd_biases(const experts_bwd_slab_t *slab) {
   const op_experts_bwd_t *op = slab->op;
   int64_t first = slab->expert * op->bias_stride, end = slab->begin + slab->rows;
+  int64_t step = op->interleaved ? 2 : 1;
   for (int64_t c = 0; c < op->ffn; c++) {
     double gate = 0, up = 0;
     for (int64_t r = slab->begin; r < end; r++) {
       gate += slab->pre[r * 2 * op->ffn + c];
       up += slab->pre[r * 2 * op->ffn + op->ffn + c];
     }
-    op->dgate_bias[first + c] = (float)(op->dgate_bias[first + c] + gate);
-    op->dup_bias[first + c] = (float)(op->dup_bias[first + c] + up);
+    op->dgate_bias[first + c * step] = (float)(op->dgate_bias[first + c * step] + gate);
+    op->dup_bias[first + c * step] = (float)(op->dup_bias[first + c * step] + up);
   }
   const float *dout = op->dout;
   for (int64_t c = 0; c < op->hidden; c++) {

@@ -125,6 +125,21 @@ static const void *experts_weight(const void *first, int64_t stride, int32_t dty
   return (const char *)first + e * stride * vec_dtype_bytes(dtype);
 }
 
+/* Elements between the rows of gate, or of up. */
+static int64_t experts_row(int64_t hidden, int32_t interleaved) {
+  return interleaved ? 2 * hidden : hidden;
+}
+
+/* Of a bias, the vector from element f on; those in turn with another's are two apart. */
+static vf experts_bias(const void *bias, int64_t first, int64_t f, int64_t left,
+                       int32_t interleaved, int32_t dtype) {
+  if (!interleaved) return vf_load_weight_next(bias, first + f, left, dtype);
+  float lanes[VEC_WIDTH] = {0};
+  for (int64_t l = 0; l < vec_min(left, VEC_WIDTH); l++)
+    lanes[l] = vec_weight(bias, first + 2 * (f + l), dtype);
+  return vf_load(lanes);
+}
+
 /* ---- forward --------------------------------------------------------------------------------- */
 
 static gemm_group_t experts_up(const experts_t *experts, int64_t e) {
@@ -140,7 +155,7 @@ static gemm_group_t experts_up(const experts_t *experts, int64_t e) {
                         .b = {.data = experts_weight(op->gate, stride, op->weight_dtype, e),
                               .second = experts_weight(op->up, stride, op->weight_dtype, e),
                               .pair = op->ffn,
-                              .ld = op->hidden,
+                              .ld = experts_row(op->hidden, op->interleaved),
                               .dtype = op->weight_dtype}};
 }
 
@@ -151,14 +166,15 @@ static void experts_up_store(void *context, int64_t e, int64_t i, int64_t rows, 
   const op_experts_t *op = experts->forward;
   (void)columns;
   float *all_pre = op->pre;
-  int64_t f = j / 2, left = op->ffn - f;
+  int64_t f = j / 2, left = op->ffn - f, first = e * op->bias_stride;
+  vf g_bias = vf_zero(), u_bias = vf_zero();
+  if (op->gate_bias) {
+    g_bias = experts_bias(op->gate_bias, first, f, left, op->interleaved, op->weight_dtype);
+    u_bias = experts_bias(op->up_bias, first, f, left, op->interleaved, op->weight_dtype);
+  }
   for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
     vf g = vf_load(tile), u = vf_load(tile + VEC_WIDTH);
-    if (op->gate_bias) {
-      int64_t at = e * op->bias_stride + f;
-      g = vf_add(g, vf_load_weight_next(op->gate_bias, at, left, op->weight_dtype));
-      u = vf_add(u, vf_load_weight_next(op->up_bias, at, left, op->weight_dtype));
-    }
+    if (op->gate_bias) g = vf_add(g, g_bias), u = vf_add(u, u_bias);
     if (all_pre) {
       float *pre = all_pre + (experts->row[e] + r) * 2 * op->ffn + f;
       vf_store_next(pre, left, g);
@@ -330,7 +346,7 @@ static gemm_group_t experts_bwd_dx(const experts_t *experts, int64_t e) {
       .b = {.data = experts_weight(op->gate, stride, op->weight_dtype, e),
             .second = experts_weight(op->up, stride, op->weight_dtype, e),
             .split = op->ffn,
-            .ld = op->hidden,
+            .ld = experts_row(op->hidden, op->interleaved),
             .dtype = op->weight_dtype,
             .along_k = 1},
       .d = experts->y + experts->local[e] * op->hidden,
@@ -352,9 +368,9 @@ static gemm_group_t experts_bwd_dgate(const experts_t *experts, int64_t e) {
             .dtype = NN_F32,
             .along_k = 1},
       .c = dgate,
-      .ldc = op->hidden,
+      .ldc = experts_row(op->hidden, op->interleaved),
       .d = dgate,
-      .ldd = op->hidden};
+      .ldd = experts_row(op->hidden, op->interleaved)};
 }
 
 /* The same of du. */
@@ -380,9 +396,11 @@ static float experts_bias_dot(const op_experts_bwd_t *op, int64_t t, int64_t e) 
   return vf_sum(sum);
 }
 
-/* out[c] += sum over the chunk's rows of an expert, in order, of factor(r) x[index(r) * ld + c]. */
-static void experts_sum_rows(float *out, int64_t width, const float *x, int64_t ld, int64_t rows,
-                             const int32_t *index, const op_experts_bwd_t *op, int64_t first) {
+/* out[c * step] += sum over the chunk's rows of an expert, in order, of
+ * factor(r) x[index(r) * ld + c]. */
+static void experts_sum_rows(float *out, int64_t step, int64_t width, const float *x, int64_t ld,
+                             int64_t rows, const int32_t *index, const op_experts_bwd_t *op,
+                             int64_t first) {
   for (int64_t c = 0; c < width; c += VEC_WIDTH) {
     vf sum = vf_zero();
     for (int64_t r = 0; r < rows; r++) {
@@ -390,7 +408,9 @@ static void experts_sum_rows(float *out, int64_t width, const float *x, int64_t 
       float weight = index ? op->routing.weight[op->routing.row_slot[first + r]] : 1.0f;
       sum = vf_fma(vf_set1(weight), value, sum);
     }
-    vf_store_next(out + c, width - c, vf_add(vf_load_next(out + c, width - c), sum));
+    float lanes[VEC_WIDTH];
+    vf_store(lanes, sum);
+    for (int64_t l = 0; l < vec_min(width - c, VEC_WIDTH); l++) out[(c + l) * step] += lanes[l];
   }
 }
 
@@ -402,9 +422,10 @@ static void experts_bwd_biases(void *context, int64_t e, int32_t thread) {
   int64_t rows = experts->rows[e], first = experts->row[e], at = e * op->bias_stride;
   const float *pre = experts_pre(experts, e);
   const int32_t *token = experts->token + experts->local[e];
-  experts_sum_rows(op->dgate_bias + at, op->ffn, pre, 2 * op->ffn, rows, NULL, op, first);
-  experts_sum_rows(op->dup_bias + at, op->ffn, pre + op->ffn, 2 * op->ffn, rows, NULL, op, first);
-  experts_sum_rows(op->ddown_bias + at, op->hidden, op->dout, op->hidden, rows, token, op, first);
+  int64_t f = op->ffn, h = op->hidden, step = op->interleaved ? 2 : 1;
+  experts_sum_rows(op->dgate_bias + at, step, f, pre, 2 * f, rows, NULL, op, first);
+  experts_sum_rows(op->dup_bias + at, step, f, pre + f, 2 * f, rows, NULL, op, first);
+  experts_sum_rows(op->ddown_bias + at, 1, h, op->dout, h, rows, token, op, first);
 }
 
 static float experts_dweight(const experts_t *experts, int64_t row) {

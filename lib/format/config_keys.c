@@ -271,6 +271,16 @@ static const key_line_t glm4_moe_keys[] = {
     BIASES("attention_bias", NN_BIAS_QKV),
 };
 
+static const key_line_t gpt_oss_keys[] = {
+    BIASES("attention_bias", NN_BIAS_QKV | NN_BIAS_O),
+    MEMBER("sliding_window", KEY_SIZE_OR_NULL, config.window),
+    LAYER_TYPES,
+    MEMBER("swiglu_limit", KEY_POSITIVE, config.swiglu_limit),
+    {.name = "swiglu_alpha", .rule = KEY_EQUAL, .number = 1.702},
+    ALIAS("experts_per_token", KEY_SIZE, config.top_k),
+    FIXED("initial_context_length", KEY_ANY), /* original_max_position_embeddings for others */
+};
+
 static const key_line_t phimoe_keys[] = {
     BIASES("attention_bias", NN_BIAS_QKV | NN_BIAS_O),
     BIASES("lm_head_bias", NN_BIAS_HEAD),
@@ -351,6 +361,16 @@ static const family_keys_t all_keys[FAMILIES] = {
                               {.config = {SIZES(32000, 4096, 11008, 32, 32, 0, 2048),
                                           ROUTED(8, 2, 0.001f), .norm_eps = 1e-6f,
                                           .attention_scale = 1}}},
+    [NN_FAMILY_GPT_OSS] = {{LIST(gpt_oss_keys), LIST(local_experts_keys), LIST(moe_keys),
+                            LIST(decoder_keys), LIST(common_keys)},
+                           {.window_rule = WINDOW_EVEN,
+                            .use_window = 1,
+                            .config = {SIZES(201088, 2880, 2880, 36, 64, 8, 131072),
+                                       ROUTED(128, 4, 0.001f), .head_dim = 64, .norm_eps = 1e-5f,
+                                       .rope_theta = 150000, .window = 128, .attention_sinks = 1,
+                                       .swiglu_limit = 7, .biases = NN_BIAS_ALL | NN_BIAS_ROUTER,
+                                       .rope_scaling = NN_ROPE_YARN, .rope_factor = 32,
+                                       .rope_original_context = 4096, .rope_no_truncate = 1}}},
     [NN_FAMILY_DEEPSEEK_V2] = {{LIST(deepseek_v2_keys), LIST(two_widths_keys), LIST(moe_keys),
                                 LIST(decoder_keys), LIST(common_keys)},
                                {.greedy = true,

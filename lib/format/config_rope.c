@@ -46,6 +46,14 @@ static const rope_key_t keys[] = {
     KEY("truncate", KEY_NOT, rope_no_truncate, YARN, 0),
 };
 
+/* What a family has where nothing is given does not mix with what is. */
+static void rope_forget_defaults(reading_t *reading) {
+  nn_model_config_t *c = &reading->config;
+  if (reading->seen[offsetof(reading_t, config.rope_scaling)]) return;
+  c->rope_scaling = c->rope_no_truncate = 0;
+  c->rope_factor = 0, c->rope_original_context = 0;
+}
+
 /* The type of an object: rope_type, or type in older files. */
 static nn_status_t rope_read_type(const char *name, const json_t *object, reading_t *reading) {
   const char *key = json_object_get(object, "rope_type") ? "rope_type" : "type";
@@ -84,8 +92,10 @@ static nn_status_t rope_read_entry(const char *name, const char *inner, const js
 }
 
 nn_status_t rope_read(const char *name, const json_t *value, reading_t *reading) {
+  if (!json_is_null(value) && !json_is_object(value))
+    return key_refuse(NN_ERR_FORMAT, name, value, "null or an object");
+  rope_forget_defaults(reading);
   if (json_is_null(value)) return NN_OK;
-  if (!json_is_object(value)) return key_refuse(NN_ERR_FORMAT, name, value, "null or an object");
   STATUS_TRY(rope_read_type(name, value, reading));
   const char *inner;
   json_t *entry;
@@ -100,7 +110,9 @@ nn_status_t rope_read(const char *name, const json_t *value, reading_t *reading)
 }
 
 json_t *rope_write(const nn_model_config_t *config) {
-  if (!config->rope_scaling) return json_null();
+  /* null is not the default of every family */
+  if (!config->rope_scaling && !family_keys(config->family)->defaults.config.rope_scaling)
+    return json_null();
   json_t *object = json_object();
   int failed =
       json_object_set_new(object, "rope_type", json_string(types[config->rope_scaling]));

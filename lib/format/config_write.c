@@ -119,6 +119,9 @@ static reading_t written_of(const nn_model_config_t *c) {
   if (!w->router_groups && c->router_score == NN_SCORE_SIGMOID)
     w->router_groups = w->router_top_groups = 1;
   if (!w->dense_ffn) w->dense_ffn = w->ffn;
+  /* a class that always has windows: one as wide as the context hides nothing */
+  if (!w->window && family_keys(c->family)->defaults.window_rule == WINDOW_EVEN)
+    w->window = c->context;
   if (!w->value_head_dim) w->value_head_dim = w->head_dim;
   float *const factors[] = {&w->router_scale, &w->embedding_scale, &w->residual_scale,
                             &w->logit_scale};

@@ -15,10 +15,12 @@ typedef struct plan {
 static plan_t plan_make(const param_t *param, size_t file_element) {
   plan_t plan = {.rows = param->elements / param->runs, .cols = 1};
   /* one column alone lies the same way either way */
-  plan.transposed = param->ndim == 2 && param->stride[0] == 1 && param->shape[1] > 1;
+  const int32_t row = param->run_stride != 0; /* the dimension of a run's rows */
+  plan.transposed =
+      param->ndim == row + 2 && param->stride[row] == 1 && param->shape[row + 1] > 1;
   if (plan.transposed) {
-    plan.rows = param->shape[0];
-    plan.cols = param->shape[1];
+    plan.rows = param->shape[row];
+    plan.cols = param->shape[row + 1];
   }
   plan.block = TRANSFER_PIECE / (plan.cols * (int64_t)file_element);
   if (plan.block < 1) plan.block = 1;

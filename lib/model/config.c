@@ -426,7 +426,7 @@ static const struct {
 } not_computed[] = {
 #define NOT_COMPUTED(member) \
   { #member, offsetof(nn_model_config_t, member), sizeof((nn_model_config_t *)0)->member }
-    NOT_COMPUTED(router_eps), NOT_COMPUTED(swiglu_limit),
+    NOT_COMPUTED(router_eps),
 };
 
 nn_status_t config_check_computed(const nn_model_config_t *config) {
@@ -447,9 +447,8 @@ nn_status_t config_check_computed(const nn_model_config_t *config) {
                        "aux_loss_coef is %g and z_loss_coef %g; this release computes them for "
                        "softmax scores alone",
                        (double)config->aux_loss_coef, (double)config->z_loss_coef);
-  if (config->biases & NN_BIAS_HEAD || (config->experts && config->biases & NN_BIAS_FFN))
-    return status_fail(NN_ERR_UNSUPPORTED,
-                       "biases is %d; this release computes no bias of the head or of experts",
+  if (config->biases & NN_BIAS_HEAD)
+    return status_fail(NN_ERR_UNSUPPORTED, "biases is %d; this release computes none of the head",
                        config->biases);
   return NN_OK;
 }

@@ -98,6 +98,18 @@ static const part_t granite_parts[] = {
      FORM_STACKED},
     NORMS_AND_HEAD};
 
+static const part_t gpt_oss_parts[] = {
+    EMBEDDING,
+    ATTENTION,
+    {PARAM_ROUTER, SCOPE_LAYER, "mlp.router.weight", DIM_EXPERTS, DIM_HIDDEN, 0},
+    {PARAM_ROUTER_BIAS, SCOPE_LAYER, "mlp.router.bias", DIM_EXPERTS, DIM_NONE, 0},
+    {PARAM_GATE_UP, SCOPE_EXPERT, "gate_up_proj", DIM_GATE_UP, DIM_HIDDEN,
+     FORM_STACKED_TRANSPOSED},
+    {PARAM_GATE_UP_BIAS, SCOPE_EXPERT, "gate_up_proj_bias", DIM_GATE_UP, DIM_NONE, FORM_STACKED},
+    {PARAM_DOWN, SCOPE_EXPERT, "down_proj", DIM_HIDDEN, DIM_FFN, FORM_STACKED_TRANSPOSED},
+    {PARAM_DOWN_BIAS, SCOPE_EXPERT, "down_proj_bias", DIM_HIDDEN, DIM_NONE, FORM_STACKED},
+    NORMS_AND_HEAD};
+
 static const part_t gpt2_parts[] = {
     {PARAM_WTE, SCOPE_FIRST, "transformer.wte.weight", DIM_VOCAB, DIM_HIDDEN, 0},
     {PARAM_WPE, SCOPE_FIRST, "transformer.wpe.weight", DIM_CONTEXT, DIM_HIDDEN, 0},
@@ -167,6 +179,8 @@ static const limit_t qwen3_moe_limits[] = {
 static const limit_t granitemoe_limits[] = {
     ROPE_SCALINGS, ANY(embedding_scale), ANY(residual_scale), ANY(attention_scale),
     ANY(logit_scale), LAST};
+static const limit_t gpt_oss_limits[] = {
+    ROPE_SCALINGS, WINDOWS, IS(attention_sinks, 1, 1), IS(swiglu_limit, FLT_MIN, DBL_MAX), LAST};
 static const limit_t deepseek_v2_limits[] = {
     ROPE_SCALINGS, DENSE_LAYERS, ANY(shared_ffn), ANY(router_scale), ANY(router_groups),
     ANY(router_top_groups), IS(router_norm, NN_ROUTER_NORM_NONE, NN_ROUTER_NORM_NONE),
@@ -235,6 +249,11 @@ const family_t families[FAMILIES] = {
                                      "block_sparse_moe.", granitemoe_limits),
                               .fused = granite_fused,
                               .attention_biases = QKVO},
+    [NN_FAMILY_GPT_OSS] = {FAMILY("gpt_oss", "GptOssForCausalLM", gpt_oss_parts, MLP,
+                                  gpt_oss_limits),
+                           .ffn_kind = NN_FFN_SWIGLU_CLAMPED,
+                           .biases = NN_BIAS_FFN | NN_BIAS_ROUTER,
+                           .attention_biases = QKVO},
     [NN_FAMILY_DEEPSEEK_V2] = {FAMILY("deepseek_v2", "DeepseekV2ForCausalLM", deepseek_parts, MLP,
                                       deepseek_v2_limits),
                              .fused = moe_fused,

@@ -42,7 +42,8 @@ typedef enum dim {
 typedef enum form {
   FORM_PLAIN,      /* [rows, cols], or [rows] */
   FORM_TRANSPOSED, /* [cols, rows] */
-  FORM_STACKED     /* all experts' in one, [experts, rows, cols] */
+  FORM_STACKED,    /* all experts' in one, [experts, rows, cols], or [experts, rows] */
+  FORM_STACKED_TRANSPOSED /* the same as [experts, cols, rows] */
 } form_t;
 
 /* One tensor of a family; param_role_t says when it is there. */

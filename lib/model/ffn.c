@@ -190,6 +190,7 @@ static nn_status_t experts_run(const pass_t *pass, int64_t layer, void *out,
   op.x = acts->y2, op.routing = acts->routing;
   op.gate = w->gate, op.up = w->up, op.down = w->down;
   op.expert_stride = pass->weights->expert_stride;
+  op.interleaved = pass->weights->interleaved;
   op.gate_bias = w->gate_bias, op.up_bias = w->up_bias, op.down_bias = w->down_bias;
   op.bias_stride = pass->weights->expert_bias_stride;
   op.weight_dtype = pass->weight_dtype, op.act_dtype = pass->act_dtype;
@@ -227,6 +228,7 @@ static nn_status_t experts_backward(const pass_t *pass, int64_t layer, const blo
   op.x = acts->y2, op.routing = acts->routing;
   op.gate = w->gate, op.up = w->up, op.down = w->down;
   op.expert_stride = pass->weights->expert_stride;
+  op.interleaved = pass->weights->interleaved;
   op.down_bias = w->down_bias, op.bias_stride = pass->weights->expert_bias_stride;
   op.weight_dtype = pass->weight_dtype, op.act_dtype = pass->act_dtype;
   op.pre = acts->expert_pre, op.dout = grads->d, op.dx = grads->dy, op.dweight = grads->dweight;

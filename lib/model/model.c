@@ -91,6 +91,8 @@ static float model_initial(const nn_model_config_t *config, const param_t *param
     case PARAM_QKV_BIAS:
     case PARAM_O_BIAS:
     case PARAM_ROUTER_BIAS:
+    case PARAM_GATE_UP_BIAS:
+    case PARAM_DOWN_BIAS:
     case PARAM_ROUTER_CHOICE_BIAS:
     case PARAM_DENSE_GATE_BIAS:
     case PARAM_DENSE_UP_BIAS:
@@ -132,12 +134,13 @@ static float model_initial(const nn_model_config_t *config, const param_t *param
   return 0;
 }
 
-static nn_status_t model_fill_constant(nn_model_t *model, const param_t *param, float value) {
+/* One run of a parameter. */
+static nn_status_t model_fill_run(nn_model_t *model, int64_t offset, int64_t elements,
+                                  float value) {
   nn_device_t *device = model->device;
   size_t element = nn_dtype_bytes(model->dtype);
-  char *at = (char *)model->buffer->data + (size_t)param->offset * element;
-  if (value == 0)
-    return device->backend->zero(device->place, at, (size_t)param->elements * element);
+  char *at = (char *)model->buffer->data + (size_t)offset * element;
+  if (value == 0) return device->backend->zero(device->place, at, (size_t)elements * element);
   float row[256];
   uint16_t converted[256];
   for (int i = 0; i < 256; i++) row[i] = value;
@@ -146,11 +149,18 @@ static nn_status_t model_fill_constant(nn_model_t *model, const param_t *param, 
     dtype_convert(converted, model->dtype, row, NN_F32, 256);
     source = converted;
   }
-  for (int64_t done = 0; done < param->elements; done += 256) {
-    int64_t count = param->elements - done < 256 ? param->elements - done : 256;
+  for (int64_t done = 0; done < elements; done += 256) {
+    int64_t count = elements - done < 256 ? elements - done : 256;
     STATUS_TRY(device->backend->copy_in(device->place, at + (size_t)done * element, source,
                                         (size_t)count * element));
   }
+  return NN_OK;
+}
+
+static nn_status_t model_fill_constant(nn_model_t *model, const param_t *param, float value) {
+  for (int64_t run = 0; run < param->runs; run++)
+    STATUS_TRY(model_fill_run(model, param->offset + run * param->run_stride,
+                              param->elements / param->runs, value));
   return NN_OK;
 }
 
@@ -179,7 +189,7 @@ nn_status_t model_initialise(nn_model_t *model, uint64_t seed) {
     const param_t *param = &model->params.items[i];
     float constant, std = model_initial(&model->config, param, &constant);
     if (std == 0)
-      status = model_fill_constant(model, param, constant); /* vectors, which are one run */
+      status = model_fill_constant(model, param, constant);
     else
       status = model_fill_normal(model, param, std, seed, stream);
     stream += (uint64_t)param->runs;

@@ -33,6 +33,8 @@ static bool part_present(const part_t *part, const nn_model_config_t *c, bool de
     case PARAM_UP:
     case PARAM_GATE_UP:
     case PARAM_DOWN: return !dense;
+    case PARAM_GATE_UP_BIAS:
+    case PARAM_DOWN_BIAS: return !dense && c->biases & NN_BIAS_FFN;
     case PARAM_ROUTER_BIAS: return !dense && c->biases & NN_BIAS_ROUTER;
     case PARAM_ROUTER_CHOICE_BIAS: return !dense && c->router_choice_bias;
     case PARAM_DENSE_GATE:
@@ -98,6 +100,10 @@ static int64_t part_dim(dim_t dim, const nn_model_config_t *c) {
 
 static bool part_decays(const part_t *part) { return part->cols != DIM_NONE; }
 
+static bool part_stacked(const part_t *part) {
+  return part->form == FORM_STACKED || part->form == FORM_STACKED_TRANSPOSED;
+}
+
 /* ---- the layout of the buffer ---------------------------------------------------------------- */
 
 enum { SPARSE, DENSE, LAYER_KINDS };
@@ -126,7 +132,7 @@ static bool layout_count_parts(const nn_model_config_t *config, layout_t *layout
       if (!mem_mul(part_dim(part->rows, config), part_dim(part->cols, config), &elements) ||
           !mem_add(*size, elements, size))
         return false;
-      if (part->form == FORM_STACKED)
+      if (part_stacked(part))
         layout->stacked++;
       else
         layout->items[kind][part->scope]++;
@@ -168,7 +174,8 @@ nn_status_t param_table_count(const nn_model_config_t *config, param_table_t *co
         (long long)config->vocab_size, (long long)config->context, (long long)config->layers,
         (long long)config->hidden, (long long)config->ffn, (long long)config->experts);
   int64_t expert = layout.size[SPARSE][SCOPE_EXPERT][1];
-  int64_t idle = layout.layers[SPARSE] * (config->experts - config->top_k) * expert;
+  int64_t vectors = layout.size[SPARSE][SCOPE_EXPERT][0];
+  int64_t idle = layout.layers[SPARSE] * (config->experts - config->top_k) * (expert + vectors);
   int64_t looked_up = config->tied_head ? 0 : config->vocab_size * config->hidden;
   int64_t elements = layout.total[0] + layout.total[1];
   *counts = (param_table_t){
@@ -181,6 +188,7 @@ nn_status_t param_table_count(const nn_model_config_t *config, param_table_t *co
       .decayed = layout.total[1],
       .active = elements - looked_up - idle,
       .expert_elements = expert,
+      .expert_vector_elements = vectors,
   };
   return NN_OK;
 }
@@ -247,13 +255,15 @@ static void place_append(const place_t *place, const part_t *part) {
   if (part->form == FORM_TRANSPOSED) {
     param->shape[0] = cols, param->shape[1] = rows;
     param->stride[0] = 1, param->stride[1] = cols;
-  } else if (part->form == FORM_STACKED) {
+  } else if (part_stacked(part)) {
+    bool turned = part->form == FORM_STACKED_TRANSPOSED;
     param->runs = place->config->experts;
     param->run_stride = place->layout->size[place->kind][SCOPE_EXPERT][part_decays(part)];
     param->elements *= param->runs;
-    param->ndim = 3;
-    param->shape[0] = param->runs, param->shape[1] = rows, param->shape[2] = cols;
-    param->stride[0] = param->run_stride, param->stride[1] = cols, param->stride[2] = 1;
+    param->ndim++;
+    param->shape[0] = param->runs, param->stride[0] = param->run_stride;
+    param->shape[1] = turned ? cols : rows, param->stride[1] = turned ? 1 : cols;
+    param->shape[2] = turned ? rows : cols, param->stride[2] = turned ? cols : 1;
   }
 }
 
@@ -263,7 +273,7 @@ static void place_append_parts(const place_t *place, const part_t *part, const p
                                bool stacked) {
   for (; part < end; part++)
     if (part_present(part, place->config, place->kind == DENSE) &&
-        stacked == (part->form == FORM_STACKED))
+        stacked == part_stacked(part))
       place_append(place, part);
 }
 

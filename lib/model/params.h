@@ -14,7 +14,7 @@
 
 /* What a parameter is to the block code. The buffer's layout (params.c) relies on the order here: Q, K, V
  * are neighbours, so are their biases, and each gate and its up; what follows the last layer comes from
- * NORM_FINAL on. GATE to DOWN belong to an expert, always. In brackets: when it is there. */
+ * NORM_FINAL on. GATE to DOWN_BIAS belong to an expert, always. In brackets: when it is there. */
 typedef enum param_role {
   PARAM_WTE,         /* [vocab, hidden] */
   PARAM_WPE,         /* [context, hidden] */
@@ -57,8 +57,11 @@ typedef enum param_role {
   PARAM_SHARED_EXPERT_GATE, /* [1, hidden] (shared_gate) */
   PARAM_GATE,        /* [ffn, hidden], per expert */
   PARAM_UP,          /* [ffn, hidden], per expert, behind GATE */
-  PARAM_GATE_UP,     /* [2 ffn, hidden], per expert, where the family keeps one tensor */
+  PARAM_GATE_UP,     /* [2 ffn, hidden], per expert, where the family keeps one tensor: gate rows, then
+                        up rows, or with NN_FFN_SWIGLU_CLAMPED in turn; so its bias */
   PARAM_DOWN,        /* [hidden, ffn], per expert */
+  PARAM_GATE_UP_BIAS, /* [2 ffn], per expert (NN_BIAS_FFN; so the next) */
+  PARAM_DOWN_BIAS,   /* [hidden], per expert */
   PARAM_FC,          /* [ffn, hidden], dense GELU */
   PARAM_FC_BIAS,
   PARAM_PROJ,        /* [hidden, ffn], dense GELU */
@@ -75,7 +78,7 @@ typedef struct param {
   char name[PARAM_NAME_BYTES]; /* in the family's files */
   param_role_t role;
   int64_t layer, expert;       /* -1 where it has none, or has all experts' */
-  int32_t ndim;                /* 1 or 2; 3 where it has all experts' */
+  int32_t ndim;                /* 1 or 2; one more where it has all experts' */
   int64_t shape[3];            /* published */
   int64_t stride[3];           /* in elements of the buffer; (1, rows) of a transpose */
   int64_t offset;              /* first element in the buffer */
@@ -90,7 +93,8 @@ typedef struct param_table {
   int64_t elements; /* of the buffer */
   int64_t decayed;  /* elements [0, decayed) decay */
   int64_t active;   /* see nn_plan_t active_parameters */
-  int64_t expert_elements; /* from one expert's parameters to the next one's in a layer */
+  int64_t expert_elements; /* from one expert's matrices to the next one's in a layer */
+  int64_t expert_vector_elements; /* the same of its biases */
 } param_table_t;
 
 /* Builds the table of a validated configuration. NN_ERR_ARGUMENT when a size overflows. */

@@ -41,7 +41,9 @@ static void **weights_place(weights_t *weights, const param_t *param) {
     case PARAM_GATE_UP:
     case PARAM_GATE: return param->expert > 0 ? NULL : &block->gate;
     case PARAM_UP: return param->expert ? NULL : &block->up;
+    case PARAM_GATE_UP_BIAS: return &block->gate_bias;
     case PARAM_DOWN: return param->expert > 0 ? NULL : &block->down;
+    case PARAM_DOWN_BIAS: return &block->down_bias;
     case PARAM_FC: return &block->fc;
     case PARAM_FC_BIAS: return &block->fc_bias;
     case PARAM_PROJ: return &block->proj;
@@ -68,14 +70,21 @@ nn_status_t weights_bind(const nn_model_config_t *config, const param_table_t *t
   STATUS_TRY(mem_alloc((size_t)config->layers, sizeof(block_weights_t), &got));
   weights->blocks = got;
   weights->expert_stride = table->expert_elements;
+  weights->expert_bias_stride = table->expert_vector_elements;
+  weights->interleaved = config->ffn_kind == NN_FFN_SWIGLU_CLAMPED;
   for (int64_t i = 0; i < table->count; i++) {
     const param_t *param = &table->items[i];
     void **place = weights_place(weights, param);
     if (place) *place = (char *)buffer + (size_t)param->offset * element_bytes;
-    if (param->role == PARAM_GATE_UP) /* both in one parameter: up behind gate */
+    if (param->role == PARAM_GATE_UP) { /* both in one parameter */
+      int64_t up = config->ffn_kind == NN_FFN_SWIGLU_CLAMPED ? config->hidden
+                                                             : config->ffn * config->hidden;
       weights->blocks[param->layer].up =
-          (char *)buffer +
-          (size_t)(param->offset + config->ffn * config->hidden) * element_bytes;
+          (char *)buffer + (size_t)(param->offset + up) * element_bytes;
+    }
+    if (param->role == PARAM_GATE_UP_BIAS)
+      weights->blocks[param->layer].up_bias =
+          (char *)buffer + (size_t)(param->offset + 1) * element_bytes;
   }
   if (!weights->head) weights->head = weights->wte;
   return NN_OK;

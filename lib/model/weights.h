@@ -35,6 +35,7 @@ typedef struct weights {
   block_weights_t *blocks; /* [layers] */
   int64_t expert_stride;   /* elements from an expert's matrix to the next expert's */
   int64_t expert_bias_stride; /* the same of its biases */
+  int32_t interleaved; /* rows of gate and up, and their biases, are in turn */
 } weights_t;
 
 /* Points into a buffer of element_bytes elements laid out by the table. */

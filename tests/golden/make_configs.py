@@ -74,6 +74,12 @@ CASES = {
         dict(SIZES, num_local_experts=4, **MOE),
         dict(SIZES, num_local_experts=4, embedding_multiplier=12.0, residual_multiplier=0.22,
              attention_multiplier=0.015625, logits_scaling=6.0, tie_word_embeddings=True, **MOE)]),
+    "gpt_oss": ("GptOssConfig", [
+        dict(SIZES, num_local_experts=4, head_dim=6, sliding_window=8, **MOE),
+        dict(SIZES, num_local_experts=4, head_dim=4, sliding_window=8, attention_bias=False,
+             swiglu_limit=3.0, output_router_logits=True,
+             layer_types=["full_attention", "sliding_attention", "sliding_attention"],
+             rope_parameters=dict(rope_type="default", rope_theta=1e4), **MOE)]),
     "glm4_moe": ("Glm4MoeConfig", [
         dict(TWO_WIDTHS, n_routed_experts=4, head_dim=8, attention_bias=True, use_qk_norm=True),
         dict(TWO_WIDTHS, n_routed_experts=4, head_dim=8, n_group=2, topk_group=1,
@@ -95,7 +101,7 @@ CASES = {
 
 FAMILIES = ("mixtral gpt2 llama mistral qwen2 qwen3 olmoe qwen2_moe qwen3_moe granitemoe gpt_oss "
             "deepseek_v2 deepseek_v3 glm4_moe phimoe").split()
-BIAS_QKV, BIAS_O, BIAS_FFN, BIAS_HEAD = 1, 2, 4, 16
+BIAS_QKV, BIAS_O, BIAS_FFN, BIAS_ROUTER, BIAS_HEAD = 1, 2, 4, 8, 16
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
 ROPE_MEMBERS = {"factor": "rope_factor", "beta_fast": "rope_beta_fast",
                 "beta_slow": "rope_beta_slow", "low_freq_factor": "rope_low_freq",
@@ -174,6 +180,11 @@ def experts_means(model, config, means):
     dense = [layer for layer in range(len(layers)) if layer not in sparse]
     if hasattr(config, "moe_intermediate_size"):
         means["dense_ffn"] = config.intermediate_size
+    if config.model_type == "gpt_oss":
+        means.update(ffn=fused.shape[2] // 2, ffn_kind=2, swiglu_limit=block.experts.limit,
+                     attention_sinks=int(layers[0].self_attn.sinks.numel() > 0))
+        means["biases"] += BIAS_FFN * int(block.experts.gate_up_proj_bias.numel() > 0)
+        means["biases"] += BIAS_ROUTER * int(block.router.bias.numel() > 0)
     if dense:
         means["dense_layers"] = words(dense)
         assert blocks[dense[0]].gate_proj.weight.shape[0] == means["dense_ffn"]
@@ -184,7 +195,7 @@ def experts_means(model, config, means):
         means["shared_ffn"] = shared.gate_proj.weight.shape[0]
         means["shared_gate"] = int(hasattr(block, "shared_expert_gate"))
     name = config.model_type
-    if name in ("mixtral", "granitemoe"):
+    if name in ("mixtral", "granitemoe", "gpt_oss"):
         means["router_norm"] = 0
     elif name in ("phimoe", "deepseek_v2"):
         means["router_norm"] = 1

@@ -184,6 +184,7 @@ static void test_families(void **state) {
   for (int32_t i = 0; i < FIXTURE_FAMILIES; i++) {
     nn_model_config_t config = fixture_family(i);
     config.qkv_clip = 0; /* a clamp has kinks, at which a difference is no derivative */
+    if (config.swiglu_limit > 0) config.swiglu_limit = 100;
     check_model(&config);
   }
 }

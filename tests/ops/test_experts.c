@@ -17,20 +17,28 @@ typedef struct experts_case {
   int64_t n, hidden, ffn, experts, top_k, capacity;
   int32_t choice, dtype;
   float limit;
-  int32_t biased;
+  int32_t biased, interleaved;
 } experts_case_t;
 
 static const experts_case_t cases[] = {
-    {1, 1, 1, 1, 1, 0, SPREAD, NN_F32, 0, 0},     {1, 64, 65, 4, 2, 0, SPREAD, NN_F32, 0, 0},
-    {1, 17, 3, 4, 4, 0, SPREAD, NN_BF16, 0, 0},   {17, 65, 17, 5, 3, 0, FEW, NN_F32, 0, 0},
-    {65, 16, 130, 4, 2, 0, SPREAD, NN_F32, 0, 0}, {130, 65, 130, 8, 2, 0, SPREAD, NN_BF16, 0, 0},
-    {40, 20, 33, 6, 2, 5, SPREAD, NN_F32, 0, 0},  {600, 20, 33, 3, 1, 0, ONE, NN_F32, 0, 0},
-    {33, 130, 64, 4, 4, 0, SPREAD, NN_F32, 0, 0}, {30, 17, 9, 7, 2, 3, ONE, NN_F32, 0, 0},
-    {4200, 8, 5, 4, 2, 0, SPREAD, NN_F32, 0, 0},  {5, 300, 257, 2, 1, 0, SPREAD, NN_F32, 0, 0},
-    {60, 65, 200, 2, 2, 0, SPREAD, NN_F32, 0, 0}, {17, 65, 17, 5, 3, 0, FEW, NN_F32, 0, 1},
-    {40, 20, 33, 6, 2, 5, SPREAD, NN_F32, 1, 1},  {1, 64, 65, 4, 2, 0, SPREAD, NN_F32, 1.5f, 0},
-    {1, 17, 3, 4, 4, 0, SPREAD, NN_F16, 0, 0},    {130, 65, 130, 8, 2, 0, SPREAD, NN_F16, 2, 1},
-    {130, 65, 130, 8, 2, 0, SPREAD, NN_BF16, 2, 1}, {4200, 8, 5, 4, 2, 0, SPREAD, NN_F32, 1, 1},
+    {1, 1, 1, 1, 1, 0, SPREAD, NN_F32, 0, 0, 0}, {1, 64, 65, 4, 2, 0, SPREAD, NN_F32, 0, 0, 0},
+    {1, 17, 3, 4, 4, 0, SPREAD, NN_BF16, 0, 0, 0}, {17, 65, 17, 5, 3, 0, FEW, NN_F32, 0, 0, 0},
+    {65, 16, 130, 4, 2, 0, SPREAD, NN_F32, 0, 0, 0},
+    {130, 65, 130, 8, 2, 0, SPREAD, NN_BF16, 0, 0, 0},
+    {40, 20, 33, 6, 2, 5, SPREAD, NN_F32, 0, 0, 0}, {600, 20, 33, 3, 1, 0, ONE, NN_F32, 0, 0, 0},
+    {33, 130, 64, 4, 4, 0, SPREAD, NN_F32, 0, 0, 0}, {30, 17, 9, 7, 2, 3, ONE, NN_F32, 0, 0, 0},
+    {4200, 8, 5, 4, 2, 0, SPREAD, NN_F32, 0, 0, 0}, {5, 300, 257, 2, 1, 0, SPREAD, NN_F32, 0, 0, 0},
+    {60, 65, 200, 2, 2, 0, SPREAD, NN_F32, 0, 0, 0}, {17, 65, 17, 5, 3, 0, FEW, NN_F32, 0, 1, 0},
+    {40, 20, 33, 6, 2, 5, SPREAD, NN_F32, 1, 1, 0},
+    {1, 64, 65, 4, 2, 0, SPREAD, NN_F32, 1.5f, 0, 0},
+    {130, 65, 130, 8, 2, 0, SPREAD, NN_BF16, 2, 1, 0},
+    {4200, 8, 5, 4, 2, 0, SPREAD, NN_F32, 1, 1, 0}, {1, 17, 3, 4, 4, 0, SPREAD, NN_F16, 0, 0, 0},
+    {130, 65, 130, 8, 2, 0, SPREAD, NN_F16, 2, 1, 0},
+    {.n = 17, .hidden = 65, .ffn = 17, .experts = 5, .top_k = 3, .biased = 1, .interleaved = 1},
+    {.n = 130, .hidden = 65, .ffn = 130, .experts = 8, .top_k = 2, .dtype = NN_BF16, .limit = 2,
+     .biased = 1, .interleaved = 1},
+    {.n = 33, .hidden = 130, .ffn = 64, .experts = 4, .top_k = 4, .interleaved = 1},
+    {.n = 1, .hidden = 64, .ffn = 65, .experts = 4, .top_k = 2, .biased = 1, .interleaved = 1},
 };
 
 /* A case in fp64; x_slack is what fp32 may be off for x. */
@@ -240,7 +248,39 @@ typedef struct experts_data {
 } experts_data_t;
 
 /* Experts' matrices lie apart, as those of a model do; between them are zeros. */
-static int64_t experts_stride(const experts_case_t *c) { return c->ffn * c->hidden + 5; }
+static int64_t experts_stride(const experts_case_t *c) {
+  return (c->interleaved ? 2 : 1) * c->ffn * c->hidden + 5;
+}
+
+/* Where element i of an expert's gate, or up, is in its part of a matrix in which their rows are in
+ * turn. */
+static int64_t in_turn(const experts_case_t *c, int64_t i, int up) {
+  return (2 * (i / c->hidden) + up) * c->hidden + i % c->hidden;
+}
+
+/* Both in one matrix; ups begin a row later. */
+static char *apart_in_turn(const experts_case_t *c, const void *gate, const void *up,
+                           int32_t dtype) {
+  size_t element = dtype == NN_F32 ? 4 : 2;
+  int64_t size = c->ffn * c->hidden;
+  char *spread = ops_memory(c->experts, (size_t)experts_stride(c) * element);
+  for (int64_t at = 0; at < 2 * c->experts * size; at++) {
+    int64_t e = at / 2 / size, i = at / 2 % size;
+    const char *from = (const char *)(at % 2 ? up : gate) + (size_t)(e * size + i) * element;
+    memcpy(spread + (size_t)(e * experts_stride(c) + in_turn(c, i, (int)(at % 2))) * element, from,
+           element);
+  }
+  return spread;
+}
+
+/* The way back, of one of them. */
+static float *together_in_turn(const experts_case_t *c, const float *spread, int up) {
+  int64_t size = c->ffn * c->hidden;
+  float *data = ops_floats(c->experts * size);
+  for (int64_t i = 0; i < c->experts * size; i++)
+    data[i] = spread[i / size * experts_stride(c) + in_turn(c, i % size, up)];
+  return data;
+}
 
 static void *apart(const experts_case_t *c, const void *data, int32_t dtype) {
   size_t element = dtype == NN_F32 ? 4 : 2, bytes = (size_t)(c->ffn * c->hidden) * element;
@@ -264,26 +304,29 @@ static float *together(const experts_case_t *c, const float *spread) {
 
 /* So are their biases; those of gate and up are ffn wide, that of down as the tokens are. Between
  * them is what no operation may read or write. */
+static int64_t bias_step(const experts_case_t *c) { return c->interleaved ? 2 : 1; }
 static int64_t bias_stride(const experts_case_t *c) {
-  return (c->ffn > c->hidden ? c->ffn : c->hidden) + 3;
+  int64_t inside = bias_step(c) * c->ffn;
+  return (inside > c->hidden ? inside : c->hidden) + 3;
 }
 
 static double *dense_biases(const experts_case_t *c, const void *biases, int32_t dtype,
-                            int64_t width) {
+                            int64_t width, int64_t step) {
   double *dense = ops_doubles(c->experts * width);
   for (int64_t i = 0; biases && i < c->experts * width; i++)
-    dense[i] = ops_weight(biases, dtype, i / width * bias_stride(c) + i % width);
+    dense[i] = ops_weight(biases, dtype, i / width * bias_stride(c) + i % width * step);
   return dense;
 }
 
-/* What an operation made of biases' gradients that were 0.5 everywhere: what it has added, by which
- * nothing may be between. */
-static float *added_biases(const experts_case_t *c, const float *biases, int64_t width) {
+/* What an operation made of biases' gradients that were 0.5 everywhere; what is between has to be
+ * that still. turn: which of two that lie in turn. */
+static float *added_biases(const experts_case_t *c, const float *biases, int64_t width,
+                           int64_t step, int64_t turn) {
   float *dense = ops_floats(c->experts * width);
   for (int64_t at = 0; at < c->experts * bias_stride(c); at++) {
     int64_t e = at / bias_stride(c), i = at % bias_stride(c);
-    if (i < width) dense[e * width + i] = biases[at];
-    else assert_true(biases[at] == 0.5f);
+    if (i % step == turn && i / step < width) dense[e * width + i / step] = biases[at];
+    else if (i >= step * width) assert_true(biases[at] == 0.5f);
   }
   return dense;
 }
@@ -294,9 +337,9 @@ static void experts64_make(const experts_case_t *c, experts_data_t *d, double ro
   *e = (experts64_t){.n = c->n, .hidden = c->hidden, .ffn = c->ffn, .experts = c->experts,
                      .top_k = c->top_k, .rounding = rounding, .limit = (double)c->limit,
                      .routing = make_routing(c)};
-  e->gate_bias = dense_biases(c, d->gate_bias, c->dtype, c->ffn);
-  e->up_bias = dense_biases(c, d->up_bias, c->dtype, c->ffn);
-  e->down_bias = dense_biases(c, d->down_bias, c->dtype, c->hidden);
+  e->gate_bias = dense_biases(c, d->gate_bias, c->dtype, c->ffn, bias_step(c));
+  e->up_bias = dense_biases(c, d->up_bias, c->dtype, c->ffn, bias_step(c));
+  e->down_bias = dense_biases(c, d->down_bias, c->dtype, c->hidden, 1);
   double **biases[] = {&e->dgate_bias,     &e->dgate_bias_slack, &e->dup_bias,
                        &e->dup_bias_slack, &e->ddown_bias,       &e->ddown_bias_slack};
   for (int i = 0; i < 6; i++)
@@ -327,11 +370,18 @@ static experts_data_t experts_make(const experts_case_t *c, double rounding) {
   d.gate = ops_weights(c->experts * size, c->dtype, in, 0, 4);
   d.up = ops_weights(c->experts * size, c->dtype, in, 0, 5);
   d.down = ops_weights(c->experts * size, c->dtype, out, 0, 6);
-  d.gates = apart(c, d.gate, c->dtype), d.ups = apart(c, d.up, c->dtype);
+  size_t element = c->dtype == NN_F32 ? 4 : 2;
+  if (c->interleaved) {
+    char *both = apart_in_turn(c, d.gate, d.up, c->dtype);
+    d.gates = both, d.ups = both + (size_t)c->hidden * element;
+  } else {
+    d.gates = apart(c, d.gate, c->dtype), d.ups = apart(c, d.up, c->dtype);
+  }
   d.downs = apart(c, d.down, c->dtype);
   if (c->biased) {
     d.gate_bias = ops_weights(c->experts * bias_stride(c), c->dtype, 1, 0, 7);
-    d.up_bias = ops_weights(c->experts * bias_stride(c), c->dtype, 1, 0, 8);
+    d.up_bias = c->interleaved ? (char *)d.gate_bias + element
+                               : ops_weights(c->experts * bias_stride(c), c->dtype, 1, 0, 8);
     d.down_bias = ops_weights(c->experts * bias_stride(c), c->dtype, 1, 0, 9);
   }
   experts64_make(c, &d, rounding);
@@ -370,6 +420,7 @@ static void check_experts(const experts_case_t *c, double rounding) {
                      .down = d.downs,
                      .expert_stride = experts_stride(c),
                      .limit = c->limit,
+                     .interleaved = c->interleaved,
                      .gate_bias = d.gate_bias,
                      .up_bias = d.up_bias,
                      .down_bias = d.down_bias,
@@ -445,6 +496,7 @@ static void check_experts_bwd(const experts_case_t *c, double rounding) {
                          .top_k = c->top_k, .x = d.x, .routing = e->routing, .gate = d.gates,
                          .up = d.ups, .down = d.downs, .expert_stride = experts_stride(c),
                          .weight_dtype = c->dtype, .dout = d.dout, .limit = c->limit,
+                         .interleaved = c->interleaved,
                          .down_bias = d.down_bias, .bias_stride = bias_stride(c)};
   float *half = ops_floats(c->experts * bias_stride(c));
   for (int64_t i = 0; i < c->experts * bias_stride(c); i++) half[i] = 0.5f;
@@ -457,13 +509,20 @@ static void check_experts_bwd(const experts_case_t *c, double rounding) {
     for (int64_t i = 0; i < slots * 2 * c->ffn; i++) pre[i] = (float)e->pre[i];
     op.pre = pre, op.dx = ops_floats(tokens), op.dweight = ops_floats(slots);
     ops_garbage(op.dx, tokens), ops_garbage(op.dweight, slots);
-    op.dgate = apart(c, gate, NN_F32), op.dup = apart(c, up, NN_F32);
+    if (c->interleaved) {
+      op.dgate = (float *)(void *)apart_in_turn(c, gate, up, NN_F32);
+      op.dup = op.dgate + c->hidden;
+    } else {
+      op.dgate = apart(c, gate, NN_F32), op.dup = apart(c, up, NN_F32);
+    }
     op.ddown = apart(c, down, NN_F32);
     float **biases[] = {&op.dgate_bias, &op.dup_bias, &op.ddown_bias};
     for (int i = 0; i < 3 && c->biased; i++)
       *biases[i] = ops_copy(half, c->experts * bias_stride(c));
+    if (c->biased && c->interleaved) op.dup_bias = op.dgate_bias + 1;
     OPS_RUN(&trial, experts_bwd, &op);
-    const float *dgate = together(c, op.dgate), *dup = together(c, op.dup);
+    const float *dgate = c->interleaved ? together_in_turn(c, op.dgate, 0) : together(c, op.dgate);
+    const float *dup = c->interleaved ? together_in_turn(c, op.dgate, 1) : together(c, op.dup);
     const float *ddown = together(c, op.ddown);
     ops_check(&trial, 0, "dx", op.dx, e->dx, e->dx_slack, tokens);
     ops_check(&trial, 1, "dweight", op.dweight, e->dweight, e->dweight_slack, slots);
@@ -471,9 +530,11 @@ static void check_experts_bwd(const experts_case_t *c, double rounding) {
     ops_check(&trial, 3, "dup", dup, e->dup, e->dup_slack, c->experts * size);
     ops_check(&trial, 4, "ddown", ddown, e->ddown, e->ddown_slack, c->experts * size);
     if (c->biased) {
-      const float *gate_bias = added_biases(c, op.dgate_bias, c->ffn);
-      const float *up_bias = added_biases(c, op.dup_bias, c->ffn);
-      const float *down_bias = added_biases(c, op.ddown_bias, c->hidden);
+      const float *gate_bias = added_biases(c, op.dgate_bias, c->ffn, bias_step(c), 0);
+      const float *up_bias =
+          c->interleaved ? added_biases(c, op.dgate_bias, c->ffn, 2, 1)
+                         : added_biases(c, op.dup_bias, c->ffn, 1, 0);
+      const float *down_bias = added_biases(c, op.ddown_bias, c->hidden, 1, 0);
       int64_t inside = c->experts * c->ffn, outside = c->experts * c->hidden;
       ops_check(&trial, 5, "dgate_bias", gate_bias, e->dgate_bias, e->dgate_bias_slack, inside);
       ops_check(&trial, 6, "dup_bias", up_bias, e->dup_bias, e->dup_bias_slack, inside);
@@ -499,8 +560,8 @@ static double experts64_loss(const void *context) {
 
 static void test_gradients_by_finite_differences(void **state) {
   (void)state;
-  const experts_case_t small[] = {{4, 3, 5, 3, 2, 2, SPREAD, NN_F32, 0, 0},
-                                  {4, 3, 5, 3, 2, 2, SPREAD, NN_F32, 1, 1}};
+  const experts_case_t small[] = {{4, 3, 5, 3, 2, 2, SPREAD, NN_F32, 0, 0, 0},
+                                  {4, 3, 5, 3, 2, 2, SPREAD, NN_F32, 1, 1, 0}};
   for (int i = 0; i < 2; i++) {
     const experts_case_t c = small[i];
     experts64_t e = experts_make(&c, 0).exact;

@@ -138,6 +138,11 @@ nn_model_config_t files_family(int32_t family) {
       config.router_score = NN_SCORE_SIGMOID, config.router_choice_bias = 1;
       config.router_group_score = NN_GROUP_TOP2;
       break;
+    case NN_FAMILY_GPT_OSS:
+      config.ffn_kind = NN_FFN_SWIGLU_CLAMPED, config.swiglu_limit = 2;
+      config.attention_sinks = 1, config.biases = NN_BIAS_ALL | NN_BIAS_ROUTER;
+      config.window = 3, config.window_layers[0] = 1;
+      break;
     case NN_FAMILY_PHIMOE:
       config.router_score = NN_SCORE_SPARSE_MIXER, config.router_norm = NN_ROUTER_NORM_NONE;
       config.router_eps = 0.01f;

@@ -156,6 +156,17 @@ static nn_model_config_t fixture_deepseek(int32_t family) {
   return config;
 }
 
+/* Sinks, a window in every second layer, biases everywhere, clamped activations. */
+static nn_model_config_t fixture_gpt_oss(void) {
+  nn_model_config_t config = fixture_mixture(NN_FAMILY_GPT_OSS);
+  config.ffn_kind = NN_FFN_SWIGLU_CLAMPED, config.swiglu_limit = 0.8f;
+  config.attention_sinks = 1, config.window = 4, config.window_layers[0] = 1;
+  config.biases = NN_BIAS_ALL | NN_BIAS_ROUTER;
+  config.rope_scaling = NN_ROPE_YARN, config.rope_factor = 4, config.rope_original_context = 8;
+  config.rope_no_truncate = 1;
+  return config;
+}
+
 nn_model_config_t fixture_family(int32_t index) {
   nn_model_config_t config;
   switch (index) {
@@ -201,6 +212,7 @@ nn_model_config_t fixture_family(int32_t index) {
     case 8: return fixture_glm4_moe();
     case 9: return fixture_deepseek(NN_FAMILY_DEEPSEEK_V2);
     case 10: return fixture_deepseek(NN_FAMILY_DEEPSEEK_V3);
+    case 11: return fixture_gpt_oss();
     default:
       config = fixture_mixture(NN_FAMILY_MIXTRAL);
       config.window = 7, config.rope_scaling = NN_ROPE_DYNAMIC, config.rope_factor = 2;
