@@ -438,8 +438,9 @@ typedef struct nn_model_config_t {
                                 which has no value. */
   float embedding_scale; /**< Multiplies embeddings. 0: 1. */
   float residual_scale; /**< Multiplies what attention and FFN add to the residual stream. 0: 1. */
-  float attention_scale; /**< Multiplies attention's scores. 0: 1 / sqrt(head_dim), and with
-                              rope_mscale_all_dim m and YaRN also (0.1 m ln(rope_factor) + 1)^2. */
+  float attention_scale; /**< Multiplies attention's scores. 0: 1 / sqrt(head_dim), with latent
+                              attention, YaRN and rope_mscale_all_dim m also times
+                              (0.1 m ln(rope_factor) + 1)^2. */
   float logit_scale;    /**< Multiplies logits. 0: 1. */
   int64_t rotary_dim;   /**< RoPE rotates the first rotary_dim elements of a head, an even number.
                              0: head_dim, or rope_head_dim with latent attention. */
@@ -712,7 +713,8 @@ typedef struct nn_expert_stats_t {
   double max_load; /**< Largest share of slots times experts: 1 is even. */
 } nn_expert_stats_t;
 
-/** Expert use of one layer since the last reset, over forward, evaluate and backward calls.
+/** Expert use of one layer since the last reset, over forward, evaluate and backward calls; none
+ *  where the layer is a dense one of a mixture.
  *  @param counts    [experts] receives routed slots per expert, or NULL.
  *  @param mean_prob [experts] receives the mean router probability, or NULL.
  *  NN_ERR_UNSUPPORTED for a dense model. */
