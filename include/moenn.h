@@ -466,7 +466,7 @@ typedef struct nn_model_config_t {
   int64_t kv_rank;      /**< Width of the latent of keys and values. 0: no latent attention. */
   int64_t rope_head_dim; /**< With kv_rank: how many of the head_dim elements of a query or key, the
                               last ones, carry positions. */
-  int64_t value_head_dim; /**< With kv_rank: width of a value. 0: head_dim. */
+  int64_t value_head_dim; /**< With kv_rank: width of a value, at most head_dim. 0: head_dim. */
 } nn_model_config_t;
 
 /* Functions that write a configuration for a caller of an older header fail with

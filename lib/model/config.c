@@ -303,6 +303,10 @@ static nn_status_t config_check_latent(const nn_model_config_t *config) {
                        "rope_head_dim is %lld; with kv_rank it must be even, at least 2 and at "
                        "most head_dim, which is %lld",
                        (long long)config->rope_head_dim, (long long)config->head_dim);
+  if (config->value_head_dim > config->head_dim)
+    return status_fail(NN_ERR_ARGUMENT,
+                       "value_head_dim is %lld; it must be at most head_dim, which is %lld",
+                       (long long)config->value_head_dim, (long long)config->head_dim);
   if (config->kv_heads != config->heads)
     return status_fail(NN_ERR_ARGUMENT, "kv_heads is %lld; with kv_rank it must be heads, %lld",
                        (long long)config->kv_heads, (long long)config->heads);

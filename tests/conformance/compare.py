@@ -16,9 +16,10 @@ GRADIENTS = 1e-4
 # element, becomes at most that over eps of an update, which is near 1. Compared is what the steps
 # changed, not the parameter, in which it would drown.
 UPDATES = 5e-4
-# bf16, times the distance of transformers' own bf16 pass. Both round the same values to 8 bits,
-# theirs in more places; but the largest of some hundred errors is chance to about this factor.
-HALF = 2
+# bf16 and fp16, times the distance of transformers' own pass in the type. Both round alike, theirs
+# in more places; but the largest of some hundred errors is chance: over 400 random models ours went
+# up to 2.2 times theirs.
+HALF = 3
 
 
 class Mismatch(AssertionError):
@@ -61,9 +62,9 @@ def all_close(what: str, ours: dict, theirs: dict, bound: float) -> float:
 
 
 def rounded(what: str, ours: dict, theirs: dict, exact: dict) -> float:
-    """bf16 tensors against exact ones, each within HALF of the largest distance that theirs has
-    among the tensors of its kind, which have its name but for numbers of layers and experts. The
-    largest distance, as a share of its bound."""
+    """Tensors of a pass in 16 bits against exact ones, each within HALF of the largest distance
+    that theirs has among the tensors of its kind, which have its name but for numbers of layers and
+    experts. The largest distance, as a share of its bound."""
     same_names(what, ours, exact)
     bounds = {}
     for name in exact:

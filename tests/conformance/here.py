@@ -31,7 +31,10 @@ def run(model: moenn.Model, batch: Batch) -> Result:
         logits=model.forward(batch.tokens),
         loss=loss.loss + loss.aux_loss + loss.z_loss,
         aux=loss.aux_loss,
-        gradients={name: model.gradient(name).copy() for name in model.parameter_names},
+        gradients={
+            name: model.gradient(name).copy() / np.float32(model.loss_scale)
+            for name in model.parameter_names
+        },
     )
 
 

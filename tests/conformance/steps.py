@@ -85,19 +85,19 @@ def types(theirs, folder: Path) -> None:
     )
 
 
-def half(ours: moenn.Model, theirs, exact, batch: Batch) -> dict[str, float]:
-    """A pass in bf16 here and there, against transformers' fp32 pass over the same weights: how far
-    ours is from it, as a share of its bound."""
+def half(what: str, ours: moenn.Model, theirs, exact, batch: Batch) -> dict[str, float]:
+    """A pass in 16 bits here and there, against transformers' fp32 pass over the same weights: how
+    far ours is from it, as a share of its bound."""
     a, b, reference = here.run(ours, batch), peer.run(theirs, batch), peer.run(exact, batch)
     bound = compare.HALF * compare.distance(b.logits, reference.logits)
-    logits = compare.close("bf16 logits", a.logits, reference.logits, bound)
+    logits = compare.close(what + " logits", a.logits, reference.logits, bound)
     # A target's loss is the logarithm of a softmax: it moves by no more than twice what any logit
     # moves.
     loss_bound = 2 * bound * np.abs(reference.logits).max() / reference.loss
     return {
         "logits": logits / bound,
-        "loss": compare.close("bf16 loss", a.loss, reference.loss, loss_bound) / loss_bound,
+        "loss": compare.close(what + " loss", a.loss, reference.loss, loss_bound) / loss_bound,
         "gradients": compare.rounded(
-            "bf16 gradient", a.gradients, b.gradients, reference.gradients
+            what + " gradient", a.gradients, b.gradients, reference.gradients
         ),
     }

@@ -3,7 +3,7 @@
     run.sh test_architectures.py [--quick] [NAME...]
 
 --quick takes the first model of each family, a NAME those whose name begins with it. Each line
-gives the largest distance met, and in bf16 the share of its bound (see compare.py)."""
+gives the largest distance met, and in 16 bits the share of its bound (see compare.py)."""
 
 import argparse
 import multiprocessing
@@ -11,7 +11,9 @@ import os
 import sys
 import tempfile
 import traceback
+from multiprocessing.connection import wait
 from pathlib import Path
+from typing import Iterator
 
 import cases
 import compare
@@ -19,7 +21,6 @@ import here
 import moenn
 import peer
 import steps
-from batch import Batch
 
 
 def compare_case(case: cases.Case) -> tuple[str, str]:
@@ -46,13 +47,37 @@ def compare_sides(case: cases.Case, folder: Path, found: dict[str, float]) -> No
     found |= steps.greedy(ours, theirs, batch)
     steps.types(theirs, folder)
     steps.layouts(ours, theirs, folder)
-    found |= {"bf16 " + name: share for name, share in compare_half(batch, folder / "BF16").items()}
+    for dtype in ("BF16", "F16"):
+        half = folder / dtype
+        sides = here.read(half), peer.read(half, dtype), peer.read(half)
+        shares = steps.half(dtype, *sides, batch)
+        found |= {f"{dtype} {name}": share for name, share in shares.items()}
     found["trained"] = steps.training(ours, theirs, batch)
     found["saved"] = steps.saved(ours, batch, folder / "saved")
 
 
-def compare_half(batch: Batch, folder: Path) -> dict[str, float]:
-    return steps.half(here.read(folder), peer.read(folder, "BF16"), peer.read(folder), batch)
+def outcomes(taken: list[cases.Case]) -> Iterator[tuple[cases.Case, str, str]]:
+    """What compare_case() found, as each ends. Every case has a process of its own: one that dies
+    is that case's failure."""
+    fork = multiprocessing.get_context("fork")
+    waiting, running = list(taken), {}
+    while waiting or running:
+        while waiting and len(running) < (os.cpu_count() or 1):
+            case = waiting.pop(0)
+            pipe, end = fork.Pipe(duplex=False)
+            process = fork.Process(target=lambda: end.send(compare_case(case)))
+            process.start()
+            end.close()
+            running[pipe] = case, process
+        for pipe in wait(list(running)):
+            case, process = running.pop(pipe)
+            try:
+                found, wrong = pipe.recv()
+            except EOFError:
+                process.join()
+                found, wrong = "", f"its process died with exit code {process.exitcode}"
+            process.join()
+            yield case, found, wrong
 
 
 def chosen(arguments: argparse.Namespace) -> list[cases.Case]:
@@ -72,12 +97,11 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME")
     taken = chosen(parser.parse_args())
     failed = 0
-    with multiprocessing.get_context("fork").Pool(os.cpu_count()) as pool:
-        for case, (found, wrong) in zip(taken, pool.imap(compare_case, taken)):
-            print(f"{case.name}: {found}", flush=True)
-            if wrong:
-                print(f"  FAILED {wrong}", flush=True)
-            failed += bool(wrong)
+    for case, found, wrong in outcomes(taken):
+        print(f"{case.name}: {found}", flush=True)
+        if wrong:
+            print(f"  FAILED {wrong}", flush=True)
+        failed += bool(wrong)
     print(f"{len(taken)} models, {failed} failed")
     return 1 if failed or not taken else 0
 

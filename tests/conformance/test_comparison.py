@@ -138,17 +138,17 @@ class ComparisonTest(unittest.TestCase):
                     self.ours(), peer_model, self.batch, replace(steps.TRAINING, **wrong)
                 )
 
-    def test_bf16_notices_a_weight(self) -> None:
+    def test_sixteen_bits_notice_a_weight(self) -> None:
         peer.write(self.theirs, self.folder / "bf16", "BF16")
         ours = here.read(self.folder / "bf16")
         sides = peer.read(self.folder / "bf16", "BF16"), peer.read(self.folder / "bf16")
-        steps.half(ours, *sides, self.batch)
+        steps.half("BF16", ours, *sides, self.batch)
         tensor = ours.parameter(VALUES)
         bits = tensor.copy()
         bits[3] ^= 0x8000  # the signs of a row
         tensor.assign(bits)
-        with self.assertRaisesRegex(compare.Mismatch, "^bf16 logits"):
-            steps.half(ours, *sides, self.batch)
+        with self.assertRaisesRegex(compare.Mismatch, "^BF16 logits"):
+            steps.half("BF16", ours, *sides, self.batch)
 
     def test_files_notice_a_tensor(self) -> None:
         self.ours().save(self.folder / "saved")

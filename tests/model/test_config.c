@@ -283,6 +283,16 @@ static void combinations_without_a_published_form_are_refused(void **state) {
               nn_config_validate(&config));
 }
 
+static void values_are_no_wider_than_keys(void **state) {
+  (void)state;
+  nn_model_config_t config = files_family(NN_FAMILY_DEEPSEEK_V3);
+  CHECK(nn_config_validate(&config));
+  config.value_head_dim = config.head_dim;
+  CHECK(nn_config_validate(&config));
+  config.value_head_dim++;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "value_head_dim is|at most head_dim", nn_config_validate(&config));
+}
+
 static void members_of_rope_must_fit_each_other(void **state) {
   (void)state;
   REFUSED(rope_factor, 2, "is 2|rope_scaling 0");
@@ -322,6 +332,7 @@ int main(void) {
       cmocka_unit_test(members_of_routing_need_experts),
       cmocka_unit_test(combinations_without_a_published_form_are_refused),
       cmocka_unit_test(members_of_rope_must_fit_each_other),
+      cmocka_unit_test(values_are_no_wider_than_keys),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -326,7 +326,7 @@ pub struct Config {
     pub kv_rank: usize,
     /// With kv_rank: how many of the head_dim elements of a query or key, the last ones, carry positions.
     pub rope_head_dim: usize,
-    /// With kv_rank: width of a value.
+    /// With kv_rank: width of a value, at most head_dim.
     pub value_head_dim: usize,
 }
 
