@@ -67,9 +67,7 @@ def random_text(rng: random.Random) -> str:
 
 def random_points(rng: random.Random) -> str:
     """Any characters at all, but surrogates."""
-    points = [
-        rng.choice([0x80, 0x800, 0x3000, 0x10000, 0x110000]) for _ in range(rng.randint(1, 30))
-    ]
+    points = [rng.choice([0x80, 0x800, 0x3000, 0x10000, 0x110000]) for _ in range(rng.randint(1, 30))]
     chosen = [rng.randrange(point) for point in points]
     return "".join(chr(point) for point in chosen if not 0xD800 <= point < 0xE000)
 
@@ -95,15 +93,7 @@ def texts(count: int = 5000) -> list[str]:
 def broken(count: int = 500) -> list[bytes]:
     """Byte strings of which few are UTF-8."""
     rng = random.Random(20240520)
-    found = [
-        b"\xff",
-        b"a\x80b",
-        b"\xc3",
-        b"\xe2\x96",
-        b"\xed\xa0\x80",
-        b"\xf0\x9f\x98",
-        b"\xc0\x80",
-    ]
+    found = [b"\xff", b"a\x80b", b"\xc3", b"\xe2\x96", b"\xed\xa0\x80", b"\xf0\x9f\x98", b"\xc0\x80"]
     while len(found) < count:
         text = bytearray(random_text(rng).encode())
         for _ in range(rng.randint(1, 4)):
