@@ -21,16 +21,12 @@ static nn_status_t lacks(backend_device_t *device, const char *operation, const 
     return cuda_##name(device, op, scratch);                                                        \
   }
 
-LACKS_PART(attention, op_attention_t, op->window || op->sinks, "a window or sinks")
-LACKS_PART(attention_bwd, op_attention_bwd_t, op->window || op->sinks, "a window or sinks")
 LACKS_PART(experts, op_experts_t, op->limit != 0.0f || op->gate_bias || op->interleaved,
            "a clamped or biased expert")
 LACKS_PART(experts_bwd, op_experts_bwd_t, op->limit != 0.0f || op->down_bias || op->interleaved,
            "a clamped or biased expert")
 
 void cuda_lacks_table(backend_t *table) {
-  table->attention = lacks_attention;
-  table->attention_bwd = lacks_attention_bwd;
   table->experts = lacks_experts;
   table->experts_bwd = lacks_experts_bwd;
 }

@@ -3,8 +3,11 @@
 
 /* ---- what the ways share --------------------------------------------------------------------- */
 
-attention_rows_t attention_rows(int64_t q_len, int64_t heads, int64_t kv_heads) {
-  attention_rows_t rows = {(int32_t)q_len, (int32_t)heads, (int32_t)kv_heads, 0, 0, 0, 0};
+attention_rows_t attention_rows(int64_t q_len, int64_t heads, int64_t kv_heads, int64_t window,
+                                int64_t keys) {
+  attention_rows_t rows = {(int32_t)q_len, (int32_t)heads, (int32_t)kv_heads, 0, 0, 0, 0,
+                           ATTENTION_ALL};
+  if (window && window < keys) rows.window = (int32_t)window;
   rows.group = rows.heads / rows.kv_heads;
   rows.count = rows.q_len * rows.group;
   uint64_t group = (uint64_t)rows.group;
@@ -86,6 +89,7 @@ static int64_t attention_cluster(const backend_device_t *device, int64_t blocks,
 static void attention_against_cache(backend_device_t *device, const op_attention_t *op,
                                     int64_t capacity, cuda_arena_t *arena) {
   int64_t pairs = op->batch * op->kv_heads, count = op->q_len * (op->heads / op->kv_heads);
+  if (op->window && op->window < capacity - op->q_len) capacity = op->window + op->q_len;
   attention_parts_t parts = {0, NULL, NULL};
   int flash = attention_flash_takes(op);
   int64_t block_rows = flash ? (int64_t)DECODE_ROWS : attention_general_rows(count, op->head_dim);
@@ -172,6 +176,31 @@ static void attention_stat_launch(backend_device_t *device, const op_attention_b
       <<<grid, STAT_THREADS, 0, device->stream>>>(*op, *rows, (int)blocks, factor, vector, stats);
 }
 
+/* dsinks of a head: less the sum over rows of exp(sink - lse) delta. A thread's rows in order, then
+ * the block's threads. */
+template <typename T>
+__global__ void __launch_bounds__(STAT_THREADS)
+    attention_sinks_rows(const op_attention_bwd_t op, const attention_rows_t rows,
+                         const float2 *stats) {
+  __shared__ float room[32];
+  int head = blockIdx.x, kv_head = head / rows.group, inside = head % rows.group;
+  float sink = to_float(((const T *)op.sinks)[head]), sum = 0;
+  for (int64_t at = threadIdx.x; at < op.batch * op.q_len; at += STAT_THREADS) {
+    int64_t b = at / rows.q_len, r = at % rows.q_len * rows.group + inside;
+    float delta = stats[(b * rows.kv_heads + kv_head) * attention_stat_count(rows) + r].y;
+    sum += expf(sink - op.lse[at * rows.heads + head]) * delta;
+  }
+  sum = block_sum(sum, room);
+  if (threadIdx.x == 0) op.dsinks[head] -= sum;
+}
+
+template <typename T>
+static void attention_sinks_launch(backend_device_t *device, const op_attention_bwd_t *op,
+                                   const attention_rows_t *rows, const float2 *stats) {
+  attention_sinks_rows<T>
+      <<<(unsigned)op->heads, STAT_THREADS, 0, device->stream>>>(*op, *rows, stats);
+}
+
 static int attention_flash_bwd_takes(const op_attention_bwd_t *op) {
   const void *pointers[] = {op->q, op->k, op->v, op->dout, op->dq, op->dk, op->dv};
   const int64_t strides[] = {op->ldq, op->ldkv, op->kv_batch};
@@ -193,7 +222,8 @@ nn_status_t cuda_attention_bwd(backend_device_t *device, const op_attention_bwd_
                                backend_scratch_t scratch) {
   CUDA_TRY(cuda_enter(device, "attention_bwd"));
   if (op->batch == 0 || op->q_len == 0) return NN_OK;
-  attention_rows_t rows = attention_rows(op->q_len, op->heads, op->kv_heads);
+  attention_rows_t rows =
+      attention_rows(op->q_len, op->heads, op->kv_heads, op->window, op->q_len);
   int flash = attention_flash_bwd_takes(op);
   cuda_arena_t arena = {(char *)scratch.data, 0};
   float2 *stats;
@@ -202,6 +232,7 @@ nn_status_t cuda_attention_bwd(backend_device_t *device, const op_attention_bwd_
                      flash, &stats, &partial);
   float factor = flash ? ATTENTION_LOG2_E : 1;
   CUDA_BY_DTYPE(op->act_dtype, attention_stat_launch, device, op, &rows, factor, stats);
+  if (op->sinks) CUDA_BY_DTYPE(op->act_dtype, attention_sinks_launch, device, op, &rows, stats);
   if (flash && attention_flash90_bwd_takes(device, op))
     CUDA_TRY(attention_flash90_bwd(device, op, stats, partial));
   else if (flash)

@@ -17,9 +17,17 @@ typedef struct attention_rows {
   int32_t q_len, heads, kv_heads, group;
   int32_t count;           /* packed rows of a sequence and key-value head: q_len * group */
   uint32_t divide, shift;  /* r / group = (high word of r * divide + r) >> shift, r < 2^31 */
+  int32_t window;          /* most keys of a row; ATTENTION_ALL without a window */
 } attention_rows_t;
 
-attention_rows_t attention_rows(int64_t q_len, int64_t heads, int64_t kv_heads);
+enum { ATTENTION_ALL = 1 << 30 };
+
+/* Of an operation, whose sequences have at most `keys` keys: a window of as many is none. */
+attention_rows_t attention_rows(int64_t q_len, int64_t heads, int64_t kv_heads, int64_t window,
+                                int64_t keys);
+static inline int attention_windowed(const attention_rows_t *rows) {
+  return rows->window != ATTENTION_ALL;
+}
 
 /* Where the keys of a sequence are shared out over blocks, what each of them found: sums of values
  * weighted by exp(score - largest), that largest scaled score, and the sum of those weights. */

@@ -67,12 +67,13 @@ __device__ __forceinline__ void decode_queries(uint32_t (&a)[D / 16][4], const T
   }
 }
 
-/* One step of keys; seen: keys of the part that each row sees, from the step's first on. */
+/* One step of keys, of which each row sees those from `from` on and before `seen`. */
 template <typename T, int D>
 __device__ __forceinline__ void decode_take(decode_state_t<D> &state,
                                             const uint32_t (&a)[D / 16][4], const T *k,
                                             const T *v, int64_t ld, int keys,
-                                            const int (&seen)[2], float scale) {
+                                            const int (&from)[2], const int (&seen)[2],
+                                            float scale) {
   constexpr int STEP = decode_step<D>;
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   uint4 key[STEP / 8][D / 32], value[STEP / 16][D / 64][4];
@@ -108,7 +109,8 @@ __device__ __forceinline__ void decode_take(decode_state_t<D> &state,
 #pragma unroll
       for (int x = 0; x < 2; x++) {
         float &score = s[n][2 * half + x];
-        score = n * 8 + 2 * t + x < seen[half] ? score * scale : -INFINITY;
+        int at = n * 8 + 2 * t + x;
+        score = at >= from[half] && at < seen[half] ? score * scale : -INFINITY;
         top = fmaxf(top, score);
       }
     float shift = fmaxf(state.shift[half], tile_row_max(top));
@@ -241,26 +243,29 @@ __device__ __forceinline__ void decode_shrink(float2 (&weight)[DECODE_WARPS + 1]
 template <typename T, int D>
 __device__ __forceinline__ void decode_write(const decode_t &a, int64_t out, int d,
                                              decode_sum_t sum) {
-  float weight = sum.weight.y;
-  ((T *)a.op.o)[out * D + d] = from_float<T>(weight == 0 ? 0 : sum.value / weight);
-  if (a.op.lse && d == 0)
-    a.op.lse[out] = weight == 0 ? -INFINITY : sum.weight.x * ATTENTION_LN_2 + logf(weight);
+  rows_result_t result = rows_finish<T>(a.op.sinks, (int)(out % a.rows.heads),
+                                        sum.weight.x * ATTENTION_LN_2, sum.weight.y);
+  ((T *)a.op.o)[out * D + d] = from_float<T>(sum.value * result.scale);
+  if (a.op.lse && d == 0) a.op.lse[out] = result.lse;
 }
 
 /* Four numbers of the output, or of a part's sum: rows of both allow whole vectors. */
 template <typename T, int D>
 __device__ __forceinline__ void decode_write_four(const decode_t &a, int64_t out, int d, int part,
                                                   bool whole, float2 weight, float4 sum) {
-  float largest = weight.x * ATTENTION_LN_2, scale = weight.y == 0 ? 0 : 1 / weight.y;
+  float largest = weight.x * ATTENTION_LN_2;
   if (!whole) {
     int64_t at = (int64_t)part * a.op.batch * a.rows.q_len * a.rows.heads + out;
     if (weight.y != 0) *(float4 *)(a.parts.sum + at * D + d) = sum;
     if (d == 0) a.parts.weight[at] = make_float2(largest, weight.y);
     return;
   }
+  rows_result_t result =
+      rows_finish<T>(a.op.sinks, (int)(out % a.rows.heads), largest, weight.y);
+  float scale = result.scale;
   *(uint2 *)((T *)a.op.o + out * D + d) = make_uint2(
       half_pair<T>(sum.x * scale, sum.y * scale), half_pair<T>(sum.z * scale, sum.w * scale));
-  if (a.op.lse && d == 0) a.op.lse[out] = weight.y == 0 ? -INFINITY : largest + logf(weight.y);
+  if (a.op.lse && d == 0) a.op.lse[out] = result.lse;
 }
 
 /* Blocks: sequences and key-value heads; in each, tiles of rows; in each, parts. */
@@ -276,11 +281,12 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode
   const rows_place_t place = rows_place(a.op, a.rows, blockIdx.x / parts / a.tiles);
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
 
-  int begin, end, sees[2];
+  int begin, end, starts[2], sees[2];
+  int start = rows_first(a.rows, place.kv_len, first);
   int keys = rows_visible(a.rows, place.kv_len, min(first + DECODE_ROWS, a.rows.count) - 1);
   /* Few keys are no work for a cluster: its first block takes them all. */
-  bool alone = parts == 1 || (CLUSTER && keys <= DECODE_ALONE * STEP * DECODE_WARPS);
-  rows_part(keys, alone ? 1 : parts, part, STEP, &begin, &end);
+  bool alone = parts == 1 || (CLUSTER && keys - start <= DECODE_ALONE * STEP * DECODE_WARPS);
+  rows_part(start, keys, alone ? 1 : parts, part, STEP, &begin, &end);
   const T *k = (const T *)a.op.k + place.kv, *v = (const T *)a.op.v + place.kv;
   for (int key = begin + (int)threadIdx.x; key < end; key += DECODE_THREADS) {
     launch_prefetch(k + key * a.op.ldkv, D * sizeof(T));
@@ -295,14 +301,17 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode
                         (int64_t)place.kv_head * a.rows.group * D,
                     a.op.ldq, a.rows, first);
 #pragma unroll
-  for (int half = 0; half < 2; half++)
-    sees[half] = min(end, rows_visible(a.rows, place.kv_len, first + half * 8 + (lane >> 2)));
+  for (int half = 0; half < 2; half++) {
+    int row = first + half * 8 + (lane >> 2);
+    starts[half] = rows_first(a.rows, place.kv_len, row);
+    sees[half] = min(end, rows_visible(a.rows, place.kv_len, row));
+  }
 
   decode_state_t<D> state = {{-INFINITY, -INFINITY}, {0, 0}, {}};
   for (int key = begin + warp * STEP; key < end; key += DECODE_WARPS * STEP) {
-    int seen[2] = {sees[0] - key, sees[1] - key};
+    int from[2] = {starts[0] - key, starts[1] - key}, seen[2] = {sees[0] - key, sees[1] - key};
     decode_take<T, D>(state, q, k + key * a.op.ldkv, v + key * a.op.ldkv, a.op.ldkv, end - key,
-                      seen, a.scale);
+                      from, seen, a.scale);
   }
   decode_put<D>(state, shared + warp * SIZE, weight[warp]);
   __syncthreads();
@@ -367,7 +376,8 @@ static void decode_choose(backend_device_t *device, const decode_t *a, unsigned 
 
 void attention_decode(backend_device_t *device, const op_attention_t *op,
                       const attention_parts_t *parts, int cluster) {
-  attention_rows_t rows = attention_rows(op->q_len, op->heads, op->kv_heads);
+  attention_rows_t rows = attention_rows(op->q_len, op->heads, op->kv_heads, op->window,
+                                         op->kv_batch / op->ldkv);
   int tiles = (int)cuda_blocks(rows.count, DECODE_ROWS);
   decode_t a = {*op, rows, *parts, tiles, op->scale * ATTENTION_LOG2_E};
   unsigned blocks = (unsigned)(op->batch * op->kv_heads * tiles * parts->count);
@@ -405,8 +415,9 @@ __global__ void __launch_bounds__(DECODE_MERGE_THREADS)
   __syncthreads();
   if (threadIdx.x >= dim) return;
   for (int i = 1; i < groups; i++) sum += sums[i * width + threadIdx.x];
-  ((T *)op.o)[row * dim + threadIdx.x] = from_float<T>(weight == 0 ? 0 : sum / weight);
-  if (op.lse && threadIdx.x == 0) op.lse[row] = weight == 0 ? -INFINITY : largest + logf(weight);
+  rows_result_t result = rows_finish<T>(op.sinks, (int)(row % op.heads), largest, weight);
+  ((T *)op.o)[row * dim + threadIdx.x] = from_float<T>(sum * result.scale);
+  if (op.lse && threadIdx.x == 0) op.lse[row] = result.lse;
 }
 
 template <typename T>

@@ -1,5 +1,5 @@
 /* Attention forward by tensor cores (FlashAttention-2): T bf16 or fp16, head dim D 64 or 128. A
- * block takes 128 packed rows, 32 a warp, and walks over tiles of 64 or 32 keys from the first;
+ * block takes 128 packed rows, 32 a warp, and walks over tiles of 64 or 32 keys from the first seen;
  * o = sum_j exp(s_j - m) v_j / sum_j exp(s_j - m), in base 2.
  *
  * m is the largest score only up to a slack: it is raised, and what was summed is scaled down, when
@@ -18,6 +18,9 @@ constexpr int flash_bytes = 2 * D * (FLASH_ROWS + 4 * flash_keys<D>);
 
 static constexpr float flash_slack = 8;
 
+/* m of a row that has seen no key: far below any score, and no infinity to be subtracted from one. */
+static constexpr float flash_none = -1e30f;
+
 /* What a thread keeps of its rows: m * 16 + half * 8 + g of its warp's. */
 struct flash_state_t {
   float shift[FLASH_M][2]; /* log2(e) * scale * m */
@@ -34,19 +37,19 @@ __device__ __forceinline__ void flash_mask(float (&s)[FLASH_M][N][4], const atte
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       int seen = rows_visible(rows, kv_len, row + m * 16 + half * 8 + g) - key - 2 * t;
+      int from = seen - rows.window;
 #pragma unroll
       for (int n = 0; n < N; n++)
 #pragma unroll
         for (int x = 0; x < 2; x++)
-          if (n * 8 + x >= seen) s[m][n][2 * half + x] = -INFINITY;
+          if (n * 8 + x >= seen || n * 8 + x < from) s[m][n][2 * half + x] = -INFINITY;
     }
 }
 
 template <int D>
 __device__ __forceinline__ void flash_raise(flash_state_t &state, float (&acc)[FLASH_M][D / 8][4],
-                                            const float (&most)[FLASH_M][2], float scale,
-                                            bool first) {
-  bool over = first;
+                                            const float (&most)[FLASH_M][2], float scale) {
+  bool over = false;
 #pragma unroll
   for (int m = 0; m < FLASH_M; m++)
 #pragma unroll
@@ -58,10 +61,6 @@ __device__ __forceinline__ void flash_raise(flash_state_t &state, float (&acc)[F
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       float top = tile_row_max(most[m][half]) * scale;
-      if (first) { /* a row that sees no key has only weights of exp2(-infinity) */
-        state.shift[m][half] = top == -INFINITY ? 0 : top;
-        continue;
-      }
       float shift = fmaxf(state.shift[m][half], top);
       float shrink = tile_exp2(state.shift[m][half] - shift);
       state.shift[m][half] = shift;
@@ -77,8 +76,8 @@ __device__ __forceinline__ void flash_raise(flash_state_t &state, float (&acc)[F
 /* The scores of a tile of keys become weights, and acc takes the values. */
 template <typename T, int D, int N>
 __device__ __forceinline__ void flash_take(flash_state_t &state, float (&acc)[FLASH_M][D / 8][4],
-                                           float (&s)[FLASH_M][N][4], uint32_t values, float scale,
-                                           bool first) {
+                                           float (&s)[FLASH_M][N][4], uint32_t values,
+                                           float scale) {
   float most[FLASH_M][2];
 #pragma unroll
   for (int m = 0; m < FLASH_M; m++)
@@ -89,7 +88,7 @@ __device__ __forceinline__ void flash_take(flash_state_t &state, float (&acc)[FL
       for (int n = 0; n < N; n++) top = fmaxf(top, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
       most[m][half] = top;
     }
-  flash_raise<D>(state, acc, most, scale, first);
+  flash_raise<D>(state, acc, most, scale);
 #pragma unroll
   for (int k = 0; k < N / 2; k++) {
 #pragma unroll
@@ -118,10 +117,12 @@ __device__ __forceinline__ void flash_write(const op_attention_t &op, const atte
     for (int half = 0; half < 2; half++) {
       float sum = tile_row_sum(state.sum[m][half]);
       int r = row + m * 16 + half * 8 + g;
-      scale[m][half] = sum == 0 ? 0 : __fdividef(1, sum);
+      int head = r < rows.count ? rows_head(rows, place.kv_head, r) : 0;
+      rows_result_t result =
+          rows_finish<T>(op.sinks, head, state.shift[m][half] * ATTENTION_LN_2, sum);
+      scale[m][half] = result.scale;
       if (op.lse && t == 0 && r < rows.count)
-        op.lse[rows_out(rows, place.b, place.kv_head, r)] =
-            sum == 0 ? -INFINITY : state.shift[m][half] * ATTENTION_LN_2 + logf(sum);
+        op.lse[rows_out(rows, place.b, place.kv_head, r)] = result.lse;
     }
   int64_t stride = (int64_t)rows.heads * D;
   T *o = (T *)op.o + (int64_t)place.b * rows.q_len * stride +
@@ -139,32 +140,39 @@ __global__ void __launch_bounds__(TILE_THREADS, 2)
   int first = (gridDim.x / pairs - 1 - blockIdx.x / pairs) * FLASH_ROWS;
   int warp = threadIdx.x >> 5, row = first + warp * 16 * FLASH_M;
 
+  constexpr int KEYS = flash_keys<D>;
+  int begin = rows_first(rows, place.kv_len, first) / KEYS * KEYS;
   int end = rows_visible(rows, place.kv_len, min(first + FLASH_ROWS, rows.count) - 1);
-  int warp_end = 0, all_see = 0; /* keys that some row, and that every row of the warp sees */
+  int warp_begin = 0, warp_end = 0;    /* keys that some row of the warp sees */
+  int all_see_from = 0, all_see = 0; /* that every row sees */
   if (row < rows.count) {
-    warp_end = rows_visible(rows, place.kv_len, min(row + 16 * FLASH_M, rows.count) - 1);
+    int last = min(row + 16 * FLASH_M, rows.count) - 1;
+    warp_begin = rows_first(rows, place.kv_len, row);
+    warp_end = rows_visible(rows, place.kv_len, last);
+    all_see_from = rows_first(rows, place.kv_len, last);
     all_see = rows_visible(rows, place.kv_len, row);
   }
 
   const T *q = (const T *)op.q + (int64_t)place.b * rows.q_len * op.ldq +
                     (int64_t)place.kv_head * rows.group * D;
   const T *k = (const T *)op.k + place.kv, *v = (const T *)op.v + place.kv;
-  constexpr int KEYS = flash_keys<D>;
   constexpr uint32_t key_bytes = KEYS * 2 * D;
   uint32_t queries = tile_address(shared), keys = queries + FLASH_ROWS * 2 * D;
   uint32_t own = queries + warp * 16 * FLASH_M * 2 * D;
   tile_load_rows<D, FLASH_ROWS>(queries, q, op.ldq, rows, first);
-  tile_load<D, KEYS>(keys, k, op.ldkv, 0, end);
-  tile_load<D, KEYS>(keys + key_bytes, v, op.ldkv, 0, end);
+  tile_load<D, KEYS>(keys, k, op.ldkv, begin, end);
+  tile_load<D, KEYS>(keys + key_bytes, v, op.ldkv, begin, end);
   tile_copy_end();
 
   constexpr bool keep = D == 64;
   uint32_t a[keep ? D / 16 : 1][FLASH_M][4];
   float acc[FLASH_M][D / 8][4];
   flash_state_t state = {};
+#pragma unroll
+  for (int m = 0; m < FLASH_M; m++) state.shift[m][0] = state.shift[m][1] = flash_none;
   tile_zero(acc);
   uint32_t stage = keys;
-  for (int key = 0; key < end; key += KEYS) {
+  for (int key = begin; key < end; key += KEYS) {
     tile_copy_wait();
     __syncthreads(); /* this tile is there, and the other stage has been read */
     uint32_t next = stage == keys ? keys + 2 * key_bytes : keys;
@@ -174,16 +182,17 @@ __global__ void __launch_bounds__(TILE_THREADS, 2)
       tile_copy_end();
     }
     if constexpr (keep)
-      if (key == 0) tile_load_a<D, FLASH_M>(a, own);
-    if (key < warp_end) {
+      if (key == begin) tile_load_a<D, FLASH_M>(a, own);
+    if (key < warp_end && key + KEYS > warp_begin) {
       float s[FLASH_M][KEYS / 8][4];
       tile_zero(s);
       if constexpr (keep)
         tile_dot<T, D, FLASH_M, KEYS / 16>(s, a, stage);
       else
         tile_dot_shared<T, D, FLASH_M, KEYS / 16>(s, own, stage);
-      if (key + KEYS > all_see) flash_mask(s, rows, place.kv_len, row, key);
-      flash_take<T, D, KEYS / 8>(state, acc, s, stage + key_bytes, scale, key == 0);
+      if (key + KEYS > all_see || key < all_see_from)
+        flash_mask(s, rows, place.kv_len, row, key);
+      flash_take<T, D, KEYS / 8>(state, acc, s, stage + key_bytes, scale);
     }
     stage = next;
   }
@@ -194,7 +203,9 @@ __global__ void __launch_bounds__(TILE_THREADS, 2)
 
 template <typename T, int D>
 static void flash_launch(backend_device_t *device, const op_attention_t *op) {
-  attention_rows_t rows = attention_rows(op->q_len, op->heads, op->kv_heads);
+  int64_t keys = op->kv_len ? op->kv_batch / op->ldkv : op->q_len;
+  attention_rows_t rows =
+      attention_rows(op->q_len, op->heads, op->kv_heads, op->window, keys);
   int pairs = (int)(op->batch * op->kv_heads);
   unsigned blocks = (unsigned)(cuda_blocks(rows.count, FLASH_ROWS) * pairs);
   cudaFuncSetAttribute(flash_forward<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize,

@@ -43,6 +43,13 @@ __device__ __forceinline__ int flash_bwd_first_tile(const flash_bwd_keys_t &a, i
   return (int)((int64_t)block * flash_bwd_held<D> * a.rows.group / FLASH_BWD_ROWS);
 }
 
+/* The tile behind the last one that does. */
+template <int D>
+__device__ __forceinline__ int flash_bwd_end_tile(const flash_bwd_keys_t &a, int block) {
+  int64_t row = ((int64_t)(block + 1) * flash_bwd_held<D> - 2 + a.rows.window) * a.rows.group;
+  return (int)min((int64_t)a.tiles, (row + a.rows.group - 1) / FLASH_BWD_ROWS + 1);
+}
+
 /* Tile `at` of the rows of a pair: q, dout behind it, and the statistics. */
 template <typename T, int D>
 __device__ __forceinline__ void flash_bwd_load_rows(const flash_bwd_keys_t &a, uint32_t tile,
@@ -61,7 +68,8 @@ __device__ __forceinline__ void flash_bwd_load_rows(const flash_bwd_keys_t &a, u
   tile_copy_end();
 }
 
-/* s [keys, rows] = scores become p; rows before a key weigh nothing. stats: of the step's rows. */
+/* s [keys, rows] = scores become p; rows that do not see a key weigh nothing. stats: of the step's
+ * rows. */
 template <int M>
 __device__ __forceinline__ void flash_bwd_weights(float (&s)[M][FLASH_BWD_STEP / 8][4],
                                                   const float4 *stats, float scale, bool masked,
@@ -78,11 +86,11 @@ __device__ __forceinline__ void flash_bwd_weights(float (&s)[M][FLASH_BWD_STEP /
     if (!masked) continue;
 #pragma unroll
     for (int x = 0; x < 2; x++) {
-      int last = rows_query(rows, row + n * 8 + 2 * t + x) - key - g;
+      int last = rows_query(rows, row + n * 8 + 2 * t + x) - key - g, out = last - rows.window;
 #pragma unroll
       for (int m = 0; m < M; m++) {
-        if (m * 16 > last) s[m][n][x] = 0;
-        if (m * 16 + 8 > last) s[m][n][2 + x] = 0;
+        if (m * 16 > last || m * 16 <= out) s[m][n][x] = 0;
+        if (m * 16 + 8 > last || m * 16 + 8 <= out) s[m][n][2 + x] = 0;
       }
     }
   }
@@ -159,7 +167,7 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) flash_bwd_keys(const flash_bw
   constexpr uint32_t stat_bytes = FLASH_BWD_ROWS * 8;
   int pair = blockIdx.x / a.chunks % a.pairs, block = blockIdx.x / a.chunks / a.pairs;
   int at = flash_bwd_first_tile<D>(a, block) + blockIdx.x % a.chunks * a.chunk;
-  int end = min(a.tiles, at + a.chunk);
+  int end = min(flash_bwd_end_tile<D>(a, block), at + a.chunk);
   if (at >= end) return;
 
   int b = pair / a.rows.kv_heads, kv_head = pair % a.rows.kv_heads, warp = threadIdx.x >> 5;
@@ -184,7 +192,10 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) flash_bwd_keys(const flash_bw
       flash_bwd_load_rows<T, D>(a, other, stats + (stage ^ 1) * stat_bytes, pair, at + 1);
     int row = at * FLASH_BWD_ROWS, first_key = key + warp_key;
     if (rows_query(a.rows, min(row + FLASH_BWD_ROWS, a.rows.count) - 1) < first_key) continue;
-    bool masked = rows_query(a.rows, row) < first_key + 16 * M - 1;
+    int last = rows_query(a.rows, row + FLASH_BWD_ROWS - 1);
+    if (rows_query(a.rows, row) - a.rows.window >= first_key + 16 * M - 1) continue;
+    bool masked = rows_query(a.rows, row) < first_key + 16 * M - 1 ||
+                  last - a.rows.window >= first_key;
     flash_bwd_keys_tile<T, D>(a, dk, dv, k + warp_key * 2 * D, now, stat_room[stage], first_key,
                               row, masked);
   }
@@ -204,7 +215,8 @@ __global__ void __launch_bounds__(256) flash_bwd_keys_sum(const flash_bwd_keys_t
   int pair = (int)(item % a.pairs), block = (int)(item / a.pairs);
   int key = block * flash_bwd_held<D> + inside % FLASH_BWD_HELD / D, d = inside % D;
   if (key >= a.rows.q_len) return;
-  int count = (a.tiles - flash_bwd_first_tile<D>(a, block) + a.chunk - 1) / a.chunk;
+  int tiles = flash_bwd_end_tile<D>(a, block) - flash_bwd_first_tile<D>(a, block);
+  int count = (tiles + a.chunk - 1) / a.chunk;
   const float *from = a.partial + item * a.chunks * 2 * FLASH_BWD_HELD + inside;
   float4 sum = *(const float4 *)from;
   for (int x = 1; x < count; x++) {
@@ -226,7 +238,7 @@ struct flash_bwd_queries_t {
   float scale; /* log2(e) * op.scale */
 };
 
-/* s [rows, keys] = scores become p; keys behind a row weigh nothing. */
+/* s [rows, keys] = scores become p; keys that a row does not see weigh nothing. */
 template <int M>
 __device__ __forceinline__ void flash_bwd_row_weights(float (&s)[M][FLASH_BWD_STEP / 8][4],
                                                       const float2 (&stat)[M][2], float scale,
@@ -248,7 +260,7 @@ __device__ __forceinline__ void flash_bwd_row_weights(float (&s)[M][FLASH_BWD_ST
       for (int n = 0; n < FLASH_BWD_STEP / 8; n++)
 #pragma unroll
         for (int x = 0; x < 2; x++)
-          if (n * 8 + x > last) s[m][n][2 * half + x] = 0;
+          if (n * 8 + x > last || n * 8 + x <= last - rows.window) s[m][n][2 * half + x] = 0;
     }
 }
 
@@ -289,6 +301,7 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) flash_bwd_queries(const flash
   int pair = blockIdx.x % a.pairs, b = pair / a.rows.kv_heads, kv_head = pair % a.rows.kv_heads;
   int first = (gridDim.x / a.pairs - 1 - blockIdx.x / a.pairs) * ROWS;
   int warp = threadIdx.x >> 5, row = first + warp * 16 * M;
+  int begin = rows_first(a.rows, a.rows.q_len, first) / TILE_KEYS * TILE_KEYS;
   int end = rows_query(a.rows, min(first + ROWS, a.rows.count) - 1) + 1;
   int warp_end =
       row < a.rows.count ? rows_query(a.rows, min(row + 16 * M, a.rows.count) - 1) + 1 : 0;
@@ -301,8 +314,8 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) flash_bwd_queries(const flash
                           a.rows, first);
   tile_load_rows<D, ROWS>(queries + held, (const T *)a.op.dout + first_row * width + head,
                           width, a.rows, first);
-  tile_load<D, TILE_KEYS>(stages, k, a.op.ldkv, 0, end);
-  tile_load<D, TILE_KEYS>(stages + tile, v, a.op.ldkv, 0, end);
+  tile_load<D, TILE_KEYS>(stages, k, a.op.ldkv, begin, end);
+  tile_load<D, TILE_KEYS>(stages + tile, v, a.op.ldkv, begin, end);
   tile_copy_end();
 
   /* Rows behind the last have zeros for q and dout: whatever they weigh, they add nothing. */
@@ -318,22 +331,22 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) flash_bwd_queries(const flash
   uint32_t q[D / 16][M][4], dout[D / 16][M][4], own = queries + warp * 16 * M * 2 * D;
   float dq[M][D / 8][4];
   tile_zero(dq);
-  for (int key = 0; key < end; key += TILE_KEYS) {
+  for (int key = begin; key < end; key += TILE_KEYS) {
     tile_copy_wait();
     __syncthreads(); /* this tile is there, and the other stage has been read */
-    uint32_t now = stages + (key / TILE_KEYS & 1) * 2 * tile;
+    uint32_t now = stages + ((key - begin) / TILE_KEYS & 1) * 2 * tile;
     if (key + TILE_KEYS < end) {
-      uint32_t next = stages + (~(key / TILE_KEYS) & 1) * 2 * tile;
+      uint32_t next = stages + (~((key - begin) / TILE_KEYS) & 1) * 2 * tile;
       tile_load<D, TILE_KEYS>(next, k, a.op.ldkv, key + TILE_KEYS, end);
       tile_load<D, TILE_KEYS>(next + tile, v, a.op.ldkv, key + TILE_KEYS, end);
       tile_copy_end();
     }
-    if (key == 0) {
+    if (key == begin) {
       tile_load_a<D, M>(q, own);
       tile_load_a<D, M>(dout, own + held);
     }
-    if (key >= warp_end) continue;
-    bool masked = key + TILE_KEYS - 1 > rows_query(a.rows, row);
+    if (key >= warp_end || key + TILE_KEYS <= rows_first(a.rows, a.rows.q_len, row)) continue;
+    bool masked = key + TILE_KEYS - 1 > rows_query(a.rows, row) || key < warp_end - a.rows.window;
     flash_bwd_queries_tile<T, D>(a, dq, q, dout, stat, now, now + tile, row, key, masked);
   }
 
@@ -401,7 +414,7 @@ static void flash_bwd_launch_queries(backend_device_t *device, const op_attentio
 template <typename T, int D>
 static void flash_bwd_launch(backend_device_t *device, const op_attention_bwd_t *op,
                              const float2 *stats, float *partial) {
-  attention_rows_t rows = attention_rows(op->q_len, op->heads, op->kv_heads);
+  attention_rows_t rows = attention_rows(op->q_len, op->heads, op->kv_heads, op->window, op->q_len);
   flash_bwd_launch_keys<T, D>(device, op, &rows, stats, partial);
   flash_bwd_launch_queries<T, D>(device, op, &rows, stats);
 }

@@ -5,7 +5,9 @@
  * line of line_sm90.cuh leaves of a key block goes to `partial` in fp32 and is added in the order
  * of rows.
  *
- * Rows held: tiles of packed rows, up to 64 a warpgroup, and 64 keys at a time. */
+ * Rows held: tiles of packed rows, up to 64 a warpgroup, and 64 keys at a time.
+ *
+ * WINDOW: rows see no more than so many keys; steps in which no row sees a key are left out. */
 #include "attention/line_sm90.cuh"
 #include "attention/tiles_sm90.cuh"
 
@@ -113,12 +115,13 @@ __device__ __forceinline__ void bwd90_keys_produce(const bwd90_keys_args_t &a,
   }
 }
 
-/* Weights become 0 of a step's rows before the first that sees the thread's key, or its second, and
- * of those from `end` on. */
+/* Weights become 0 of a step's rows before the first that sees the thread's key, or its second, of
+ * those behind the `most` rows that do, and of those from `end` on. */
 template <int N>
-__device__ __forceinline__ void bwd90_mask(float (&s)[N], int first0, int first1, int end) {
+__device__ __forceinline__ void bwd90_mask(float (&s)[N], int first0, int first1, int end,
+                                           int most = INT32_MAX) {
   int t = threadIdx.x & 3;
-  uint32_t seen0 = max(end - first0, 0), seen1 = max(end - first1, 0);
+  uint32_t seen0 = max(min(end - first0, most), 0), seen1 = max(min(end - first1, most), 0);
 #pragma unroll
   for (int n = 0; n < N / 4; n++)
 #pragma unroll
@@ -151,7 +154,7 @@ __device__ __forceinline__ void bwd90_write(const bwd90_keys_args_t &a, const fl
   }
 }
 
-template <typename T, int D>
+template <typename T, int D, bool WINDOW>
 __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
                                                    unsigned char *shared, uint32_t base,
                                                    int group) {
@@ -198,9 +201,13 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
       }
       int position = (piece->first + step) * a.line.positions, key = piece->block * BWD90_KEYS;
       int end = min(step_rows, a.rows.count - position * a.rows.group);
-      if (position < key + group * 64 + 63 || end < size::step_rows) {
+      bool beyond = WINDOW && position + a.line.positions > key + group * 64 + a.rows.window;
+      if (position < key + group * 64 + 63 || end < size::step_rows || beyond) {
         int first = (key + own - position) * a.rows.group;
-        bwd90_mask(s, first, first + 8 * a.rows.group, end);
+        if constexpr (WINDOW)
+          bwd90_mask(s, first, first + 8 * a.rows.group, end, a.rows.window * a.rows.group);
+        else
+          bwd90_mask(s, first, first + 8 * a.rows.group, end);
       }
       tiles90_round<T>(p, s);
       hopper_done<0>();
@@ -268,7 +275,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
 
 #endif
 
-template <typename T, int D>
+template <typename T, int D, bool WINDOW>
 __global__ void __launch_bounds__(bwd90_keys_size<D>::threads, 1)
     bwd90_keys(const __grid_constant__ bwd90_keys_args_t a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -299,7 +306,7 @@ __global__ void __launch_bounds__(bwd90_keys_size<D>::threads, 1)
     if (threadIdx.x == 0) bwd90_keys_produce<D>(a, shared, base);
   } else {
     hopper_take_registers<240>();
-    bwd90_keys_consume<T, D>(a, shared, base, (int)(threadIdx.x / HOPPER_GROUP) - 1);
+    bwd90_keys_consume<T, D, WINDOW>(a, shared, base, (int)(threadIdx.x / HOPPER_GROUP) - 1);
   }
 #endif
 }
@@ -385,13 +392,20 @@ __device__ __forceinline__ uint32_t bwd90_key_empty(uint32_t base, uint32_t i) {
 
 enum { BWD90_OWN = 1 }; /* named barriers of each warpgroup's own threads */
 
+/* The steps of keys that some row of a tile sees: the first, and how many. */
+template <bool WINDOW>
+__device__ __forceinline__ int bwd90_key_first(const bwd90_rows_args_t &a,
+                                               const tiles90_tile_t &tile) {
+  return WINDOW ? max(0, tile.position + 1 - a.rows.window) / BWD90_STEP_KEYS : 0;
+}
+template <bool WINDOW>
 __device__ __forceinline__ int bwd90_key_steps(const bwd90_rows_args_t &a,
                                                const tiles90_tile_t &tile) {
   int keys = min(tile.position + a.tiles.positions, a.rows.q_len);
-  return (keys + BWD90_STEP_KEYS - 1) / BWD90_STEP_KEYS;
+  return (keys + BWD90_STEP_KEYS - 1) / BWD90_STEP_KEYS - bwd90_key_first<WINDOW>(a, tile);
 }
 
-template <int D>
+template <int D, bool WINDOW>
 __device__ __forceinline__ void bwd90_rows_produce(const bwd90_rows_args_t &a, uint32_t base) {
   typedef bwd90_rows_size<D> size;
   tiles90_tile_t tile;
@@ -405,21 +419,21 @@ __device__ __forceinline__ void bwd90_rows_produce(const bwd90_rows_args_t &a, u
     hopper_expect(full, 2 * a.tiles.positions * a.rows.group * (D * 2));
     tiles90_copy<D>(a.q, q, size::q_half, full, head, tile.position, b);
     tiles90_copy<D>(a.dout, q + size::q_bytes, size::q_half, full, head, tile.position, b);
-    int steps = bwd90_key_steps(a, tile);
+    int steps = bwd90_key_steps<WINDOW>(a, tile), key = bwd90_key_first<WINDOW>(a, tile);
     for (int step = 0; step < steps; step++) {
       uint32_t k = base + size::keys_at + slot * 2 * size::key_bytes;
       full = bwd90_key_full<D>(base, slot);
       hopper_wait(bwd90_key_empty<D>(base, slot), parity ^ 1);
       hopper_expect(full, 2 * size::key_bytes);
-      int key = step * BWD90_STEP_KEYS;
-      tiles90_copy<D>(a.k, k, size::key_half, full, kv_head, key, b);
-      tiles90_copy<D>(a.v, k + size::key_bytes, size::key_half, full, kv_head, key, b);
+      int first = (key + step) * BWD90_STEP_KEYS;
+      tiles90_copy<D>(a.k, k, size::key_half, full, kv_head, first, b);
+      tiles90_copy<D>(a.v, k + size::key_bytes, size::key_half, full, kv_head, first, b);
       if (++slot == size::stages) slot = 0, parity ^= 1;
     }
   }
 }
 
-template <typename T, int D>
+template <typename T, int D, bool WINDOW>
 __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
                                                    unsigned char *shared, uint32_t base,
                                                    int group) {
@@ -447,7 +461,8 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
     float dq[D / 2], s[32], ds[32];
     uint32_t r[16];
     hopper_wait(bwd90_q_full<D>(base, room), round >> 1 & 1);
-    int steps = bwd90_key_steps(a, tile);
+    int steps = bwd90_key_steps<WINDOW>(a, tile);
+    int first_key = bwd90_key_first<WINDOW>(a, tile) * BWD90_STEP_KEYS;
     uint32_t q = base + own, k = base + size::keys_at + slot * 2 * size::key_bytes;
     hopper_wait(bwd90_key_full<D>(base, slot), parity);
     hopper_hold(s);
@@ -465,11 +480,14 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
         hopper_arrive(bwd90_key_empty<D>(base, slot ? slot - 1 : size::stages - 1));
 #pragma unroll
       for (int i = 0; i < 32; i++) s[i] = tile_exp2(fmaf(s[i], a.scale, -stat[i / 2 % 2].x));
-      int key = step * BWD90_STEP_KEYS;
-      if (key + BWD90_STEP_KEYS - 1 > all_see) {
+      int key = first_key + step * BWD90_STEP_KEYS;
+      bool partly = WINDOW && key + a.rows.window < tile.position + a.tiles.positions;
+      if (key + BWD90_STEP_KEYS - 1 > all_see || partly) {
 #pragma unroll
-        for (int i = 0; i < 32; i++)
-          if (key + i / 4 * 8 + i % 2 > last[i / 2 % 2]) s[i] = 0;
+        for (int i = 0; i < 32; i++) {
+          int behind = last[i / 2 % 2] - key - (i / 4 * 8 + i % 2);
+          if (behind < 0 || (WINDOW && behind >= a.rows.window)) s[i] = 0;
+        }
       }
       hopper_done<0>();
       hopper_hold(ds);
@@ -516,7 +534,7 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
 
 #endif
 
-template <typename T, int D>
+template <typename T, int D, bool WINDOW>
 __global__ void __launch_bounds__(bwd90_rows_size<D>::threads, 1)
     bwd90_rows(const __grid_constant__ bwd90_rows_args_t a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -539,11 +557,11 @@ __global__ void __launch_bounds__(bwd90_rows_size<D>::threads, 1)
   /* 128 registers a thread at the start; 128 * 32 + 384 * 160 are all 65536. */
   if (threadIdx.x < HOPPER_GROUP) {
     hopper_give_registers<size::producer_registers>();
-    if (threadIdx.x == 0) bwd90_rows_produce<D>(a, base);
+    if (threadIdx.x == 0) bwd90_rows_produce<D, WINDOW>(a, base);
   } else {
     hopper_take_registers<size::consumer_registers>();
-    bwd90_rows_consume<T, D>(a, bwd90_shared + (base - start), base,
-                       (int)(threadIdx.x / HOPPER_GROUP) - 1);
+    bwd90_rows_consume<T, D, WINDOW>(a, bwd90_shared + (base - start), base,
+                                     (int)(threadIdx.x / HOPPER_GROUP) - 1);
   }
 #endif
 }
@@ -572,18 +590,19 @@ static nn_status_t bwd90_launch_keys(backend_device_t *device, const op_attentio
                                      const float2 *stats, float *partial) {
   typedef bwd90_keys_size<D> size;
   bwd90_keys_args_t a = {};
-  a.op = *op, a.rows = attention_rows(op->q_len, op->heads, op->kv_heads);
+  a.op = *op;
+  a.rows = attention_rows(op->q_len, op->heads, op->kv_heads, op->window, op->q_len);
   a.stats = stats, a.partial = partial, a.scale = op->scale * ATTENTION_LOG2_E;
   a.line = line90_make(device, &a.rows, op->batch, tiles90_positions(&a.rows, size::step_rows),
                        size::sharers);
   CUDA_TRY(bwd90_maps(device, op, &a.rows, a.line.positions, BWD90_KEYS, &a.q, &a.dout, &a.k,
                       &a.v));
+  auto kernel = attention_windowed(&a.rows) ? bwd90_keys<T, D, true> : bwd90_keys<T, D, false>;
   CUDA_TRY(cuda_check(device, "attention_bwd",
-                      cudaFuncSetAttribute(bwd90_keys<T, D>,
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
+                      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            size::shared)));
   unsigned grid = (unsigned)cuda_blocks(a.line.total, a.line.share);
-  bwd90_keys<T, D><<<grid, size::threads, size::shared, device->stream>>>(a);
+  kernel<<<grid, size::threads, size::shared, device->stream>>>(a);
   unsigned blocks = (unsigned)(line90_key_blocks(&a.rows) * a.line.pairs * bwd90_sum_blocks<D>);
   bwd90_keys_sum<T, D><<<blocks, BWD90_SUM_THREADS, 0, device->stream>>>(a);
   return NN_OK;
@@ -594,17 +613,17 @@ static nn_status_t bwd90_launch_rows(backend_device_t *device, const op_attentio
                                      const float2 *stats) {
   typedef bwd90_rows_size<D> size;
   bwd90_rows_args_t a = {};
-  a.op = *op, a.rows = attention_rows(op->q_len, op->heads, op->kv_heads);
+  a.op = *op;
+  a.rows = attention_rows(op->q_len, op->heads, op->kv_heads, op->window, op->q_len);
   a.stats = stats, a.scale = op->scale * ATTENTION_LOG2_E;
   a.tiles = tiles90_make(&a.rows, op->batch, size::rows);
   CUDA_TRY(bwd90_maps(device, op, &a.rows, a.tiles.positions, BWD90_STEP_KEYS, &a.q, &a.dout, &a.k,
                       &a.v));
+  auto kernel = attention_windowed(&a.rows) ? bwd90_rows<T, D, true> : bwd90_rows<T, D, false>;
   CUDA_TRY(cuda_check(device, "attention_bwd",
-                      cudaFuncSetAttribute(bwd90_rows<T, D>,
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
+                      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            size::shared)));
-  bwd90_rows<T, D><<<tiles90_grid(device, &a.tiles), size::threads, size::shared,
-                     device->stream>>>(a);
+  kernel<<<tiles90_grid(device, &a.tiles), size::threads, size::shared, device->stream>>>(a);
   return NN_OK;
 }
 

@@ -6,7 +6,7 @@
  * where that is too much are the scores made once more, m raised, and what was summed scaled down.
  *
  * A block walks over tiles of packed rows, up to 64 a warpgroup, and over 128 keys at a time from
- * the first. One thread copies ahead, over the ends of tiles. A warpgroup asks for the scores of
+ * the first, or the first that a WINDOW shows to any row. One thread copies ahead, over the ends of tiles. A warpgroup asks for the scores of
  * the next keys, then for the values of these, and makes weights of the scores under that product;
  * the warpgroups take turns in asking, so that one's products run under another's weights. */
 #include "attention/tiles_sm90.cuh"
@@ -86,7 +86,16 @@ __device__ __forceinline__ int flash90_keys(const flash90_args_t &a, const tiles
   return min(tile.position + a.tiles.positions, a.rows.q_len);
 }
 
-template <int D>
+/* The step that holds the first key which some row of a tile sees. */
+template <bool WINDOW>
+__device__ __forceinline__ int flash90_begin(const flash90_args_t &a, const tiles90_tile_t &tile) {
+  return WINDOW ? max(0, tile.position + 1 - a.rows.window) / FLASH90_KEYS * FLASH90_KEYS : 0;
+}
+
+/* m of a row that has seen no key: any score makes it be raised. */
+static constexpr float flash90_none = -1e30f;
+
+template <int D, bool WINDOW>
 __device__ __forceinline__ void flash90_produce(const flash90_args_t &a, uint32_t base) {
   typedef flash90_size<D> size;
   tiles90_tile_t tile;
@@ -99,7 +108,7 @@ __device__ __forceinline__ void flash90_produce(const flash90_args_t &a, uint32_
     tiles90_copy<D>(a.q, base + room * size::q_bytes, size::q_half, full, kv_head * a.rows.group,
                     tile.position, b);
     int keys = flash90_keys(a, tile);
-    for (int key = 0; key < keys; key += FLASH90_KEYS) {
+    for (int key = flash90_begin<WINDOW>(a, tile); key < keys; key += FLASH90_KEYS) {
       uint32_t k = base + size::key_at + slot * size::key_bytes;
       uint32_t v = base + size::value_at + slot * size::key_bytes;
       hopper_wait(flash90_k_empty<D>(base, slot), parity ^ 1);
@@ -143,11 +152,13 @@ __device__ __forceinline__ void flash90_turn_end(int turn) {
       : "memory");
 }
 
-/* Scores of keys that a row does not see become -infinity; position: the tile's first, key: the
- * first of these. */
+/* Scores of keys that a row does not see become -infinity; position: the tile's first, of so many,
+ * key: the first of these. */
+template <bool WINDOW>
 __device__ __forceinline__ void flash90_mask(float (&s)[64], const attention_rows_t &rows,
-                                             int position, int key) {
-  if (key + FLASH90_KEYS <= position + 1) return;
+                                             int position, int positions, int key) {
+  bool all_see = key + FLASH90_KEYS <= position + 1;
+  if (all_see && (!WINDOW || key + rows.window >= position + positions)) return;
   int thread = flash90_thread(), t = thread & 3;
   int row = position * rows.group + thread / 32 * 16 + thread % 32 / 4;
   int seen0 = rows_query(rows, row) + 1 - key - 2 * t;
@@ -156,8 +167,10 @@ __device__ __forceinline__ void flash90_mask(float (&s)[64], const attention_row
   for (int n = 0; n < 16; n++)
 #pragma unroll
     for (int x = 0; x < 2; x++) {
-      if (n * 8 + x >= seen0) s[4 * n + x] = -INFINITY;
-      if (n * 8 + x >= seen1) s[4 * n + 2 + x] = -INFINITY;
+      if (n * 8 + x >= seen0 || (WINDOW && n * 8 + x < seen0 - rows.window))
+        s[4 * n + x] = -INFINITY;
+      if (n * 8 + x >= seen1 || (WINDOW && n * 8 + x < seen1 - rows.window))
+        s[4 * n + 2 + x] = -INFINITY;
     }
 }
 
@@ -228,10 +241,12 @@ __device__ __forceinline__ void flash90_write(const flash90_args_t &a, const til
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     float sum = tile_row_sum(state.sum[half]);
-    int r = row + half * 8 + g;
-    scale[half] = __fdividef(1, sum);
+    int r = row + half * 8 + g, head = rows_head(a.rows, kv_head, min(r, end - 1));
+    rows_result_t result =
+        rows_finish<T>(a.op.sinks, head, state.shift[half] * ATTENTION_LN_2, sum);
+    scale[half] = result.scale;
     if (a.op.lse && t == 0 && r < end)
-      a.op.lse[rows_out(a.rows, b, kv_head, r)] = state.shift[half] * ATTENTION_LN_2 + logf(sum);
+      a.op.lse[rows_out(a.rows, b, kv_head, r)] = result.lse;
   }
   int64_t stride = (int64_t)a.rows.heads * D;
   T *to = (T *)a.op.o + (int64_t)b * a.rows.q_len * stride + (int64_t)kv_head * a.rows.group * D;
@@ -239,7 +254,7 @@ __device__ __forceinline__ void flash90_write(const flash90_args_t &a, const til
                       a.rows, row, end, o, scale[0], scale[1]);
 }
 
-template <typename T, int D>
+template <typename T, int D, bool WINDOW>
 __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigned char *shared,
                                                 uint32_t base, int group) {
   typedef flash90_size<D> size;
@@ -250,7 +265,8 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
   tiles90_tile_t tile;
   for (int round = 0; tiles90_find(a.tiles, round, &tile); round++) {
     uint32_t room = round & 1, own = room * size::q_bytes + group * 64 * HOPPER_ROW_BYTES;
-    flash90_state_t state = {{-INFINITY, -INFINITY}, {0, 0}};
+    constexpr float none = WINDOW ? flash90_none : -INFINITY;
+    flash90_state_t state = {{none, none}, {0, 0}};
     float s[64], o[D / 2];
     uint32_t p[32];
     tiles90_zero(o);
@@ -265,13 +281,14 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
     hopper_done<0>();
     hopper_hold(s);
     if (signals) hopper_arrive(flash90_k_empty<D>(base, slot));
-    flash90_mask(s, a.rows, tile.position, 0);
+    int begin = flash90_begin<WINDOW>(a, tile);
+    flash90_mask<WINDOW>(s, a.rows, tile.position, a.tiles.positions, begin);
     float shrink[2] = {0, 0};
     flash90_raise(state, s, a.scale, shrink);
     flash90_weigh(state, s, a.scale, state.sum);
     tiles90_round<T>(p, s);
 
-    for (int key = FLASH90_KEYS; key < flash90_keys(a, tile); key += FLASH90_KEYS) {
+    for (int key = begin + FLASH90_KEYS; key < flash90_keys(a, tile); key += FLASH90_KEYS) {
       uint32_t before = count % size::stages;
       hopper_wait(flash90_v_full<D>(base, before), count / size::stages & 1);
       slot = ++count % size::stages;
@@ -290,14 +307,14 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
       flash90_turn_end<D>(turn);
       hopper_hold(s);
       float sum[2];
-      flash90_mask(s, a.rows, tile.position, key);
+      flash90_mask<WINDOW>(s, a.rows, tile.position, a.tiles.positions, key);
       flash90_weigh(state, s, a.scale, sum);
       shrink[0] = shrink[1] = 1;
       bool raised = __any_sync(0xffffffffu, fmaxf(sum[0], sum[1]) > flash90_most<T>);
       if (raised) {
         flash90_again<T, D>(s, base + room * size::q_bytes,
                       base + size::key_at + slot * size::key_bytes);
-        flash90_mask(s, a.rows, tile.position, key);
+        flash90_mask<WINDOW>(s, a.rows, tile.position, a.tiles.positions, key);
         flash90_raise(state, s, a.scale, shrink);
         flash90_weigh(state, s, a.scale, sum);
       }
@@ -337,7 +354,7 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
 
 #endif
 
-template <typename T, int D>
+template <typename T, int D, bool WINDOW>
 __global__ void __launch_bounds__(flash90_size<D>::threads, 1)
     flash90_forward(const __grid_constant__ flash90_args_t a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -366,11 +383,11 @@ __global__ void __launch_bounds__(flash90_size<D>::threads, 1)
   __syncthreads();
   if (threadIdx.x < HOPPER_GROUP) {
     hopper_give_registers<size::producer_registers>();
-    if (threadIdx.x == 0) flash90_produce<D>(a, base);
+    if (threadIdx.x == 0) flash90_produce<D, WINDOW>(a, base);
   } else {
     hopper_take_registers<size::consumer_registers>();
     int group = __shfl_sync(0xffffffffu, threadIdx.x / HOPPER_GROUP, 0); /* one for the warp */
-    flash90_consume<T, D>(a, flash90_shared + (base - start), base, group - 1);
+    flash90_consume<T, D, WINDOW>(a, flash90_shared + (base - start), base, group - 1);
   }
 #endif
 }
@@ -386,7 +403,8 @@ template <typename T, int D>
 static nn_status_t flash90_run(backend_device_t *device, const op_attention_t *op) {
   typedef flash90_size<D> size;
   flash90_args_t a = {};
-  a.op = *op, a.rows = attention_rows(op->q_len, op->heads, op->kv_heads);
+  a.op = *op;
+  a.rows = attention_rows(op->q_len, op->heads, op->kv_heads, op->window, op->q_len);
   a.scale = op->scale * ATTENTION_LOG2_E;
   a.tiles = tiles90_make(&a.rows, op->batch, size::rows);
   hopper_tensor_t q = tiles90_tensor(op->q, op->batch, op->q_len, op->heads, D, op->q_len * op->ldq,
@@ -398,12 +416,12 @@ static nn_status_t flash90_run(backend_device_t *device, const op_attention_t *o
   CUDA_TRY(hopper_map(device, "attention", &q, &a.q));
   CUDA_TRY(hopper_map(device, "attention", &k, &a.k));
   CUDA_TRY(hopper_map(device, "attention", &v, &a.v));
+  auto kernel =
+      attention_windowed(&a.rows) ? flash90_forward<T, D, true> : flash90_forward<T, D, false>;
   CUDA_TRY(cuda_check(device, "attention",
-                      cudaFuncSetAttribute(flash90_forward<T, D>,
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
+                      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            size::shared)));
-  flash90_forward<T, D><<<tiles90_grid(device, &a.tiles), size::threads, size::shared,
-                          device->stream>>>(a);
+  kernel<<<tiles90_grid(device, &a.tiles), size::threads, size::shared, device->stream>>>(a);
   return NN_OK;
 }
 

@@ -19,19 +19,20 @@ template <int D, int R>
 constexpr int general_bytes =
     ((16 * R + 2 * general_keys<D>)*general_pitch<D> + 16 * R * (general_keys<D> + 4)) * 4;
 
-/* Scores become weights; what was summed so far is scaled to the new largest score. seen: keys of
- * the tile that each row sees. */
+/* Scores become weights; what was summed so far is scaled to the new largest score. A row sees the
+ * tile's keys from `from` on and before `seen`. */
 template <int D, int R, int C>
 __device__ __forceinline__ void general_weights(float (&s)[R][C], float (&largest)[R],
                                                 float (&sum)[R], float4 (&acc)[R][D / 64],
-                                                const int (&seen)[R], float scale) {
+                                                const int (&from)[R], const int (&seen)[R],
+                                                float scale) {
 #pragma unroll
   for (int r = 0; r < R; r++) {
     float top = -INFINITY;
 #pragma unroll
     for (int c = 0; c < C; c++) {
       int key = (int)threadIdx.x % 16 + c * 16;
-      s[r][c] = key < seen[r] ? s[r][c] * scale : -INFINITY;
+      s[r][c] = key >= from[r] && key < seen[r] ? s[r][c] * scale : -INFINITY;
       top = fmaxf(top, s[r][c]);
     }
     top = fmaxf(largest[r], general_row_max(top));
@@ -68,9 +69,10 @@ __device__ __forceinline__ void general_write(const general_t &a, const rows_pla
       if (weight != 0) general_store<float, D>(a.parts.sum + out * dim, acc[r], dim, 1);
       if (threadIdx.x % 16 == 0) a.parts.weight[out] = make_float2(largest[r], weight);
     } else {
-      general_store<T, D>((T *)a.op.o + out * dim, acc[r], dim, weight == 0 ? 0 : 1 / weight);
-      if (a.op.lse && threadIdx.x % 16 == 0)
-        a.op.lse[out] = weight == 0 ? -INFINITY : largest[r] + logf(weight);
+      int head = rows_head(a.rows, place.kv_head, at);
+      rows_result_t result = rows_finish<T>(a.op.sinks, head, largest[r], weight);
+      general_store<T, D>((T *)a.op.o + out * dim, acc[r], dim, result.scale);
+      if (a.op.lse && threadIdx.x % 16 == 0) a.op.lse[out] = result.lse;
     }
   }
 }
@@ -87,12 +89,16 @@ __global__ void __launch_bounds__(GENERAL_THREADS) general_forward(const general
   const rows_place_t place = rows_place(a.op, a.rows, blockIdx.x / parts % a.pairs);
   int dim = (int)a.op.head_dim, first = ((int)gridDim.x / parts / a.pairs - 1 - tile) * ROWS;
 
-  int begin, end, sees[R];
+  int begin, end, starts[R], sees[R];
   int last = min(first + ROWS, a.rows.count) - 1;
-  rows_part(rows_visible(a.rows, place.kv_len, last), parts, part, KEYS, &begin, &end);
+  rows_part(rows_first(a.rows, place.kv_len, first), rows_visible(a.rows, place.kv_len, last),
+            parts, part, KEYS, &begin, &end);
 #pragma unroll
-  for (int r = 0; r < R; r++)
-    sees[r] = rows_visible(a.rows, place.kv_len, first + r * 16 + (int)threadIdx.x / 16);
+  for (int r = 0; r < R; r++) {
+    int row = first + r * 16 + (int)threadIdx.x / 16;
+    starts[r] = rows_first(a.rows, place.kv_len, row);
+    sees[r] = rows_visible(a.rows, place.kv_len, row);
+  }
 
   const T *q_rows = (const T *)a.op.q + (int64_t)place.b * a.rows.q_len * a.op.ldq +
                     (int64_t)place.kv_head * a.rows.group * dim;
@@ -116,11 +122,11 @@ __global__ void __launch_bounds__(GENERAL_THREADS) general_forward(const general
     });
     __syncthreads();
     float s[R][C];
-    int seen[R];
+    int from[R], seen[R];
 #pragma unroll
-    for (int r = 0; r < R; r++) seen[r] = min(end, sees[r]) - key;
+    for (int r = 0; r < R; r++) from[r] = starts[r] - key, seen[r] = min(end, sees[r]) - key;
     general_dot<D>(s, q, k, dim);
-    general_weights<D>(s, largest, sum, acc, seen, a.op.scale);
+    general_weights<D>(s, largest, sum, acc, from, seen, a.op.scale);
     general_put(p, s);
     general_add<D, R, C>(acc, p, v);
   }
@@ -162,7 +168,9 @@ static void general_choose(backend_device_t *device, const general_t *a) {
 
 void attention_general(backend_device_t *device, const op_attention_t *op,
                        const attention_parts_t *parts) {
-  general_t a = {*op, attention_rows(op->q_len, op->heads, op->kv_heads), *parts, 0, 0};
+  int64_t keys = op->kv_len ? op->kv_batch / op->ldkv : op->q_len;
+  general_t a = {*op, attention_rows(op->q_len, op->heads, op->kv_heads, op->window, keys), *parts,
+                 0, 0};
   const void *pointers[] = {op->q, op->k, op->v};
   const int64_t strides[] = {op->ldq, op->ldkv, op->kv_batch};
   a.pairs = (int)(op->batch * op->kv_heads);

@@ -34,7 +34,8 @@ __device__ __forceinline__ void general_bwd_weights(const general_bwd_t &a, cons
       int theirs = other + c * 16 + (int)threadIdx.x % 16;
       int row = KEYS ? theirs : mine, key = KEYS ? mine : theirs;
       float2 stat = stats[row];
-      bool seen = row < a.rows.count && key <= rows_query(a.rows, row);
+      int before = rows_query(a.rows, row) - key; /* keys between the row's own and this one */
+      bool seen = row < a.rows.count && before >= 0 && before < a.rows.window;
       s[r][c] = seen ? expf(s[r][c] * a.op.scale - stat.x) : 0;
       ds[r][c] = seen ? s[r][c] * (ds[r][c] - stat.y) : 0;
     }
@@ -78,11 +79,14 @@ __global__ void __launch_bounds__(GENERAL_THREADS, 1) general_backward(const gen
   int held, begin, end;
   if (KEYS) {
     held = block * TILE;
-    begin = (int)((int64_t)held * a.rows.group / TILE * TILE), end = a.rows.count;
+    int64_t behind = ((int64_t)held + TILE - 1 + a.rows.window) * a.rows.group;
+    begin = (int)((int64_t)held * a.rows.group / TILE * TILE);
+    end = (int)min((int64_t)a.rows.count, behind);
     load_keys(mine, held);
   } else {
     held = ((int)gridDim.x / a.pairs - 1 - block) * TILE;
-    begin = 0, end = rows_query(a.rows, min(held + TILE, a.rows.count) - 1) + 1;
+    begin = rows_first(a.rows, a.rows.q_len, held) / TILE * TILE;
+    end = rows_query(a.rows, min(held + TILE, a.rows.count) - 1) + 1;
     load_rows(mine, held);
   }
 
@@ -148,7 +152,9 @@ static void general_bwd_choose(backend_device_t *device, const general_bwd_t *a)
 
 void attention_general_bwd(backend_device_t *device, const op_attention_bwd_t *op,
                            const float2 *stats) {
-  general_bwd_t a = {*op, attention_rows(op->q_len, op->heads, op->kv_heads), stats, 0, 0};
+  general_bwd_t a = {*op,
+                     attention_rows(op->q_len, op->heads, op->kv_heads, op->window, op->q_len),
+                     stats, 0, 0};
   const void *pointers[] = {op->q, op->k, op->v, op->dout};
   const int64_t strides[] = {op->ldq, op->ldkv, op->kv_batch};
   a.pairs = (int)(op->batch * op->kv_heads);

@@ -13,13 +13,24 @@ enum {
 
 typedef struct line90 {
   int positions, tiles; /* positions of a step; steps of a sequence and key-value head */
+  int window;           /* most keys of a row */
   int pairs, total;     /* length of the line */
   int share;            /* a block's of it */
 } line90_t;
 
-/* Steps whose rows see a key block; its length in the line is LINE90_START more. */
+/* The first step whose rows see a key block. */
+static __host__ __device__ inline int line90_first(const line90_t &line, int block) {
+  return block * LINE90_KEYS / line.positions;
+}
+
+/* Steps whose rows see it; its length in the line is LINE90_START more. */
 static __host__ __device__ inline int line90_steps(const line90_t &line, int block) {
-  return line.tiles - block * LINE90_KEYS / line.positions;
+  int end = line.tiles, first = line90_first(line, block);
+  if (line.window != ATTENTION_ALL) {
+    int behind = ((block + 1) * LINE90_KEYS - 2 + line.window) / line.positions + 1;
+    end = behind < end ? behind : end;
+  }
+  return end - first;
 }
 
 static inline int line90_key_blocks(const attention_rows_t *rows) {
@@ -32,6 +43,7 @@ static inline line90_t line90_make(const backend_device_t *device, const attenti
   line90_t line = {};
   line.positions = positions;
   line.tiles = (int)cuda_blocks(rows->q_len, positions);
+  line.window = rows->window;
   line.pairs = (int)(batch * rows->kv_heads);
   int key_blocks = line90_key_blocks(rows), items = key_blocks * line.pairs;
   for (int block = 0; block < key_blocks; block++)
@@ -87,7 +99,7 @@ __device__ __forceinline__ bool line90_next(const line90_t &line, line90_walk_t 
     piece->block = walk->block;
     piece->pair = inside / length;
     piece->count = max(stop - from, 0);
-    piece->first = line.tiles - length + from;
+    piece->first = line90_first(line, walk->block) + from - LINE90_START;
     piece->begins = from == LINE90_START;
     piece->whole = piece->count == steps;
   }

@@ -29,6 +29,32 @@ __device__ __forceinline__ int rows_visible(const attention_rows_t &rows, int kv
   return kv_len ? max(0, kv_len - rows.q_len + rows_query(rows, r) + 1) : 0;
 }
 
+/* The first key that packed row r sees: its last is rows_visible() - 1. */
+__device__ __forceinline__ int rows_first(const attention_rows_t &rows, int kv_len, int r) {
+  return max(0, rows_visible(rows, kv_len, r) - rows.window);
+}
+
+/* What makes a result of a row's sums: of values weighted by exp(score - largest), and of these
+ * weights, to which the sink of its head comes; a row without keys stays without. */
+typedef struct rows_result {
+  float scale, lse; /* of the sum of values; log of all weights */
+} rows_result_t;
+
+template <typename T>
+__device__ __forceinline__ rows_result_t rows_finish(const void *sinks, int head, float largest,
+                                                     float sum) {
+  if (sum == 0) return {0, -INFINITY};
+  if (!sinks) return {1 / sum, largest + logf(sum)};
+  float sink = to_float(((const T *)sinks)[head]), top = fmaxf(largest, sink);
+  float own = expf(largest - top), all = sum * own + expf(sink - top);
+  return {own / all, top + logf(all)};
+}
+
+/* The query head of packed row r. */
+__device__ __forceinline__ int rows_head(const attention_rows_t &rows, int kv_head, int r) {
+  return kv_head * rows.group + r - rows_query(rows, r) * rows.group;
+}
+
 /* What a block needs to know about its sequence and key-value head. */
 typedef struct rows_place {
   int b, kv_head, kv_len;
@@ -46,11 +72,12 @@ __device__ __forceinline__ rows_place_t rows_place(const op_attention_t &op,
   return place;
 }
 
-/* The keys of one part among equal parts of `keys`, in whole steps; empty: begin >= end. */
-__device__ __forceinline__ void rows_part(int keys, int parts, int part, int step, int *begin,
-                                          int *end) {
-  int share = ((keys + parts - 1) / parts + step - 1) / step * step;
-  *begin = min(keys, part * share);
+/* The keys of one part among equal parts of those from `first` on and before `keys`, in whole steps;
+ * empty: begin >= end. */
+__device__ __forceinline__ void rows_part(int first, int keys, int parts, int part, int step,
+                                          int *begin, int *end) {
+  int share = ((keys - first + parts - 1) / parts + step - 1) / step * step;
+  *begin = min(keys, first + part * share);
   *end = min(keys, *begin + share);
 }
 

@@ -1,5 +1,5 @@
 /* Attention on a GPU against the CPU: over its own rows, forward and backward, and over a cache
- * with keys before the query rows, in decode and in chunked prefill. */
+ * with keys before the query rows, in decode and in chunked prefill; with windows and sinks too. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -21,6 +21,8 @@ static const int64_t dims[] = {64, 128, 32, 80};
 /* Queries, keys and values are beside each other in a row, as one product makes them. */
 typedef struct self_case {
   int64_t batch, q_len, heads, kv_heads, dim, pad;
+  int64_t window; /* 0: none */
+  int32_t sinks;
 } self_case_t;
 
 static int64_t self_stride(const self_case_t *c) {
@@ -28,14 +30,18 @@ static int64_t self_stride(const self_case_t *c) {
 }
 
 static op_attention_t self_op(const self_case_t *c, int side, const gpu_tensor_t *qkv,
-                              const gpu_tensor_t *o, const gpu_tensor_t *lse) {
+                              const gpu_tensor_t *sinks, const gpu_tensor_t *o,
+                              const gpu_tensor_t *lse) {
   int64_t ld = self_stride(c), k = c->heads * c->dim;
   return (op_attention_t){.batch = c->batch,
                           .q_len = c->q_len,
                           .heads = c->heads,
                           .kv_heads = c->kv_heads,
                           .head_dim = c->dim,
+                          .window = c->window,
+                          .weight_dtype = gpu_dtype(side),
                           .act_dtype = gpu_dtype(side),
+                          .sinks = gpu_at(sinks, side, 0),
                           .q = gpu_at(qkv, side, 0),
                           .ldq = ld,
                           .k = gpu_at(qkv, side, k),
@@ -47,7 +53,7 @@ static op_attention_t self_op(const self_case_t *c, int side, const gpu_tensor_t
                           .lse = gpu_at(lse, side, 0)};
 }
 
-/* The first row of a sequence sees one key, so nothing depends on its score: its dq (and dk, where
+/* The first row of a sequence sees one key and, without sinks, nothing depends on its score: its dq (and dk, where
  * it is the only row) is the difference of two equal sums of dim products of order 1, times a few
  * units. */
 static void check_nothing(const gpu_tensor_t *d, const char *name, int64_t from, int64_t count) {
@@ -62,8 +68,13 @@ static void check_self_gradients(const self_case_t *c, const gpu_tensor_t *d) {
   double bound = gpu_bound(2, c->dim + c->q_len * c->heads / c->kv_heads);
   for (int64_t b = 0; b < c->batch; b++) {
     int64_t first = b * c->q_len * ld;
-    check_nothing(d, "dq", first, k);
     gpu_check_rows(d, "dv", first + k + kv, c->q_len, kv, ld, bound);
+    if (c->sinks) {
+      gpu_check_rows(d, "dq", first, c->q_len, k, ld, bound);
+      gpu_check_rows(d, "dk", first + k, c->q_len, kv, ld, bound);
+      continue;
+    }
+    check_nothing(d, "dq", first, k);
     if (c->q_len == 1) {
       check_nothing(d, "dk", first + k, kv);
       continue;
@@ -74,11 +85,12 @@ static void check_self_gradients(const self_case_t *c, const gpu_tensor_t *d) {
   gpu_check_gaps(d, "dqkv", k + 2 * kv, ld);
 }
 
-static void self_backward(const self_case_t *c, const gpu_tensor_t *qkv, const gpu_tensor_t *o,
-                          const gpu_tensor_t *lse) {
+static void self_backward(const self_case_t *c, const gpu_tensor_t *qkv, const gpu_tensor_t *sinks,
+                          const gpu_tensor_t *o, const gpu_tensor_t *lse) {
   int64_t rows = c->batch * c->q_len, width = c->heads * c->dim, ld = self_stride(c);
   int64_t k = width, v = k + c->kv_heads * c->dim;
   gpu_tensor_t *dout = gpu_in(rows * width, 1, 0, 2), *d = gpu_out(GPU_ACT, rows * ld);
+  gpu_tensor_t *dsinks = sinks ? gpu_sum(GPU_F32, c->heads, 4) : NULL;
   op_attention_bwd_t op[GPU_SIDES];
   for (int s = 0; s < GPU_SIDES; s++)
     op[s] = (op_attention_bwd_t){.batch = c->batch,
@@ -86,7 +98,11 @@ static void self_backward(const self_case_t *c, const gpu_tensor_t *qkv, const g
                                  .heads = c->heads,
                                  .kv_heads = c->kv_heads,
                                  .head_dim = c->dim,
+                                 .window = c->window,
+                                 .weight_dtype = gpu_dtype(s),
                                  .act_dtype = gpu_dtype(s),
+                                 .sinks = gpu_at(sinks, s, 0),
+                                 .dsinks = gpu_at(dsinks, s, 0),
                                  .q = gpu_at(qkv, s, 0),
                                  .ldq = ld,
                                  .k = gpu_at(qkv, s, k),
@@ -102,6 +118,7 @@ static void self_backward(const self_case_t *c, const gpu_tensor_t *qkv, const g
                                  .dv = gpu_at(d, s, v)};
   GPU_RUN(attention_bwd, op);
   check_self_gradients(c, d);
+  if (dsinks) gpu_check(dsinks, "dsinks", c->heads, gpu_bound_f32(rows + c->dim));
 }
 
 /* Queries, keys and values, scores of a few units; with `growth` keys are longer and longer, up to so many
@@ -125,13 +142,14 @@ static void check_self(const self_case_t *c, int32_t backward, int32_t dtype, fl
   int64_t rows = c->batch * c->q_len, width = c->heads * c->dim;
   backend_limits_t limits = {.rows = rows, .batch = c->batch, .hidden = width, .heads = c->heads,
                              .kv_heads = c->kv_heads, .head_dim = c->dim, .training = backward};
-  gpu_begin(dtype, limits, "attention batch %lld, T %lld, heads %lld/%lld of %lld, pad %lld",
+  gpu_begin(dtype, limits,
+            "attention batch %lld, T %lld, heads %lld/%lld of %lld, pad %lld, window %lld, sinks %d",
             (long long)c->batch, (long long)c->q_len, (long long)c->heads, (long long)c->kv_heads,
-            (long long)c->dim, (long long)c->pad);
-  gpu_tensor_t *qkv = self_rows(c, growth);
+            (long long)c->dim, (long long)c->pad, (long long)c->window, c->sinks);
+  gpu_tensor_t *qkv = self_rows(c, growth), *sinks = c->sinks ? gpu_in(c->heads, 3, 1, 5) : NULL;
   gpu_tensor_t *o = gpu_out(GPU_ACT, rows * width), *lse = gpu_out(GPU_F32, rows * c->heads);
   op_attention_t op[GPU_SIDES];
-  for (int s = 0; s < GPU_SIDES; s++) op[s] = self_op(c, s, qkv, o, lse);
+  for (int s = 0; s < GPU_SIDES; s++) op[s] = self_op(c, s, qkv, sinks, o, lse);
   GPU_RUN(attention, op);
   /* probabilities, then the result */
   gpu_check(o, "o", width, gpu_bound(2, c->dim + c->q_len));
@@ -139,7 +157,7 @@ static void check_self(const self_case_t *c, int32_t backward, int32_t dtype, fl
   if (backward) {
     gpu_tensor_t *made = gpu_tensor(GPU_ACT, GPU_READ, gpu_at(o, GPU_CPU, 0), rows * width);
     gpu_tensor_t *sums = gpu_tensor(GPU_F32, GPU_READ, gpu_at(lse, GPU_CPU, 0), rows * c->heads);
-    self_backward(c, qkv, made, sums);
+    self_backward(c, qkv, sinks, made, sums);
   }
   for (int s = 0; s < GPU_SIDES; s++) op[s].lse = NULL;
   GPU_RUN(attention, op);
@@ -148,7 +166,7 @@ static void check_self(const self_case_t *c, int32_t backward, int32_t dtype, fl
 }
 
 /* Strides that no vector is aligned to come in turn with others. */
-static void check_length(int64_t q_len, int32_t backward) {
+static void check_length(int64_t q_len, int64_t window, int32_t sinks, int32_t backward) {
   int64_t number = 0;
   for (size_t g = 0; g < LENGTH(groups); g++)
     for (size_t d = 0; d < LENGTH(dims); d++)
@@ -158,21 +176,27 @@ static void check_length(int64_t q_len, int32_t backward) {
                          .heads = groups[g].heads,
                          .kv_heads = groups[g].kv_heads,
                          .dim = dims[d],
-                         .pad = number / 2 % 3 == 2 ? 1 : 0};
+                         .pad = number / 2 % 3 == 2 ? 1 : 0,
+                         .window = window,
+                         .sinks = sinks};
         check_self(&c, backward, gpu_dtypes[t], 0);
       }
 }
 
 static void test_forward(void **state) {
   (void)state;
-  check_length(1, 0);
-  check_length(1000, 0);
+  check_length(1, 0, 0, 0);
+  check_length(1000, 0, 0, 0);
 }
 
 /* What a kernel took for a row's largest score is far from it a few hundred keys later. */
 static void test_growing_scores(void **state) {
   (void)state;
-  const self_case_t cases[] = {{2, 1000, 12, 1, 64, 0}, {1, 700, 3, 3, 128, 0}, {1, 300, 4, 2, 32, 0}};
+  const self_case_t cases[] = {{2, 1000, 12, 1, 64, 0, 0, 0},
+                               {1, 700, 3, 3, 128, 0, 0, 0},
+                               {1, 300, 4, 2, 32, 0, 0, 0},
+                               {2, 1000, 12, 1, 64, 0, 150, 0},
+                               {1, 700, 3, 3, 128, 0, 300, 1}};
   for (size_t i = 0; i < LENGTH(cases); i++)
     for (int t = 0; t < 2; t++) check_self(&cases[i], 0, gpu_dtypes[t], 25);
 }
@@ -180,7 +204,23 @@ static void test_growing_scores(void **state) {
 static void test_backward(void **state) {
   (void)state;
   static const int64_t lengths[] = {1, 17, 64, 129, 520};
-  for (size_t i = 0; i < LENGTH(lengths); i++) check_length(lengths[i], 1);
+  for (size_t i = 0; i < LENGTH(lengths); i++) check_length(lengths[i], 0, 0, 1);
+}
+
+/* Windows within a tile of keys, of one, and over several. */
+static void test_windows(void **state) {
+  (void)state;
+  static const int64_t lengths[] = {17, 129, 520}, windows[] = {2, 37, 128, 300};
+  for (size_t i = 0; i < LENGTH(lengths); i++)
+    for (size_t j = 0; j < LENGTH(windows); j++)
+      check_length(lengths[i], windows[j], (int32_t)(i + j) % 2, 1);
+  check_length(1100, 200, 0, 1);
+}
+
+static void test_sinks(void **state) {
+  (void)state;
+  static const int64_t lengths[] = {1, 64, 300};
+  for (size_t i = 0; i < LENGTH(lengths); i++) check_length(lengths[i], 0, 1, 1);
 }
 
 /* ---- over a cache ---- */
@@ -235,14 +275,19 @@ static gpu_tensor_t *cache_make(const cache_case_t *c, const cache_shape_t *shap
   return gpu_tensor(GPU_ACT, GPU_READ, values, all);
 }
 
-static void check_cache(const cache_case_t *c, const cache_shape_t *shape, int32_t dtype) {
+static void check_cache(const cache_case_t *c, const cache_shape_t *shape, int64_t window,
+                        int32_t with_sinks, int32_t dtype) {
   int64_t rows = c->batch * c->q_len, width = shape->heads * shape->dim, kv = shape->kv_heads;
   backend_limits_t limits = {.rows = rows, .batch = c->batch, .kv_len = shape->room,
                              .hidden = width, .heads = shape->heads, .kv_heads = kv,
                              .head_dim = shape->dim};
-  gpu_begin(dtype, limits, "cached attention %d: batch %lld, q_len %lld, heads %lld/%lld of %lld",
+  gpu_begin(dtype, limits,
+            "cached attention %d: batch %lld, q_len %lld, heads %lld/%lld of %lld, window %lld, "
+            "sinks %d",
             (int)(c - cache_cases), (long long)c->batch, (long long)c->q_len,
-            (long long)shape->heads, (long long)kv, (long long)shape->dim);
+            (long long)shape->heads, (long long)kv, (long long)shape->dim, (long long)window,
+            with_sinks);
+  gpu_tensor_t *sinks = with_sinks ? gpu_in(shape->heads, 3, 1, 14) : NULL;
   int64_t ldq = width + 2 * kv * shape->dim; /* the rows of one product, as above */
   gpu_tensor_t *q = gpu_in(rows * ldq, 2, 0, 11);
   gpu_tensor_t *k = cache_make(c, shape, 12), *v = cache_make(c, shape, 13);
@@ -258,7 +303,10 @@ static void check_cache(const cache_case_t *c, const cache_shape_t *shape, int32
                              .heads = shape->heads,
                              .kv_heads = kv,
                              .head_dim = shape->dim,
+                             .window = window,
+                             .weight_dtype = gpu_dtype(s),
                              .act_dtype = gpu_dtype(s),
+                             .sinks = gpu_at(sinks, s, 0),
                              .q = gpu_at(q, s, 0),
                              .ldq = ldq,
                              .k = gpu_at(k, s, 0),
@@ -283,15 +331,27 @@ static void check_cache(const cache_case_t *c, const cache_shape_t *shape, int32
   gpu_end();
 }
 
-static void test_cache(void **state) {
-  (void)state;
+static void check_caches(int64_t window, int32_t sinks) {
   for (size_t i = 0; i < LENGTH(cache_cases); i++)
     for (size_t g = 0; g < LENGTH(groups); g++)
       for (size_t d = 0; d < LENGTH(dims); d++)
         for (int t = 0; t < 2; t++) {
           cache_shape_t shape = cache_shape(&cache_cases[i], g, dims[d]);
-          check_cache(&cache_cases[i], &shape, gpu_dtypes[t]);
+          check_cache(&cache_cases[i], &shape, window, sinks, gpu_dtypes[t]);
         }
+}
+
+static void test_cache(void **state) {
+  (void)state;
+  check_caches(0, 0);
+}
+
+static void test_cache_windows(void **state) {
+  (void)state;
+  check_caches(1, 0);
+  check_caches(50, 1);
+  check_caches(700, 0);
+  check_caches(0, 1);
 }
 
 int main(void) {
@@ -301,7 +361,10 @@ int main(void) {
       cmocka_unit_test(test_forward),
       cmocka_unit_test(test_growing_scores),
       cmocka_unit_test(test_backward),
+      cmocka_unit_test(test_windows),
+      cmocka_unit_test(test_sinks),
       cmocka_unit_test(test_cache),
+      cmocka_unit_test(test_cache_windows),
   };
   return cmocka_run_group_tests_name("attention on a GPU", tests, NULL, gpu_close);
 }
