@@ -83,7 +83,7 @@ static nn_status_t finish_dense_layers(reading_t *reading) {
 }
 
 /* Sizes and factors that keys give in another way than members do. */
-static void finish_sizes(reading_t *reading) {
+static nn_status_t finish_sizes(reading_t *reading) {
   nn_model_config_t *config = &reading->config;
   bool scaled = config->rope_scaling == NN_ROPE_YARN || config->rope_scaling == NN_ROPE_LLAMA3;
   if (reading->original_context && scaled)
@@ -96,10 +96,19 @@ static void finish_sizes(reading_t *reading) {
     config->head_dim = reading->nope_head_dim + config->rope_head_dim;
     config->kv_heads = config->heads;
   }
+  /* rounded down where heads does not divide hidden, as the model types' own programs do */
+  if (!config->head_dim && config->position == NN_POSITION_ROPE)
+    config->head_dim = config->hidden / config->heads;
   int64_t head_dim = config->head_dim;
-  if (!head_dim && config->heads > 0) head_dim = config->hidden / config->heads;
-  if (reading->partial_rotary > 0 && reading->partial_rotary < 1 && head_dim <= INT32_MAX)
-    config->rotary_dim = (int64_t)((double)head_dim * (double)reading->partial_rotary);
+  const float partial = reading->partial_rotary;
+  if (partial > 0 && partial != 1 && head_dim <= INT32_MAX) {
+    config->rotary_dim = (int64_t)((double)head_dim * (double)partial);
+    if (partial > 1 || !config->rotary_dim)
+      return status_fail(NN_ERR_FORMAT,
+                         "config.json: partial_rotary_factor is %g; of head_dim, which is %lld, it "
+                         "must leave from 2 to all",
+                         (double)partial, (long long)head_dim);
+  }
   if (reading->greedy || config->router_groups == 1)
     config->router_groups = config->router_top_groups = 0;
   /* a value that stands for a default is one form with the 0 that does */
@@ -113,6 +122,7 @@ static void finish_sizes(reading_t *reading) {
   if (config->attention_scale == 1 / sqrtf((float)head_dim)) config->attention_scale = 0;
   /* as the model type's own program: without router logits there is no auxiliary loss */
   if (!reading->router_logits) config->aux_loss_coef = 0;
+  return NN_OK;
 }
 
 /* ---- the text -------------------------------------------------------------------------------- */
@@ -157,7 +167,7 @@ static nn_status_t config_json_object(json_t *root, nn_model_config_t *config) {
   reading.config.ffn_kind = families[family].ffn_kind;
   reading.config.struct_size = sizeof reading.config;
   STATUS_TRY(config_json_keys(root, family, &reading));
-  finish_sizes(&reading);
+  STATUS_TRY(finish_sizes(&reading));
   STATUS_TRY(finish_windows(&reading));
   STATUS_TRY(finish_dense_layers(&reading));
   nn_status_t status = config_validate(&reading.config);

@@ -168,13 +168,13 @@ static const key_line_t llama_keys[] = {
 };
 
 static const key_line_t mistral_keys[] = {
-    MEMBER("sliding_window", KEY_SIZE_OR_NULL, config.window),
+    MEMBER("sliding_window", KEY_SIZE_OR_OFF, config.window),
 };
 
 /* The window of the Qwen families. */
 #define QWEN_WINDOW                                                     \
   MEMBER("use_sliding_window", KEY_FLAG, use_window),                   \
-      MEMBER("sliding_window", KEY_SIZE_OR_NULL, config.window),        \
+      MEMBER("sliding_window", KEY_SIZE_OR_OFF, config.window),        \
       MEMBER("max_window_layers", KEY_COUNT, max_window_layers)
 #define LAYER_TYPES \
   { .name = "layer_types", .rule = KEY_LAYER_TYPES, .written = WRITE_SET }
@@ -284,7 +284,7 @@ static const key_line_t gpt_oss_keys[] = {
 static const key_line_t phimoe_keys[] = {
     BIASES("attention_bias", NN_BIAS_QKV | NN_BIAS_O),
     BIASES("lm_head_bias", NN_BIAS_HEAD),
-    MEMBER("sliding_window", KEY_SIZE_OR_NULL, config.window),
+    MEMBER("sliding_window", KEY_SIZE_OR_OFF, config.window),
     MEMBER("router_jitter_noise", KEY_NUMBER, config.router_eps),
     FIXED("input_jitter_noise", KEY_OFF),
 };

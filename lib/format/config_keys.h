@@ -12,7 +12,8 @@
 
 typedef enum key_rule {
   KEY_SIZE,          /* int64_t, at least 1 */
-  KEY_SIZE_OR_NULL,  /* the same; null and 0: 0 */
+  KEY_SIZE_OR_NULL,  /* the same; null: 0 */
+  KEY_SIZE_OR_OFF,   /* the same; null and 0: 0 */
   KEY_COUNT,         /* int64_t, at least 0 */
   KEY_POSITIVE,      /* float, above 0 */
   KEY_NUMBER,        /* float, at least 0 */

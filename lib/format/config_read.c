@@ -77,7 +77,8 @@ static nn_status_t read_flag(const key_line_t *key, const json_t *value, int32_t
 /* ---- members --------------------------------------------------------------------------------- */
 
 static bool is_size(key_rule_t rule) {
-  return rule == KEY_SIZE || rule == KEY_SIZE_OR_NULL || rule == KEY_COUNT;
+  return rule == KEY_SIZE || rule == KEY_SIZE_OR_NULL || rule == KEY_SIZE_OR_OFF ||
+         rule == KEY_COUNT;
 }
 
 static bool is_number(key_rule_t rule) {
@@ -86,10 +87,12 @@ static bool is_number(key_rule_t rule) {
 }
 
 static nn_status_t read_member(const key_line_t *key, const json_t *value, void *member) {
-  bool off = json_is_null(value) || (json_is_integer(value) && json_integer_value(value) == 0);
+  bool zero = json_is_integer(value) && json_integer_value(value) == 0;
   switch (key->rule) {
     case KEY_SIZE_OR_NULL:
-      if (!off) return read_size(key, value, 1, member);
+    case KEY_SIZE_OR_OFF:
+      if (!json_is_null(value) && !(zero && key->rule == KEY_SIZE_OR_OFF))
+        return read_size(key, value, 1, member);
       *(int64_t *)member = 0;
       return NN_OK;
     case KEY_SIZE: return read_size(key, value, 1, member);

@@ -117,13 +117,15 @@ json_t *rope_write(const nn_model_config_t *config) {
   int failed =
       json_object_set_new(object, "rope_type", json_string(types[config->rope_scaling]));
   reading_t written = {.config = *config};
-  /* other programs need these two */
-  if (config->rope_factor == 0)
-    written.config.rope_factor =
-        config->rope_original_context
-            ? (float)((double)config->context / (double)config->rope_original_context)
-            : 1;
-  if (!config->rope_original_context) written.config.rope_original_context = config->context;
+  nn_model_config_t *w = &written.config;
+  /* other programs need these; a factor of null is worked out by them as here */
+  if (config->rope_scaling == NN_ROPE_YARN)
+    failed |= json_object_set_new(object, "factor", json_null());
+  else if (w->rope_factor == 0)
+    w->rope_factor = 1;
+  if (!w->rope_original_context) w->rope_original_context = config->context;
+  if (w->rope_low_freq == 0) w->rope_low_freq = 1;
+  if (w->rope_high_freq == 0) w->rope_high_freq = 4;
   for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
     json_t *value = key_value(&keys[i].line, &written);
     bool has = keys[i].types >> config->rope_scaling & 1;

@@ -71,6 +71,7 @@ json_t *key_value(const key_line_t *key, const reading_t *written) {
   switch (key->rule) {
     case KEY_SIZE:
     case KEY_COUNT: return json_integer(size);
+    case KEY_SIZE_OR_OFF:
     case KEY_SIZE_OR_NULL: return json_size_or_null(size);
     case KEY_POSITIVE:
     case KEY_NUMBER: return json_float(number);
@@ -92,12 +93,28 @@ json_t *key_value(const key_line_t *key, const reading_t *written) {
 
 bool key_value_is_zero(const key_line_t *key, const reading_t *written) {
   static const char zeros[sizeof(int64_t)];
-  bool wide = key->rule == KEY_SIZE || key->rule == KEY_SIZE_OR_NULL || key->rule == KEY_COUNT;
+  bool wide = key->rule == KEY_SIZE;
   return memcmp((const char *)written + key->offset, zeros,
                 wide ? sizeof(int64_t) : sizeof(int32_t)) == 0;
 }
 
 /* ---- the whole text -------------------------------------------------------------------------- */
+
+/* Whether which layers have the window is to be listed: where some have none, and where the rule for
+ * files without a list would not give it to all. */
+static bool window_is_listed(const nn_model_config_t *c) {
+  const uint64_t *words = c->window_layers;
+  return c->window && (families[c->family].window_needs_list || words[0] || words[1] || words[2] ||
+                       words[3]);
+}
+
+/* The factor that gives rotary_dim back, rounded down. */
+static float partial_rotary(const nn_model_config_t *c) {
+  if (!c->rotary_dim) return 1;
+  float factor = (float)((double)c->rotary_dim / (double)c->head_dim);
+  bool less = (double)factor * (double)c->head_dim < (double)c->rotary_dim;
+  return less ? nextafterf(factor, 1) : factor;
+}
 
 /* What keys say of a configuration that its members say otherwise, and factors that
  * 0 stands for. */
@@ -106,15 +123,14 @@ static reading_t written_of(const nn_model_config_t *c) {
   nn_model_config_t *w = &written.config;
   written.router_logits = c->aux_loss_coef > 0;
   written.use_window = c->window > 0;
-  written.max_window_layers = c->layers;
+  written.max_window_layers = window_is_listed(c) ? c->layers : 0;
   written.sparse_step = 1;
   while (c->experts && written.first_dense < c->layers &&
          config_layer_is_dense(c, written.first_dense))
     written.first_dense++;
   written.shared_experts = c->shared_ffn / c->ffn;
   written.nope_head_dim = c->head_dim - c->rope_head_dim;
-  written.partial_rotary =
-      c->rotary_dim ? (float)((double)c->rotary_dim / (double)c->head_dim) : 1;
+  written.partial_rotary = partial_rotary(c);
   written.greedy = !c->router_groups;
   if (!w->router_groups && c->router_score == NN_SCORE_SIGMOID)
     w->router_groups = w->router_top_groups = 1;
@@ -133,7 +149,7 @@ static reading_t written_of(const nn_model_config_t *c) {
 
 static bool key_is_written(const key_line_t *key, const reading_t *written) {
   if (key->written != WRITE_SET) return key->written == WRITE_ALWAYS;
-  if (key->rule == KEY_LAYER_TYPES) return written->config.window;
+  if (key->rule == KEY_LAYER_TYPES) return window_is_listed(&written->config);
   if (key->rule == KEY_AUX_NORM) return written->config.aux_loss != NN_AUX_JOINT;
   float number;
   memcpy(&number, (const char *)written + key->offset, sizeof number);
@@ -144,9 +160,11 @@ static int write_keys(json_t *root, const reading_t *written) {
   const family_keys_t *family = family_keys(written->config.family);
   int failed = 0;
   for (const key_list_t *list = family->lists; list < family->lists + KEY_LISTS; list++)
-    for (const key_line_t *key = list->keys; key < list->keys + list->count; key++)
+    for (size_t i = 0; i < list->count; i++) {
+      const key_line_t *key = &list->keys[i];
       if (key_is_written(key, written) && key_find(family, key->name) == key)
         failed |= json_object_set_new(root, key->name, key_value(key, written));
+    }
   return failed;
 }
 

@@ -240,6 +240,7 @@ const family_t families[FAMILIES] = {
     [NN_FAMILY_QWEN2_MOE] = {FAMILY("qwen2_moe", "Qwen2MoeForCausalLM", moe_parts, MLP,
                                     qwen2_moe_limits),
                              .fused = moe_fused,
+                             .window_needs_list = true,
                              .attention_biases = NN_BIAS_QKV},
     [NN_FAMILY_QWEN3_MOE] = {FAMILY("qwen3_moe", "Qwen3MoeForCausalLM", moe_parts, MLP,
                                     qwen3_moe_limits),
@@ -430,5 +431,7 @@ nn_status_t family_check(const nn_model_config_t *config) {
   if (family->position == NN_POSITION_LEARNED && c->heads * c->head_dim != c->hidden)
     return no_form(family, "head_dim", (double)c->head_dim, "hidden / heads");
   STATUS_TRY(family_check_limits(family, c));
+  if (family->window_needs_list && c->window && c->layers > CONFIG_PATTERN_LAYERS)
+    return no_form(family, "layers", (double)c->layers, "at most 256 with a window");
   return family_check_counts(family, c);
 }
