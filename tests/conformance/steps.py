@@ -49,11 +49,14 @@ def training(ours: moenn.Model, theirs, batch: Batch, how: Training = TRAINING) 
 
 
 def saved(ours: moenn.Model, batch: Batch, folder: Path) -> float:
-    """A model saved here and loaded there, by logits, loss and auxiliary loss."""
+    """A model saved here and loaded there, by logits, loss and auxiliary loss; and loaded here."""
     ours.save(folder)
-    theirs = peer.read(folder)
+    again, theirs = here.read(folder), peer.read(folder)
+    if again.config != ours.config:
+        raise compare.Mismatch(f"saved: {again.config}, and before {ours.config}")
+    compare.same_bits("saved and loaded here", here.parameters(again), here.parameters(ours))
     compare.same_bits("saved model", here.parameters(ours), peer.parameters(theirs))
-    a, b = here.run(ours, batch), peer.run(theirs, batch)
+    a, b = here.run(again, batch), peer.run(theirs, batch)
     compare.close("loss of the saved model", a.loss, b.loss, compare.LOGITS)
     compare.close("auxiliary loss of the saved model", a.aux, b.aux, compare.LOGITS)
     return compare.close("logits of the saved model", a.logits, b.logits, compare.LOGITS)

@@ -1,5 +1,5 @@
-"""Folders that must not load: the error has the right class and names what is wrong, and the
-process goes on."""
+"""What lies in a folder beside a model; and folders that must not load: the error has the right class
+and names what is wrong, and the process goes on."""
 
 import json
 import shutil
@@ -11,8 +11,10 @@ from typing import Any, Optional
 import cases
 import here
 import moenn
+import numpy as np
 import peer
 import torch
+from batch import Batch, Training
 from safetensors.torch import load_file, save_file
 
 CASE = cases.Case("mixtral", {})
@@ -63,6 +65,33 @@ class FolderTest(unittest.TestCase):
         here.read(self.folder)
         self.one_file()
         here.read(self.folder)
+
+    def test_what_lies_beside_a_model_goes_with_it(self) -> None:
+        beside = (
+            "generation_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "special_tokens_map.json",
+            "tokenizer.model",
+            "chat_template.jinja",
+        )
+        for name in beside[1:]:
+            (self.folder / name).write_text(f"{name}, as it is")
+        saved = self.folder / "saved"
+        here.read(self.folder).save(saved)
+        for name in beside:
+            self.assertEqual((saved / name).read_bytes(), (self.folder / name).read_bytes())
+
+    def test_training_leaves_the_file_as_it_is(self) -> None:
+        """Its pages may be the parameters themselves."""
+        here.read(self.folder).save(self.folder / "saved")
+        file = self.folder / "saved" / "model.safetensors"
+        before = file.read_bytes()
+        model = here.read(file.parent)
+        batch = Batch(np.arange(20).reshape(2, 10), np.arange(20).reshape(2, 10))
+        changes = here.train(model, batch, Training())
+        self.assertTrue(all(np.any(change) for name, change in changes.items() if "norm" in name))
+        self.assertEqual(file.read_bytes(), before)
 
     def test_missing_tensor(self) -> None:
         self.one_file(**{GATE: None})
