@@ -1,6 +1,7 @@
 /* Cuts the groups of a product into items and computes each: panels of b and a are packed into
- * the thread's scratch, block by block along k, and the register kernel goes over them. How
- * items are cut depends on the threads; no element's sum does. */
+ * the thread's scratch, block by block along k, and the register kernel goes over them; operands
+ * whose rows run along k are read where they lie. How items are cut depends on the threads; no
+ * element's sum does. */
 #include "vec/gemm_ahead.h"
 
 enum {
@@ -10,6 +11,7 @@ enum {
   GEMM_NC = 128,            /* columns whose packed panels stay in the L2 cache */
   GEMM_STREAM_COLUMNS = 64, /* columns of a streaming item */
   GEMM_THIN_COLUMNS = 192,  /* columns of an item of few rows */
+  GEMM_BAD_STRIDE = 4096,   /* bytes: lines so far apart compete for few places in a cache */
   GEMM_THIN_MOST = 80,      /* rows that are few */
 
   GEMM_TILE_FLOATS = GEMM_MR * GEMM_NR,
@@ -52,6 +54,7 @@ typedef struct gemm_item {
   const gemm_t *gemm;
   const gemm_group_t *group;
   int64_t i, m, j, n, row_panels, low_rows, high_panels;
+  bool a_in_place, b_in_place, direct; /* direct: the kernel writes what it can where it belongs */
   float *a, *b, *sum;
 } gemm_item_t;
 
@@ -65,9 +68,22 @@ static int64_t pack_step(const gemm_operand_t *operand, int64_t k) {
   return operand->along_k ? GEMM_PACK_STEP : k;
 }
 
+/* Whether panels of an operand are read where they lie: in rows along k, one stride apart. Each
+ * step's line is then a stride from the last one's, which caches hold as well as packed ones unless
+ * the stride maps them all to a few sets. */
+static bool gemm_in_place(const gemm_t *gemm, const gemm_operand_t *operand) {
+  return gemm->form == &form_numbers && operand->along_k && operand->dtype == NN_F32 &&
+         !operand->gather && !operand->second && operand->ld * 4 % GEMM_BAD_STRIDE != 0;
+}
+
+static const float *gemm_place(const gemm_operand_t *operand, int64_t k0, int64_t i) {
+  return (const float *)operand->data + k0 * operand->ld + i;
+}
+
 static void gemm_item_pack_a(const gemm_item_t *item, int64_t k0, int64_t k) {
   const gemm_operand_t *a = &item->group->a;
   int64_t steps = gemm_steps(item->gemm, k);
+  if (item->a_in_place) return;
   for (int64_t p = 0, step = pack_step(a, k); p < k; p += step)
     for (int64_t q = 0; q < item->row_panels; q++) {
       int64_t row = panel_row(item, q), rows = panel_row(item, q + 1) - row;
@@ -80,8 +96,9 @@ static void gemm_item_pack_a(const gemm_item_t *item, int64_t k0, int64_t k) {
 static void gemm_item_pack_b(const gemm_item_t *item, int64_t j, int64_t n, int64_t k0, int64_t k) {
   const gemm_operand_t *b = &item->group->b;
   int64_t steps = gemm_steps(item->gemm, k);
+  int64_t first = item->b_in_place ? n / GEMM_NR * GEMM_NR : 0; /* a part of a panel needs its zeros */
   for (int64_t p = 0, step = pack_step(b, k); p < k; p += step)
-    for (int64_t q = 0; q < n; q += GEMM_NR)
+    for (int64_t q = first; q < n; q += GEMM_NR)
       item->gemm->form->pack(b, j + q, vec_min(n - q, GEMM_NR), GEMM_NR, k0 + p,
                              vec_min(step, k - p),
                              item->b + q * steps + gemm_steps(item->gemm, p) * GEMM_NR);
@@ -145,7 +162,7 @@ static void gemm_tile_at(const gemm_stripe_t *stripe, int64_t panel, int64_t col
   int64_t row = panel_row(item, panel), rows = panel_row(item, panel + 1) - row;
   int64_t i = item->i + row, j = item->j + column, columns = vec_min(GEMM_NR, item->n - column);
   int first = stripe->k0 == 0, last = stripe->k0 + stripe->k == group->k;
-  int direct = last && !gemm->store && columns == GEMM_NR;
+  int direct = last && item->direct && columns == GEMM_NR;
   float *tile = item->sum;
   if (!first || !last)
     tile += (column / GEMM_NR * item->row_panels + panel) * GEMM_TILE_FLOATS;
@@ -157,9 +174,14 @@ static void gemm_tile_at(const gemm_stripe_t *stripe, int64_t panel, int64_t col
   gemm_request_ahead(&requests, &ahead[0]);
   gemm_request_ahead(&requests, &ahead[1]);
   gemm_requests_end(&requests, tile);
+  int b_in_place = item->b_in_place && columns == GEMM_NR;
   gemm_panels_t panels = {.k = steps,
-                          .a = item->a + row * steps,
-                          .b = item->b + (column - stripe->column) * steps,
+                          .a = item->a_in_place ? gemm_place(&group->a, stripe->k0, i)
+                                                : item->a + row * steps,
+                          .lda = item->a_in_place ? group->a.ld : rows,
+                          .b = b_in_place ? gemm_place(&group->b, stripe->k0, j)
+                                          : item->b + (column - stripe->column) * steps,
+                          .ldb = b_in_place ? group->b.ld : GEMM_NR,
                           .sum = first ? NULL : tile,
                           .c = direct && group->c ? group->c + i * group->ldc + j : NULL,
                           .d = direct ? group->d + i * group->ldd + j : tile,
@@ -308,6 +330,9 @@ static void gemm_item(void *context, int64_t index, int32_t thread) {
   item.row_panels = vec_blocks(item.m, GEMM_MR);
   item.low_rows = item.m / item.row_panels;
   item.high_panels = item.m % item.row_panels;
+  item.direct = !gemm->store;
+  item.a_in_place = gemm_in_place(gemm, &item.group->a);
+  item.b_in_place = gemm_in_place(gemm, &item.group->b);
   /* Most likely this thread's next one: items go to threads in turn. */
   int64_t next = index + gemm->threads;
   gemm_item_t after;

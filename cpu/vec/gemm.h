@@ -91,12 +91,12 @@ typedef struct gemm_run {
 /* d[rows, GEMM_NR] = a . b + sum + c, in this order; 1 <= rows <= GEMM_MR. */
 typedef struct gemm_panels {
   int64_t k;
-  const float *a;   /* packed [k, rows] */
-  const float *b;   /* packed [k, GEMM_NR] */
+  const float *a;   /* [k, rows], steps lda apart */
+  const float *b;   /* [k, GEMM_NR], steps ldb apart */
   const float *sum; /* [rows, GEMM_NR] or NULL; may be d */
   const float *c;   /* rows ldc apart, or NULL; may be d */
   float *d;         /* rows ldd apart */
-  int64_t ldc, ldd;
+  int64_t lda, ldb, ldc, ldd;
   const gemm_run_t *runs; /* of a line every GEMM_REQUEST_STEP steps, and more than these */
 } gemm_panels_t;
 

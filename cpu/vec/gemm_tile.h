@@ -25,6 +25,7 @@ VEC_INLINE void gemm_tile_add(const int rows, vf acc[GEMM_MR][2], const float *c
  * compilers agree on) and acc becomes registers: 2 rows + 3 of the 32 (AVX-512) or 16 (AVX2). */
 VEC_INLINE void gemm_tile(const int rows, const gemm_panels_t *panels, gemm_fma_fn fma) {
   const float *a = panels->a, *b = panels->b;
+  int64_t lda = panels->lda, ldb = panels->ldb;
   const gemm_run_t *run = panels->runs;
   uintptr_t line = run->line;
   int64_t lines = run->count;
@@ -46,8 +47,8 @@ VEC_INLINE void gemm_tile(const int rows, const gemm_panels_t *panels, gemm_fma_
         acc[i][0] = fma(x, b0, acc[i][0]);
         acc[i][1] = fma(x, b1, acc[i][1]);
       }
-      a += rows;
-      b += GEMM_NR;
+      a += lda;
+      b += ldb;
     }
   }
   if (panels->sum) gemm_tile_add(rows, acc, panels->sum, GEMM_NR);
