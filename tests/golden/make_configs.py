@@ -25,7 +25,7 @@ MOE = dict(num_experts_per_tok=2)
 TWO_WIDTHS = dict(SIZES, moe_intermediate_size=12, **MOE)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, rope_theta=5000.0)
 LATENT = dict(TWO_WIDTHS, num_key_value_heads=4, n_routed_experts=4, kv_lora_rank=8,
-              qk_nope_head_dim=4, qk_rope_head_dim=2, v_head_dim=8, first_k_dense_replace=1)
+              qk_nope_head_dim=4, qk_rope_head_dim=2, v_head_dim=4, first_k_dense_replace=1)
 
 # Family: class of the configuration, and settings of each case.
 CASES = {
