@@ -75,6 +75,20 @@ __device__ __forceinline__ line90_piece_t *bwd90_piece(unsigned char *shared, ui
   return (line90_piece_t *)(shared + bwd90_keys_size<D>::pieces_at + room * 32);
 }
 
+/* Read by the lane that gives the room back, for its warp. */
+template <int D>
+__device__ __forceinline__ line90_piece_t bwd90_take_piece(unsigned char *shared, uint32_t room) {
+  constexpr int words = sizeof(line90_piece_t) / sizeof(int);
+  const int *from = (const int *)bwd90_piece<D>(shared, room);
+  line90_piece_t piece;
+#pragma unroll
+  for (int i = 0; i < words; i++) {
+    int word = threadIdx.x % 32 == 0 ? from[i] : 0;
+    ((int *)&piece)[i] = __shfl_sync(0xffffffffu, word, 0);
+  }
+  return piece;
+}
+
 template <int D>
 __device__ __forceinline__ void bwd90_keys_produce(const bwd90_keys_args_t &a,
                                                    unsigned char *shared, uint32_t base) {
@@ -168,8 +182,8 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
   for (uint32_t number = 0;; number++) {
     uint32_t room = number % size::rooms;
     hopper_wait(bwd90_held_full<D>(base, room), number / size::rooms & 1);
-    const line90_piece_t *piece = bwd90_piece<D>(shared, room);
-    if (piece->count == 0) break;
+    line90_piece_t piece = bwd90_take_piece<D>(shared, room);
+    if (piece.count == 0) break;
     uint32_t k = base + room * 2 * size::held_bytes + group * 64 * HOPPER_ROW_BYTES;
     float dk[D / 2], dv[D / 2], s[numbers], ds[numbers];
     uint32_t p[numbers / 2], r[numbers / 2];
@@ -199,7 +213,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
         for (int i = 0; i < 4; i++)
           s[4 * n + i] = tile_exp2(fmaf(s[4 * n + i], a.scale, i & 1 ? -stat.z : -stat.x));
       }
-      int position = (piece->first + step) * a.line.positions, key = piece->block * BWD90_KEYS;
+      int position = (piece.first + step) * a.line.positions, key = piece.block * BWD90_KEYS;
       int end = min(step_rows, a.rows.count - position * a.rows.group);
       bool beyond = WINDOW && position + a.line.positions > key + group * 64 + a.rows.window;
       if (position < key + group * 64 + 63 || end < size::step_rows || beyond) {
@@ -222,7 +236,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
       tiles90_round<T>(r, ds);
       hopper_hold(p);
       hopper_hold(r);
-      if (step + 1 == piece->count) break;
+      if (step + 1 == piece.count) break;
       uint32_t last = q;
       if (++slot == size::stages) slot = 0, parity ^= 1;
       q = base + size::stages_at + slot * size::stage_bytes;
@@ -250,8 +264,8 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
     hopper_hold(dk);
     hopper_hold(dv);
     hopper_begin();
-    tiles90_add<T, D>(dv, p, q + size::step_bytes, size::step_half, piece->count > 1);
-    tiles90_add<T, D>(dk, r, q, size::step_half, piece->count > 1);
+    tiles90_add<T, D>(dv, p, q + size::step_bytes, size::step_half, piece.count > 1);
+    tiles90_add<T, D>(dk, r, q, size::step_half, piece.count > 1);
     hopper_commit();
     hopper_done<0>();
     hopper_hold(dk);
@@ -259,12 +273,12 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
     __syncwarp();
     if (signals) hopper_arrive(bwd90_empty<D>(base, slot));
     if (++slot == size::stages) slot = 0, parity ^= 1;
-    int block = piece->block;
-    int64_t kv = piece->pair / a.rows.kv_heads * a.op.kv_batch +
-                 piece->pair % a.rows.kv_heads * D;
+    int block = piece.block;
+    int64_t kv = piece.pair / a.rows.kv_heads * a.op.kv_batch +
+                 piece.pair % a.rows.kv_heads * D;
     float *partial = NULL;
-    if (!piece->whole)
-      partial = a.partial + (2 * (int64_t)blockIdx.x + piece->begins) * 2 * size::held;
+    if (!piece.whole)
+      partial = a.partial + (2 * (int64_t)blockIdx.x + piece.begins) * 2 * size::held;
     __syncwarp();
     if (signals) hopper_arrive(bwd90_held_empty<D>(base, room));
     bwd90_write<T, D>(a, dk, (T *)a.op.dk + kv, partial, block, own, a.op.scale);
