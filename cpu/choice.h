@@ -3,6 +3,8 @@
 #ifndef NN_CPU_CHOICE_H
 #define NN_CPU_CHOICE_H
 
+#include <math.h>
+
 #include "backend.h"
 
 enum { CHOICE_EXPERTS = 1024 }; /* at most */
@@ -46,6 +48,47 @@ static inline void choice_make(const op_router_t *router, const float *score, in
   for (int64_t g = 0; g < router->top_groups; g++) remains[best[g]] = 1;
   for (int64_t e = 0; e < experts; e++)
     if (remains[e / size]) chosen = choice_insert(score, e, k, expert, chosen);
+}
+
+/* ---- the sparse mixer ------------------------------------------------------------------------ */
+
+/* Whether the logit of expert e counts beside the choice number `turn`, which is 0 or 1: unless it
+ * is far from the choice's, or the first choice where the second is made. */
+static inline int choice_mixes(const float *logit, int64_t e, const int32_t *expert, int turn,
+                               float eps) {
+  double most = logit[expert[turn]], l = logit[e];
+  if (turn && e == expert[0]) return 0;
+  return !((most - l) / fmax(fabs(l), most) > 2 * (double)eps);
+}
+
+/* The two choices and their weights but for the scale. */
+static inline void choice_mix(const float *logit, int64_t experts, float eps, int32_t *expert,
+                              double *weight) {
+  int64_t kept = 0;
+  for (int64_t e = 0; e < experts; e++) kept = choice_insert(logit, e, 2, expert, kept);
+  for (int turn = 0; turn < 2; turn++) {
+    double sum = 0;
+    for (int64_t e = 0; e < experts; e++)
+      if (choice_mixes(logit, e, expert, turn, eps))
+        sum += exp((double)logit[e] - (double)logit[expert[turn]]);
+    weight[turn] = 1 / sum;
+  }
+}
+
+/* dlogit += the gradient of <dweight, weight>. */
+static inline void choice_mix_bwd(const float *logit, int64_t experts, float eps,
+                                  const int32_t *expert, const float *dweight, float scale,
+                                  float *dlogit) {
+  for (int turn = 0; turn < 2; turn++) {
+    double sum = 0, most = logit[expert[turn]];
+    for (int64_t e = 0; e < experts; e++)
+      if (choice_mixes(logit, e, expert, turn, eps)) sum += exp((double)logit[e] - most);
+    double d = (double)scale * (double)dweight[turn] / sum;
+    for (int64_t e = 0; e < experts; e++)
+      if (choice_mixes(logit, e, expert, turn, eps))
+        dlogit[e] -= (float)(d * exp((double)logit[e] - most) / sum);
+    dlogit[expert[turn]] += (float)d;
+  }
 }
 
 #endif

@@ -294,13 +294,19 @@ typedef struct routing {
  * sigmoid, and c = p + choice_bias. Where there are groups of E / groups neighbours, those with the
  * top_groups best scores remain, a group's score being its largest c or the sum of its two largest.
  * Of what remains the top_k largest c are chosen, in falling order; all ties go to the lower index.
- * The weight of a chosen expert is scale p, or divided by the sum of the chosen p, scale p / S. */
+ * The weight of a chosen expert is scale p, or divided by the sum of the chosen p, scale p / S.
+ *
+ * NN_SCORE_SPARSE_MIXER is another way, for top_k = 2 without norm, choice bias and groups. The first
+ * choice has the largest logit, the second the largest but that. With m a choice's logit, its weight
+ * is scale times its part of the sum of exp(l) over the logits, for the second choice without the
+ * first, that are near it: (m - l) / max(|l|, m) <= 2 eps. p is the softmax. */
 typedef struct op_router {
   int32_t score;       /* NN_SCORE_ */
   int32_t norm;        /* NN_ROUTER_NORM_ */
   int32_t group_score; /* NN_GROUP_ */
   int64_t groups, top_groups; /* 0: no groups */
   float scale;         /* 0: 1 */
+  float eps;           /* NN_SCORE_SPARSE_MIXER */
   const void *bias;        /* [E] of weight_dtype, or NULL */
   const void *choice_bias; /* [E] of weight_dtype, or NULL */
 } op_router_t;
@@ -325,7 +331,7 @@ typedef struct op_route {
 } op_route_t;
 
 /* dlogits from dweight through the weights' definition and the scores, the choice held fixed, plus
- * the auxiliary losses, which only NN_SCORE_SOFTMAX has:
+ * the auxiliary losses, which NN_SCORE_SIGMOID has not:
  * dprob[t,e] += aux_scale * aux_share[e] / n; dlogit[t,e] += z_scale * 2 lse[t] prob[t,e] / n. */
 typedef struct op_route_bwd {
   int64_t n, hidden, experts, top_k;
@@ -444,20 +450,22 @@ typedef struct op_experts_bwd {
 
 /* ---- loss ------------------------------------------------------------------------------------ */
 
-/* Head and cross-entropy together, over chunks of rows, so that all logits l_i = alpha w x_i never
- * exist at once: row_loss[i] = logsumexp(l_i) - l_i[target_i], 0 where target_i < 0. */
+/* Head and cross-entropy together, over chunks of rows, so that all logits
+ * l_i = alpha (w x_i + bias) never exist at once: row_loss[i] = logsumexp(l_i) - l_i[target_i], 0 where target_i < 0. */
 typedef struct op_head_loss {
   int64_t n, hidden, vocab;
   const void *x; /* [n, hidden] */
   const void *w; /* [V, hidden] */
   int32_t weight_dtype, act_dtype;
   float alpha;           /* of the logits */
+  const void *bias;      /* [V] of weight_dtype, or NULL */
   const int32_t *target; /* [n] */
   float *row_loss;       /* [n] assigns */
   double *loss_sum;      /* [1] assigns the sum of row_loss */
   float scale;           /* of the gradients */
   void *dx;              /* [n, hidden] assigns; NULL: forward only */
   float *dw;             /* [V, hidden] accumulates; used with dx */
+  float *dbias;          /* [V] accumulates; used with dx and bias */
 } op_head_loss_t;
 
 /* y = softmax of each row of x; y may be x. */

@@ -1,8 +1,9 @@
 /* The head's logits and their cross-entropy over chunks of rows, and softmax of rows.
  *
- * row_loss = logsumexp(l) - l[target] with l = alpha w x; with
+ * row_loss = logsumexp(l) - l[target] with l = alpha (w x + bias); with
  * dl = scale alpha (softmax(l) - onehot(target)), rows without a target left out, dx = dl w is
- * assigned and dw += dl^T x accumulated, rows in order within a chunk, chunks in order. Sums over
+ * assigned and dw += dl^T x and dbias += dl accumulated, rows in order within a chunk, chunks in
+ * order. Sums over
  * the vocabulary run in order. */
 #include <math.h>
 
@@ -31,6 +32,10 @@ static void loss_logits(void *context, int64_t item, int32_t thread) {
   ref_matrix_t w = {op->w, op->weight_dtype, 1, op->hidden, NULL};
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, &x, &w, chunk->rows, op->vocab, op->hidden, i, j);
+  int64_t cols = ref_min(op->vocab - j, REF_TILE_COLS);
+  for (int64_t c = 0; op->bias && c < cols; c++)
+    for (int64_t r = 0; r < REF_TILE_ROWS; r++)
+      tile.sum[r][c] += ref_load(op->bias, op->weight_dtype, j + c);
   ref_tile_assign(&tile, chunk->logits, op->vocab, 1, chunk->rows, op->vocab, i, j);
 }
 
@@ -88,6 +93,19 @@ static void loss_dw(void *context, int64_t item, int32_t thread) {
   ref_tile_accumulate(&tile, op->dw, op->hidden, 1, op->vocab, op->hidden, i, j);
 }
 
+/* item: REF_TILE_COLS of the vocabulary. */
+static void loss_dbias(void *context, int64_t item, int32_t thread) {
+  const loss_chunk_t *chunk = context;
+  const op_head_loss_t *op = chunk->op;
+  (void)thread;
+  int64_t end = ref_min(op->vocab, (item + 1) * REF_TILE_COLS);
+  for (int64_t v = item * REF_TILE_COLS; v < end; v++) {
+    double sum = 0;
+    for (int64_t r = 0; r < chunk->rows; r++) sum += chunk->logits[r * op->vocab + v];
+    op->dbias[v] = (float)(op->dbias[v] + sum);
+  }
+}
+
 static nn_status_t loss_run(backend_device_t *device, loss_chunk_t *chunk) {
   const op_head_loss_t *op = chunk->op;
   int64_t tall = ref_blocks(chunk->rows, REF_TILE_ROWS);
@@ -96,6 +114,8 @@ static nn_status_t loss_run(backend_device_t *device, loss_chunk_t *chunk) {
       pool_run(device->pool, tall * ref_blocks(op->vocab, REF_TILE_COLS), loss_logits, chunk));
   STATUS_TRY(pool_run(device->pool, chunk->rows, loss_row, chunk));
   if (!op->dx) return NN_OK;
+  if (op->bias)
+    STATUS_TRY(pool_run(device->pool, ref_blocks(op->vocab, REF_TILE_COLS), loss_dbias, chunk));
   STATUS_TRY(pool_run(device->pool, tall * wide, loss_dx, chunk));
   return pool_run(device->pool, ref_blocks(op->vocab, REF_TILE_ROWS) * wide, loss_dw, chunk);
 }

@@ -52,6 +52,14 @@ static void route_token(const op_route_t *op, const float *prob, int32_t *expert
   for (int64_t j = 0; j < op->top_k; j++) weight[j] = (float)(scale * prob[expert[j]] / sum);
 }
 
+/* The same by the sparse mixer, from the logits that lie where the probabilities will. */
+static void route_mix(const op_route_t *op, int64_t t) {
+  double weight[2], scale = (double)backend_factor(op->router.scale);
+  choice_mix(op->prob + t * op->experts, op->experts, op->router.eps, op->out.expert + 2 * t,
+             weight);
+  for (int j = 0; j < 2; j++) op->out.weight[2 * t + j] = (float)(scale * weight[j]);
+}
+
 static void route_rows(void *context, int64_t item, int32_t thread) {
   const op_route_t *op = context;
   (void)thread;
@@ -60,8 +68,10 @@ static void route_rows(void *context, int64_t item, int32_t thread) {
   for (int64_t t = begin; t < end; t++) {
     float *prob = op->prob + t * op->experts;
     if (op->router.bias) route_add_bias(op, prob);
+    if (op->router.score == NN_SCORE_SPARSE_MIXER) route_mix(op, t);
     op->lse[t] = (float)route_scores(op->router.score, prob, op->experts);
-    route_token(op, prob, op->out.expert + t * op->top_k, op->out.weight + t * op->top_k);
+    if (op->router.score != NN_SCORE_SPARSE_MIXER)
+      route_token(op, prob, op->out.expert + t * op->top_k, op->out.weight + t * op->top_k);
   }
 }
 
@@ -139,6 +149,7 @@ static void route_dlogit(const op_route_bwd_t *op, int64_t t, float *dlogit) {
     mean += (double)dweight[j] * weight[j];
   }
   if (op->router.norm == NN_ROUTER_NORM_NONE) chosen = 1, mean = 0;
+  if (op->router.score == NN_SCORE_SPARSE_MIXER) scale = 0, mean = 0; /* not through prob */
   for (int64_t e = 0; e < op->experts; e++)
     dlogit[e] = (float)(op->aux_scale * op->aux_share[e] / n);
   for (int64_t j = 0; j < op->top_k; j++)
@@ -151,6 +162,11 @@ static void route_dlogit(const op_route_bwd_t *op, int64_t t, float *dlogit) {
   for (int64_t e = 0; e < op->experts; e++) dot += (double)prob[e] * dlogit[e];
   double z = 2.0 * op->z_scale * op->lse[t] / n;
   for (int64_t e = 0; e < op->experts; e++) dlogit[e] = (float)(prob[e] * (dlogit[e] - dot + z));
+  if (op->router.score != NN_SCORE_SPARSE_MIXER) return;
+  float logit[CHOICE_EXPERTS];
+  for (int64_t e = 0; e < op->experts; e++) logit[e] = (float)(log(prob[e]) + op->lse[t]);
+  choice_mix_bwd(logit, op->experts, op->router.eps, expert, dweight,
+                 backend_factor(op->router.scale), dlogit);
 }
 
 static void route_bwd_rows(void *context, int64_t item, int32_t thread) {

@@ -1,9 +1,9 @@
 /* The head's logits and their cross-entropy over chunks of rows, and softmax of rows.
  *
- * row_loss = logsumexp(l) - l[target], l = alpha w x; with
+ * row_loss = logsumexp(l) - l[target], l = alpha (w x + bias); with
  * dl = scale alpha (softmax(l) - onehot(target)), rows without a target left out, dx = dl w is
- * assigned and dw += dl^T x accumulated: products as in gemm.h, chunks in order. A row's sum of exponentials runs over blocks of ROW_BLOCK in
- * order, lanes within. */
+ * assigned and dw += dl^T x, dbias += dl accumulated: products as in gemm.h, chunks in order. A
+ * row's sum of exponentials runs over blocks of ROW_BLOCK in order, lanes within. */
 #include <math.h>
 
 #include "vec/gemm.h"
@@ -98,6 +98,7 @@ static nn_status_t head_loss_forward(backend_device_t *device, head_chunk_t *chu
                         .ldb = op->hidden,
                         .b_dtype = op->weight_dtype,
                         .alpha = op->alpha,
+                        .bias = op->bias,
                         .d = chunk->logits,
                         .ldd = op->vocab};
   STATUS_TRY(VEC(matmul)(device, &logits, scratch));
@@ -134,6 +135,12 @@ static nn_status_t head_loss_backward(backend_device_t *device, const head_chunk
                     .ldc = op->hidden,
                     .d = op->dw,
                     .ldd = op->hidden};
+  op_column_sum_t dbias = {.n = chunk->rows,
+                           .width = op->vocab,
+                           .x = chunk->logits,
+                           .ldx = op->vocab,
+                           .out = op->dbias};
+  if (op->bias) STATUS_TRY(VEC(column_sum)(device, &dbias, scratch));
   STATUS_TRY(VEC(matmul)(device, &dx, scratch));
   return VEC(matmul)(device, &dw, scratch);
 }

@@ -98,6 +98,14 @@ static void route_token(const op_route_t *op, const float *prob, int32_t *expert
   for (int64_t j = 0; j < op->top_k; j++) weight[j] = scale * prob[expert[j]] / sum;
 }
 
+/* The same by the sparse mixer, from the logits that lie where the probabilities will. */
+static void route_mix(const op_route_t *op, int64_t t) {
+  double weight[2], scale = (double)backend_factor(op->router.scale);
+  choice_mix(op->prob + t * op->experts, op->experts, op->router.eps, op->out.expert + 2 * t,
+             weight);
+  for (int j = 0; j < 2; j++) op->out.weight[2 * t + j] = (float)(scale * weight[j]);
+}
+
 /* Adds a token's probabilities to the sums; those of sigmoids are divided by their sum. */
 static void route_sum(const op_route_t *op, const float *prob, double *sums) {
   double all = op->router.score == NN_SCORE_SIGMOID ? 0 : 1;
@@ -122,8 +130,10 @@ static void route_block(void *context, int64_t item, int32_t thread) {
     float *prob = op->prob + t * op->experts;
     int32_t *expert = op->out.expert + t * op->top_k;
     if (op->router.bias) route_add_bias(op, prob);
+    if (op->router.score == NN_SCORE_SPARSE_MIXER) route_mix(op, t);
     op->lse[t] = route_scores(op->router.score, prob, op->experts);
-    route_token(op, prob, expert, op->out.weight + t * op->top_k);
+    if (op->router.score != NN_SCORE_SPARSE_MIXER)
+      route_token(op, prob, expert, op->out.weight + t * op->top_k);
     for (int64_t j = 0; j < op->top_k; j++) count[expert[j]]++;
     route_sum(op, prob, sums);
     sums[op->experts] += (double)op->lse[t] * op->lse[t];
@@ -208,6 +218,7 @@ static void route_dlogit(const op_route_bwd_t *op, int64_t t, float *dlogit) {
     mean += dweight[j] * weight[j];
   }
   if (op->router.norm == NN_ROUTER_NORM_NONE) chosen = 1.0f, mean = 0.0f;
+  if (op->router.score == NN_SCORE_SPARSE_MIXER) scale = 0.0f, mean = 0.0f; /* not through prob */
   for (int64_t e = 0; e < op->experts; e++) dlogit[e] = aux * op->aux_share[e];
   for (int64_t j = 0; j < op->top_k; j++)
     dlogit[expert[j]] += (scale * dweight[j] - mean) / chosen;
@@ -217,6 +228,11 @@ static void route_dlogit(const op_route_bwd_t *op, int64_t t, float *dlogit) {
   }
   for (int64_t e = 0; e < op->experts; e++) dot += prob[e] * dlogit[e];
   for (int64_t e = 0; e < op->experts; e++) dlogit[e] = prob[e] * (dlogit[e] - dot + z);
+  if (op->router.score != NN_SCORE_SPARSE_MIXER) return;
+  float logit[CHOICE_EXPERTS];
+  for (int64_t e = 0; e < op->experts; e++) logit[e] = logf(prob[e]) + op->lse[t];
+  choice_mix_bwd(logit, op->experts, op->router.eps, expert, dweight,
+                 backend_factor(op->router.scale), dlogit);
 }
 
 static void route_bwd_block(void *context, int64_t item, int32_t thread) {

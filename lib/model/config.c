@@ -422,38 +422,14 @@ static nn_status_t config_check_experts(const nn_model_config_t *config) {
 
 /* ---- what is computed ------------------------------------------------------------------------ */
 
-/* The one place that refuses what no block code computes: a line goes when its member is
- * computed. */
-static const struct {
-  const char *name;
-  size_t offset, bytes;
-} not_computed[] = {
-#define NOT_COMPUTED(member) \
-  { #member, offsetof(nn_model_config_t, member), sizeof((nn_model_config_t *)0)->member }
-    NOT_COMPUTED(router_eps),
-};
-
+/* The one place that refuses what no block code computes. */
 nn_status_t config_check_computed(const nn_model_config_t *config) {
-  static const char zeros[sizeof(nn_model_config_t)];
-  for (size_t i = 0; i < sizeof not_computed / sizeof *not_computed; i++)
-    if (memcmp((const char *)config + not_computed[i].offset, zeros, not_computed[i].bytes) != 0)
-      return status_fail(NN_ERR_UNSUPPORTED,
-                         "%s is not 0; this release can read, check and write such a "
-                         "configuration, but not compute the model",
-                         not_computed[i].name);
-  if (config->router_score == NN_SCORE_SPARSE_MIXER)
-    return status_fail(NN_ERR_UNSUPPORTED,
-                       "router_score is %d; this release does not compute the sparse mixer",
-                       config->router_score);
   if (config->router_score == NN_SCORE_SIGMOID &&
       (config->aux_loss_coef != 0 || config->z_loss_coef != 0))
     return status_fail(NN_ERR_UNSUPPORTED,
                        "aux_loss_coef is %g and z_loss_coef %g; this release computes them for "
                        "softmax scores alone",
                        (double)config->aux_loss_coef, (double)config->z_loss_coef);
-  if (config->biases & NN_BIAS_HEAD)
-    return status_fail(NN_ERR_UNSUPPORTED, "biases is %d; this release computes none of the head",
-                       config->biases);
   return NN_OK;
 }
 

@@ -176,6 +176,7 @@ static op_router_t experts_router(const pass_t *pass, const block_weights_t *w) 
   router.group_score = config->router_group_score;
   router.groups = config->router_groups, router.top_groups = config->router_top_groups;
   router.scale = backend_factor(config->router_scale) * backend_factor(config->residual_scale);
+  router.eps = config->router_eps;
   router.bias = w->router_bias, router.choice_bias = w->choice_bias;
   return router;
 }

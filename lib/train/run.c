@@ -84,7 +84,7 @@ nn_status_t run_forward(nn_model_t *model, const int32_t *tokens, int64_t batch,
     op.a = block_at(buffers->y, pass.act_dtype, row * config->hidden), op.lda = config->hidden;
     op.a_dtype = pass.act_dtype;
     op.b = model->weights.head, op.ldb = config->hidden, op.b_dtype = model->dtype;
-    op.alpha = config->logit_scale;
+    op.alpha = config->logit_scale, op.bias = model->weights.head_bias;
     op.d = buffers->logits, op.ldd = config->vocab_size, op.d_dtype = NN_F32;
     STATUS_TRY(pass.backend->matmul(pass.place, &op, pass.scratch));
     STATUS_TRY(pass.backend->copy_out(pass.place, logits + row * config->vocab_size, buffers->logits,
@@ -143,11 +143,12 @@ static nn_status_t run_head(nn_model_t *model, const pass_t *pass, bool gradient
   op_head_loss_t op = {.n = n, .hidden = model->config.hidden, .vocab = model->config.vocab_size};
   op.x = buffers->y, op.w = model->weights.head;
   op.weight_dtype = model->dtype, op.act_dtype = pass->act_dtype;
-  op.alpha = model->config.logit_scale;
+  op.alpha = model->config.logit_scale, op.bias = model->weights.head_bias;
   op.target = buffers->targets, op.row_loss = buffers->row_loss, op.loss_sum = buffers->losses;
   if (gradients) {
     op.scale = targets ? scale / (float)targets : 0;
     op.dx = buffers->grads.dy, op.dw = model->training->dweights.head;
+    op.dbias = model->training->dweights.head_bias;
   }
   return pass->backend->head_loss(pass->place, &op, pass->scratch);
 }

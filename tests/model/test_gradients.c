@@ -185,6 +185,7 @@ static void test_families(void **state) {
     nn_model_config_t config = fixture_family(i);
     config.qkv_clip = 0; /* a clamp has kinks, at which a difference is no derivative */
     if (config.swiglu_limit > 0) config.swiglu_limit = 100;
+    if (config.router_eps > 0) config.router_eps = 1; /* every logit counts: none comes or goes */
     check_model(&config);
   }
 }

@@ -9,21 +9,25 @@ typedef struct loss_case {
   int64_t n, hidden, vocab;
   int32_t dtype, no_targets; /* no_targets: every row is left out */
   float alpha;
+  int32_t biased;
 } loss_case_t;
 
 static const loss_case_t cases[] = {
-    {1, 1, 1, NN_F32, 0, 0},      {1, 17, 3, NN_F32, 0, 0},       {3, 16, 65, NN_F32, 0, 0},
-    {65, 64, 130, NN_F32, 0, 0},  {130, 33, 1000, NN_BF16, 0, 0}, {200, 20, 257, NN_F32, 0, 0},
-    {17, 65, 17, NN_F32, 1, 0},   {1100, 8, 50, NN_F32, 0, 0},    {66, 1, 131073, NN_F32, 0, 0},
-    {200, 40, 300, NN_F32, 0, 0}, {65, 20, 130, NN_F32, 0, 0.4f}, {33, 17, 65, NN_BF16, 0, 1.5f},
-    {130, 33, 1000, NN_F16, 0, 0}, {5, 65, 17, NN_F16, 0, 1.5f},
+    {1, 1, 1, NN_F32, 0, 0, 0}, {1, 17, 3, NN_F32, 0, 0, 0}, {3, 16, 65, NN_F32, 0, 0, 0},
+    {65, 64, 130, NN_F32, 0, 0, 0}, {130, 33, 1000, NN_BF16, 0, 0, 0},
+    {200, 20, 257, NN_F32, 0, 0, 0}, {17, 65, 17, NN_F32, 1, 0, 0}, {1100, 8, 50, NN_F32, 0, 0, 0},
+    {66, 1, 131073, NN_F32, 0, 0, 0}, {200, 40, 300, NN_F32, 0, 0, 0},
+    {65, 20, 130, NN_F32, 0, 0.4f, 0}, {33, 17, 65, NN_BF16, 0, 1.5f, 0},
+    {65, 20, 130, NN_F32, 0, 0.4f, 1}, {200, 33, 300, NN_BF16, 0, 0, 1},
+    {130, 33, 1000, NN_F16, 0, 0, 0}, {5, 65, 17, NN_F16, 0, 1.5f, 0},
 };
 
 typedef struct loss64 {
   int64_t n, hidden, vocab;
   const int32_t *target;
   double alpha, scale, rounding; /* relative, of the logits' gradients before they are multiplied */
-  double *x, *w;                     /* [n, hidden], [V, hidden] */
+  double *x, *w, *bias;              /* [n, hidden], [V, hidden], [V] */
+  double *dbias, *dbias_slack;
   double *logit, *row_loss, *dx, *dw; /* logit: [V] of one row */
   double *row_slack, *dx_slack, *dw_slack;
 } loss64_t;
@@ -33,7 +37,8 @@ static double loss64_row(const loss64_t *l, int64_t row, double *error) {
   double most = -INFINITY, sum = 0, size_most = 0;
   for (int64_t v = 0; v < l->vocab; v++) {
     double size = 0;
-    l->logit[v] = 0;
+    l->logit[v] = l->alpha * l->bias[v];
+    size = fabs(l->logit[v]);
     for (int64_t i = 0; i < l->hidden; i++) {
       double term = l->alpha * l->x[row * l->hidden + i] * l->w[v * l->hidden + i];
       l->logit[v] += term;
@@ -43,7 +48,7 @@ static double loss64_row(const loss64_t *l, int64_t row, double *error) {
     size_most = fmax(size_most, size);
   }
   for (int64_t v = 0; v < l->vocab; v++) sum += exp(l->logit[v] - most);
-  *error = ops_sum_error(l->hidden) * size_most;
+  *error = ops_sum_error(l->hidden + 1) * size_most;
   return most + log(sum);
 }
 
@@ -71,6 +76,8 @@ static void loss64_run(loss64_t *l) {
       double p = exp(l->logit[v] - lse), scale = l->scale * l->alpha;
       double dl = scale * (p - (v == target));
       double off = scale * (p * relative + 2 * OPS_U * (v == target)) + l->rounding * fabs(dl);
+      l->dbias[v] += dl;
+      l->dbias_slack[v] += off + ops_sum_error(l->n + 1) * fabs(dl);
       for (int64_t i = 0; i < l->hidden; i++) {
         double x = l->x[row * l->hidden + i], w = l->w[v * l->hidden + i];
         l->dx[row * l->hidden + i] += dl * w;
@@ -84,13 +91,13 @@ static void loss64_run(loss64_t *l) {
 
 static double *widen(const void *data, int32_t dtype, int64_t count) {
   double *wide = ops_doubles(count);
-  for (int64_t i = 0; i < count; i++) wide[i] = ops_weight(data, dtype, i);
+  for (int64_t i = 0; data && i < count; i++) wide[i] = ops_weight(data, dtype, i);
   return wide;
 }
 
 typedef struct loss_data {
   float *x;
-  void *w;
+  void *w, *bias;
   loss64_t exact;
 } loss_data_t;
 
@@ -108,6 +115,9 @@ static loss_data_t loss_make(const loss_case_t *c, double rounding) {
   l->rounding = rounding, l->alpha = (double)backend_factor(c->alpha);
   l->scale = (float)(1 / (double)c->n);
   l->x = widen(d.x, NN_F32, c->n * c->hidden), l->w = widen(d.w, c->dtype, c->vocab * c->hidden);
+  if (c->biased) d.bias = ops_weights(c->vocab, c->dtype, 1, 0, 6);
+  l->bias = widen(d.bias, c->dtype, c->vocab);
+  l->dbias = ops_doubles(c->vocab), l->dbias_slack = ops_doubles(c->vocab);
   l->logit = ops_doubles(c->vocab);
   l->row_loss = ops_doubles(c->n), l->row_slack = ops_doubles(c->n);
   l->dx = ops_doubles(c->n * c->hidden), l->dx_slack = ops_doubles(c->n * c->hidden);
@@ -147,7 +157,13 @@ static void check_loss(const loss_case_t *c, double rounding) {
   double *loss_sum = ops_doubles(1);
   op_head_loss_t op = {.n = c->n, .hidden = c->hidden, .vocab = c->vocab, .x = d.x, .w = d.w,
                        .weight_dtype = c->dtype, .target = l->target, .loss_sum = loss_sum,
-                       .scale = (float)l->scale, .alpha = c->alpha};
+                       .scale = (float)l->scale, .alpha = c->alpha,
+                       .bias = d.bias};
+  float *dbias = ops_uniform(c->vocab, 1, 7);
+  for (int64_t v = 0; v < c->vocab; v++) {
+    l->dbias[v] += dbias[v];
+    l->dbias_slack[v] += ops_sum_error(c->n + 1) * fabs(dbias[v]) + OPS_U * fabs(l->dbias[v]);
+  }
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = c->n, .hidden = c->hidden, .vocab = c->vocab,
                                        .weight_dtype = c->dtype, .training = 1});
@@ -156,12 +172,14 @@ static void check_loss(const loss_case_t *c, double rounding) {
     if (trial.repeat && c->n * w_count >= 1 << 23) continue; /* slow, and there for its chunks */
     op.row_loss = ops_floats(c->n), op.dx = ops_floats(x_count), op.dw = ops_copy(dw, w_count);
     ops_garbage(op.row_loss, c->n), ops_garbage(op.dx, x_count), *loss_sum = NAN;
+    if (c->biased) op.dbias = ops_copy(dbias, c->vocab);
     OPS_RUN(&trial, head_loss, &op);
+    if (c->biased) ops_check(&trial, 4, "dbias", op.dbias, l->dbias, l->dbias_slack, c->vocab);
     check_rows(&trial, &op, l);
     ops_check(&trial, 2, "dx", op.dx, l->dx, l->dx_slack, x_count);
     ops_check(&trial, 3, "dw", op.dw, l->dw, l->dw_slack, w_count);
     ops_garbage(op.row_loss, c->n), *loss_sum = NAN;
-    op.dx = op.dw = NULL;
+    op.dx = op.dw = NULL, op.dbias = NULL;
     OPS_RUN(&trial, head_loss, &op);
     check_rows(&trial, &op, l);
     if (c->n * w_count >= 1 << 21) OPS_RUN_CANCELLED(&trial, head_loss, &op);
@@ -176,10 +194,11 @@ static void test_head_loss(void **state) {
 
 static void test_gradients_by_finite_differences(void **state) {
   (void)state;
-  const loss_case_t c = {8, 5, 7, NN_F32, 0, 0.5f};
+  const loss_case_t c = {8, 5, 7, NN_F32, 0, 0.5f, 1};
   loss64_t l = loss_make(&c, 0).exact;
   ops_check_gradient("dx", loss64_loss, &l, l.x, l.dx, c.n * c.hidden);
   ops_check_gradient("dw", loss64_loss, &l, l.w, l.dw, c.vocab * c.hidden);
+  ops_check_gradient("dbias", loss64_loss, &l, l.bias, l.dbias, c.vocab);
   ops_free();
 }
 

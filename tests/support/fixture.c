@@ -167,6 +167,15 @@ static nn_model_config_t fixture_gpt_oss(void) {
   return config;
 }
 
+/* The sparse mixer, layer norms, biases of attention and of the head. */
+static nn_model_config_t fixture_phimoe(void) {
+  nn_model_config_t config = fixture_mixture(NN_FAMILY_PHIMOE);
+  config.norm = NN_NORM_LAYER, config.biases = NN_BIAS_QKV | NN_BIAS_O | NN_BIAS_HEAD;
+  config.router_score = NN_SCORE_SPARSE_MIXER, config.router_norm = NN_ROUTER_NORM_NONE;
+  config.router_eps = 0.1f, config.window = 9;
+  return config;
+}
+
 nn_model_config_t fixture_family(int32_t index) {
   nn_model_config_t config;
   switch (index) {
@@ -213,6 +222,7 @@ nn_model_config_t fixture_family(int32_t index) {
     case 9: return fixture_deepseek(NN_FAMILY_DEEPSEEK_V2);
     case 10: return fixture_deepseek(NN_FAMILY_DEEPSEEK_V3);
     case 11: return fixture_gpt_oss();
+    case 12: return fixture_phimoe();
     default:
       config = fixture_mixture(NN_FAMILY_MIXTRAL);
       config.window = 7, config.rope_scaling = NN_ROPE_DYNAMIC, config.rope_factor = 2;

@@ -49,7 +49,7 @@ nn_model_config_t fixture_moe(void);
 nn_model_config_t fixture_gpt2(void);
 /* Of the other families, with all that they have beyond those two; as wide as the first, two or three
  * layers. */
-enum { FIXTURE_FAMILIES = 13 };
+enum { FIXTURE_FAMILIES = 14 };
 nn_model_config_t fixture_family(int32_t index);
 
 nn_model_t *fixture_model(nn_device_t *device, const nn_model_config_t *config, uint64_t seed);
