@@ -23,7 +23,7 @@ def parameters(model: moenn.Model) -> dict[str, np.ndarray]:
 
 
 def run(model: moenn.Model, batch: Batch) -> Result:
-    """Forward and backward; gradients stay in the model too."""
+    """Forward and backward."""
     model.prepare(batch=batch.tokens.shape[0], seq_len=batch.tokens.shape[1])
     model.zero_grad()
     loss = model.backward(batch.tokens, batch.targets)
@@ -57,6 +57,7 @@ def train(model: moenn.Model, batch: Batch, how: Training) -> dict[str, np.ndarr
         grad_clip=how.grad_clip,
     )
     for _ in range(how.steps):
-        run(model, batch)
+        model.zero_grad()
+        model.backward(batch.tokens, batch.targets)
         adamw.step(how.lr)
     return {name: value - start[name] for name, value in parameters(model).items()}

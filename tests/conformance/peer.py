@@ -103,11 +103,17 @@ def gradients(model: torch.nn.Module) -> dict[str, np.ndarray]:
     )
 
 
-def run(model: torch.nn.Module, batch: Batch) -> Result:
-    """Forward and backward; gradients stay in the model too."""
+def backward(model: torch.nn.Module, batch: Batch) -> Any:
+    """What the model returns; its gradients are those of this batch alone."""
     model.zero_grad()
     out = model(input_ids=torch.from_numpy(batch.tokens), labels=torch.from_numpy(batch.labels))
     out.loss.backward()
+    return out
+
+
+def run(model: torch.nn.Module, batch: Batch) -> Result:
+    """Forward and backward."""
+    out = backward(model, batch)
     aux = getattr(out, "aux_loss", None)
     weight = getattr(model.config, "router_aux_loss_coef", 0.0)
     return Result(
@@ -142,7 +148,7 @@ def train(model: torch.nn.Module, batch: Batch, how: Training) -> dict[str, np.n
     ]
     adamw = torch.optim.AdamW(groups, lr=how.lr, betas=(how.beta1, how.beta2), eps=how.eps)
     for _ in range(how.steps):
-        run(model, batch)
+        backward(model, batch)
         torch.nn.utils.clip_grad_norm_(model.parameters(), how.grad_clip)
         adamw.step()
     return {name: value - start[name] for name, value in parameters(model).items()}
