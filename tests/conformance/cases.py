@@ -125,6 +125,15 @@ FAMILIES = {
         first_k_dense_replace=1,
         attention_bias=True,
     ),
+    "phimoe": dict(
+        MIXTURE,
+        head_dim=14,
+        num_local_experts=5,
+        num_experts_per_tok=2,
+        attention_bias=True,
+        lm_head_bias=True,
+        router_jitter_noise=0.01,
+    ),
 }
 
 
@@ -305,6 +314,15 @@ CASES = [
     Case("glm4_moe no dense layer", dict(first_k_dense_replace=0)),
     Case("glm4_moe whole heads rotated", dict(partial_rotary_factor=1.0)),
     Case("glm4_moe tied head", dict(tie_word_embeddings=True)),
+
+    Case("phimoe", {}),
+    Case("phimoe wide threshold", dict(router_jitter_noise=0.4)),
+    Case("phimoe no biases", dict(attention_bias=False, lm_head_bias=False)),
+    Case("phimoe tied head", dict(tie_word_embeddings=True)),
+    Case("phimoe window", dict(sliding_window=6)),
+    Case("phimoe as many kv heads, many experts",
+         dict(num_key_value_heads=3, num_local_experts=16, router_jitter_noise=0.2)),
+    Case("phimoe without auxiliary loss", dict(output_router_logits=False)),
 
     Case("deepseek_v2", {}),
     Case("deepseek_v2 groups", dict(topk_method="group_limited_greedy", n_group=3, topk_group=2,
