@@ -836,7 +836,7 @@ NN_API nn_status_t nn_tokenizer_create_bytes(nn_tokenizer_t **tokenizer);
  *    as there. Truncation and padding that a file asks for are left to the caller.
  *  - **SentencePiece** (.model): BPE and Unigram; ids and text are SentencePiece's, for any bytes.
  *  - **tiktoken** rank files of the published vocabularies of GPT-2, cl100k_base, o200k_base, Llama 3
- *    and Qwen, which the number of tokens tells apart.
+ *    and Qwen, which the number of tokens tells apart; others: nn_tokenizer_load_tiktoken().
  *  - **GGUF**: its metadata tokenizer.ggml.*, of the models llama, t5 and gpt2.
  *  - **llm.c** tokenizer files, version 1 and 2, taken as GPT-2's: ids in the order of merges.
  *
@@ -844,6 +844,11 @@ NN_API nn_status_t nn_tokenizer_create_bytes(nn_tokenizer_t **tokenizer);
  *  @param path a file, or a folder with tokenizer.json or else tokenizer.model, whose
  *              tokenizer_config.json then names the special tokens. */
 NN_API nn_status_t nn_tokenizer_load(const char *path, nn_tokenizer_t **tokenizer);
+
+/** Loads a tiktoken rank file whose pattern nn_tokenizer_load() does not know.
+ *  @param pattern regular expression whose matches are words, as is what lies between them. */
+NN_API nn_status_t nn_tokenizer_load_tiktoken(const char *path, const char *pattern,
+                                              nn_tokenizer_t **tokenizer);
 
 /** Gives the handle back. */
 NN_API void nn_tokenizer_destroy(nn_tokenizer_t *tokenizer);
@@ -942,6 +947,60 @@ NN_API nn_status_t nn_tokenizer_decode_next(const nn_tokenizer_t *tokenizer,
                                             int64_t count, int32_t finish, char *text,
                                             size_t capacity, size_t *bytes);
 
+/** Writes tokenizer.json for the tokenizers package and for nn_tokenizer_load(). Into a folder also
+ *  tokenizer_config.json, with which transformers opens the folder. What SentencePiece files ask for is
+ *  written as the steps that published tokenizer.json files have for it; they differ in rare texts.
+ *  NN_ERR_UNSUPPORTED names what the format cannot say.
+ *  @param path a file, or a folder that is there. */
+NN_API nn_status_t nn_tokenizer_save(const nn_tokenizer_t *tokenizer, const char *path);
+
+/** Writes an llm.c tokenizer file (magic 20240328, version 2) of a byte-level vocabulary that knows
+ *  its end of a text. NN_ERR_UNSUPPORTED says what the format has no place for. */
+NN_API nn_status_t nn_tokenizer_save_llmc(const nn_tokenizer_t *tokenizer, const char *path);
+
+/** Kinds of vocabularies that can be learnt. */
+enum {
+  NN_TOKENIZER_BPE = 0,    /**< Byte-level BPE (Sennrich et al., 2016): knows every text; the merges of
+                                the tokenizers package's trainer. */
+  NN_TOKENIZER_UNIGRAM = 1 /**< Unigram (Kudo, 2018) over NFKC with spaces at the beginning of words,
+                                after SentencePiece: a text's first word gets one, and decoding drops
+                                it, or the text's own. Needs a special for unknown characters. */
+};
+
+/** Options of nn_tokenizer_train(). */
+typedef struct nn_tokenizer_train_options_t {
+  size_t struct_size;     /**< sizeof this struct. */
+  int32_t kind;           /**< NN_TOKENIZER_ value. */
+  int64_t vocab_size;     /**< Ids in all, if the texts have enough to learn. 0: 32,000. */
+  int64_t min_frequency;  /**< How often what is learnt must come. 0: 2. */
+  const char *const *specials; /**< [special_count] special tokens, which get the first ids. */
+  int64_t special_count;  /**< Their number. */
+  const char *pattern;    /**< BPE: regular expression whose matches are words, as is what lies between
+                               them. NULL: GPT-2's. */
+  float coverage;         /**< Unigram: share of the text that characters in the vocabulary make up;
+                               the rarest are left to unk. 0: 0.9995. */
+  const char *bos;        /**< Which special is NN_TOKEN_BOS, if it is among them. NULL: "<s>". */
+  const char *eos;        /**< NN_TOKEN_EOS. NULL: "</s>". */
+  const char *pad;        /**< NN_TOKEN_PAD. NULL: "<pad>". */
+  const char *unk;        /**< NN_TOKEN_UNK. NULL: "<unk>". */
+  nn_progress_fn progress; /**< Called as bytes of text are read, and while learning, or NULL. */
+  void *progress_user;    /**< Passed to progress. */
+} nn_tokenizer_train_options_t;
+
+/** Learns a vocabulary from texts. The same texts in the same order give the same tokenizer.
+ *  @param texts   [count] each any byte string; words do not go from one to the next.
+ *  @param bytes   [count] their lengths.
+ *  @param options NULL: all zero. */
+NN_API nn_status_t nn_tokenizer_train(const char *const *texts, const size_t *bytes, int64_t count,
+                                      const nn_tokenizer_train_options_t *options,
+                                      nn_tokenizer_t **tokenizer);
+
+/** The same from files, of which each line with its end is a text.
+ *  @param paths [count], at least one. */
+NN_API nn_status_t nn_tokenizer_train_files(const char *const *paths, int64_t count,
+                                            const nn_tokenizer_train_options_t *options,
+                                            nn_tokenizer_t **tokenizer);
+
 /* ------------------------------------------------------------------------------------------------
  * Dataset: a token stream cut into windows
  * --------------------------------------------------------------------------------------------- */
@@ -978,6 +1037,10 @@ NN_API nn_status_t nn_dataset_open_tokens(const char *path, const nn_dataset_opt
 NN_API nn_status_t nn_dataset_from_tokens(const int32_t *ids, int64_t count,
                                           const nn_dataset_options_t *options,
                                           nn_dataset_t **dataset);
+
+/** Writes ids to an llm.c token file, which nn_dataset_open_tokens() reads. NN_ERR_UNSUPPORTED: an id
+ *  is not below 65,536, or there are more than 2^31 - 1. */
+NN_API nn_status_t nn_dataset_save_tokens(const char *path, const int32_t *ids, int64_t count);
 
 /** Gives the handle back. */
 NN_API void nn_dataset_destroy(nn_dataset_t *dataset);

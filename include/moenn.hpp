@@ -69,6 +69,7 @@ using loss_info = sized<nn_loss_t>;
 using expert_info = sized<nn_expert_stats_t>;
 using optim_options = sized<nn_optim_options_t>;
 using lr_schedule = sized<nn_schedule_t>;
+using tokenizer_train_options = sized<nn_tokenizer_train_options_t>;
 using dataset_options = sized<nn_dataset_options_t>;
 using dataset_info = sized<nn_dataset_info_t>;
 using sample_options = sized<nn_sample_options_t>;
@@ -149,9 +150,11 @@ struct guard {
   }
 };
 
+/* Of options that have progress. */
+template <class Options>
 struct progress_guard : guard<progress_fn> {
-  file_options options;
-  progress_guard(file_options rest, const progress_fn &progress) : guard{progress}, options(rest) {
+  Options options;
+  progress_guard(const Options &rest, const progress_fn &progress) : guard{progress}, options(rest) {
     if (!progress) return;
     options.progress = call<std::int64_t, std::int64_t>;
     options.progress_user = static_cast<guard *>(this);
@@ -298,11 +301,11 @@ class model : public detail::handle<nn_model_t, nn_model_destroy> {
     return load(nn_model_load_llmc, on, path, dtype, progress);
   }
   void save(const std::string &folder, const file_options &options = {}, const progress_fn &progress = nullptr) const {
-    detail::progress_guard guard(options, progress);
+    detail::progress_guard<file_options> guard(options, progress);
     guard.finish(nn_model_save(get(), folder.c_str(), &guard.options));
   }
   void save_llmc(const std::string &path, const progress_fn &progress = nullptr) const {
-    detail::progress_guard guard({}, progress);
+    detail::progress_guard<file_options> guard({}, progress);
     guard.finish(nn_model_save_llmc(get(), path.c_str(), &guard.options));
   }
   model_config config() const { return detail::get<model_config>(nn_model_config, get()); }
@@ -346,7 +349,7 @@ class model : public detail::handle<nn_model_t, nn_model_destroy> {
   model(const device &on, F *make, Args... args) : handle(on.log(), make, args...) {}
   static model load(decltype(nn_model_load) *read, device &on, const std::string &path, std::int32_t dtype,
                     const progress_fn &progress) {
-    detail::progress_guard guard({}, progress);
+    detail::progress_guard<file_options> guard({}, progress);
     try {
       return {on, read, on.get(), path.c_str(), dtype, &guard.options};
     } catch (const error &) {
@@ -389,6 +392,33 @@ class tokenizer : public detail::handle<nn_tokenizer_t, nn_tokenizer_destroy> {
   static tokenizer bytes() { return {nn_tokenizer_create_bytes}; }
   /** A tokenizer file, or the folder that holds one. */
   static tokenizer load(const std::string &path) { return {nn_tokenizer_load, path.c_str()}; }
+  /** A tiktoken rank file, whose words are the matches of a pattern. */
+  static tokenizer load_tiktoken(const std::string &path, const std::string &pattern) {
+    return {nn_tokenizer_load_tiktoken, path.c_str(), pattern.c_str()};
+  }
+  /** Learns a vocabulary from texts; words do not go from one to the next. */
+  static tokenizer train(const std::vector<std::string_view> &texts,
+                         const tokenizer_train_options &options = {},
+                         const progress_fn &progress = nullptr) {
+    std::vector<const char *> data;
+    std::vector<std::size_t> bytes;
+    for (std::string_view text : texts) data.push_back(text.data()), bytes.push_back(text.size());
+    return learn(options, progress, nn_tokenizer_train, data.data(), bytes.data(),
+                 static_cast<std::int64_t>(data.size()));
+  }
+  /** The same from files, of which each line with its end is a text. */
+  static tokenizer train_files(const std::vector<std::string> &paths,
+                               const tokenizer_train_options &options = {},
+                               const progress_fn &progress = nullptr) {
+    std::vector<const char *> names;
+    for (const std::string &path : paths) names.push_back(path.c_str());
+    return learn(options, progress, nn_tokenizer_train_files, names.data(),
+                 static_cast<std::int64_t>(names.size()));
+  }
+  /** Writes tokenizer.json; into a folder also tokenizer_config.json. */
+  void save(const std::string &path) const { check(nn_tokenizer_save(get(), path.c_str())); }
+  /** Writes a tokenizer file of llm.c. */
+  void save_llmc(const std::string &path) const { check(nn_tokenizer_save_llmc(get(), path.c_str())); }
   std::int64_t vocab_size() const noexcept { return nn_tokenizer_vocab_size(get()); }
   /** The id of an NN_TOKEN_; -1: none. */
   std::int32_t special(std::int32_t which) const noexcept { return nn_tokenizer_special(get(), which); }
@@ -438,6 +468,17 @@ class tokenizer : public detail::handle<nn_tokenizer_t, nn_tokenizer_destroy> {
   friend class text_stream;
   template <class F, class... Args>
   tokenizer(F *make, Args... args) : handle(nullptr, make, args...) {}
+  template <class F, class... Args>
+  static tokenizer learn(const tokenizer_train_options &options, const progress_fn &progress, F *make,
+                         Args... args) {
+    detail::progress_guard<tokenizer_train_options> guard(options, progress);
+    try {
+      return {make, args..., &guard.options};
+    } catch (const error &) {
+      guard.finish(NN_OK);
+      throw;
+    }
+  }
   /** What convert(data, room, &count) writes, whose size it says first. */
   template <class Container, class Count, class F>
   static Container filled(F &&convert) {
@@ -493,6 +534,10 @@ class dataset : public detail::handle<nn_dataset_t, nn_dataset_destroy> {
   /** An llm.c token file. */
   static dataset open_tokens(const std::string &path, const dataset_options &options) {
     return {options, nn_dataset_open_tokens, path.c_str()};
+  }
+  /** Writes ids below 65,536 to an llm.c token file. */
+  static void save_tokens(const std::string &path, ids tokens) {
+    check(nn_dataset_save_tokens(path.c_str(), tokens.data(), tokens.count()));
   }
   dataset_info info() const { return detail::get<dataset_info>(nn_dataset_info, get()); }
   /** Tokens and targets receive [batch, seq_len] ids. */

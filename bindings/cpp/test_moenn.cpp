@@ -249,6 +249,23 @@ void test_text_and_data() {
   CHECK(stream.push(0xc3).empty() && stream.push(0xa9) == "\xc3\xa9" && stream.push(0xe2).empty());
   CHECK(stream.finish() == "\xef\xbf\xbd");
   FAILS(NN_ERR_NOT_FOUND, moenn::tokenizer::load("/none"));
+  moenn::tokenizer_train_options learning;
+  const char *const specials[] = {"<unk>"};
+  learning.vocab_size = 260;
+  learning.min_frequency = 1;
+  learning.specials = specials, learning.special_count = 1;
+  std::int64_t heard = 0;
+  const auto learnt = moenn::tokenizer::train({"low lower", "lowest"}, learning, [&](auto done, auto) {
+    heard = done;
+    return false;
+  });
+  CHECK(heard == 15 && learnt.vocab_size() == 260 && learnt.id("low") > 0);
+  FAILS(NN_ERR_CANCELLED, moenn::tokenizer::train({"a"}, learning, [](auto, auto) { return true; }));
+  FAILS(NN_ERR_NOT_FOUND, moenn::tokenizer::train_files({"/none"}));
+  FAILS(NN_ERR_NOT_FOUND, moenn::tokenizer::load_tiktoken("/none", "."));
+  FAILS(NN_ERR_UNSUPPORTED, learnt.save_llmc("/none"));
+  FAILS(NN_ERR_NOT_FOUND, learnt.save("/none/tokenizer.json"));
+  FAILS(NN_ERR_UNSUPPORTED, moenn::dataset::save_tokens("/none", {70000}));
   moenn::dataset_options windows;
   windows.seq_len = 2;
   moenn::dataset data({1, 2, 3, 4, 5}, windows);

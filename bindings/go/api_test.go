@@ -12,30 +12,32 @@ import (
 
 // The Go type of each struct of moenn.h.
 var structs = map[string]any{
-	"nn_device_options_t":   DeviceOptions{},
-	"nn_device_info_t":      DeviceInfo{},
-	"nn_memory_t":           Memory{},
-	"nn_tensor_info_t":      TensorInfo{},
-	"nn_model_config_t":     Config{},
-	"nn_plan_t":             Plan{},
-	"nn_train_options_t":    TrainOptions{},
-	"nn_session_options_t":  SessionOptions{},
-	"nn_file_options_t":     FileOptions{},
-	"nn_loss_t":             Loss{},
-	"nn_expert_stats_t":     ExpertStats{},
-	"nn_optim_options_t":    OptimizerOptions{},
-	"nn_schedule_t":         Schedule{},
-	"nn_dataset_options_t":  DatasetOptions{},
-	"nn_dataset_info_t":     DatasetInfo{},
-	"nn_encode_options_t":   EncodeOptions{},
-	"nn_sample_options_t":   SampleOptions{},
-	"nn_generate_options_t": GenerateOptions{},
+	"nn_device_options_t":          DeviceOptions{},
+	"nn_device_info_t":             DeviceInfo{},
+	"nn_memory_t":                  Memory{},
+	"nn_tensor_info_t":             TensorInfo{},
+	"nn_model_config_t":            Config{},
+	"nn_plan_t":                    Plan{},
+	"nn_train_options_t":           TrainOptions{},
+	"nn_session_options_t":         SessionOptions{},
+	"nn_file_options_t":            FileOptions{},
+	"nn_loss_t":                    Loss{},
+	"nn_expert_stats_t":            ExpertStats{},
+	"nn_optim_options_t":           OptimizerOptions{},
+	"nn_schedule_t":                Schedule{},
+	"nn_dataset_options_t":         DatasetOptions{},
+	"nn_dataset_info_t":            DatasetInfo{},
+	"nn_encode_options_t":          EncodeOptions{},
+	"nn_tokenizer_train_options_t": TokenizerTrainOptions{},
+	"nn_sample_options_t":          SampleOptions{},
+	"nn_generate_options_t":        GenerateOptions{},
 }
 
 // Members that Go has no use for: a slice has its length, a func its state.
 var implied = map[string]bool{
 	"struct_size": true, "unused": true, "log_user": true, "progress_user": true, "on_token_user": true,
 	"nn_tensor_info_t.ndim": true, "nn_generate_options_t.stop_count": true,
+	"nn_tokenizer_train_options_t.special_count": true,
 }
 
 // Structs that Go has as methods: DecodeSpecial, TextStream.

@@ -9,6 +9,7 @@
 /* The exported Go functions of callbacks.go, with the integer in place of the pointer. */
 int32_t moenn_token(int32_t token, int64_t index, void *user);
 int32_t moenn_progress(int64_t done, int64_t total, void *user);
+int32_t moenn_learning(int64_t done, int64_t total, void *user);
 void moenn_log(int32_t level, const char *message, void *user);
 
 static inline nn_status_t moenn_device_create(const char *name, int32_t threads, int32_t cpu_paths,
@@ -42,6 +43,22 @@ static inline nn_status_t moenn_save(moenn_save_fn save, const nn_model_t *model
                                      int64_t shard_bytes, uintptr_t user) {
   const nn_file_options_t options = moenn_file_options(shard_bytes, user);
   return save(model, path, &options);
+}
+
+/* texts, or without bytes paths of files; every pointer in C's memory. */
+static inline nn_status_t moenn_tokenizer_train(const char *const *texts, const size_t *bytes,
+                                                int64_t count, int32_t kind, int64_t vocab_size,
+                                                int64_t min_frequency, const char *const *specials,
+                                                int64_t special_count, float coverage,
+                                                const char *const *names, uintptr_t user,
+                                                nn_tokenizer_t **tokenizer) {
+  const nn_tokenizer_train_options_t options = {
+      .struct_size = sizeof options, .kind = kind, .vocab_size = vocab_size,
+      .min_frequency = min_frequency, .specials = specials, .special_count = special_count,
+      .coverage = coverage, .pattern = names[0], .bos = names[1], .eos = names[2],
+      .pad = names[3], .unk = names[4], .progress = moenn_learning, .progress_user = (void *)user};
+  return bytes ? nn_tokenizer_train(texts, bytes, count, &options, tokenizer)
+               : nn_tokenizer_train_files(texts, count, &options, tokenizer);
 }
 
 static inline nn_status_t moenn_generate(nn_session_t *session, int64_t sequence,

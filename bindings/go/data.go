@@ -38,6 +38,39 @@ func LoadTokenizer(path string) (*Tokenizer, error) {
 	return newTokenizer(func(ptr **C.nn_tokenizer_t) C.nn_status_t { return C.nn_tokenizer_load(cpath, ptr) })
 }
 
+// LoadTiktoken loads a tiktoken rank file, whose words are the matches of a pattern.
+func LoadTiktoken(path, pattern string) (*Tokenizer, error) {
+	cpath, err := cstring(path)
+	if err != nil {
+		return nil, err
+	}
+	cpattern, err := cstring(pattern)
+	if err != nil {
+		return nil, err
+	}
+	return newTokenizer(func(ptr **C.nn_tokenizer_t) C.nn_status_t {
+		return C.nn_tokenizer_load_tiktoken(cpath, cpattern, ptr)
+	})
+}
+
+// Save writes tokenizer.json; into a folder also tokenizer_config.json.
+func (t *Tokenizer) Save(path string) error {
+	cpath, err := cstring(path)
+	if err != nil {
+		return err
+	}
+	return t.do(func() C.nn_status_t { return C.nn_tokenizer_save(t.ptr, cpath) })
+}
+
+// SaveLLMC writes a tokenizer file of llm.c.
+func (t *Tokenizer) SaveLLMC(path string) error {
+	cpath, err := cstring(path)
+	if err != nil {
+		return err
+	}
+	return t.do(func() C.nn_status_t { return C.nn_tokenizer_save_llmc(t.ptr, cpath) })
+}
+
 func newTokenizer(make func(ptr **C.nn_tokenizer_t) C.nn_status_t) (*Tokenizer, error) {
 	t := &Tokenizer{}
 	if err := call(func() C.nn_status_t { return make(&t.ptr) }); err != nil {
@@ -321,6 +354,17 @@ func OpenTokens(path string, options DatasetOptions) (*Dataset, error) {
 	}
 	return newDataset(options, func(c *C.nn_dataset_options_t, data **C.nn_dataset_t) C.nn_status_t {
 		return C.nn_dataset_open_tokens(cpath, c, data)
+	})
+}
+
+// SaveTokens writes ids below 65,536 to an llm.c token file, which OpenTokens reads.
+func SaveTokens(path string, ids []int32) error {
+	cpath, err := cstring(path)
+	if err != nil {
+		return err
+	}
+	return call(func() C.nn_status_t {
+		return C.nn_dataset_save_tokens(cpath, (*C.int32_t)(first(ids)), C.int64_t(len(ids)))
 	})
 }
 

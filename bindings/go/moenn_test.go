@@ -486,6 +486,55 @@ func TestLoadTokenizer(t *testing.T) {
 	}
 }
 
+func TestTrainTokenizer(t *testing.T) {
+	texts, folder, heard := []string{"low lower lowest", "new newer newest low"}, t.TempDir(), 0
+	options := TokenizerTrainOptions{VocabSize: 270, MinFrequency: 1, Specials: []string{"<|end|>", "<pad>"},
+		Eos: "<|end|>", Progress: func(done, total int64) error {
+			equal(t, [2]int64{done, total}, [2]int64{36, 36})
+			heard++
+			return nil
+		}}
+	tokenizer := must[*Tokenizer](t)(TrainTokenizer(bg, texts, &options))
+	defer tokenizer.Close()
+	equal(t, heard > 0, true)
+	equal(t, tokenizer.VocabSize(), 270)
+	equal(t, tokenizer.Special(EOS), int32(0))
+	equal(t, tokenizer.Special(Pad), int32(1))
+	equal(t, tokenizer.ID("low") > 0, true)
+
+	ok(t, tokenizer.Save(folder))
+	again := must[*Tokenizer](t)(LoadTokenizer(folder))
+	defer again.Close()
+	equal(t, must[[]int32](t)(again.Encode(nil, "newest")), must[[]int32](t)(tokenizer.Encode(nil, "newest")))
+	ok(t, tokenizer.SaveLLMC(filepath.Join(folder, "tokenizer.bin")))
+	text := filepath.Join(folder, "text")
+	ok(t, os.WriteFile(text, []byte("low low\nlower"), 0o600))
+	pieces := must[*Tokenizer](t)(TrainTokenizerFiles(bg, []string{text},
+		&TokenizerTrainOptions{Kind: Unigram, VocabSize: 20, Specials: []string{"<unk>"}, Coverage: 1}))
+	defer pieces.Close()
+	ids := must[[]int32](t)(pieces.Encode(nil, "lower low"))
+	equal(t, string(must[[]byte](t)(pieces.Decode(nil, ids))), "lower low")
+	_, err := LoadTiktoken(text, ".")
+	fails(t, err, ErrFormat)
+	_, err = TrainTokenizer(bg, texts, &TokenizerTrainOptions{Kind: Unigram})
+	fails(t, err, ErrArgument)
+	_, err = TrainTokenizer(bg, texts, &TokenizerTrainOptions{
+		Progress: func(done, total int64) error { return os.ErrClosed }})
+	fails(t, err, ErrCancelled)
+	equal(t, errors.Is(err, os.ErrClosed), true)
+	over, end := context.WithCancel(bg)
+	end()
+	_, err = TrainTokenizer(over, texts, nil)
+	fails(t, err, ErrCancelled)
+
+	tokens := filepath.Join(folder, "tokens")
+	ok(t, SaveTokens(tokens, []int32{1, 65535}))
+	dataset := must[*Dataset](t)(OpenTokens(tokens, DatasetOptions{SeqLen: 1}))
+	defer dataset.Close()
+	equal(t, must[DatasetInfo](t)(dataset.Info()).MaxID, int32(65535))
+	fails(t, SaveTokens(tokens, []int32{65536}), ErrUnsupported)
+}
+
 func TestTokenizer(t *testing.T) {
 	b := must[*Tokenizer](t)(NewByteTokenizer())
 	equal(t, b.VocabSize(), ByteVocab)

@@ -33,6 +33,7 @@ ENUMS = {
     "NN_SCHEDULE_CONSTANT": ("ScheduleKind", "IntEnum", ("NN_SCHEDULE_",)),
     "NN_BYTE_BOS": ("ByteToken", "IntEnum", ("NN_BYTE_",)),
     "NN_TOKEN_BOS": ("SpecialToken", "IntEnum", ("NN_TOKEN_",)),
+    "NN_TOKENIZER_BPE": ("TokenizerKind", "IntEnum", ("NN_TOKENIZER_",)),
     "NN_STOP_LENGTH": ("Stop", "IntEnum", ("NN_STOP_",)),
 }
 

@@ -57,6 +57,13 @@ nn_status_t nn_dataset_open_tokens(const char *path, const nn_dataset_options_t 
   return status == NN_OK ? NN_OK : status_prefix(status, "%s", path);
 }
 
+nn_status_t nn_dataset_save_tokens(const char *path, const int32_t *ids, int64_t count) {
+  STATUS_REQUIRE(path);
+  if (count < 0) return status_fail(NN_ERR_ARGUMENT, "%lld ids to save", (long long)count);
+  if (count) STATUS_REQUIRE(ids);
+  return token_file_save(path, ids, count);
+}
+
 nn_status_t nn_dataset_from_tokens(const int32_t *ids, int64_t count,
                                    const nn_dataset_options_t *options, nn_dataset_t **dataset) {
   STATUS_REQUIRE(ids);

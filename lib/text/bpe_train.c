@@ -19,6 +19,7 @@ typedef struct pair {
   int32_t first;       /* place of its list, or NONE */
   int32_t touched;     /* the last merge that gave it places, counted from 1 */
   int64_t count;       /* sum of its places' words' counts */
+  bool barred;         /* from becoming a token */
 } pair_t;
 
 typedef struct heap_entry {
@@ -27,7 +28,7 @@ typedef struct heap_entry {
 } heap_entry_t;
 
 typedef struct trainer {
-  const word_table_t *words;
+  const word_table_t *words, *barred;
   bpe_trained_t *trained;
   /* of each place */
   int32_t *symbol; /* the token that begins here; undefined inside a symbol */
@@ -171,7 +172,7 @@ static void heap_sink(trainer_t *trainer, heap_entry_t entry) {
 static int32_t heap_pop(trainer_t *trainer) {
   while (trainer->heap_count) {
     heap_entry_t top = trainer->heap[0];
-    int64_t count = trainer->pairs[top.pair].count;
+    int64_t count = trainer->pairs[top.pair].barred ? 0 : trainer->pairs[top.pair].count;
     if (top.count == count && count > 0) return top.pair;
     if (count > 0) {
       heap_sink(trainer, (heap_entry_t){count, top.pair});
@@ -234,8 +235,8 @@ static nn_status_t merge_all(trainer_t *trainer, bpe_merge_t merge, const pair_t
   return NN_OK;
 }
 
-/* The token that a pair makes, and the merge in the list. */
-static nn_status_t merge_make(trainer_t *trainer, const pair_t *pair, bpe_merge_t *merge) {
+/* The token that a pair makes, and the merge in the list; or the pair is barred. */
+static nn_status_t merge_make(trainer_t *trainer, pair_t *pair, bpe_merge_t *merge) {
   bpe_trained_t *trained = trainer->trained;
   const word_t *left = &trained->tokens.words[pair->left];
   const word_t *right = &trained->tokens.words[pair->right];
@@ -245,8 +246,11 @@ static nn_status_t merge_make(trainer_t *trainer, const pair_t *pair, bpe_merge_
   STATUS_TRY(mem_alloc(bytes, 1, &text));
   memcpy(text, word_text(&trained->tokens, pair->left), left->bytes);
   memcpy((char *)text + left->bytes, word_text(&trained->tokens, pair->right), right->bytes);
-  nn_status_t status = word_table_add(&trained->tokens, text, bytes, 0, &merge->made);
+  pair->barred = word_table_find(trainer->barred, text, bytes) >= 0;
+  nn_status_t status =
+      pair->barred ? NN_OK : word_table_add(&trained->tokens, text, bytes, 0, &merge->made);
   mem_free(text);
+  if (pair->barred) return NN_OK;
   STATUS_TRY(status);
   STATUS_TRY(LIST_GROW(trained->merges, trained->merge_count, trained->merge_capacity));
   trained->merges[trained->merge_count++] = *merge;
@@ -290,9 +294,10 @@ static nn_status_t trainer_run(trainer_t *trainer, int64_t most, int64_t min_fre
   for (int32_t number = 2; (int64_t)trained->tokens.word_count < most; number++) {
     int32_t index = heap_pop(trainer);
     if (index == NONE || trainer->pairs[index].count < min_frequency) break;
-    pair_t pair = trainer->pairs[index]; /* a copy: the table may move */
     bpe_merge_t merge;
-    STATUS_TRY(merge_make(trainer, &pair, &merge));
+    STATUS_TRY(merge_make(trainer, &trainer->pairs[index], &merge));
+    if (trainer->pairs[index].barred) continue;
+    pair_t pair = trainer->pairs[index]; /* a copy: the table may move */
     STATUS_TRY(merge_all(trainer, merge, &pair, number));
     STATUS_TRY(poll(user));
   }
@@ -306,9 +311,10 @@ static void trainer_free(trainer_t *trainer) {
   for (size_t i = 0; i < sizeof arrays / sizeof *arrays; i++) mem_free(arrays[i]);
 }
 
-nn_status_t bpe_train(const word_table_t *words, int64_t most, int64_t min_frequency,
-                      train_poll_fn poll, void *user, bpe_trained_t *trained) {
-  trainer_t trainer = {.words = words, .trained = trained, .places = (int64_t)words->text_bytes};
+nn_status_t bpe_train(const word_table_t *words, const word_table_t *barred, int64_t most,
+                      int64_t min_frequency, train_poll_fn poll, void *user,
+                      bpe_trained_t *trained) {
+  trainer_t trainer = {.words = words, .barred = barred, .trained = trained, .places = (int64_t)words->text_bytes};
   int32_t **const arrays[] = {&trainer.symbol, &trainer.begin, &trainer.word, &trainer.before,
                               &trainer.after};
   if (words->text_bytes > INT32_MAX)

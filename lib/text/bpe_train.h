@@ -23,10 +23,11 @@ typedef nn_status_t (*train_poll_fn)(void *user);
 
 /* Learns until there are `most` tokens or no pair comes min_frequency times. The first 256 tokens are
  * the bytes, in the order of their characters in the byte map. Of pairs that come equally often that
- * with the lower left token wins, then that with the lower right one. `trained` is freed by the
- * caller also after a failure. */
-nn_status_t bpe_train(const word_table_t *words, int64_t most, int64_t min_frequency,
-                      train_poll_fn poll, void *user, bpe_trained_t *trained);
+ * with the lower left token wins, then that with the lower right one. None becomes one of the words of
+ * `barred`. `trained` is freed by the caller also after a failure. */
+nn_status_t bpe_train(const word_table_t *words, const word_table_t *barred, int64_t most,
+                      int64_t min_frequency, train_poll_fn poll, void *user,
+                      bpe_trained_t *trained);
 void bpe_trained_free(bpe_trained_t *trained);
 
 #endif

@@ -4,6 +4,7 @@
 #ifndef NN_TEXT_BYTEMAP_H
 #define NN_TEXT_BYTEMAP_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include <stddef.h>
 
@@ -37,5 +38,9 @@ static inline int bytemap_byte(uint32_t code) {
   if ((code >= 33 && code < 127) || (code >= 161 && code != 173)) return (int)code;
   return -1;
 }
+
+/* The bytes that a token in the spelling of the map stands for; false: it has other characters.
+ * raw: [bytes] */
+bool bytemap_read(const char *text, size_t bytes, char *raw, size_t *raw_bytes);
 
 #endif

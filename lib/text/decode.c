@@ -196,18 +196,11 @@ static nn_status_t step_fuse(const token_texts_t *from, token_texts_t *to) {
 /* The bytes that a token of a byte-level vocabulary stands for; its text, where it is none of the
  * map's. */
 static nn_status_t add_unmapped(buffer_t *to, text_t text) {
-  const size_t begin = to->bytes;
+  size_t bytes;
   STATUS_TRY(buffer_room(to, text.bytes));
-  for (size_t at = 0; at < text.bytes;) {
-    uint32_t taken;
-    const int byte = bytemap_byte(utf8_decode(text.data + at, text.data + text.bytes, &taken));
-    if (byte < 0) {
-      to->bytes = begin;
-      return buffer_add(to, text.data, text.bytes);
-    }
-    to->data[to->bytes++] = (char)byte;
-    at += taken;
-  }
+  if (!bytemap_read(text.data, text.bytes, to->data + to->bytes, &bytes))
+    return buffer_add(to, text.data, text.bytes);
+  to->bytes += bytes;
   return NN_OK;
 }
 

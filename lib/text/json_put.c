@@ -1,6 +1,7 @@
 #include "text/json_put.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 
 /* Only what JSON demands is escaped. */
 void json_put_string(output_t *output, text_t text) {
@@ -27,7 +28,8 @@ void json_put_integer(output_t *output, int64_t number) {
 
 void json_put_double(output_t *output, double number) {
   char digits[40];
-  snprintf(digits, sizeof digits, "%.17g", number);
+  snprintf(digits, sizeof digits, "%.15g", number); /* where so few digits say it */
+  if (strtod(digits, NULL) != number) snprintf(digits, sizeof digits, "%.17g", number);
   for (char *c = digits; *c; c++) /* of locales that write a comma */
     if (*c == ',') *c = '.';
   output_text(output, digits);

@@ -40,20 +40,6 @@ bool vocabulary_has_bytes(const model_t *model) {
   return true;
 }
 
-/* The raw bytes of a token in the spelling of the byte map; false: it has other characters. */
-static bool unmap(text_t text, char *raw, size_t *bytes) {
-  *bytes = 0;
-  for (size_t at = 0; at < text.bytes;) {
-    uint32_t taken;
-    const int byte =
-        bytemap_byte(utf8_decode(text.data + at, text.data + text.bytes, &taken));
-    if (byte < 0) return false;
-    raw[(*bytes)++] = (char)byte;
-    at += taken;
-  }
-  return true;
-}
-
 static nn_status_t index_raw(vocabulary_t *vocabulary) {
   const model_t *model = vocabulary->model;
   size_t total = 1, written = 0;
@@ -64,7 +50,7 @@ static nn_status_t index_raw(vocabulary_t *vocabulary) {
   for (size_t i = 0; i < model->token_count; i++) {
     size_t bytes;
     char *to = vocabulary->raw + written;
-    if (!unmap(model->tokens[i].text, to, &bytes)) continue;
+    if (!bytemap_read(model->tokens[i].text.data, model->tokens[i].text.bytes, to, &bytes)) continue;
     STATUS_TRY(text_index_put(&vocabulary->index, (text_t){to, bytes}, model->tokens[i].id));
     if (bytes == 1) vocabulary->byte_ids[(unsigned char)*to] = model->tokens[i].id;
     written += bytes;

@@ -19,6 +19,7 @@ typedef struct candidate {
 
 typedef struct seeder {
   unigram_text_t *text;
+  const word_table_t *barred;
   int32_t *order, *spare; /* [chars] characters, sorted by the suffixes that begin there */
   uint8_t *shared;        /* [chars] characters that a suffix has in common with the one before */
   int64_t *weight;        /* [chars + 1] sums of the counts of the suffixes before each */
@@ -96,8 +97,13 @@ static uint8_t suffixes_share(const unigram_text_t *text, int32_t a, int32_t b) 
 static nn_status_t candidate_add(seeder_t *seeder, int32_t chars, int64_t begin, int64_t end) {
   int64_t count = seeder->weight[end] - seeder->weight[begin];
   if (chars < 2 || count < 2 || count < seeder->min_frequency) return NN_OK;
-  for (int32_t i = 0; i < chars; i++) /* none has a character that is no piece */
-    if (seeder->text->single[seeder->order[begin] + i] < 0) return NN_OK;
+  const unigram_text_t *text = seeder->text;
+  const int32_t first = seeder->order[begin], place = text->place[first];
+  for (int32_t c = first; c < first + chars; c++) /* none has a character that is no piece */
+    if (text->single[c] < 0) return NN_OK;
+  if (word_table_find(seeder->barred, text->words->text + place,
+                      (size_t)(text->place[first + chars] - place)) >= 0)
+    return NN_OK;
   STATUS_TRY(
       LIST_GROW(seeder->candidates, seeder->candidate_count, seeder->candidate_capacity));
   seeder->candidates[seeder->candidate_count++] =
@@ -208,9 +214,9 @@ static nn_status_t seeder_run(seeder_t *seeder, train_poll_fn poll, void *user) 
   return pieces_build(seeder);
 }
 
-nn_status_t unigram_text_seed(unigram_text_t *text, int64_t min_frequency, train_poll_fn poll,
-                              void *user) {
-  seeder_t seeder = {.text = text, .min_frequency = min_frequency};
+nn_status_t unigram_text_seed(unigram_text_t *text, const word_table_t *barred,
+                              int64_t min_frequency, train_poll_fn poll, void *user) {
+  seeder_t seeder = {.text = text, .barred = barred, .min_frequency = min_frequency};
   const size_t chars = (size_t)text->chars;
   void *order = NULL, *spare = NULL, *shared = NULL, *weight = NULL, *begin = NULL;
   nn_status_t status = mem_alloc(chars, sizeof *seeder.order, &order);

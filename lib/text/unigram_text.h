@@ -34,8 +34,8 @@ void unigram_text_free(unigram_text_t *text);
 
 /* Adds the most promising pieces of two characters and more: substrings that come often and are
  * long, found by sorting the text's suffixes. */
-nn_status_t unigram_text_seed(unigram_text_t *text, int64_t min_frequency, train_poll_fn poll,
-                              void *user);
+nn_status_t unigram_text_seed(unigram_text_t *text, const word_table_t *barred,
+                              int64_t min_frequency, train_poll_fn poll, void *user);
 
 /* Takes out the pieces whose place in keep [piece_count] is 0. Those of one character stay. */
 void unigram_text_remove(unigram_text_t *text, const unsigned char *keep, int32_t *places);

@@ -286,6 +286,13 @@ static nn_status_t take_best(unigram_trainer_t *trainer, int64_t most, unigram_t
   return status;
 }
 
+/* To ten decimals: so many digits make the same number in every program that reads them from a file. */
+static void round_scores(unigram_trained_t *trained) {
+  static const double unit = 1e10;
+  for (size_t i = 0; i < trained->count; i++)
+    trained->pieces[i].score = nearbyint(trained->pieces[i].score * unit) / unit;
+}
+
 static int compare_pieces(const void *a, const void *b) {
   const unigram_piece_t *x = a, *y = b;
   if (x->score != y->score) return x->score > y->score ? -1 : 1;
@@ -314,6 +321,7 @@ static nn_status_t trainer_run(unigram_trainer_t *trainer, int64_t most,
     if (trainer->text.piece_count == before) break; /* characters alone are more than wanted */
   }
   STATUS_TRY(take_best(trainer, most, trained));
+  round_scores(trained);
   if (trained->count)
     qsort(trained->pieces, trained->count, sizeof *trained->pieces, compare_pieces);
   return NN_OK;
@@ -328,9 +336,9 @@ static void trainer_free(unigram_trainer_t *trainer) {
   mem_free(trainer);
 }
 
-nn_status_t unigram_train(const word_table_t *words, int64_t piece_count, double coverage,
-                          int64_t min_frequency, train_poll_fn poll, void *user,
-                          unigram_trained_t *trained) {
+nn_status_t unigram_train(const word_table_t *words, const word_table_t *barred,
+                          int64_t piece_count, double coverage, int64_t min_frequency,
+                          train_poll_fn poll, void *user, unigram_trained_t *trained) {
   void *made;
   if (words->text_bytes > INT32_MAX)
     return status_fail(NN_ERR_UNSUPPORTED,
@@ -341,7 +349,8 @@ nn_status_t unigram_train(const word_table_t *words, int64_t piece_count, double
   trainer->poll = poll, trainer->user = user;
   *trained = (unigram_trained_t){0};
   nn_status_t status = unigram_text_build(words, coverage, &trainer->text);
-  if (status == NN_OK) status = unigram_text_seed(&trainer->text, min_frequency, poll, user);
+  if (status == NN_OK) 
+    status = unigram_text_seed(&trainer->text, barred, min_frequency, poll, user);
   if (status == NN_OK) status = trainer_run(trainer, piece_count, trained);
   trainer_free(trainer);
   return status;

@@ -1,5 +1,7 @@
 #include "train/token_file.h"
 
+#include "base/file.h"
+
 enum { HEADER_WORDS = 256, MAGIC = 20240520, VERSION = 1 };
 
 nn_status_t token_file_parse(const void *data, size_t bytes, const uint16_t **ids, int64_t *count) {
@@ -23,4 +25,39 @@ nn_status_t token_file_parse(const void *data, size_t bytes, const uint16_t **id
   *ids = (const uint16_t *)(header + HEADER_WORDS);
   *count = header[2];
   return NN_OK;
+}
+
+static nn_status_t check_fit(const int32_t *ids, int64_t count) {
+  if (count > INT32_MAX)
+    return status_fail(NN_ERR_UNSUPPORTED, "%lld tokens; a token file has at most %d",
+                       (long long)count, INT32_MAX);
+  for (int64_t i = 0; i < count; i++)
+    if (ids[i] < 0 || ids[i] > UINT16_MAX)
+      return status_fail(NN_ERR_UNSUPPORTED,
+                         "the id at index %lld is %d; a token file has ids from 0 to %d",
+                         (long long)i, ids[i], UINT16_MAX);
+  return NN_OK;
+}
+
+static nn_status_t save_ids(const int32_t *ids, int64_t count, file_writer_t *writer) {
+  const int32_t header[HEADER_WORDS] = {MAGIC, VERSION, (int32_t)count};
+  uint16_t part[8192];
+  STATUS_TRY(file_writer_write(writer, header, sizeof header));
+  for (int64_t done = 0; done < count;) {
+    int64_t size = 0;
+    while (size < (int64_t)(sizeof part / sizeof *part) && done < count)
+      part[size++] = (uint16_t)ids[done++];
+    STATUS_TRY(file_writer_write(writer, part, (size_t)size * sizeof *part));
+  }
+  return NN_OK;
+}
+
+nn_status_t token_file_save(const char *path, const int32_t *ids, int64_t count) {
+  file_writer_t writer = {0};
+  STATUS_TRY(check_fit(ids, count));
+  STATUS_TRY(file_writer_open(path, &writer));
+  nn_status_t status = save_ids(ids, count, &writer);
+  if (status == NN_OK) return file_writer_commit(&writer);
+  file_writer_discard(&writer);
+  return status;
 }

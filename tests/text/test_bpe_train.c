@@ -10,6 +10,8 @@
 
 enum { MOST_WORDS = 40, MOST_BYTES = 24 };
 
+static const word_table_t none;
+
 static nn_status_t go_on(void *user) {
   (void)user;
   return NN_OK;
@@ -103,7 +105,7 @@ static void test_against_plain(void **state) {
     bpe_trained_t trained = {0};
     random_words(seed, &table);
     const int64_t least = 1 + (int64_t)(seed % 3);
-    CHECK(bpe_train(&table, 300, least, go_on, NULL, &trained));
+    CHECK(bpe_train(&table, &none, 300, least, go_on, NULL, &trained));
     plain_words(&table, &plain);
     for (size_t i = 0; i < trained.merge_count; i++, merges++) {
       int32_t left = 0, right = 0;
@@ -127,7 +129,7 @@ static void test_tokens(void **state) {
   bpe_trained_t trained = {0};
   CHECK(word_table_add(&table, "low", 3, 5, NULL));
   CHECK(word_table_add(&table, "lower", 5, 2, NULL));
-  CHECK(bpe_train(&table, 260, 1, go_on, NULL, &trained));
+  CHECK(bpe_train(&table, &none, 260, 1, go_on, NULL, &trained));
   assert_int_equal(trained.tokens.word_count, 260);
   static const char *const made[] = {"lo", "low", "er", "lower"};
   for (int i = 0; i < 4; i++) {
@@ -150,7 +152,7 @@ static void test_long_word(void **state) {
   char *word = fixture_memory(BYTES);
   for (int i = 0; i < BYTES; i++) word[i] = (char)('a' + next_random(&random) % 20);
   CHECK(word_table_add(&table, word, BYTES, 1, NULL));
-  CHECK(bpe_train(&table, 8000, 2, go_on, NULL, &trained));
+  CHECK(bpe_train(&table, &none, 8000, 2, go_on, NULL, &trained));
   assert_int_equal(trained.tokens.word_count, 8000);
   bpe_trained_free(&trained);
   word_table_free(&table);
@@ -167,12 +169,12 @@ static void test_failures(void **state) {
   word_table_t table = {0};
   random_words(4, &table);
   bpe_trained_t trained = {0};
-  CHECK_STATUS(NN_ERR_CANCELLED, bpe_train(&table, 300, 1, stop, NULL, &trained));
+  CHECK_STATUS(NN_ERR_CANCELLED, bpe_train(&table, &none, 300, 1, stop, NULL, &trained));
   bpe_trained_free(&trained);
   nn_status_t status = NN_ERR_MEMORY;
   for (int64_t i = 0; status != NN_OK; i++) {
     mem_fail_after(i);
-    status = bpe_train(&table, 300, 1, go_on, NULL, &trained);
+    status = bpe_train(&table, &none, 300, 1, go_on, NULL, &trained);
     mem_fail_after(-1);
     if (status != NN_OK) assert_int_equal(status, NN_ERR_MEMORY);
     bpe_trained_free(&trained);

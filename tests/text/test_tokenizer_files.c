@@ -415,7 +415,7 @@ static void test_llmc(void **state) {
 
   char *folder = fixture_folder();
   size_t bytes;
-  CHECK(llmc_tokenizer_save(files_path(folder, "tokenizer.bin"), &tokenizer->pipeline));
+  CHECK(nn_tokenizer_save_llmc(tokenizer, files_path(folder, "tokenizer.bin")));
   unsigned char *again = files_read(folder, "tokenizer.bin", &bytes);
   assert_int_equal(bytes, file.bytes);
   assert_memory_equal(again, file.data, bytes);

@@ -8,6 +8,8 @@
 #include "base/mem.h"
 #include "text/unigram_train.h"
 
+static const word_table_t none;
+
 static nn_status_t go_on(void *user) {
   (void)user;
   return NN_OK;
@@ -59,7 +61,7 @@ static void test_syllables(void **state) {
   word_table_t table = {0};
   unigram_trained_t trained;
   add_syllables(&table, 600);
-  CHECK(unigram_train(&table, 40, 1, 1, go_on, NULL, &trained));
+  CHECK(unigram_train(&table, &none, 40, 1, 1, go_on, NULL, &trained));
   assert_int_equal(trained.count, 40);
   check_vocabulary(&trained, 40);
   for (size_t i = 0; i < sizeof expected / sizeof *expected; i++)
@@ -79,14 +81,14 @@ static void test_coverage(void **state) {
   add(&table, "common", 1000);
   add(&table, "comb", 1000);
   add(&table, "z\xe2\x82\xac" "com", 3);
-  CHECK(unigram_train(&table, 100, 0.999, 1, go_on, NULL, &trained));
+  CHECK(unigram_train(&table, &none, 100, 0.999, 1, go_on, NULL, &trained));
   assert_true(find(&table, &trained, "com") >= 0);
   for (size_t i = 0; i < trained.count; i++) {
     const unigram_piece_t *piece = &trained.pieces[i];
     assert_null(memchr(table.text + piece->begin, '\xe2', (size_t)piece->bytes));
   }
   unigram_trained_free(&trained);
-  CHECK(unigram_train(&table, 100, 1, 1, go_on, NULL, &trained));
+  CHECK(unigram_train(&table, &none, 100, 1, 1, go_on, NULL, &trained));
   assert_true(find(&table, &trained, "\xe2\x82\xac") >= 0);
   unigram_trained_free(&trained);
   word_table_free(&table);
@@ -97,11 +99,11 @@ static void test_small(void **state) {
   (void)state;
   word_table_t table = {0};
   unigram_trained_t trained;
-  CHECK(unigram_train(&table, 5, 1, 1, go_on, NULL, &trained));
+  CHECK(unigram_train(&table, &none, 5, 1, 1, go_on, NULL, &trained));
   assert_int_equal(trained.count, 0);
   unigram_trained_free(&trained);
   add(&table, "aaaabbbccd", 2);
-  CHECK(unigram_train(&table, 3, 1, 1, go_on, NULL, &trained));
+  CHECK(unigram_train(&table, &none, 3, 1, 1, go_on, NULL, &trained));
   assert_int_equal(trained.count, 3);
   assert_true(find(&table, &trained, "a") >= 0);
   assert_true(find(&table, &trained, "d") < 0);
@@ -122,7 +124,7 @@ static void test_odd_words(void **state) {
   CHECK(word_table_add(&table, word, BYTES, 1, NULL));
   for (int i = 0; i < BYTES; i++) word[i] = (char)(i * 7919 >> 3);
   CHECK(word_table_add(&table, word, BYTES, 1, NULL));
-  CHECK(unigram_train(&table, 500, 1, 1, go_on, NULL, &trained));
+  CHECK(unigram_train(&table, &none, 500, 1, 1, go_on, NULL, &trained));
   check_vocabulary(&trained, 500);
   assert_true(find(&table, &trained, "aaaaaaaa") >= 0);
   unigram_trained_free(&trained);
@@ -135,8 +137,8 @@ static void test_repeat(void **state) {
   word_table_t table = {0};
   unigram_trained_t first, second;
   add_syllables(&table, 300);
-  CHECK(unigram_train(&table, 60, 1, 2, go_on, NULL, &first));
-  CHECK(unigram_train(&table, 60, 1, 2, go_on, NULL, &second));
+  CHECK(unigram_train(&table, &none, 60, 1, 2, go_on, NULL, &first));
+  CHECK(unigram_train(&table, &none, 60, 1, 2, go_on, NULL, &second));
   assert_int_equal(first.count, second.count);
   for (size_t i = 0; i < first.count; i++) {
     assert_int_equal(first.pieces[i].begin, second.pieces[i].begin);
@@ -156,12 +158,12 @@ static void test_failures(void **state) {
   add_syllables(&table, 100);
   for (int polls = 0; polls < 6; polls++) {
     int left = polls;
-    CHECK_STATUS(NN_ERR_CANCELLED, unigram_train(&table, 30, 1, 1, stop, &left, &trained));
+    CHECK_STATUS(NN_ERR_CANCELLED, unigram_train(&table, &none, 30, 1, 1, stop, &left, &trained));
   }
   nn_status_t status = NN_ERR_MEMORY;
   for (int64_t i = 0; status != NN_OK; i++) {
     mem_fail_after(i);
-    status = unigram_train(&table, 30, 1, 1, go_on, NULL, &trained);
+    status = unigram_train(&table, &none, 30, 1, 1, go_on, NULL, &trained);
     mem_fail_after(-1);
     if (status != NN_OK) assert_int_equal(status, NN_ERR_MEMORY);
     assert_true(i < 1000);

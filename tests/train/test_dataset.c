@@ -441,6 +441,58 @@ static void test_token_file(void **state) {
   nn_dataset_destroy(dataset);
 }
 
+/* What is saved is the file that another writer makes of the same ids. */
+static void test_save_tokens(void **state) {
+  (void)state;
+  const int32_t ids[] = {0, 1, 65535, 2, 50256, 3}, above[] = {1, 65536}, below[] = {-1};
+  nn_dataset_options_t options = options_of(1, 5, 0);
+  nn_dataset_t *dataset;
+  CHECK(nn_dataset_save_tokens(path, ids, 6));
+  CHECK(nn_dataset_open_tokens(path, &options, &dataset));
+  CHECK(nn_dataset_next(dataset, tokens, targets));
+  assert_memory_equal(tokens, ids, 5 * sizeof *ids);
+  assert_int_equal(targets[4], 3);
+  nn_dataset_destroy(dataset);
+
+  FILE *file = fopen(path, "rb");
+  int32_t header[256], expected[256] = {MAGIC, 1, 6};
+  uint16_t saved[7];
+  assert_non_null(file);
+  assert_int_equal(fread(header, 1, sizeof header, file), sizeof header);
+  assert_memory_equal(header, expected, sizeof header);
+  assert_int_equal(fread(saved, sizeof *saved, 7, file), 6);
+  for (int i = 0; i < 6; i++) assert_int_equal(saved[i], ids[i]);
+  fclose(file);
+
+  CHECK_STATUS(NN_ERR_UNSUPPORTED, nn_dataset_save_tokens(path, above, 2));
+  assert_non_null(strstr(nn_last_error(), "65536"));
+  CHECK_STATUS(NN_ERR_UNSUPPORTED, nn_dataset_save_tokens(path, below, 1));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_dataset_save_tokens(path, ids, -1));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_dataset_save_tokens(NULL, ids, 1));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_dataset_save_tokens(path, NULL, 1));
+  CHECK(nn_dataset_open_tokens(path, &options, &dataset)); /* the file from before */
+  nn_dataset_destroy(dataset);
+}
+
+/* More ids than one write takes. */
+static void test_save_many_tokens(void **state) {
+  (void)state;
+  enum { COUNT = 100000 };
+  nn_dataset_options_t options = options_of(1, 1000, 0);
+  nn_dataset_t *dataset;
+  int32_t *ids = fixture_memory(COUNT * sizeof *ids);
+  for (int i = 0; i < COUNT; i++) ids[i] = i % 60000;
+  CHECK(nn_dataset_save_tokens(path, ids, COUNT));
+  CHECK(nn_dataset_open_tokens(path, &options, &dataset));
+  assert_int_equal(info_of(dataset).tokens, COUNT);
+  for (int at = 0; at + 1000 < COUNT; at += 1000) {
+    CHECK(nn_dataset_next(dataset, tokens, targets));
+    assert_memory_equal(tokens, ids + at, 1000 * sizeof *ids);
+  }
+  nn_dataset_destroy(dataset);
+  free(ids);
+}
+
 static void test_bad_token_files(void **state) {
   (void)state;
   static const struct {
@@ -539,7 +591,8 @@ int main(void) {
       cmocka_unit_test(test_range),           cmocka_unit_test(test_bad_options),
       cmocka_unit_test(test_struct_sizes),    cmocka_unit_test(test_null),
       cmocka_unit_test(test_text),            cmocka_unit_test(test_bad_text),
-      cmocka_unit_test(test_token_file),      cmocka_unit_test(test_bad_token_files),
+      cmocka_unit_test(test_token_file),      cmocka_unit_test(test_save_tokens),
+      cmocka_unit_test(test_save_many_tokens), cmocka_unit_test(test_bad_token_files),
       cmocka_unit_test(test_memory),
   };
   return cmocka_run_group_tests(tests, make_folder, remove_folder);

@@ -27,7 +27,7 @@ from ._model import ExpertStats, Loss, Model
 from ._optim import Optimizer
 from ._raw import (AuxLoss, Bias, ByteToken, CpuPath, DType, Family, Ffn, GroupScore, Moment, Norm,
                    Position, QkNorm, Recompute, RopeScaling, RouterNorm, ScheduleKind, Score,
-                   SpecialToken, Status, Stop)
+                   SpecialToken, Status, Stop, TokenizerKind)
 from ._session import Completion, Generation, Sampling, Session
 from ._tensor import Tensor, dtype_bytes
 from ._text import Dataset, DatasetInfo, Tokenizer
@@ -41,6 +41,7 @@ __all__ = [
     "FormatError", "Generation", "GroupScore", "Loss", "Memory", "Model", "MoennError", "Moment",
     "NonfiniteError", "Norm", "NotFoundError", "Optimizer", "Plan", "Position", "QkNorm", "Recompute",
     "RopeScaling", "RouterNorm", "Sampling", "Schedule", "ScheduleKind", "Score", "Session",
-    "SpecialToken", "StateError", "Status", "Stop", "StructSizeError", "Tensor", "Tokenizer", "UnsupportedError",
+    "SpecialToken", "StateError", "Status", "Stop", "StructSizeError", "Tensor", "Tokenizer", "TokenizerKind",
+    "UnsupportedError",
     "dtype_bytes", "version",
 ]

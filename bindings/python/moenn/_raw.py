@@ -210,6 +210,13 @@ class SpecialToken(IntEnum):
     UNK = 3
 
 
+class TokenizerKind(IntEnum):
+    """Kinds of vocabularies that can be learnt."""
+
+    BPE = 0
+    UNIGRAM = 1
+
+
 class Stop(IntEnum):
     """Why generation ended."""
 
@@ -622,6 +629,41 @@ class nn_decode_stream_t(ctypes.Structure):
     ]
 
 
+class nn_tokenizer_train_options_t(ctypes.Structure):
+    """Options of nn_tokenizer_train()."""
+
+    struct_size: int
+    kind: int
+    vocab_size: int
+    min_frequency: int
+    specials: Optional[int]
+    special_count: int
+    pattern: Optional[bytes]
+    coverage: float
+    bos: Optional[bytes]
+    eos: Optional[bytes]
+    pad: Optional[bytes]
+    unk: Optional[bytes]
+    progress: Any
+    progress_user: Optional[int]
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("kind", c_int32),
+        ("vocab_size", c_int64),
+        ("min_frequency", c_int64),
+        ("specials", c_void_p),
+        ("special_count", c_int64),
+        ("pattern", c_char_p),
+        ("coverage", c_float),
+        ("bos", c_char_p),
+        ("eos", c_char_p),
+        ("pad", c_char_p),
+        ("unk", c_char_p),
+        ("progress", nn_progress_fn),
+        ("progress_user", c_void_p),
+    ]
+
+
 class nn_dataset_options_t(ctypes.Structure):
     """Options of the nn_dataset_ constructors."""
 
@@ -760,6 +802,7 @@ class Library:
     nn_schedule_lr: Callable[[Any, int, Any], int]
     nn_tokenizer_create_bytes: Callable[[Any], int]
     nn_tokenizer_load: Callable[[Optional[bytes], Any], int]
+    nn_tokenizer_load_tiktoken: Callable[[Optional[bytes], Optional[bytes], Any], int]
     nn_tokenizer_destroy: Callable[[Any], None]
     nn_tokenizer_vocab_size: Callable[[Any], int]
     nn_tokenizer_special: Callable[[Any, int], int]
@@ -770,9 +813,14 @@ class Library:
     nn_tokenizer_decode: Callable[[Any, Any, int, Any, int, Any], int]
     nn_tokenizer_decode_with: Callable[[Any, Any, int, Any, Any, int, Any], int]
     nn_tokenizer_decode_next: Callable[[Any, Any, Any, int, int, Any, int, Any], int]
+    nn_tokenizer_save: Callable[[Any, Optional[bytes]], int]
+    nn_tokenizer_save_llmc: Callable[[Any, Optional[bytes]], int]
+    nn_tokenizer_train: Callable[[Any, Any, int, Any, Any], int]
+    nn_tokenizer_train_files: Callable[[Any, int, Any, Any], int]
     nn_dataset_open_text: Callable[[Optional[bytes], Any, Any, Any], int]
     nn_dataset_open_tokens: Callable[[Optional[bytes], Any, Any], int]
     nn_dataset_from_tokens: Callable[[Any, int, Any, Any], int]
+    nn_dataset_save_tokens: Callable[[Optional[bytes], Any, int], int]
     nn_dataset_destroy: Callable[[Any], None]
     nn_dataset_info: Callable[[Any, Any], int]
     nn_dataset_next: Callable[[Any, Any, Any], int]
@@ -853,6 +901,7 @@ PROTOTYPES: list[tuple[str, Any, list[Any]]] = [
     ("nn_schedule_lr", c_int32, [POINTER(nn_schedule_t), c_int64, c_void_p]),
     ("nn_tokenizer_create_bytes", c_int32, [c_void_p]),
     ("nn_tokenizer_load", c_int32, [c_char_p, c_void_p]),
+    ("nn_tokenizer_load_tiktoken", c_int32, [c_char_p, c_char_p, c_void_p]),
     ("nn_tokenizer_destroy", None, [c_void_p]),
     ("nn_tokenizer_vocab_size", c_int64, [c_void_p]),
     ("nn_tokenizer_special", c_int32, [c_void_p, c_int32]),
@@ -863,9 +912,14 @@ PROTOTYPES: list[tuple[str, Any, list[Any]]] = [
     ("nn_tokenizer_decode", c_int32, [c_void_p, c_void_p, c_int64, c_void_p, c_size_t, c_void_p]),
     ("nn_tokenizer_decode_with", c_int32, [c_void_p, c_void_p, c_int64, POINTER(nn_decode_options_t), c_void_p, c_size_t, c_void_p]),
     ("nn_tokenizer_decode_next", c_int32, [c_void_p, POINTER(nn_decode_stream_t), c_void_p, c_int64, c_int32, c_void_p, c_size_t, c_void_p]),
+    ("nn_tokenizer_save", c_int32, [c_void_p, c_char_p]),
+    ("nn_tokenizer_save_llmc", c_int32, [c_void_p, c_char_p]),
+    ("nn_tokenizer_train", c_int32, [c_void_p, c_void_p, c_int64, POINTER(nn_tokenizer_train_options_t), c_void_p]),
+    ("nn_tokenizer_train_files", c_int32, [c_void_p, c_int64, POINTER(nn_tokenizer_train_options_t), c_void_p]),
     ("nn_dataset_open_text", c_int32, [c_char_p, c_void_p, POINTER(nn_dataset_options_t), c_void_p]),
     ("nn_dataset_open_tokens", c_int32, [c_char_p, POINTER(nn_dataset_options_t), c_void_p]),
     ("nn_dataset_from_tokens", c_int32, [c_void_p, c_int64, POINTER(nn_dataset_options_t), c_void_p]),
+    ("nn_dataset_save_tokens", c_int32, [c_char_p, c_void_p, c_int64]),
     ("nn_dataset_destroy", None, [c_void_p]),
     ("nn_dataset_info", c_int32, [c_void_p, POINTER(nn_dataset_info_t)]),
     ("nn_dataset_next", c_int32, [c_void_p, c_void_p, c_void_p]),

@@ -1,19 +1,35 @@
 """Tokenizers and datasets."""
 from __future__ import annotations
 
-from ctypes import byref, c_int64, c_size_t, c_void_p, create_string_buffer, string_at
-from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from ctypes import (Array, byref, c_char_p, c_int64, c_size_t, c_void_p, cast, create_string_buffer,
+                    string_at)
+from typing import (Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple,
+                    Union)
 
 import numpy as np
 import numpy.typing as npt
 
 from ._errors import ArgumentError
-from ._handle import Guard, Handle, Owner, receive
+from ._handle import Callback, Guard, Handle, Owner, receive
 from ._library import check, lib
-from ._model import Path
-from ._raw import (SpecialToken, Status, nn_dataset_info_t, nn_dataset_options_t,
-                   nn_decode_options_t, nn_decode_stream_t, nn_encode_options_t)
+from ._model import Path, Progress
+from ._raw import (SpecialToken, Status, TokenizerKind, nn_dataset_info_t, nn_dataset_options_t,
+                   nn_decode_options_t, nn_decode_stream_t, nn_encode_options_t, nn_progress_fn,
+                   nn_tokenizer_train_options_t)
 from ._struct import Ids, make, path_bytes, read, token_ids
+
+
+def c_text(text: str) -> bytes:
+    """A string for C, which ends it at a NUL."""
+    data = text.encode()
+    if b"\0" in data:
+        raise ArgumentError(f"{text!r} holds a NUL byte")
+    return data
+
+
+def c_texts(texts: Sequence[bytes]) -> Array[c_char_p]:
+    """An array of pointers to them, which keeps them."""
+    return (c_char_p * len(texts))(*texts)
 
 
 class Tokenizer(Handle):
@@ -25,11 +41,76 @@ class Tokenizer(Handle):
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """A tokenizer file, or the folder that holds one."""
+        """A tokenizer file (tokenizer.json, SentencePiece, tiktoken, GGUF, llm.c), or the folder that
+        holds one."""
+        return cls._created(lib.nn_tokenizer_load, path_bytes(path))
+
+    @classmethod
+    def load_tiktoken(cls, path: Path, pattern: str) -> Tokenizer:
+        """A tiktoken rank file, whose words are the matches of a pattern."""
+        return cls._created(lib.nn_tokenizer_load_tiktoken, path_bytes(path), c_text(pattern))
+
+    @classmethod
+    def train(cls, texts: Iterable[Union[str, bytes]], kind: TokenizerKind = TokenizerKind.BPE, *,
+              vocab_size: int = 32000, min_frequency: int = 2, specials: Sequence[str] = (),
+              pattern: Optional[str] = None, coverage: float = 0.9995, bos: str = "<s>",
+              eos: str = "</s>", pad: str = "<pad>", unk: str = "<unk>",
+              progress: Optional[Progress] = None) -> Tokenizer:
+        """Learns a vocabulary from texts; words do not go from one to the next.
+
+        specials get the first ids. pattern (BPE): what cuts text into words; None: GPT-2's. coverage
+        (Unigram): share of the text that characters in the vocabulary make up. bos, eos, pad, unk: which
+        specials are those. progress(done, total) hears of bytes, and ends the call by returning true.
+        """
+        data = [text.encode() if isinstance(text, str) else bytes(text) for text in texts]
+        sizes = (c_size_t * len(data))(*map(len, data))
+        return cls._train(lib.nn_tokenizer_train, (c_texts(data), sizes, len(data)), kind, vocab_size,
+                          min_frequency, specials, pattern, coverage, bos, eos, pad, unk, progress)
+
+    @classmethod
+    def train_files(cls, paths: Sequence[Path], kind: TokenizerKind = TokenizerKind.BPE, *,
+                    vocab_size: int = 32000, min_frequency: int = 2, specials: Sequence[str] = (),
+                    pattern: Optional[str] = None, coverage: float = 0.9995, bos: str = "<s>",
+                    eos: str = "</s>", pad: str = "<pad>", unk: str = "<unk>",
+                    progress: Optional[Progress] = None) -> Tokenizer:
+        """The same from files, of which each line with its end is a text."""
+        names = c_texts([path_bytes(path) for path in paths])
+        return cls._train(lib.nn_tokenizer_train_files, (names, len(names)), kind, vocab_size,
+                          min_frequency, specials, pattern, coverage, bos, eos, pad, unk, progress)
+
+    @classmethod
+    def _train(cls, function: Callable[..., int], source: Tuple[Any, ...], kind: TokenizerKind,
+               vocab_size: int, min_frequency: int, specials: Sequence[str],
+               pattern: Optional[str], coverage: float, bos: str, eos: str, pad: str, unk: str,
+               progress: Optional[Progress]) -> Tokenizer:
+        names = c_texts([c_text(special) for special in specials])
+        callback = Callback(progress or (lambda done, total: False))
+        options = make(nn_tokenizer_train_options_t, kind=kind, vocab_size=vocab_size,
+                       min_frequency=min_frequency, specials=cast(names, c_void_p),
+                       special_count=len(names), coverage=coverage, bos=c_text(bos),
+                       eos=c_text(eos), pad=c_text(pad), unk=c_text(unk))
+        if pattern is not None:
+            options.pattern = c_text(pattern)
+        if progress is not None:
+            options.progress = nn_progress_fn(callback)
+        with callback:
+            return cls._created(function, *source, byref(options))
+
+    @classmethod
+    def _created(cls, function: Callable[..., int], *source: Any) -> Tokenizer:
         tokenizer = cls.__new__(cls)
-        tokenizer._owner = Owner(receive(lib.nn_tokenizer_load, path_bytes(path)),
-                                 lib.nn_tokenizer_destroy)
+        tokenizer._owner = Owner(receive(function, *source), lib.nn_tokenizer_destroy)
         return tokenizer
+
+    def save(self, path: Path) -> None:
+        """Writes tokenizer.json; into a folder also tokenizer_config.json."""
+        owner = self._own()
+        check(lib.nn_tokenizer_save(owner.pointer, path_bytes(path)))
+
+    def save_llmc(self, path: Path) -> None:
+        """Writes a tokenizer file of llm.c."""
+        owner = self._own()
+        check(lib.nn_tokenizer_save_llmc(owner.pointer, path_bytes(path)))
 
     @property
     def vocab_size(self) -> int:
@@ -176,6 +257,12 @@ class Dataset(Handle):
         array = token_ids(ids).reshape(-1)
         return cls._open(lib.nn_dataset_from_tokens, array.ctypes.data, array.size, seq_len=seq_len,
                          batch=batch, begin=begin, end=end, shuffle=int(shuffle), seed=seed)
+
+    @staticmethod
+    def save_tokens(path: Path, ids: npt.ArrayLike) -> None:
+        """Writes ids below 65,536 to a token file of llm.c."""
+        array = token_ids(ids).reshape(-1)
+        check(lib.nn_dataset_save_tokens(path_bytes(path), array.ctypes.data, array.size))
 
     @classmethod
     def _open(cls, function: Callable[..., int], *source: Any, **members: int) -> Dataset:

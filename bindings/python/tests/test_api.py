@@ -36,10 +36,11 @@ STRUCTS = {
     "nn_dataset_info_t": moenn.DatasetInfo,
     "nn_sample_options_t": moenn.Sampling,
     "nn_generate_options_t": moenn.Session.complete,
+    "nn_tokenizer_train_options_t": moenn.Tokenizer.train,
 }
 # Members that have another form in Python, and padding.
 ELSEWHERE = {"struct_size", "log", "log_user", "log_level", "unused", "progress_user", "on_token_user",
-             "stop_count"}
+             "stop_count", "special_count"}
 RENAMED = {"data": "address"}
 
 

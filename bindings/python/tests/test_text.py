@@ -1,3 +1,4 @@
+import base64
 import json
 import struct
 import tempfile
@@ -39,6 +40,48 @@ class TextTest(Case):
         self.assertEqual(tokenizer.decode(spelled), "a")
         self.assertEqual(tokenizer.decode(spelled, keep_special=True), "a<|eos|>")
         self.assertEqual("".join(tokenizer.stream(spelled, keep_special=True)), "a<|eos|>")
+
+    def test_train_and_save(self) -> None:
+        texts = ["low lower lowest", b"new newer newest low", "w\0x"]
+        specials = ["<|end|>", "<pad>"]
+        heard: list[tuple[int, int]] = []
+        tokenizer = moenn.Tokenizer.train(texts, vocab_size=270, min_frequency=1, specials=specials,
+                                          eos="<|end|>",
+                                          progress=lambda *bytes: heard.append(bytes))
+        self.assertEqual(tokenizer.vocab_size, 270)
+        self.assertEqual(tokenizer.special(moenn.SpecialToken.EOS), 0)
+        self.assertEqual(tokenizer.special(moenn.SpecialToken.PAD), 1)
+        self.assertEqual(tokenizer.decode(tokenizer.encode("lowest w\0")), "lowest w\0")
+        self.assertIsNotNone(tokenizer.id("low"))
+        self.assertEqual(heard[-1], (sum(map(len, texts)),) * 2)
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            tokenizer.save(folder)
+            again = moenn.Tokenizer.load(folder)
+            self.assertEqual(again.special(moenn.SpecialToken.EOS), 0)
+            self.assertEqual(again.encode("newest").tolist(), tokenizer.encode("newest").tolist())
+            tokenizer.save_llmc(folder / "tokenizer.bin")
+            self.assertEqual(moenn.Tokenizer.load(folder / "tokenizer.bin").vocab_size, 270)
+            (folder / "text").write_text("low low\nlower")
+            pieces = moenn.Tokenizer.train_files([folder / "text"], moenn.TokenizerKind.UNIGRAM,
+                                                 vocab_size=20, specials=["<unk>"], coverage=1)
+            self.assertEqual(pieces.decode(pieces.encode("lower low")), "lower low")
+            (folder / "ranks").write_text("".join(
+                f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256)))
+            ranks = moenn.Tokenizer.load_tiktoken(folder / "ranks", ".")
+            self.assertEqual(ranks.encode("ab").tolist(), list(b"ab"))
+            moenn.Dataset.save_tokens(folder / "tokens", [1, 65535])
+            dataset = moenn.Dataset.open_tokens(folder / "tokens", seq_len=1)
+            self.assertEqual(dataset.info.tokens, 2)
+            self.assertEqual(dataset.info.max_id, 65535)
+        with self.assertRaises(moenn.UnsupportedError):
+            moenn.Dataset.save_tokens("tokens", [65536])
+        with self.assertRaises(moenn.CancelledError):
+            moenn.Tokenizer.train(["a"], progress=lambda done, total: True)
+        with self.assertRaises(ZeroDivisionError):
+            moenn.Tokenizer.train(["a"], progress=lambda done, total: 1 // 0)
+        with self.assertRaises(moenn.ArgumentError):
+            moenn.Tokenizer.train(["a"], moenn.TokenizerKind.UNIGRAM)  # without unk
 
     def test_offsets(self) -> None:
         ids, offsets = moenn.Tokenizer().encode_offsets("aü<|pad|>", parse_special=True)

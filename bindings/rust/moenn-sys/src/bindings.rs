@@ -684,6 +684,13 @@ extern "C" {
     ) -> nn_status_t;
 }
 extern "C" {
+    pub fn nn_tokenizer_load_tiktoken(
+        path: *const ::std::os::raw::c_char,
+        pattern: *const ::std::os::raw::c_char,
+        tokenizer: *mut *mut nn_tokenizer_t,
+    ) -> nn_status_t;
+}
+extern "C" {
     pub fn nn_tokenizer_destroy(tokenizer: *mut nn_tokenizer_t);
 }
 extern "C" {
@@ -788,6 +795,65 @@ extern "C" {
         bytes: *mut usize,
     ) -> nn_status_t;
 }
+extern "C" {
+    pub fn nn_tokenizer_save(
+        tokenizer: *const nn_tokenizer_t,
+        path: *const ::std::os::raw::c_char,
+    ) -> nn_status_t;
+}
+extern "C" {
+    pub fn nn_tokenizer_save_llmc(
+        tokenizer: *const nn_tokenizer_t,
+        path: *const ::std::os::raw::c_char,
+    ) -> nn_status_t;
+}
+pub const NN_TOKENIZER_BPE: _bindgen_ty_21 = 0;
+pub const NN_TOKENIZER_UNIGRAM: _bindgen_ty_21 = 1;
+pub type _bindgen_ty_21 = ::std::os::raw::c_uint;
+#[repr(C)]
+#[derive(Debug, Copy, Clone)]
+pub struct nn_tokenizer_train_options_t {
+    pub struct_size: usize,
+    pub kind: i32,
+    pub vocab_size: i64,
+    pub min_frequency: i64,
+    pub specials: *const *const ::std::os::raw::c_char,
+    pub special_count: i64,
+    pub pattern: *const ::std::os::raw::c_char,
+    pub coverage: f32,
+    pub bos: *const ::std::os::raw::c_char,
+    pub eos: *const ::std::os::raw::c_char,
+    pub pad: *const ::std::os::raw::c_char,
+    pub unk: *const ::std::os::raw::c_char,
+    pub progress: nn_progress_fn,
+    pub progress_user: *mut ::std::os::raw::c_void,
+}
+impl Default for nn_tokenizer_train_options_t {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
+}
+extern "C" {
+    pub fn nn_tokenizer_train(
+        texts: *const *const ::std::os::raw::c_char,
+        bytes: *const usize,
+        count: i64,
+        options: *const nn_tokenizer_train_options_t,
+        tokenizer: *mut *mut nn_tokenizer_t,
+    ) -> nn_status_t;
+}
+extern "C" {
+    pub fn nn_tokenizer_train_files(
+        paths: *const *const ::std::os::raw::c_char,
+        count: i64,
+        options: *const nn_tokenizer_train_options_t,
+        tokenizer: *mut *mut nn_tokenizer_t,
+    ) -> nn_status_t;
+}
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct nn_dataset {
@@ -826,6 +892,13 @@ extern "C" {
         count: i64,
         options: *const nn_dataset_options_t,
         dataset: *mut *mut nn_dataset_t,
+    ) -> nn_status_t;
+}
+extern "C" {
+    pub fn nn_dataset_save_tokens(
+        path: *const ::std::os::raw::c_char,
+        ids: *const i32,
+        count: i64,
     ) -> nn_status_t;
 }
 extern "C" {
@@ -929,11 +1002,11 @@ impl Default for nn_generate_options_t {
         }
     }
 }
-pub const NN_STOP_LENGTH: _bindgen_ty_21 = 1;
-pub const NN_STOP_ID: _bindgen_ty_21 = 2;
-pub const NN_STOP_CALLBACK: _bindgen_ty_21 = 3;
-pub const NN_STOP_CONTEXT: _bindgen_ty_21 = 4;
-pub type _bindgen_ty_21 = ::std::os::raw::c_uint;
+pub const NN_STOP_LENGTH: _bindgen_ty_22 = 1;
+pub const NN_STOP_ID: _bindgen_ty_22 = 2;
+pub const NN_STOP_CALLBACK: _bindgen_ty_22 = 3;
+pub const NN_STOP_CONTEXT: _bindgen_ty_22 = 4;
+pub type _bindgen_ty_22 = ::std::os::raw::c_uint;
 extern "C" {
     pub fn nn_session_generate(
         session: *mut nn_session_t,

@@ -21,7 +21,10 @@ pub use model::{ExpertStats, FileOptions, Loss, Model, ProgressFn, Recompute, Tr
 pub use optimizer::{HoldsModel, Moment, Optimizer, OptimizerOptions, Schedule, ScheduleKind};
 pub use session::{GenerateOptions, SampleOptions, Session, SessionOptions, StopReason, Tokens};
 pub use tensor::{DType, Element, Tensor, TensorView, MAX_DIMS};
-pub use text::{Dataset, DatasetInfo, DatasetOptions, EncodeOptions, SpecialToken, TextStream, Tokenizer};
+pub use text::{
+    Dataset, DatasetInfo, DatasetOptions, EncodeOptions, SpecialToken, TextStream, Tokenizer, TokenizerKind,
+    TokenizerTrainOptions,
+};
 
 /// Release of the library that is running, as "major.minor.patch".
 pub fn version() -> &'static str {

@@ -58,7 +58,7 @@ pub struct FileOptions<'a> {
     pub progress: Option<ProgressFn<'a>>,
 }
 
-unsafe extern "C" fn on_progress(done: i64, total: i64, user: *mut c_void) -> i32 {
+pub(crate) unsafe extern "C" fn on_progress(done: i64, total: i64, user: *mut c_void) -> i32 {
     unsafe { Lent::<ProgressFn>::run(user, |progress| progress(done as u64, total as u64)) }
 }
 

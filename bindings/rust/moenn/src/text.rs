@@ -1,4 +1,5 @@
 //! Tokenizers and datasets.
+use std::ffi::CString;
 use std::ops::Range;
 use std::os::raw::c_char;
 use std::path::Path;
@@ -6,9 +7,10 @@ use std::ptr;
 
 use moenn_sys as sys;
 
-use crate::error::{c_path, check, int64, sized};
-use crate::handle::Handle;
-use crate::{Error, Result};
+use crate::error::{c_enum, c_path, c_string, check, int64, sized};
+use crate::handle::{Handle, Lent};
+use crate::model::on_progress;
+use crate::{Error, ProgressFn, Result};
 
 /// Text to ids and back. Any number of threads may use it at once.
 #[derive(Debug)]
@@ -37,6 +39,44 @@ impl Tokenizer {
     pub fn load(path: impl AsRef<Path>) -> Result<Tokenizer> {
         let path = c_path(path.as_ref())?;
         Ok(Tokenizer(Handle::create(|out| unsafe { sys::nn_tokenizer_load(path.as_ptr(), out) })?))
+    }
+
+    /// A tiktoken rank file, whose words are the matches of a pattern.
+    pub fn load_tiktoken(path: impl AsRef<Path>, pattern: &str) -> Result<Tokenizer> {
+        let (path, pattern) = (c_path(path.as_ref())?, c_string(pattern)?);
+        Ok(Tokenizer(Handle::create(|out| unsafe {
+            sys::nn_tokenizer_load_tiktoken(path.as_ptr(), pattern.as_ptr(), out)
+        })?))
+    }
+
+    /// Learns a vocabulary from texts; words do not go from one to the next.
+    pub fn train<T: AsRef<[u8]>>(texts: &[T], options: TokenizerTrainOptions<'_>) -> Result<Tokenizer> {
+        let data: Vec<_> = texts.iter().map(|text| text.as_ref().as_ptr() as *const c_char).collect();
+        let bytes: Vec<_> = texts.iter().map(|text| text.as_ref().len()).collect();
+        options.lend(|options, out| unsafe {
+            sys::nn_tokenizer_train(data.as_ptr(), bytes.as_ptr(), int64(data.len()), options, out)
+        })
+    }
+
+    /// The same from files, of which each line with its end is a text.
+    pub fn train_files<P: AsRef<Path>>(paths: &[P], options: TokenizerTrainOptions<'_>) -> Result<Tokenizer> {
+        let paths = paths.iter().map(|path| c_path(path.as_ref())).collect::<Result<Vec<_>>>()?;
+        let names = pointers(&paths);
+        options.lend(|options, out| unsafe {
+            sys::nn_tokenizer_train_files(names.as_ptr(), int64(names.len()), options, out)
+        })
+    }
+
+    /// Writes tokenizer.json; into a folder also tokenizer_config.json.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = c_path(path.as_ref())?;
+        check(unsafe { sys::nn_tokenizer_save(self.0.get(), path.as_ptr()) })
+    }
+
+    /// Writes a tokenizer file of llm.c.
+    pub fn save_llmc(&self, path: impl AsRef<Path>) -> Result<()> {
+        let path = c_path(path.as_ref())?;
+        check(unsafe { sys::nn_tokenizer_save_llmc(self.0.get(), path.as_ptr()) })
     }
 
     /// One past the largest id.
@@ -231,6 +271,89 @@ impl<'t> TextStream<'t> {
     }
 }
 
+c_enum! {
+    /// A kind of vocabulary that can be learnt.
+    #[derive(Default)]
+    TokenizerKind {
+        /// Byte-level BPE: knows every text.
+        #[default]
+        Bpe = NN_TOKENIZER_BPE,
+        /// Unigram with spaces at the beginning of words; needs a special for unknown characters.
+        Unigram = NN_TOKENIZER_UNIGRAM,
+    }
+}
+
+/// Options of [`Tokenizer::train`].
+#[derive(Default)]
+pub struct TokenizerTrainOptions<'a> {
+    /// What is learnt.
+    pub kind: TokenizerKind,
+    /// Ids in all, if the texts have enough to learn. 0: 32,000.
+    pub vocab_size: usize,
+    /// How often what is learnt must come. 0: 2.
+    pub min_frequency: usize,
+    /// Special tokens, which get the first ids.
+    pub specials: &'a [&'a str],
+    /// BPE: regular expression whose matches are words. `None`: GPT-2's.
+    pub pattern: Option<&'a str>,
+    /// Unigram: share of the text that characters in the vocabulary make up. 0: 0.9995.
+    pub coverage: f32,
+    /// Which special begins a text. `None`: `<s>`.
+    pub bos: Option<&'a str>,
+    /// Which special ends a text. `None`: `</s>`.
+    pub eos: Option<&'a str>,
+    /// Which special is padding. `None`: `<pad>`.
+    pub pad: Option<&'a str>,
+    /// Which special is what the vocabulary cannot express. `None`: `<unk>`.
+    pub unk: Option<&'a str>,
+    /// Called as bytes of text are read, and while learning.
+    pub progress: Option<ProgressFn<'a>>,
+}
+
+fn pointers(strings: &[CString]) -> Vec<*const c_char> {
+    strings.iter().map(|string| string.as_ptr()).collect()
+}
+
+impl TokenizerTrainOptions<'_> {
+    /// Makes a call with the options as the library takes them.
+    fn lend(
+        self,
+        train: impl FnOnce(
+            *const sys::nn_tokenizer_train_options_t,
+            *mut *mut sys::nn_tokenizer_t,
+        ) -> sys::nn_status_t,
+    ) -> Result<Tokenizer> {
+        let specials = self.specials.iter().map(|name| c_string(*name)).collect::<Result<Vec<_>>>()?;
+        let names = pointers(&specials);
+        let texts = [self.pattern, self.bos, self.eos, self.pad, self.unk];
+        let texts = texts.iter().map(|text| text.map(c_string).transpose()).collect::<Result<Vec<_>>>()?;
+        let text = |index: usize| texts[index].as_ref().map_or(ptr::null(), |text| text.as_ptr());
+        let mut raw = sized!(nn_tokenizer_train_options_t {
+            kind: self.kind.raw(),
+            vocab_size: int64(self.vocab_size),
+            min_frequency: int64(self.min_frequency),
+            specials: names.as_ptr(),
+            special_count: int64(names.len()),
+            pattern: text(0),
+            coverage: self.coverage,
+            bos: text(1),
+            eos: text(2),
+            pad: text(3),
+            unk: text(4),
+        });
+        let mut lent = self.progress.map(Lent::<ProgressFn>::new);
+        if let Some(lent) = &mut lent {
+            raw.progress = Some(on_progress);
+            raw.progress_user = lent.user();
+        }
+        let made = Handle::create(|out| train(&raw, out));
+        if let Some(lent) = lent {
+            lent.back();
+        }
+        Ok(Tokenizer(made?))
+    }
+}
+
 /// A vector that the library fills: with a guessed capacity, and once more where that is too small.
 fn filled<T: Copy + Default>(
     guess: usize,
@@ -318,6 +441,12 @@ impl Dataset {
         Dataset::new(options, |options, out| unsafe {
             sys::nn_dataset_from_tokens(ids.as_ptr(), int64(ids.len()), options, out)
         })
+    }
+
+    /// Writes ids below 65,536 to an llm.c token file, which [`Dataset::open_tokens`] reads.
+    pub fn save_tokens(path: impl AsRef<Path>, ids: &[i32]) -> Result<()> {
+        let path = c_path(path.as_ref())?;
+        check(unsafe { sys::nn_dataset_save_tokens(path.as_ptr(), ids.as_ptr(), int64(ids.len())) })
     }
 
     fn new(

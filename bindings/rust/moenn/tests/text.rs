@@ -2,6 +2,7 @@
 mod common;
 use common::*;
 use moenn::*;
+use std::ops::ControlFlow;
 
 #[test]
 fn bytes_go_both_ways() {
@@ -51,6 +52,67 @@ fn streams_give_whole_characters() {
     let pieces: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
     assert_eq!(pieces, ["a", "", "é", "<|eos|>", ""]);
     assert_eq!(stream.finish().unwrap(), "\u{FFFD}");
+}
+
+#[test]
+fn vocabularies_are_learnt() {
+    let folder = Folder::new();
+    let texts = ["low lower lowest", "new newer newest low"];
+    let mut heard = 0;
+    let mut progress = |done, total| {
+        assert_eq!((done, total), (36, 36));
+        heard += 1;
+        ControlFlow::Continue(())
+    };
+    let options = TokenizerTrainOptions {
+        vocab_size: 270,
+        min_frequency: 1,
+        specials: &["<|end|>", "<pad>"],
+        eos: Some("<|end|>"),
+        progress: Some(&mut progress),
+        ..Default::default()
+    };
+    let tokenizer = Tokenizer::train(&texts, options).unwrap();
+    assert!(heard > 0);
+    assert_eq!(tokenizer.vocab_size(), 270);
+    assert_eq!(tokenizer.special(SpecialToken::Eos), Some(0));
+    assert_eq!(tokenizer.special(SpecialToken::Pad), Some(1));
+    assert!(tokenizer.id("low").is_some());
+
+    tokenizer.save(folder.path("")).unwrap();
+    let again = Tokenizer::load(folder.path("")).unwrap();
+    assert_eq!(again.encode("newest").unwrap(), tokenizer.encode("newest").unwrap());
+    let path = folder.path("tokenizer.bin");
+    tokenizer.save_llmc(&path).unwrap();
+    assert_eq!(Tokenizer::load(&path).unwrap().vocab_size(), 270);
+
+    let text = folder.write("text", "low low\nlower");
+    let options = TokenizerTrainOptions {
+        kind: TokenizerKind::Unigram,
+        vocab_size: 20,
+        specials: &["<unk>"],
+        coverage: 1.0,
+        ..Default::default()
+    };
+    let pieces = Tokenizer::train_files(&[&text], options).unwrap();
+    assert_eq!(pieces.decode(&pieces.encode("lower low").unwrap()).unwrap(), b"lower low");
+    fails(Tokenizer::load_tiktoken(&text, "."), Status::Format, "line 1");
+    let options = TokenizerTrainOptions { kind: TokenizerKind::Unigram, ..Default::default() };
+    fails(Tokenizer::train(&texts, options), Status::Argument, "<unk>");
+    let mut stop = |_, _| ControlFlow::Break(());
+    let options = TokenizerTrainOptions { progress: Some(&mut stop), ..Default::default() };
+    fails(Tokenizer::train(&texts, options), Status::Cancelled, "36");
+}
+
+#[test]
+fn tokens_are_saved() {
+    let folder = Folder::new();
+    let path = folder.path("tokens");
+    Dataset::save_tokens(&path, &[1, 65535]).unwrap();
+    let options = DatasetOptions { seq_len: 1, ..Default::default() };
+    let info = Dataset::open_tokens(&path, &options).unwrap().info().unwrap();
+    assert_eq!((info.tokens, info.max_id), (2, 65535));
+    fails(Dataset::save_tokens(&path, &[65536]), Status::Unsupported, "65536");
 }
 
 #[test]
