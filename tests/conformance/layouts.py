@@ -39,6 +39,8 @@ def older(model: torch.nn.Module, folder: Path) -> None:
     for layer in range(config.get("num_hidden_layers", 0)):
         name = f"model.layers.{layer}.self_attn.rotary_emb.inv_freq"
         tensors[name] = model.model.rotary_emb.inv_freq.clone()
+    if config["model_type"] in ("deepseek_v3", "glm4_moe"):
+        tensors |= further_layer(config["num_hidden_layers"], tensors)
     if config["tie_word_embeddings"]:
         tensors["lm_head.weight"] = model.get_output_embeddings().weight.detach().clone()
     if config["model_type"] == "gpt2":
@@ -49,6 +51,20 @@ def older(model: torch.nn.Module, folder: Path) -> None:
             tensors[f"h.{layer}.attn.bias"] = mask
             tensors[f"h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def further_layer(layers: int, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As published: behind the last layer one that predicts the token after the next, which
+    transformers does not use."""
+    last, further = f"model.layers.{layers - 1}.", f"model.layers.{layers}."
+    found = {further + name[len(last) :]: t for name, t in tensors.items() if name.startswith(last)}
+    norm, embedding = tensors["model.norm.weight"], tensors["model.embed_tokens.weight"]
+    for name in ("enorm", "hnorm", "shared_head.norm"):
+        found[f"{further}{name}.weight"] = norm
+    for name in ("embed_tokens", "shared_head.head"):
+        found[f"{further}{name}.weight"] = embedding
+    found[f"{further}eh_proj.weight"] = torch.zeros(len(norm), 2 * len(norm))
+    return {name: tensor.clone() for name, tensor in found.items()}
 
 
 def drop_layer_types(config: dict[str, Any]) -> None:
