@@ -1,7 +1,7 @@
 /* The metadata of a GGUF file (version 2 or 3, little-endian): "GGUF", u32 version, i64 tensors,
- * i64 pairs, then each pair: key string, u32 type, value. A string is a u64 length and its bytes; an
- * array is a u32 element type, a u64 count and the elements. The tensors behind it are not looked
- * at. */
+ * i64 pairs, then each pair: key string, u32 type, value. A string is a u64 length and its bytes;
+ * an array is a u32 element type, a u64 count and the elements. The tensors behind it are not
+ * looked at. */
 #ifndef NN_FORMAT_GGUF_H
 #define NN_FORMAT_GGUF_H
 

@@ -1,8 +1,8 @@
-/* The text of all words lies in one array of places, a byte each. A symbol is a run of places inside
- * a word, known by its first; each symbol but a word's last begins one pair. A pair's places form a
- * list through the arrays `before` and `after`, so that merging a pair touches its places alone, and
- * all merges together take time in proportion to the text. Counts are exact at any time; the heap's
- * may be outdated, always upwards, and are looked at again when they come up. */
+/* The text of all words lies in one array of places, a byte each. A symbol is a run of places
+ * inside a word, known by its first; each symbol but a word's last begins one pair. A pair's places
+ * form a list through the arrays `before` and `after`, so that merging a pair touches its places
+ * alone, and all merges together take time in proportion to the text. Counts are exact at any time;
+ * the heap's may be outdated, always upwards, and are looked at again when they come up. */
 #include "text/bpe_train.h"
 
 #include <stdlib.h>
@@ -137,7 +137,7 @@ static void place_unlink(trainer_t *trainer, int32_t place) {
   pair->count -= trainer->words->words[trainer->word[place]].count;
 }
 
-/* ---- the heap: the most frequent pair on top, of equals that with the lower ids --------------- */
+/* ---- the heap: the most frequent pair on top, of equals that with the lower ids -------------- */
 
 static bool heap_above(const trainer_t *trainer, heap_entry_t a, heap_entry_t b) {
   if (a.count != b.count) return a.count > b.count;
@@ -314,7 +314,10 @@ static void trainer_free(trainer_t *trainer) {
 nn_status_t bpe_train(const word_table_t *words, const word_table_t *barred, int64_t most,
                       int64_t min_frequency, train_poll_fn poll, void *user,
                       bpe_trained_t *trained) {
-  trainer_t trainer = {.words = words, .barred = barred, .trained = trained, .places = (int64_t)words->text_bytes};
+  trainer_t trainer = {.words = words,
+                       .barred = barred,
+                       .trained = trained,
+                       .places = (int64_t)words->text_bytes};
   int32_t **const arrays[] = {&trainer.symbol, &trainer.begin, &trainer.word, &trainer.before,
                               &trainer.after};
   if (words->text_bytes > INT32_MAX)

@@ -21,10 +21,10 @@ typedef struct bpe_trained {
 /* Called now and then while a vocabulary is learnt; a failure ends it. */
 typedef nn_status_t (*train_poll_fn)(void *user);
 
-/* Learns until there are `most` tokens or no pair comes min_frequency times. The first 256 tokens are
- * the bytes, in the order of their characters in the byte map. Of pairs that come equally often that
- * with the lower left token wins, then that with the lower right one. None becomes one of the words of
- * `barred`. `trained` is freed by the caller also after a failure. */
+/* Learns until there are `most` tokens or no pair comes min_frequency times. The first 256 tokens
+ * are the bytes, in the order of their characters in the byte map. Of pairs that come equally often
+ * that with the lower left token wins, then that with the lower right one. None becomes one of the
+ * words of `barred`. `trained` is freed by the caller also after a failure. */
 nn_status_t bpe_train(const word_table_t *words, const word_table_t *barred, int64_t most,
                       int64_t min_frequency, train_poll_fn poll, void *user,
                       bpe_trained_t *trained);

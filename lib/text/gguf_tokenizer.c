@@ -38,7 +38,8 @@ static nn_status_t vocabulary_find(const gguf_t *file, vocabulary_t *vocabulary)
   if (!found || !vocabulary->tokens.count)
     return status_fail(NN_ERR_FORMAT, "the file has no tokenizer.ggml.tokens");
   if (vocabulary->tokens.count > PIPELINE_MAX_ID)
-    return status_fail(NN_ERR_FORMAT, "tokenizer.ggml.tokens has %llu elements; at most %d are read",
+    return status_fail(NN_ERR_FORMAT,
+                       "tokenizer.ggml.tokens has %llu elements; at most %d are read",
                        (unsigned long long)vocabulary->tokens.count, PIPELINE_MAX_ID);
   vocabulary->count = (int64_t)vocabulary->tokens.count;
   STATUS_TRY(find_array(file, "tokenizer.ggml.token_type", GGUF_I32, vocabulary,

@@ -5,9 +5,9 @@
 #include "text/output.h"
 #include "text/pipeline.h"
 
-/* Puts the file together. NN_ERR_UNSUPPORTED names what the format cannot say. What SentencePiece does
- * is written as the steps that published files have in its place; they differ from it where a text
- * has U+2581 itself, and where user-defined pieces touch what normalization changes. */
+/* Puts the file together. NN_ERR_UNSUPPORTED names what the format cannot say. What SentencePiece
+ * does is written as the steps that published files have in its place; they differ from it where a
+ * text has U+2581 itself, and where user-defined pieces touch what normalization changes. */
 nn_status_t json_save(const pipeline_t *pipeline, output_t *output);
 
 /* Its parts that are lists of steps (json_steps.c). */

@@ -58,8 +58,8 @@ nn_status_t llmc_tokenizer_read(text_t file, pipeline_t *pipeline) {
   for (uint32_t id = 0; id < tokens; id++) {
     const size_t bytes = at < file.bytes ? (unsigned char)file.data[at] : 0;
     if (at >= file.bytes || bytes > file.bytes - at - 1)
-      return status_fail(NN_ERR_FORMAT, "the header counts %u tokens; the file ends within token %u",
-                         tokens, id);
+      return status_fail(NN_ERR_FORMAT,
+                         "the header counts %u tokens; the file ends within token %u", tokens, id);
     if (!bytes) return status_fail(NN_ERR_FORMAT, "token %u has no bytes", id);
     STATUS_TRY(add_token(pipeline, (text_t){file.data + at + 1, bytes}, (int32_t)id, id == end));
     at += 1 + bytes;
@@ -74,7 +74,7 @@ nn_status_t llmc_tokenizer_read(text_t file, pipeline_t *pipeline) {
 
 /* ---- writing --------------------------------------------------------------------------------- */
 
-/* The text of each id, as the vocabulary spells it; `raw`: spelled as it is, not by the byte map. */
+/* The text of each id, as the vocabulary spells it; `raw`: as it is, not by the byte map. */
 typedef struct spelling {
   text_t text;
   bool raw;

@@ -60,8 +60,8 @@ static nn_status_t read_any(const void *data, size_t bytes, pipeline_t *pipeline
   for (size_t i = 0; i < sizeof readers / sizeof *readers; i++)
     if (readers[i].is(data, bytes)) return readers[i].read(data, bytes, pipeline);
   return status_fail(NN_ERR_FORMAT,
-                     "this is no tokenizer.json, SentencePiece model, tiktoken rank file, GGUF file "
-                     "or llm.c tokenizer file");
+                     "this is no tokenizer.json, SentencePiece model, tiktoken rank file, GGUF "
+                     "file or llm.c tokenizer file");
 }
 
 static nn_status_t read_file(const char *path, pipeline_t *pipeline) {

@@ -1,5 +1,5 @@
-/* How published byte-level vocabularies cut text into words, for files that name the way or leave it
- * out. */
+/* How published byte-level vocabularies cut text into words, for files that name the way or leave
+ * it out. */
 #ifndef NN_TEXT_PATTERNS_H
 #define NN_TEXT_PATTERNS_H
 
@@ -23,8 +23,8 @@ typedef enum word_cut {
 /* Adds the pre-tokenizer of a byte-level vocabulary, with its byte map, and its decoder. */
 nn_status_t patterns_add(pipeline_t *pipeline, word_cut_t cut);
 
-/* The same with a regular expression of the caller's, whose matches are words, as is what lies between
- * them. */
+/* The same with a regular expression of the caller's, whose matches are words, as is what lies
+ * between them. */
 nn_status_t patterns_add_regex(pipeline_t *pipeline, text_t regex);
 
 #endif

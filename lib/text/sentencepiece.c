@@ -27,8 +27,9 @@ static nn_status_t check_bytes(const sp_file_t *file, const pipeline_t *pipeline
     snprintf(name, sizeof name, "<0x%02X>", (unsigned)byte);
     const int32_t id = pipeline_find(pipeline, (text_t){name, 6});
     if (id < 0 || file->pieces[id].type != SP_BYTE)
-      return status_fail(NN_ERR_FORMAT, "no piece %s of type %d; with byte fallback every byte has one",
-                         name, SP_BYTE);
+      return status_fail(NN_ERR_FORMAT,
+                         "no piece %s of type %d; with byte fallback every byte has one", name,
+                         SP_BYTE);
   }
   return NN_OK;
 }

@@ -1,5 +1,5 @@
-/* SentencePiece models (.model): what the protobuf message ModelProto says, checked as a file. Fields
- * that are not named here are skipped. */
+/* SentencePiece models (.model): what the protobuf message ModelProto says, checked as a file.
+ * Fields that are not named here are skipped. */
 #ifndef NN_TEXT_SENTENCEPIECE_FILE_H
 #define NN_TEXT_SENTENCEPIECE_FILE_H
 

@@ -4,8 +4,8 @@
 
 static const text_t blank = {"\xe2\x96\x81", 3}; /* U+2581 */
 
-/* The longest of the sorted strings that text begins with, or 0 bytes. The strings that have the first
- * i bytes in common are neighbours, the shortest first. */
+/* The longest of the sorted strings that text begins with, or 0 bytes. The strings that have the
+ * first i bytes in common are neighbours, the shortest first. */
 static uint32_t kept_bytes(const normalizer_step_t *step, const char *text, uint32_t bytes) {
   size_t low = 0, high = step->kept_count;
   uint32_t found = 0;

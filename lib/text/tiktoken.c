@@ -52,11 +52,11 @@ static nn_status_t add_published(pipeline_t *pipeline) {
                        pipeline->model.token_count);
   for (const special_t *special = known->specials;
        special < known->specials + SPECIALS && special->text; special++)
-    STATUS_TRY(pipeline_add_added(pipeline,
-                                  &(added_token_t){.content = {special->text, strlen(special->text)},
-                                                   .id = special->id,
-                                                   .verbatim = true,
-                                                   .special = true}));
+    STATUS_TRY(pipeline_add_added(
+        pipeline, &(added_token_t){.content = {special->text, strlen(special->text)},
+                                   .id = special->id,
+                                   .verbatim = true,
+                                   .special = true}));
   return patterns_add(pipeline, known->cut);
 }
 

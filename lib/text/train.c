@@ -30,16 +30,17 @@ static nn_status_t options_read(const nn_tokenizer_train_options_t *given,
   if (!options->pad) options->pad = defaults.pad;
   if (!options->unk) options->unk = defaults.unk;
   if (options->kind != NN_TOKENIZER_BPE && options->kind != NN_TOKENIZER_UNIGRAM)
-    return status_fail(NN_ERR_ARGUMENT, "kind is %d; NN_TOKENIZER_BPE is %d, NN_TOKENIZER_UNIGRAM %d",
-                       options->kind, NN_TOKENIZER_BPE, NN_TOKENIZER_UNIGRAM);
+    return status_fail(NN_ERR_ARGUMENT,
+                       "kind is %d; NN_TOKENIZER_BPE is %d, NN_TOKENIZER_UNIGRAM %d", options->kind,
+                       NN_TOKENIZER_BPE, NN_TOKENIZER_UNIGRAM);
   if (options->special_count < 0 || (options->special_count && !options->specials))
     return status_fail(NN_ERR_ARGUMENT, "special_count is %lld, and specials is %s",
                        (long long)options->special_count, options->specials ? "given" : "NULL");
   const int64_t first = options->kind == NN_TOKENIZER_BPE ? 256 : 1;
   if (options->vocab_size > PIPELINE_MAX_ID || options->vocab_size - first < options->special_count)
     return status_fail(NN_ERR_ARGUMENT,
-                       "vocab_size is %lld with %lld specials; it must be at most %d and leave room "
-                       "for %lld tokens",
+                       "vocab_size is %lld with %lld specials; it must be at most %d and leave "
+                       "room for %lld tokens",
                        (long long)options->vocab_size, (long long)options->special_count,
                        PIPELINE_MAX_ID, (long long)first);
   if (options->min_frequency < 1)
@@ -263,7 +264,8 @@ static nn_status_t add_unigram(learner_t *learner, const unigram_trained_t *trai
 static nn_status_t learn_unigram(learner_t *learner) {
   const nn_tokenizer_train_options_t *options = &learner->options;
   unigram_trained_t trained;
-  STATUS_TRY(unigram_train(&learner->words, &learner->barred, options->vocab_size - options->special_count,
+  STATUS_TRY(unigram_train(&learner->words, &learner->barred,
+                           options->vocab_size - options->special_count,
                            (double)options->coverage, options->min_frequency, learner_poll,
                            learner, &trained));
   nn_status_t status = add_unigram(learner, &trained);

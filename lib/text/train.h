@@ -1,5 +1,5 @@
-/* Learning a tokenizer: texts are cut into words as the tokenizer will cut them, the distinct words are
- * counted, and a vocabulary is learnt from the counts. */
+/* Learning a tokenizer: texts are cut into words as the tokenizer will cut them, the distinct words
+ * are counted, and a vocabulary is learnt from the counts. */
 #ifndef NN_TEXT_TRAIN_H
 #define NN_TEXT_TRAIN_H
 
@@ -10,7 +10,7 @@
 
 /* A zeroed one can be freed. */
 typedef struct learner {
-  nn_tokenizer_train_options_t options; /* checked, defaults filled in; its pointers are the caller's */
+  nn_tokenizer_train_options_t options; /* checked, with defaults; its pointers are the caller's */
   pipeline_t pipeline;                  /* all but the vocabulary */
   matcher_t *matchers; /* [pipeline.pre_count] */
   steps_memory_t memory;

@@ -1,7 +1,7 @@
 /* The candidates of a Unigram vocabulary. Suffixes of the text, cut at MOST_PIECE characters and at
- * the end of their chunk, are sorted; a substring's places are then neighbours. Those substrings are
- * taken that some two places follow by different characters, and whole chunks; any other comes as
- * often as a longer one. */
+ * the end of their chunk, are sorted; a substring's places are then neighbours. Those substrings
+ * are taken that some two places follow by different characters, and whole chunks; any other comes
+ * as often as a longer one. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -51,8 +51,9 @@ static int suffix_compare(const unigram_text_t *text, int32_t a, int32_t b, int3
   }
 }
 
-/* Stable, so that equal suffixes stay in the text's order: by insertion where there are few, else by
- * counting the bytes at depth, then each group for itself. The depth is bounded by a piece's bytes. */
+/* Stable, so that equal suffixes stay in the text's order: by insertion where there are few, else
+ * by counting the bytes at depth, then each group for itself. The depth is bounded by a piece's
+ * bytes. */
 static void suffixes_sort(seeder_t *seeder, int64_t begin, int64_t end, int32_t depth) {
   const unigram_text_t *text = seeder->text;
   int32_t *order = seeder->order;

@@ -11,8 +11,8 @@ static bool begins_char(const word_table_t *words, size_t byte) {
   return ((unsigned char)words->text[byte] & 0xc0) != 0x80;
 }
 
-/* The end of the character that begins at byte of a word that ends at end; at most four bytes, also in
- * what is no UTF-8. */
+/* The end of the character that begins at byte of a word that ends at end; at most four bytes, also
+ * in what is no UTF-8. */
 static size_t char_end(const word_table_t *words, size_t byte, size_t end) {
   if (end - byte > 4) end = byte + 4;
   do byte++;

@@ -1,6 +1,6 @@
-/* Expectation and maximisation over the ways to cut each chunk into pieces, in turns with taking out
- * the pieces that are missed least, until few enough are left. Sums go through the chunks in the order
- * of the text, in double precision: the same text gives the same bits. */
+/* Expectation and maximisation over the ways to cut each chunk into pieces, in turns with taking
+ * out the pieces that are missed least, until few enough are left. Sums go through the chunks in
+ * the order of the text, in double precision: the same text gives the same bits. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,11 +29,11 @@ typedef struct unigram_trainer {
   double best[UNIGRAM_MOST_CHARS + 1];   /* score of the best cut up to here */
   double ahead[UNIGRAM_MOST_CHARS + 1];  /* sum over cuts up to here, as a multiple of the best's */
   double behind[UNIGRAM_MOST_CHARS + 1]; /* sum over cuts from here on, in the same measure */
-  int32_t from[UNIGRAM_MOST_CHARS + 1];  /* the piece that the best cut up to here ends with, or -1 */
+  int32_t from[UNIGRAM_MOST_CHARS + 1];  /* what the best cut up to here ends with; -1: no piece */
   double weights[UNIGRAM_MOST_CHARS * UNIGRAM_MOST_PIECE]; /* of the edges, in the text's order */
 } unigram_trainer_t;
 
-/* ---- the pieces that begin at a character: -1 stands for what is no piece --------------------- */
+/* ---- the pieces that begin at a character: -1 stands for what is no piece -------------------- */
 
 typedef struct edges {
   const int32_t *longer; /* [count] */
@@ -79,8 +79,8 @@ static void cut_best(unigram_trainer_t *trainer, int32_t first, int32_t chars, i
   }
 }
 
-/* Of every edge: its piece's probability, as a multiple of what the best cuts give that stretch; at most
- * 1, as they cannot be beaten. And the sums over cuts up to each character. */
+/* Of every edge: its piece's probability, as a multiple of what the best cuts give that stretch; at
+ * most 1, as they cannot be beaten. And the sums over cuts up to each character. */
 static void chunk_ahead(unigram_trainer_t *trainer, const unigram_chunk_t *chunk) {
   double *weight = trainer->weights;
   for (int32_t i = 0; i <= chunk->chars; i++) trainer->ahead[i] = 0;
@@ -126,7 +126,8 @@ static double digamma(double x) {
   double sum = 0;
   for (; x < 7; x++) sum -= 1 / x;
   double inverse = 1 / (x * x);
-  double series = inverse * (1.0 / 12 - inverse * (1.0 / 120 - inverse * (1.0 / 252 - inverse / 240)));
+  double series =
+      inverse * (1.0 / 12 - inverse * (1.0 / 120 - inverse * (1.0 / 252 - inverse / 240)));
   return sum + log(x) - 0.5 / x - series;
 }
 
@@ -286,7 +287,8 @@ static nn_status_t take_best(unigram_trainer_t *trainer, int64_t most, unigram_t
   return status;
 }
 
-/* To ten decimals: so many digits make the same number in every program that reads them from a file. */
+/* To ten decimals: so many digits make the same number in every program that reads them from a
+ * file. */
 static void round_scores(unigram_trained_t *trained) {
   static const double unit = 1e10;
   for (size_t i = 0; i < trained->count; i++)

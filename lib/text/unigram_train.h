@@ -18,8 +18,8 @@ typedef struct unigram_trained {
 
 /* Learns at most piece_count pieces from words of UTF-8. Every character is a piece but the rarest,
  * which together are less than 1 - coverage of the text. Pieces of several characters come at least
- * min_frequency times and are no words of `barred`; words of more than UNIGRAM_MOST_CHARS are cut before learning. Nothing is left
- * in `trained` after a failure. */
+ * min_frequency times and are no words of `barred`; words of more than UNIGRAM_MOST_CHARS are cut
+ * before learning. Nothing is left in `trained` after a failure. */
 enum { UNIGRAM_MOST_CHARS = 512 };
 nn_status_t unigram_train(const word_table_t *words, const word_table_t *barred,
                           int64_t piece_count, double coverage, int64_t min_frequency,

@@ -1,6 +1,6 @@
-/* tiktoken rank files: any bytes are refused, or make a tokenizer that works. An input that does not
- * begin with an exclamation mark is put behind lines for all bytes, so that a mutation of the others
- * alone gets past the check for them. */
+/* tiktoken rank files: any bytes are refused, or make a tokenizer that works. An input that does
+ * not begin with an exclamation mark is put behind lines for all bytes, so that a mutation of the
+ * others alone gets past the check for them. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

@@ -1,5 +1,5 @@
-/* What tests of tokenizer files share: the bytes of small files, and a round through a tokenizer that
- * was made of untrusted ones. */
+/* What tests of tokenizer files share: the bytes of small files, and a round through a tokenizer
+ * that was made of untrusted ones. */
 #ifndef NN_TEST_TEXT_H
 #define NN_TEST_TEXT_H
 
@@ -18,8 +18,8 @@ void text_bytes_free(text_bytes_t *bytes);
 
 typedef nn_status_t (*text_read_fn)(text_t file, pipeline_t *pipeline);
 
-/* Of fuzzers: reads any bytes; what is accepted must make a tokenizer that encodes texts, decodes every
- * id of its own, and can be written as tokenizer.json or says why not. */
+/* Of fuzzers: reads any bytes; what is accepted must make a tokenizer that encodes texts, decodes
+ * every id of its own, and can be written as tokenizer.json or says why not. */
 void text_try_reader(text_read_fn read, const uint8_t *data, size_t size);
 
 #endif

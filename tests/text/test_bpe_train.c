@@ -1,5 +1,5 @@
-/* Learning byte-pair merges: equal to counting every pair anew before every merge, over random words
- * with many repeats and ties; the thresholds; long words; allocations that fail. */
+/* Learning byte-pair merges: equal to counting every pair anew before every merge, over random
+ * words with many repeats and ties; the thresholds; long words; allocations that fail. */
 #include "fixture.h"
 
 #include <string.h>

@@ -1,5 +1,5 @@
-/* Readers of tokenizer files: what small files of each kind mean, and that files cut anywhere, with any
- * byte changed, or short of memory are refused in words or make a tokenizer that works. */
+/* Readers of tokenizer files: what small files of each kind mean, and that files cut anywhere, with
+ * any byte changed, or short of memory are refused in words or make a tokenizer that works. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>

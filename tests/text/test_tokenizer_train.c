@@ -1,5 +1,6 @@
 /* Learning tokenizers through the public interface: what is learnt is written and read as the same,
- * texts and files of lines are the same, options are checked, progress can cancel, allocations fail. */
+ * texts and files of lines are the same, options are checked, progress can cancel, allocations
+ * fail. */
 #include <stdio.h>
 #include <string.h>
 
@@ -152,7 +153,8 @@ static void test_files(void **state) {
     CHECK(nn_tokenizer_save(of_texts, files_path(folder, "texts.json")));
     CHECK(nn_tokenizer_save(of_files, files_path(folder, "files.json")));
     size_t bytes, others;
-    char *a = files_read(folder, "texts.json", &bytes), *b = files_read(folder, "files.json", &others);
+    char *a = files_read(folder, "texts.json", &bytes);
+    char *b = files_read(folder, "files.json", &others);
     assert_int_equal(bytes, others);
     assert_memory_equal(a, b, bytes);
     free(a);
@@ -205,7 +207,8 @@ static void check_refused(const char *parts, nn_tokenizer_train_options_t option
 
 static void test_refused(void **state) {
   (void)state;
-  static const char *const twice[] = {"<a>", "<a>"}, *const empty[] = {""}, *const broken[] = {"\xff"};
+  static const char *const twice[] = {"<a>", "<a>"};
+  static const char *const empty[] = {""}, *const broken[] = {"\xff"};
   nn_tokenizer_train_options_t options = options_of(2, 0);
   check_refused("kind is 2", options);
   check_refused("vocab_size is 259", options_of(NN_TOKENIZER_BPE, 259));

@@ -1,5 +1,6 @@
-/* Learning a Unigram vocabulary: what every result must be, words that stand out are found, characters
- * beyond the coverage are left out, repeats give the same bits, and allocations that fail. */
+/* Learning a Unigram vocabulary: what every result must be, words that stand out are found,
+ * characters beyond the coverage are left out, repeats give the same bits, and allocations that
+ * fail. */
 #include "fixture.h"
 
 #include <math.h>
