@@ -19,6 +19,7 @@ nn_status_t session_check(const nn_model_config_t *config, const nn_session_opti
   if (!checked->prefill_chunk) checked->prefill_chunk = PREFILL_CHUNK;
   double longest = (double)config->context;
   longest *= rope_stretch(config);
+  if (longest > INT32_MAX) longest = INT32_MAX; /* positions are int32_t */
   if (checked->batch < 1 || checked->prefill_chunk < 1)
     return status_fail(NN_ERR_ARGUMENT,
                        "nn_session_options_t: batch %lld and prefill_chunk %lld are at least 1",

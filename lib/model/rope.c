@@ -5,8 +5,8 @@
 #include "base/mem.h"
 
 int64_t rope_dim(const nn_model_config_t *config) {
-  if (config->rotary_dim) return config->rotary_dim;
-  return config->kv_rank ? config->rope_head_dim : config->head_dim;
+  if (config->kv_rank) return config->rope_head_dim;
+  return config->rotary_dim ? config->rotary_dim : config->head_dim;
 }
 
 double rope_stretch(const nn_model_config_t *config) {

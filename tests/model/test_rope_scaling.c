@@ -100,10 +100,26 @@ static void test_llama3(void **state) {
         {17, 9.7082878e-5}, {18, 1.94616382e-5}, {31, 9.41830673e-8});
 }
 
+/* The scale of scores of DeepSeek-V2-Lite and V3, which have 192 elements in a query. */
+static void test_latent(void **state) {
+  (void)state;
+  nn_model_config_t c = {.head_dim = 192, .kv_rank = 512, .rope_head_dim = 64};
+  c.rope_theta = 10000, c.rope_ntk_alpha = 1, c.context = 163840;
+  assert_int_equal(rope_dim(&c), 64);
+  assert_true(rope_latent_factor(&c) == 1);
+  c.rope_scaling = NN_ROPE_YARN, c.rope_factor = 40, c.rope_original_context = 4096;
+  assert_true(rope_latent_factor(&c) == 1);
+  c.rope_mscale = c.rope_mscale_all_dim = 0.707f; /* fp32: of eight digits */
+  assert_true(fabs(rope_latent_factor(&c) / sqrt(192) - .114721386793) < 1e-8);
+  c.rope_mscale = c.rope_mscale_all_dim = 1;
+  assert_true(fabs(rope_latent_factor(&c) / sqrt(192) - .135233778861) < 1e-12);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_plain),   cmocka_unit_test(test_ntk),  cmocka_unit_test(test_linear),
       cmocka_unit_test(test_dynamic), cmocka_unit_test(test_yarn), cmocka_unit_test(test_llama3),
+      cmocka_unit_test(test_latent),
   };
   return cmocka_run_group_tests_name("rope_scaling", tests, NULL, NULL);
 }
