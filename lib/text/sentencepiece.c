@@ -9,7 +9,8 @@
 
 /* ---- pieces ---------------------------------------------------------------------------------- */
 
-/* What a Unigram model may cut text into; the others are ids that stand for something else. */
+/* What a text may be cut into; the others are ids that stand for something else. Pieces that a file
+ * calls unused are among those, so BPE does not make larger pieces through them. */
 static bool piece_in_text(const sp_piece_t *piece) {
   return piece->type == SP_NORMAL || piece->type == SP_USER_DEFINED;
 }

@@ -16,27 +16,28 @@ enum { SPECIALS = 8 };
 typedef struct published {
   size_t tokens; /* in the rank file */
   word_cut_t cut;
+  bool composed;                /* its programs give it NFC */
   special_t specials[SPECIALS]; /* up to one without text */
 } published_t;
 
 static const published_t vocabularies[] = {
-    {50256, CUT_GPT2, {{"<|endoftext|>", 50256}}},  /* r50k_base, which is GPT-2's */
-    {50280, CUT_GPT2, {{"<|endoftext|>", 50256}}},  /* p50k_base */
-    {100256, CUT_LLAMA3,                            /* cl100k_base */
+    {50256, CUT_GPT2, false, {{"<|endoftext|>", 50256}}}, /* r50k_base, which is GPT-2's */
+    {50280, CUT_GPT2, false, {{"<|endoftext|>", 50256}}}, /* p50k_base */
+    {100256, CUT_LLAMA3, false,                           /* cl100k_base */
      {{"<|endoftext|>", 100257},
       {"<|fim_prefix|>", 100258},
       {"<|fim_middle|>", 100259},
       {"<|fim_suffix|>", 100260},
       {"<|endofprompt|>", 100276}}},
-    {128000, CUT_LLAMA3,                            /* Llama 3 */
+    {128000, CUT_LLAMA3, false,                           /* Llama 3 */
      {{"<|begin_of_text|>", 128000},
       {"<|end_of_text|>", 128001},
       {"<|start_header_id|>", 128006},
       {"<|end_header_id|>", 128007},
       {"<|eot_id|>", 128009}}},
-    {151643, CUT_QWEN2,                             /* Qwen */
+    {151643, CUT_QWEN2, true,                             /* Qwen */
      {{"<|endoftext|>", 151643}, {"<|im_start|>", 151644}, {"<|im_end|>", 151645}}},
-    {199998, CUT_O200K,                             /* o200k_base */
+    {199998, CUT_O200K, false,                            /* o200k_base */
      {{"<|endoftext|>", 199999}, {"<|endofprompt|>", 200018}}},
 };
 enum { VOCABULARIES = sizeof vocabularies / sizeof *vocabularies };
@@ -57,6 +58,8 @@ static nn_status_t add_published(pipeline_t *pipeline) {
                                    .id = special->id,
                                    .verbatim = true,
                                    .special = true}));
+  if (known->composed)
+    STATUS_TRY(pipeline_add_normalizer(pipeline, &(normalizer_step_t){.kind = NORMALIZE_NFC}));
   return patterns_add(pipeline, known->cut);
 }
 

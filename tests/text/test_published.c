@@ -4,8 +4,10 @@
 #include <string.h>
 
 #include "files.h"
+#include "text.h"
+#include "text/base64.h"
+#include "text/bytemap.h"
 #include "text/gguf_tokenizer.h"
-#include "text/json_save.h"
 #include "text/llmc_tokenizer.h"
 #include "text/tokenizer.h"
 
@@ -121,6 +123,33 @@ static void test_llmc(void **state) {
   fixture_folder_remove(own);
 }
 
+/* The same as a tiktoken rank file, which is known by its number of tokens. */
+static void test_tiktoken(void **state) {
+  (void)state;
+  char *own = fixture_folder();
+  nn_tokenizer_t *tokenizer = open_gguf("ggml-vocab-gpt-2.gguf");
+  const model_t *model = &tokenizer->pipeline.model;
+  text_bytes_t file = {0};
+  for (size_t i = 0; i < model->token_count; i++) {
+    const text_t token = model->tokens[i].text;
+    char raw[1024], line[2048];
+    size_t bytes;
+    assert_true(token.bytes < sizeof raw && bytemap_read(token.data, token.bytes, raw, &bytes));
+    base64_encode(raw, bytes, line);
+    const size_t encoded = base64_length(bytes);
+    const int rank = snprintf(line + encoded, 16, " %d\n", model->tokens[i].id);
+    text_put(&file, line, encoded + (size_t)rank);
+  }
+  nn_tokenizer_destroy(tokenizer);
+  files_write(own, "r50k.tiktoken", file.data, file.bytes);
+  text_bytes_free(&file);
+  CHECK(nn_tokenizer_load(files_path(own, "r50k.tiktoken"), &tokenizer));
+  assert_int_equal(nn_tokenizer_id(tokenizer, "<|endoftext|>", 13), 50256);
+  assert_int_equal(check_texts(tokenizer, "ggml-vocab-gpt-2.gguf"), 46);
+  nn_tokenizer_destroy(tokenizer);
+  fixture_folder_remove(own);
+}
+
 int main(void) {
   char path[512];
   snprintf(path, sizeof path, "%s/ggml-vocab-gpt-2.gguf", folder);
@@ -132,6 +161,6 @@ int main(void) {
   fclose(file);
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_gpt2), cmocka_unit_test(test_llama),
                                      cmocka_unit_test(test_deepseek),
-                                     cmocka_unit_test(test_llmc)};
+                                     cmocka_unit_test(test_llmc), cmocka_unit_test(test_tiktoken)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
