@@ -586,7 +586,8 @@ typedef struct nn_file_options_t {
  *  wrote, of the wanted dtype, is the model's parameters itself, for as long as the model lives: a
  *  page is copied when it is first trained. Its bytes count as held by the device either way.
  *  @param dtype NN_F32, NN_BF16 or NN_F16; F32, F16 and BF16 tensors are converted to it.
- *               NN_DTYPE_FILE: that of the file's embedding. */
+ *               NN_DTYPE_FILE: that of the file's embedding. Experts in MXFP4, as gpt_oss has
+ *               them, are decoded. */
 NN_API nn_status_t nn_model_load(nn_device_t *device, const char *folder, int32_t dtype,
                                  const nn_file_options_t *options, nn_model_t **model);
 

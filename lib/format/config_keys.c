@@ -165,6 +165,8 @@ static const key_line_t gpt2_keys[] = {
 static const key_line_t llama_keys[] = {
     BIASES("attention_bias", NN_BIAS_QKV | NN_BIAS_O),
     BIASES("mlp_bias", NN_BIAS_FFN),
+    FIXED("rope_interleaved", KEY_OFF),
+    FIXED("is_llama_config", KEY_ANY),
 };
 
 static const key_line_t mistral_keys[] = {
@@ -278,6 +280,7 @@ static const key_line_t gpt_oss_keys[] = {
     MEMBER("swiglu_limit", KEY_POSITIVE, config.swiglu_limit),
     {.name = "swiglu_alpha", .rule = KEY_EQUAL, .number = 1.702},
     ALIAS("experts_per_token", KEY_SIZE, config.top_k),
+    FIXED("quantization_config", KEY_MXFP4),
     FIXED("initial_context_length", KEY_ANY), /* original_max_position_embeddings for others */
 };
 

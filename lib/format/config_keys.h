@@ -27,6 +27,7 @@ typedef enum key_rule {
   KEY_LAYER_TYPES,   /* null, or a list of which layers have the window */
   KEY_DENSE_LIST,    /* null, or a list of the layers that are dense */
   KEY_TOPK_METHOD,   /* "greedy" or "group_limited_greedy" */
+  KEY_MXFP4,         /* null, or an object whose quant_method is "mxfp4": tensors say the rest */
   KEY_OFF,           /* must be null, false, 0 or empty */
   KEY_ON,            /* must be true */
   KEY_EQUAL,         /* must be null or `number` */

@@ -231,6 +231,12 @@ static nn_status_t read_equal(const key_line_t *key, const json_t *value) {
   return key_refuse(NN_ERR_UNSUPPORTED, key->name, value, needed);
 }
 
+static nn_status_t read_mxfp4(const key_line_t *key, const json_t *value) {
+  const char *method = json_string_value(json_object_get(value, "quant_method"));
+  if (is_off(value) || (method && strcmp(method, "mxfp4") == 0)) return NN_OK;
+  return key_refuse(NN_ERR_UNSUPPORTED, key->name, value, "off, or of the quant_method \"mxfp4\"");
+}
+
 nn_status_t key_read(const key_line_t *key, const json_t *value, reading_t *reading) {
   nn_model_config_t *config = &reading->config;
   bool second = false;
@@ -251,6 +257,7 @@ nn_status_t key_read(const key_line_t *key, const json_t *value, reading_t *read
       STATUS_TRY(read_choice(key, value, "greedy", "group_limited_greedy", &second));
       reading->greedy = !second;
       return NN_OK;
+    case KEY_MXFP4: return read_mxfp4(key, value);
     case KEY_OFF:
       if (is_off(value)) return NN_OK;
       return key_refuse(NN_ERR_UNSUPPORTED, key->name, value, "off (null, false or 0)");

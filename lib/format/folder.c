@@ -207,12 +207,12 @@ static bool folder_is_buffer(const folder_t *folder, int32_t dtype, uintptr_t *b
   if (folder->file_count != 1 || !folder->files[0].map.bytes) return false;
   for (int64_t i = 0; i < folder->table.count; i++) {
     const param_t *param = &folder->table.items[i];
-    const folder_source_t *source = &folder->sources[i];
+    const param_source_t *source = &folder->sources[i];
     uintptr_t found = buffer_begin(source->data, param->offset, element);
     if (!i) *begin = found;
-    /* read in another order than stored: several runs, or a transpose of more than one column */
+    /* read in another order than stored: runs, or a transpose of more than one column */
     bool turned = param->ndim == 2 && param->stride[0] == 1 && param->shape[1] > 1;
-    if (source->dtype != dtype || param->runs != 1 || turned || found != *begin) return false;
+    if (source->dtype != dtype || param->run_stride || turned || found != *begin) return false;
   }
   return *begin % ALIGNMENT == 0;
 }
@@ -249,12 +249,8 @@ nn_status_t folder_read(const folder_t *folder, int32_t dtype, void *buffer,
                          .device = device};
   const param_t *params = folder->table.items;
   for (int64_t i = 0; i < folder->table.count; i++)
-    transfer.total += params[i].elements * (int64_t)nn_dtype_bytes(folder->sources[i].dtype);
-  for (int64_t i = 0; i < folder->table.count; i++) {
-    const folder_source_t *source = &folder->sources[i];
-    if (!buffer) continue;
-    STATUS_TRY(param_io_read(&params[i], dtype, buffer, &source->file->map, source->data,
-                             source->dtype, &transfer));
-  }
+    transfer.total += param_io_bytes(&params[i], &folder->sources[i]);
+  for (int64_t i = 0; buffer && i < folder->table.count; i++)
+    STATUS_TRY(param_io_read(&params[i], dtype, buffer, &folder->sources[i], &transfer));
   return buffer ? NN_OK : transfer_advance(&transfer, transfer.total);
 }

@@ -15,16 +15,10 @@
 #define NN_FORMAT_FOLDER_H
 
 #include "base/tensor.h"
+#include "format/param_io.h"
 #include "format/safetensors.h"
 #include "format/transfer.h"
 #include "model/params.h"
-
-/* Where a parameter is: its elements as published, one after the other. */
-typedef struct folder_source {
-  const safetensors_t *file;
-  int32_t dtype; /* F32, BF16 or F16 */
-  const unsigned char *data;
-} folder_source_t;
 
 /* A folder that was checked: its files are mapped, and they hold every parameter in its shape, in a
  * dtype that can be converted, and nothing that is not understood. */
@@ -34,7 +28,7 @@ typedef struct folder {
   int32_t dtype;            /* of the first parameter: NN_F32, NN_BF16 or NN_F16 */
   safetensors_t *files;
   int64_t file_count;
-  folder_source_t *sources; /* [table.count] */
+  param_source_t *sources; /* [table.count] */
 } folder_t;
 
 /* A failure names the file and the tensor. Takes memory in proportion to the files' headers. Where

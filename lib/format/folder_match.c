@@ -7,6 +7,7 @@
 #include "base/dtype.h"
 #include "base/mem.h"
 #include "base/status.h"
+#include "format/mxfp4.h"
 #include "format/name_show.h"
 #include "model/family.h"
 
@@ -91,10 +92,10 @@ static bool name_is_redundant(const char *name, const nn_model_config_t *config)
 /* What a tensor must be. */
 typedef struct wanted {
   int32_t ndim;
-  int64_t shape[3];
+  int64_t shape[4];
 } wanted_t;
 
-static nn_status_t check_tensor(const safetensors_tensor_t *tensor, const wanted_t *wanted) {
+static nn_status_t check_shape(const safetensors_tensor_t *tensor, const wanted_t *wanted) {
   bool fits = tensor->ndim == wanted->ndim;
   for (int32_t i = 0; fits && i < wanted->ndim; i++) fits = tensor->shape[i] == wanted->shape[i];
   if (!fits) {
@@ -106,6 +107,11 @@ static nn_status_t check_tensor(const safetensors_tensor_t *tensor, const wanted
     return status_fail(NN_ERR_FORMAT, "tensor \"%s\": its shape is not [%s], as config.json has it",
                        name_show(tensor->name).text, shape);
   }
+  return NN_OK;
+}
+
+static nn_status_t check_tensor(const safetensors_tensor_t *tensor, const wanted_t *wanted) {
+  STATUS_TRY(check_shape(tensor, wanted));
   if (dtype_is_float(tensor->dtype)) return NN_OK;
   return status_fail(NN_ERR_UNSUPPORTED,
                      "tensor \"%s\": its dtype is %s; F32, BF16 and F16 are read",
@@ -133,8 +139,45 @@ static entry_t *find_fused(const nn_model_config_t *config, const param_t *param
   return entries_find(entries, name);
 }
 
+/* One of the two tensors that hold a parameter as MXFP4. */
+static entry_t *find_packed(const param_t *param, const char *suffix, const entries_t *entries) {
+  char name[PARAM_NAME_BYTES + 8];
+  snprintf(name, sizeof name, "%s%s", param->name, suffix);
+  return entries_find(entries, name);
+}
+
+/* Whether all experts' blocks and scales are there in place of a parameter that stacks transposes:
+ * the stored rows, block by block. */
+static nn_status_t match_packed(const param_t *param, const entries_t *entries,
+                                param_source_t *source, bool *found) {
+  entry_t *blocks = find_packed(param, "_blocks", entries);
+  entry_t *scales = find_packed(param, "_scales", entries);
+  *found = blocks && scales && param->ndim == 3 && param->stride[1] == 1;
+  if (!*found) return NN_OK;
+  const int64_t cols = param->shape[1];
+  if (cols % MXFP4_BLOCK)
+    return status_fail(NN_ERR_FORMAT, "tensor \"%s\": its rows of %lld are no whole blocks of %d",
+                       name_show(blocks->tensor->name).text, (long long)cols, MXFP4_BLOCK);
+  const wanted_t wanted = {
+      4, {param->shape[0], param->shape[2], cols / MXFP4_BLOCK, MXFP4_BLOCK_BYTES}};
+  const wanted_t wanted_scales = {3, {param->shape[0], param->shape[2], cols / MXFP4_BLOCK}};
+  STATUS_TRY(check_shape(blocks->tensor, &wanted));
+  STATUS_TRY(check_shape(scales->tensor, &wanted_scales));
+  const safetensors_tensor_t *other =
+      blocks->tensor->dtype != NN_U8 ? blocks->tensor : scales->tensor;
+  if (other->dtype != NN_U8)
+    return status_fail(NN_ERR_UNSUPPORTED, "tensor \"%s\": its dtype is %s; MXFP4 is read as U8",
+                       name_show(other->name).text, other->dtype_name);
+  blocks->used = scales->used = true;
+  *source = (param_source_t){.map = &blocks->file->map,
+                             .dtype = NN_U8,
+                             .data = blocks->tensor->data,
+                             .scales = scales->tensor->data};
+  return NN_OK;
+}
+
 static nn_status_t param_match(const nn_model_config_t *config, const param_t *param,
-                               const entries_t *entries, folder_source_t *source) {
+                               const entries_t *entries, param_source_t *source) {
   entry_t *entry = entries_find(entries, param->name);
   const char *bare = name_without_prefix(param->name);
   wanted_t wanted = {param->ndim, {param->shape[0], param->shape[1], param->shape[2]}};
@@ -147,13 +190,18 @@ static nn_status_t param_match(const nn_model_config_t *config, const param_t *p
     if (other) entry = other;
   }
   if (!entry) entry = find_fused(config, param, entries, &wanted, &begin);
-  if (!entry) return status_fail(NN_ERR_FORMAT, "tensor \"%s\" is missing", param->name);
+  if (!entry) {
+    bool packed = false;
+    STATUS_TRY(match_packed(param, entries, source, &packed));
+    if (packed) return NN_OK;
+    return status_fail(NN_ERR_FORMAT, "tensor \"%s\" is missing", param->name);
+  }
   STATUS_TRY(check_tensor(entry->tensor, &wanted));
   entry->used = true;
   size_t element = nn_dtype_bytes(entry->tensor->dtype);
-  *source = (folder_source_t){.file = entry->file,
-                              .dtype = entry->tensor->dtype,
-                              .data = entry->tensor->data + (size_t)begin * element};
+  *source = (param_source_t){.map = &entry->file->map,
+                             .dtype = entry->tensor->dtype,
+                             .data = entry->tensor->data + (size_t)begin * element};
   return NN_OK;
 }
 

@@ -186,15 +186,14 @@ nn_status_t llmc_read(const llmc_t *file, const param_table_t *table, int32_t dt
                       nn_device_t *device) {
   transfer_t transfer = {.progress = progress, .user = user, .cancel = cancel, .device = device,
                          .total = file->bytes};
-  const unsigned char *data = file->data;
+  param_source_t source = {.map = &file->map, .dtype = file->dtype, .data = file->data};
   size_t element = nn_dtype_bytes(file->dtype);
   param_t param;
   for (cursor_t cursor = {0}; cursor_next(&cursor, table, &param);) {
-    STATUS_TRY(
-        param_io_read(&param, dtype, buffer, &file->map, data, file->dtype, &transfer));
-    data += (size_t)param.elements * element;
+    STATUS_TRY(param_io_read(&param, dtype, buffer, &source, &transfer));
+    source.data += (size_t)param.elements * element;
     if (param.role != PARAM_WTE || !file->padding) continue;
-    data += (size_t)file->padding * element;
+    source.data += (size_t)file->padding * element;
     STATUS_TRY(transfer_advance(&transfer, file->padding * (int64_t)element));
   }
   return NN_OK;

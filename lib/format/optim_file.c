@@ -211,10 +211,12 @@ static nn_status_t optim_load(safetensors_t *file, const param_table_t *table,
   for (int64_t i = 0; status == NN_OK && i < count; i++)
     if (parts.dtype[i % parts.count] == NN_F32)
       status = optim_check_values(file, sources[i], i % parts.count == STATE_V, transfer);
-  for (int64_t i = 0; status == NN_OK && i < count; i++)
+  for (int64_t i = 0; status == NN_OK && i < count; i++) {
+    const param_source_t source = {
+        .map = &file->map, .dtype = sources[i]->dtype, .data = sources[i]->data};
     status = param_io_read(&table->items[i / parts.count], parts.dtype[i % parts.count],
-                           parts.data[i % parts.count], &file->map, sources[i]->data,
-                           sources[i]->dtype, transfer);
+                           parts.data[i % parts.count], &source, transfer);
+  }
   if (status == NN_OK) *state = read;
   mem_free(memory);
   return status;

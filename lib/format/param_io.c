@@ -3,6 +3,7 @@
 #include "base/device.h"
 #include "base/dtype.h"
 #include "base/mem.h"
+#include "format/mxfp4.h"
 
 /* How a run of a parameter goes through a file: in blocks of published rows. A run stored as it is
  * published counts as rows of one element. */
@@ -35,40 +36,66 @@ static size_t run_begin(const param_t *param, int64_t run, size_t element) {
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
-static nn_status_t read_run(const param_t *param, int32_t dtype, unsigned char *to,
-                            const file_map_t *map, const unsigned char *data, int32_t file_dtype,
-                            transfer_t *transfer) {
-  size_t element = nn_dtype_bytes(dtype), file_element = nn_dtype_bytes(file_dtype);
+static nn_status_t read_plain(const param_t *param, int32_t dtype, unsigned char *to,
+                              const param_source_t *source, int64_t run, transfer_t *transfer) {
+  size_t element = nn_dtype_bytes(dtype), file_element = nn_dtype_bytes(source->dtype);
   plan_t plan = plan_make(param, file_element);
+  const unsigned char *data =
+      source->data + (size_t)(run * (param->elements / param->runs)) * file_element;
   for (int64_t row = 0; row < plan.rows; row += plan.block) {
     int64_t rows = plan.rows - row < plan.block ? plan.rows - row : plan.block;
     const unsigned char *from = data + (size_t)(row * plan.cols) * file_element;
     if (plan.transposed)
-      dtype_transpose(to + (size_t)row * element, dtype, plan.rows, from, file_dtype, plan.cols,
+      dtype_transpose(to + (size_t)row * element, dtype, plan.rows, from, source->dtype, plan.cols,
                       rows, plan.cols);
     else
-      dtype_convert(to + (size_t)row * element, dtype, from, file_dtype, rows);
+      dtype_convert(to + (size_t)row * element, dtype, from, source->dtype, rows);
     size_t bytes = (size_t)(rows * plan.cols) * file_element;
-    file_map_forget(map, from, bytes);
+    file_map_forget(source->map, from, bytes);
     STATUS_TRY(transfer_advance(transfer, (int64_t)bytes));
   }
   return NN_OK;
 }
 
+static nn_status_t read_packed(const param_t *param, int32_t dtype, unsigned char *to,
+                               const param_source_t *source, int64_t run, transfer_t *transfer) {
+  enum { BLOCKS = 128 };
+  float values[BLOCKS * MXFP4_BLOCK];
+  const int64_t blocks = param->elements / param->runs / MXFP4_BLOCK;
+  const unsigned char *from = source->data + (size_t)(run * blocks) * MXFP4_BLOCK_BYTES;
+  const unsigned char *scales = source->scales + run * blocks;
+  for (int64_t done = 0; done < blocks; done += BLOCKS) {
+    int64_t count = blocks - done < BLOCKS ? blocks - done : BLOCKS;
+    mxfp4_decode(values, from, scales + done, count);
+    dtype_convert(to, dtype, values, NN_F32, count * MXFP4_BLOCK);
+    to += (size_t)(count * MXFP4_BLOCK) * nn_dtype_bytes(dtype);
+    from += count * MXFP4_BLOCK_BYTES;
+    STATUS_TRY(transfer_advance(transfer, count * (MXFP4_BLOCK_BYTES + 1)));
+  }
+  file_map_forget(source->map, from - blocks * MXFP4_BLOCK_BYTES,
+                  (size_t)blocks * MXFP4_BLOCK_BYTES);
+  return NN_OK;
+}
+
+int64_t param_io_bytes(const param_t *param, const param_source_t *source) {
+  if (source->scales) return param->elements / MXFP4_BLOCK * (MXFP4_BLOCK_BYTES + 1);
+  return param->elements * (int64_t)nn_dtype_bytes(source->dtype);
+}
+
 nn_status_t param_io_read(const param_t *param, int32_t dtype, void *buffer,
-                          const file_map_t *map, const unsigned char *data, int32_t file_dtype,
-                          transfer_t *transfer) {
+                          const param_source_t *source, transfer_t *transfer) {
   nn_device_t *device = transfer->device;
   size_t element = nn_dtype_bytes(dtype);
   size_t bytes = (size_t)(param->elements / param->runs) * element;
-  size_t file_bytes = (size_t)(param->elements / param->runs) * nn_dtype_bytes(file_dtype);
   bool host = !device || device->host_memory;
   void *staged = NULL;
   if (!host) STATUS_TRY(mem_alloc(bytes, 1, &staged));
   nn_status_t status = NN_OK;
-  for (int64_t run = 0; status == NN_OK && run < param->runs; run++, data += file_bytes) {
+  for (int64_t run = 0; status == NN_OK && run < param->runs; run++) {
     unsigned char *at = (unsigned char *)buffer + run_begin(param, run, element);
-    status = read_run(param, dtype, host ? at : staged, map, data, file_dtype, transfer);
+    unsigned char *to = host ? at : staged;
+    status = source->scales ? read_packed(param, dtype, to, source, run, transfer)
+                            : read_plain(param, dtype, to, source, run, transfer);
     if (status == NN_OK && !host)
       status = device->backend->copy_in(device->place, at, staged, bytes);
   }

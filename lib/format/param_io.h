@@ -8,11 +8,22 @@
 #include "format/transfer.h"
 #include "model/params.h"
 
-/* Writes the parameter's elements of a buffer of dtype, from published data of file_dtype, which is
- * F32, BF16 or F16. Counts the data's bytes, and gives back the memory that the file is mapped to. */
+/* Where a parameter is in a file: its elements as published, one after the other; or MXFP4 blocks of
+ * them as stored, run by run. */
+typedef struct param_source {
+  const file_map_t *map; /* what data is in */
+  int32_t dtype;         /* F32, BF16 or F16; of MXFP4 U8 */
+  const unsigned char *data;
+  const unsigned char *scales; /* of MXFP4 blocks, or NULL */
+} param_source_t;
+
+/* Bytes of a parameter in a file. */
+int64_t param_io_bytes(const param_t *param, const param_source_t *source);
+
+/* Writes the parameter's elements of a buffer of dtype. Counts the file's bytes, and gives back the
+ * memory that they are mapped to. */
 nn_status_t param_io_read(const param_t *param, int32_t dtype, void *buffer,
-                          const file_map_t *map, const unsigned char *data, int32_t file_dtype,
-                          transfer_t *transfer);
+                          const param_source_t *source, transfer_t *transfer);
 
 /* Writes the parameter to a file, as dtype as it is in the buffer. */
 nn_status_t param_io_write(const param_t *param, int32_t dtype, const void *buffer,

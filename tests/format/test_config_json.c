@@ -132,6 +132,12 @@ static void what_would_change_the_numbers_is_refused(void **state) {
   refuse(NN_ERR_UNSUPPORTED, "hidden_act is 5", MIXTRAL "\"hidden_act\":5}");
   refuse(NN_ERR_UNSUPPORTED, "quantization_config",
          MIXTRAL "\"quantization_config\":{\"bits\":4}}");
+  refuse(NN_ERR_UNSUPPORTED, "quantization_config is {\"quant_method\":\"fp8\"}|\"mxfp4\"",
+         "{\"model_type\":\"gpt_oss\",\"quantization_config\":{\"quant_method\":\"fp8\"}}");
+  assert_int_equal(read_text("{\"model_type\":\"gpt_oss\",\"quantization_config\":"
+                             "{\"quant_method\":\"mxfp4\",\"modules_to_not_convert\":[]}}")
+                       .experts,
+                   128);
   refuse(NN_ERR_UNSUPPORTED, "activation_function is \"relu\"",
          GPT2 "\"activation_function\":\"relu\"}");
   refuse(NN_ERR_UNSUPPORTED, "scale_attn_weights is false", GPT2 "\"scale_attn_weights\":false}");
