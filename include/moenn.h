@@ -933,7 +933,7 @@ NN_API nn_status_t nn_tokenizer_decode_with(const nn_tokenizer_t *tokenizer, con
 typedef struct nn_decode_stream_t {
   size_t struct_size;   /**< sizeof this struct. */
   int32_t keep_special; /**< As in nn_decode_options_t. */
-  int64_t begin;        /**< The first id that later ones still depend on. */
+  int64_t first;        /**< The first id that later ones still depend on. */
   int64_t given;        /**< Bytes given out of the text that begins there. */
 } nn_decode_stream_t;
 

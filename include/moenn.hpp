@@ -502,8 +502,8 @@ class text_stream {
   std::string push(std::int32_t id) {
     window_.push_back(id);
     std::string text = next(false);
-    window_.erase(window_.begin(), window_.begin() + static_cast<std::ptrdiff_t>(state_.begin));
-    state_.begin = 0;
+    window_.erase(window_.begin(), window_.begin() + static_cast<std::ptrdiff_t>(state_.first));
+    state_.first = 0;
     return text;
   }
   /** The rest; what ends within a character ends with U+FFFD. */

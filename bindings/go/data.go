@@ -235,8 +235,8 @@ func (t *Tokenizer) NewTextStream(keepSpecial bool) *TextStream {
 func (s *TextStream) Push(text []byte, id int32) ([]byte, error) {
 	s.window = append(s.window, id)
 	text, err := s.next(text, 0)
-	s.window = append(s.window[:0], s.window[s.state.begin:]...) // nothing to come depends on the others
-	s.state.begin = 0
+	s.window = append(s.window[:0], s.window[s.state.first:]...) // nothing to come depends on the others
+	s.state.first = 0
 	return text, err
 }
 

@@ -125,19 +125,19 @@ nn_status_t nn_tokenizer_decode_next(const nn_tokenizer_t *tokenizer, nn_decode_
   STATUS_REQUIRE(stream);
   STATUS_TRY(status_read_options(&known, sizeof known, sizeof known, stream,
                                  "nn_decode_stream_t"));
-  if (known.begin < 0 || known.begin > count || known.given < 0)
+  if (known.first < 0 || known.first > count || known.given < 0)
     return status_fail(NN_ERR_ARGUMENT, "a stream that stands at id %lld of %lld; begin a text with"
-                       " a stream that is zero", (long long)known.begin, (long long)count);
-  STATUS_TRY(check_ids(tokenizer, ids ? ids + known.begin : ids, count - known.begin, text,
+                       " a stream that is zero", (long long)known.first, (long long)count);
+  STATUS_TRY(check_ids(tokenizer, ids ? ids + known.first : ids, count - known.first, text,
                        capacity, bytes));
-  stream_t inner = {known.keep_special != 0, known.begin, (size_t)known.given};
+  stream_t inner = {known.keep_special != 0, known.first, (size_t)known.given};
   nn_status_t status = stream_next(tokenizer, &inner, ids, count, finish != 0, &decoded);
   if (status != NN_OK) {
     buffer_free(&decoded);
     return status;
   }
   STATUS_TRY(give(&decoded, text, capacity, bytes));
-  known.begin = inner.begin;
+  known.first = inner.begin;
   known.given = (int64_t)inner.given;
   status_write_result(stream, &known, sizeof known);
   return NN_OK;

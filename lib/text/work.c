@@ -43,15 +43,15 @@ static place_t place_at(const work_t *from, uint32_t at) {
                    from->base + (uint32_t)utf8_end(from->data, from->bytes, at)};
 }
 
+/* Room for more bytes. Where there is none, the edit has nothing left to read: its loops end. */
 static bool room(edit_t *edit, size_t more) {
   buffer_t *to = edit->to;
-  if (edit->status != NN_OK) return false;
-  if (more > UINT32_MAX - to->bytes)
+  if (edit->status == NN_OK && more > UINT32_MAX - to->bytes)
     edit->status = status_fail(NN_ERR_UNSUPPORTED, "a text of 4 GiB or more when normalized");
-  else
-    edit->status = buffer_room(to, more);
+  if (edit->status == NN_OK) edit->status = buffer_room(to, more);
   if (edit->status == NN_OK && edit->places)
     edit->status = LIST_ROOM(to->places, to->bytes, more, to->place_capacity);
+  if (edit->status != NN_OK) edit->at = edit->from->bytes;
   return edit->status == NN_OK;
 }
 

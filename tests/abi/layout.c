@@ -190,7 +190,7 @@ PIN(nn_decode_options_t, int32_t, keep_special, 8)
 SIZE(nn_decode_stream_t, 32)
 PIN(nn_decode_stream_t, size_t, struct_size, 0)
 PIN(nn_decode_stream_t, int32_t, keep_special, 8)
-PIN(nn_decode_stream_t, int64_t, begin, 16)
+PIN(nn_decode_stream_t, int64_t, first, 16)
 PIN(nn_decode_stream_t, int64_t, given, 24)
 
 SIZE(nn_tokenizer_train_options_t, 112)

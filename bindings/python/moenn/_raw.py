@@ -619,12 +619,12 @@ class nn_decode_stream_t(ctypes.Structure):
 
     struct_size: int
     keep_special: int
-    begin: int
+    first: int
     given: int
     _fields_ = [
         ("struct_size", c_size_t),
         ("keep_special", c_int32),
-        ("begin", c_int64),
+        ("first", c_int64),
         ("given", c_int64),
     ]
 

@@ -194,8 +194,8 @@ class Tokenizer(Handle):
         for token in ids:
             window.append(int(token))
             piece = self._next(state, window, False)
-            del window[:state.begin]
-            state.begin = 0
+            del window[:state.first]
+            state.first = 0
             if piece:
                 yield piece
         rest = self._next(state, window, True)

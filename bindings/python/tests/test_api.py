@@ -34,13 +34,16 @@ STRUCTS = {
     "nn_schedule_t": moenn.Schedule,
     "nn_dataset_options_t": moenn.Dataset.open_text,
     "nn_dataset_info_t": moenn.DatasetInfo,
+    "nn_encode_options_t": moenn.Tokenizer.encode,
+    "nn_decode_options_t": moenn.Tokenizer.decode,
+    "nn_decode_stream_t": moenn.Tokenizer.stream,
     "nn_sample_options_t": moenn.Sampling,
     "nn_generate_options_t": moenn.Session.complete,
     "nn_tokenizer_train_options_t": moenn.Tokenizer.train,
 }
 # Members that have another form in Python, and padding.
 ELSEWHERE = {"struct_size", "log", "log_user", "log_level", "unused", "progress_user", "on_token_user",
-             "stop_count", "special_count"}
+             "stop_count", "special_count", "first", "given"}
 RENAMED = {"data": "address"}
 
 

@@ -780,7 +780,7 @@ extern "C" {
 pub struct nn_decode_stream_t {
     pub struct_size: usize,
     pub keep_special: i32,
-    pub begin: i64,
+    pub first: i64,
     pub given: i64,
 }
 extern "C" {

@@ -230,7 +230,7 @@ pub struct TextStream<'t> {
 impl<'t> TextStream<'t> {
     /// A text's beginning. keep_special: special tokens give their spelling.
     pub fn new(tokenizer: &'t Tokenizer, keep_special: bool) -> TextStream<'t> {
-        let state = sized!(nn_decode_stream_t { keep_special: keep_special as i32, begin: 0, given: 0 });
+        let state = sized!(nn_decode_stream_t { keep_special: keep_special as i32, first: 0, given: 0 });
         TextStream { tokenizer, state, window: Vec::new() }
     }
 
@@ -238,8 +238,8 @@ impl<'t> TextStream<'t> {
     pub fn push(&mut self, id: i32) -> Result<String> {
         self.window.push(id);
         let text = self.next(false)?;
-        self.window.drain(..self.state.begin as usize); // ids that nothing to come depends on
-        self.state.begin = 0;
+        self.window.drain(..self.state.first as usize); // ids that nothing to come depends on
+        self.state.first = 0;
         Ok(text)
     }
 
