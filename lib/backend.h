@@ -193,8 +193,8 @@ typedef struct op_clip_bwd {
 /* ---- copies of heads ------------------------------------------------------------------------- */
 
 /* y[t, h] = x[t, h] for `width` elements of each head h; heads lie step_x and step_y elements apart
- * in their rows. step_x = 0: every head is a copy of the one that x has. step_y = 0: y is the sum of
- * the heads, in order. */
+ * in their rows. step_x = 0: every head is a copy of the one that x has. step_y = 0: y is the sum
+ * of the heads, in order. */
 typedef struct op_copy_heads {
   int64_t n, heads, width;
   int64_t zeros; /* elements behind each head of y that become 0 */
@@ -296,10 +296,10 @@ typedef struct routing {
  * Of what remains the top_k largest c are chosen, in falling order; all ties go to the lower index.
  * The weight of a chosen expert is scale p, or divided by the sum of the chosen p, scale p / S.
  *
- * NN_SCORE_SPARSE_MIXER is another way, for top_k = 2 without norm, choice bias and groups. The first
- * choice has the largest logit, the second the largest but that. With m a choice's logit, its weight
- * is scale times its part of the sum of exp(l) over the logits, for the second choice without the
- * first, that are near it: (m - l) / max(|l|, m) <= 2 eps. p is the softmax. */
+ * NN_SCORE_SPARSE_MIXER is another way, for top_k = 2 without norm, choice bias and groups. The
+ * first choice has the largest logit, the second the largest but that. With m a choice's logit, its
+ * weight is scale times its part of the sum of exp(l) over the logits, for the second choice without
+ * the first, that are near it: (m - l) / max(|l|, m) <= 2 eps. p is the softmax. */
 typedef struct op_router {
   int32_t score;       /* NN_SCORE_ */
   int32_t norm;        /* NN_ROUTER_NORM_ */
@@ -451,7 +451,8 @@ typedef struct op_experts_bwd {
 /* ---- loss ------------------------------------------------------------------------------------ */
 
 /* Head and cross-entropy together, over chunks of rows, so that all logits
- * l_i = alpha (w x_i + bias) never exist at once: row_loss[i] = logsumexp(l_i) - l_i[target_i], 0 where target_i < 0. */
+ * l_i = alpha (w x_i + bias) never exist at once: row_loss[i] = logsumexp(l_i) - l_i[target_i], 0
+ * where target_i < 0. */
 typedef struct op_head_loss {
   int64_t n, hidden, vocab;
   const void *x; /* [n, hidden] */

@@ -104,7 +104,8 @@ static nn_status_t experts_product(backend_device_t *device, experts_t *experts,
                                    gemm_store_fn store, backend_scratch_t scratch) {
   for (int64_t e = 0; e < experts->experts; e++)
     experts->groups[e] = experts->rows[e] ? describe(experts, e) : (gemm_group_t){0};
-  int32_t dtype = experts->forward ? experts->forward->weight_dtype : experts->backward->weight_dtype;
+  int32_t dtype =
+      experts->forward ? experts->forward->weight_dtype : experts->backward->weight_dtype;
   gemm_t gemm = {.groups = experts->groups,
                  .count = experts->experts,
                  .store = store,

@@ -8,8 +8,8 @@
  *              p_e (1 - p_e) dprob_e of sigmoid
  *
  * and then dx += dlogit w, dw += dlogit^T x, db += dlogit. A token's numbers do not depend on its
- * neighbours, so decoding chooses the experts that training chose. Sums over tokens are taken in blocks of
- * ROUTE_BLOCK, added up in order. */
+ * neighbours, so decoding chooses the experts that training chose. Sums over tokens are taken in
+ * blocks of ROUTE_BLOCK, added up in order. */
 #include <math.h>
 
 #include "choice.h"

@@ -121,15 +121,16 @@ void block_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n
 float *router_stats_take(arena_t *arena, const nn_model_config_t *config, int64_t rows);
 router_stats_t router_stats_row(const nn_model_config_t *config, float *stats, int64_t row);
 
-/* x[n, hidden] -> out[n, hidden]; out is not x. out NULL: the activations are made again for backward,
- * and nothing is added to the expert statistics. */
+/* x[n, hidden] -> out[n, hidden]; out is not x. out NULL: the activations are made again for
+ * backward, and nothing is added to the expert statistics. */
 nn_status_t block_forward(const pass_t *pass, int64_t layer, const void *x, void *out,
                           block_acts_t *acts);
 
 /* Makes the inside of the FFN again from the other activations. */
 nn_status_t block_ffn_again(const pass_t *pass, int64_t layer, block_acts_t *acts);
 
-/* Turns grads->d from the gradient of the output into that of x, and adds the parameters' gradients. */
+/* Turns grads->d from the gradient of the output into that of x, and adds the parameters'
+ * gradients. */
 nn_status_t block_backward(const pass_t *pass, int64_t layer, const void *x,
                            const block_acts_t *acts, const block_grads_t *grads,
                            const block_weights_t *dweights, const router_loss_t *loss);

@@ -60,7 +60,8 @@ static void mixer64_backward(mixer64_t *m) {
     double *d = m->dlogit + t * m->experts, *p = m->prob + t * m->experts, dot = 0;
     for (int64_t e = 0; e < m->experts; e++) dot += p[e] * m->aux_scale * m->aux_share[e];
     for (int64_t e = 0; e < m->experts; e++)
-      d[e] = p[e] * (m->aux_scale * m->aux_share[e] - dot + 2 * m->z_scale * m->lse[t]) / (double)m->n;
+      d[e] = p[e] * (m->aux_scale * m->aux_share[e] - dot + 2 * m->z_scale * m->lse[t]) /
+             (double)m->n;
     for (int turn = 0; turn < 2; turn++) {
       int64_t chosen = m->expert[2 * t + turn];
       double w = m->weight[2 * t + turn], by = m->dweight[2 * t + turn] * w;
@@ -129,7 +130,8 @@ static void check_mixer(int64_t n, int64_t experts, double eps, double scale) {
   int64_t count = n * experts;
   const float *x = narrow(m.logit, count), *w = identity(experts);
   double relative = ops_sum_error(experts) + 16 * OPS_U;
-  double *slack_w = ops_doubles(2 * n), *slack_p = ops_doubles(count), *slack_d = ops_doubles(count);
+  double *slack_w = ops_doubles(2 * n), *slack_p = ops_doubles(count);
+  double *slack_d = ops_doubles(count);
   for (int64_t i = 0; i < 2 * n; i++) slack_w[i] = relative * m.weight[i];
   for (int64_t i = 0; i < count; i++) {
     slack_p[i] = (relative + 8 * OPS_U) * m.prob[i];

@@ -138,7 +138,8 @@ static nn_model_config_t fixture_glm4_moe(void) {
   return config;
 }
 
-/* Attention through latents, values narrower than keys; queries at once, and through a latent too. */
+/* Attention through latents, values narrower than keys; queries at once, or through a latent
+ * too. */
 static nn_model_config_t fixture_deepseek(int32_t family) {
   nn_model_config_t config = fixture_mixture(family);
   config.aux_loss_coef = config.z_loss_coef = 0;
