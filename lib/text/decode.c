@@ -252,11 +252,14 @@ static nn_status_t step_byte_fallback(const step_context_t *context, const token
   return end_run(context, to, begin);
 }
 
-/* As end_run, but the characters of a run that are whole stay. */
-static nn_status_t end_mixed_run(const step_context_t *context, token_texts_t *to, size_t begin) {
-  const size_t bytes = to->text.bytes - begin;
-  if (context->open || utf8_valid(to->text.data + begin, bytes) == bytes) return NN_OK;
-  STATUS_TRY(buffer_room(&to->text, 3 * bytes)); /* what follows is written behind, then moved */
+/* The characters of a run of bytes that are whole stay, its other bytes become U+FFFD; but at the end
+ * of ids to come (open) those that may yet become a character. */
+static nn_status_t end_mixed_run(token_texts_t *to, size_t begin, bool open) {
+  const size_t all = to->text.bytes - begin;
+  const size_t tail = open ? utf8_unfinished(to->text.data + begin, all) : 0;
+  const size_t bytes = all - tail;
+  if (utf8_valid(to->text.data + begin, bytes) == bytes) return NN_OK;
+  STATUS_TRY(buffer_room(&to->text, 3 * all)); /* what follows is written behind, then moved */
   for (size_t at = 0; at < bytes;) {
     const char *run = to->text.data + begin + at;
     const size_t valid = utf8_valid(run, bytes - at);
@@ -266,8 +269,9 @@ static nn_status_t end_mixed_run(const step_context_t *context, token_texts_t *t
     STATUS_TRY(add_text(to, TEXT("\xEF\xBF\xBD")));
     at++;
   }
-  memmove(to->text.data + begin, to->text.data + begin + bytes, to->text.bytes - begin - bytes);
-  to->text.bytes -= bytes;
+  STATUS_TRY(add_text(to, (text_t){to->text.data + begin + bytes, tail}));
+  memmove(to->text.data + begin, to->text.data + begin + all, to->text.bytes - begin - all);
+  to->text.bytes -= all;
   return NN_OK;
 }
 
@@ -285,7 +289,7 @@ static nn_status_t step_sentencepiece(const step_context_t *context, const token
       STATUS_TRY(add_text(to, (text_t){&raw, 1}));
       continue;
     }
-    STATUS_TRY(end_mixed_run(context, to, begin));
+    STATUS_TRY(end_mixed_run(to, begin, false));
     first = first && !dropped && to->text.bytes == 0;
     if (text_equal(text, step->pattern.text)) {
       STATUS_TRY(add_text(to, step->content));
@@ -298,7 +302,7 @@ static nn_status_t step_sentencepiece(const step_context_t *context, const token
     }
     begin = to->text.bytes;
   }
-  STATUS_TRY(end_mixed_run(context, to, begin));
+  STATUS_TRY(end_mixed_run(to, begin, context->open));
   return end_token(to);
 }
 

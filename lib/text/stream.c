@@ -48,8 +48,10 @@ nn_status_t stream_next(const nn_tokenizer_t *tokenizer, stream_t *stream, const
     if (next > begin) {
       status = tokenizer_decode(tokenizer, ids + next, count - next, stream->keep_special, true,
                                 &last);
-      stream->begin = next;
-      stream->given = last.bytes;
+      if (last.bytes) { /* without a text of its own it is no first token for those to come */
+        stream->begin = next;
+        stream->given = last.bytes;
+      }
     }
   }
   buffer_free(&window);
