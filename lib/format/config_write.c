@@ -13,24 +13,26 @@
 
 /* ---- values ---------------------------------------------------------------------------------- */
 
-/* The double of the shortest decimal that reads back as this float: 0.01f is written 0.01. */
-static json_t *json_float(float value) {
+static float same(double decimal) { return (float)decimal; }
+static float inverse(double decimal) { return (float)(1 / decimal); }
+
+/* The double of the shortest decimal near `exact` that is read back as this float, by read(). */
+static json_t *json_shortest(double exact, float value, float (*read)(double decimal)) {
   for (int digits = 1; digits < 9; digits++) {
     char text[32];
-    snprintf(text, sizeof text, "%.*g", digits, (double)value);
+    snprintf(text, sizeof text, "%.*g", digits, exact);
     double shortest = strtod(text, NULL);
-    if ((float)shortest == value) return json_real(shortest);
+    if (read(shortest) == value) return json_real(shortest);
   }
-  return json_real((double)value);
+  return json_real(exact);
 }
+
+/* 0.01f is written 0.01. */
+static json_t *json_float(float value) { return json_shortest((double)value, value, same); }
 
 /* A number whose inverse reads back as this float. */
 static json_t *json_inverse(float value) {
-  const float near = (float)(1 / (double)value);
-  const float candidates[] = {near, nextafterf(near, 0), nextafterf(near, INFINITY)};
-  for (size_t i = 0; i < sizeof candidates / sizeof *candidates; i++)
-    if ((float)(1 / (double)candidates[i]) == value) return json_float(candidates[i]);
-  return json_real(1 / (double)value);
+  return json_shortest(1 / (double)value, value, inverse);
 }
 
 static json_t *json_size_or_null(int64_t size) { return size ? json_integer(size) : json_null(); }

@@ -194,7 +194,8 @@ static nn_status_t param_match(const nn_model_config_t *config, const param_t *p
     bool packed = false;
     STATUS_TRY(match_packed(param, entries, source, &packed));
     if (packed) return NN_OK;
-    return status_fail(NN_ERR_FORMAT, "tensor \"%s\" is missing", param->name);
+    *source = (param_source_t){0};
+    return NN_OK;
   }
   STATUS_TRY(check_tensor(entry->tensor, &wanted));
   entry->used = true;
@@ -202,6 +203,44 @@ static nn_status_t param_match(const nn_model_config_t *config, const param_t *p
   *source = (param_source_t){.map = &entry->file->map,
                              .dtype = entry->tensor->dtype,
                              .data = entry->tensor->data + (size_t)begin * element};
+  return NN_OK;
+}
+
+/* What follows the first of so many names. */
+typedef struct more {
+  char text[40];
+} more_t;
+
+static more_t more_show(int64_t count) {
+  more_t more = {""};
+  if (count > 1) snprintf(more.text, sizeof more.text, " and %lld more", (long long)count - 1);
+  return more;
+}
+
+/* Every parameter has a source, and every tensor was used or is of no use. */
+static nn_status_t check_complete(const folder_t *folder, const entries_t *entries) {
+  const char *missing = NULL, *unused = NULL;
+  int64_t missing_count = 0, unused_count = 0;
+  for (int64_t i = 0; i < folder->table.count; i++) {
+    if (folder->sources[i].data) continue;
+    if (!missing_count++) missing = folder->table.items[i].name;
+  }
+  for (int64_t i = 0; i < entries->count; i++) {
+    const char *name = entries->items[i].tensor->name;
+    if (entries->items[i].used || name_is_redundant(name, &folder->config)) continue;
+    if (!unused_count++) unused = name;
+  }
+  const more_t missing_more = more_show(missing_count), unused_more = more_show(unused_count);
+  if (missing && unused)
+    return status_fail(NN_ERR_FORMAT,
+                       "missing: tensor \"%s\"%s; of no parameter of config.json's model: tensor "
+                       "\"%s\"%s",
+                       missing, missing_more.text, name_show(unused).text, unused_more.text);
+  if (missing)
+    return status_fail(NN_ERR_FORMAT, "missing: tensor \"%s\"%s", missing, missing_more.text);
+  if (unused)
+    return status_fail(NN_ERR_FORMAT, "of no parameter of config.json's model: tensor \"%s\"%s",
+                       name_show(unused).text, unused_more.text);
   return NN_OK;
 }
 
@@ -226,12 +265,7 @@ static nn_status_t match_entries(folder_t *folder, const entries_t *entries) {
   for (int64_t i = 0; i < folder->table.count; i++)
     STATUS_TRY(param_match(&folder->config, &folder->table.items[i], entries,
                            &folder->sources[i]));
-  for (int64_t i = 0; i < entries->count; i++)
-    if (!entries->items[i].used &&
-        !name_is_redundant(entries->items[i].tensor->name, &folder->config))
-      return status_fail(NN_ERR_FORMAT,
-                         "tensor \"%s\" belongs to no parameter of config.json's model",
-                         name_show(entries->items[i].tensor->name).text);
+  STATUS_TRY(check_complete(folder, entries));
   folder->dtype = folder->sources[0].dtype;
   return NN_OK;
 }

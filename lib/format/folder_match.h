@@ -6,7 +6,8 @@
 
 /* Fills folder->table, sources and dtype for the files and the configuration that it has. Every
  * parameter has its tensor, in its shape and in a dtype that can be converted, and every tensor is
- * used or known to be of no use; or a failure names the first that is not. */
+ * used or known to be of no use; or a failure names the first that is not, and says how many more
+ * there are. */
 nn_status_t folder_match(folder_t *folder);
 
 #endif

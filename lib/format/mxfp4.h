@@ -1,5 +1,5 @@
-/* MXFP4 (Open Compute Project, 2023): blocks of 32 numbers of four bits, two a byte, the first in the
- * lower half, with one scale, a power of two, for each block. */
+/* MXFP4 (Open Compute Project, 2023): blocks of 32 numbers of four bits, two a byte, the first in
+ * the lower half, with one scale, a power of two, for each block. */
 #ifndef NN_FORMAT_MXFP4_H
 #define NN_FORMAT_MXFP4_H
 

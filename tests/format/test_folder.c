@@ -232,6 +232,18 @@ static void every_parameter_must_be_there_and_every_tensor_used(void **state) {
   refuse(&mixtral, (oddity_t){.rename = "model.norm.weight", .to = "model.norm.bias"},
          NN_ERR_FORMAT, "model.norm.weight|missing");
   refuse(&mixtral, (oddity_t){.retype = query}, NN_ERR_UNSUPPORTED, "q_proj|F64|BF16");
+  static const struct {
+    int32_t dtype;
+    const char *parts;
+  } others[] = {{NN_I64, "q_proj|I64|BF16"}, {NN_I32, "q_proj|I32|BF16"}, {NN_I16, "q_proj|I16|BF16"},
+                {NN_I8, "q_proj|I8|BF16"},   {NN_U8, "q_proj|U8|BF16"},   {NN_BOOL, "q_proj|BOOL|BF16"}};
+  for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+    refuse(&mixtral, (oddity_t){.retype = query, .to_dtype = others[i].dtype}, NN_ERR_UNSUPPORTED,
+           others[i].parts);
+  refuse(&mixtral, (oddity_t){.skip = query, .extra = {"model.x", "model.y"}}, NN_ERR_FORMAT,
+         "missing: tensor \"model.layers.1.self_attn.q_proj.weight\"; of no|\"model.x\" and 1 more");
+  refuse(&mixtral, (oddity_t){.extra = {"model.x", "model.y", "model.z"}}, NN_ERR_FORMAT,
+         "\"model.x\"|no parameter|2 more");
 }
 
 static void shapes_follow_config_json(void **state) {
@@ -430,7 +442,7 @@ static void long_names_leave_room_for_the_reason(void **state) {
   (void)state;
   char name[500] = "";
   memset(name, 'n', sizeof name - 1);
-  refuse(&mixtral, (oddity_t){.extra = {name}}, NN_ERR_FORMAT, "nnn...\"|belongs to no parameter");
+  refuse(&mixtral, (oddity_t){.extra = {name}}, NN_ERR_FORMAT, "nnn...\"|no parameter");
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)

@@ -22,7 +22,8 @@ static int teardown(void **state) {
 
 static void numbers_and_scales_are_decoded(void **state) {
   (void)state;
-  static const float wanted[16] = {0, .5f, 1, 1.5f, 2, 3, 4, 6, -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6};
+  static const float wanted[16] = {0,    .5f,  1,  1.5f,  2,  3,  4,  6,
+                                   -0.f, -.5f, -1, -1.5f, -2, -3, -4, -6};
   unsigned char blocks[4 * MXFP4_BLOCK_BYTES] = {0}, scales[4] = {127, 128, 0, 254};
   float values[4 * MXFP4_BLOCK];
   for (int byte = 0; byte < 8; byte++)

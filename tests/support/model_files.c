@@ -58,7 +58,7 @@ static nn_status_t writing_source(void *user, int64_t index, file_writer_t *writ
     double wide = (double)value;
     uint16_t narrow = dtype == NN_BF16 ? dtype_f32_to_bf16(value) : dtype_f32_to_f16(value);
     const void *bytes = dtype == NN_F32 ? (const void *)&value : &narrow;
-    if (dtype == NN_F64) bytes = &wide;
+    if (nn_dtype_bytes(dtype) != 2 && dtype != NN_F32) bytes = &wide; /* its number is of no use */
     nn_status_t status = file_writer_write(writer, bytes, nn_dtype_bytes(dtype));
     if (status != NN_OK) return status;
   }
@@ -89,7 +89,7 @@ void stamped_write(const stamped_t *model, const char *folder, const char *name,
         .name = param->name, .dtype = oddity.dtype, .ndim = param->ndim, .shape = param->shape};
     if (oddity.bare) entry->name += strlen("transformer.");
     if (oddity.rename && strcmp(param->name, oddity.rename) == 0) entry->name = oddity.to;
-    if (oddity.retype && strcmp(param->name, oddity.retype) == 0) entry->dtype = NN_F64;
+    if (oddity.retype && strcmp(param->name, oddity.retype) == 0) entry->dtype = oddity.to_dtype ? oddity.to_dtype : NN_F64;
     if (oddity.reshape && strcmp(param->name, oddity.reshape) == 0) {
       entry->ndim = 1;
       entry->shape = &param->elements;

@@ -29,7 +29,8 @@ typedef struct oddity {
   const char *skip;        /* tensor to leave out */
   const char *rename, *to; /* tensor to write under another name */
   const char *reshape;     /* tensor to write with its elements as one dimension */
-  const char *retype;      /* tensor to write as F64 */
+  const char *retype;      /* tensor to write as `to_dtype`; 0: F64 */
+  int32_t to_dtype;
   const char *extra[3];    /* more tensors, of two F32 zeros */
 } oddity_t;
 
