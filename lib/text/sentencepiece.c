@@ -7,6 +7,9 @@
 #include "base/mem.h"
 #include "text/unicode.h"
 
+/* Bytes: the time that a text takes grows with its length times the longest piece. */
+enum { MOST_PIECE = 1024 };
+
 /* ---- pieces ---------------------------------------------------------------------------------- */
 
 /* What a text may be cut into; the others are ids that stand for something else. Pieces that a file
@@ -39,6 +42,9 @@ static nn_status_t add_pieces(const sp_file_t *file, pipeline_t *pipeline) {
   const bool unigram = file->model_type == SP_MODEL_UNIGRAM;
   for (int64_t i = 0; i < file->count; i++) {
     const sp_piece_t *piece = &file->pieces[i];
+    if (piece->text.bytes > MOST_PIECE)
+      return status_fail(NN_ERR_UNSUPPORTED, "piece %lld has %zu bytes; at most %d are read",
+                         (long long)i, piece->text.bytes, MOST_PIECE);
     if (utf8_valid(piece->text.data, piece->text.bytes) != piece->text.bytes)
       return status_fail(NN_ERR_FORMAT, "piece %lld is not UTF-8", (long long)i);
     if (pipeline_find(pipeline, piece->text) >= 0)

@@ -225,6 +225,13 @@ static void test_sentencepiece_refused(void **state) {
   put_specification(&file, SP_MODEL_BPE, true);
   CHECK_REFUSED(NN_ERR_FORMAT, "<0x00>", sentencepiece_read, &file);
   file.bytes = 0;
+  char large[1026];
+  memset(large, 'a', sizeof large);
+  large[sizeof large - 1] = 0;
+  put_piece(&file, "<unk>", 0, SP_UNKNOWN);
+  put_piece(&file, large, 0, SP_USER_DEFINED);
+  CHECK_REFUSED(NN_ERR_UNSUPPORTED, "piece 1|1025 bytes", sentencepiece_read, &file);
+  file.bytes = 0;
   put_piece(&file, "<unk>", 0, SP_UNKNOWN);
   put_piece(&file, "\xff", 0, SP_NORMAL);
   CHECK_REFUSED(NN_ERR_FORMAT, "piece 1|UTF-8", sentencepiece_read, &file);
