@@ -25,15 +25,9 @@ LACKS_PART(route, op_route_t, op->router.score == NN_SCORE_SPARSE_MIXER, "the sp
 LACKS_PART(route_bwd, op_route_bwd_t, op->router.score == NN_SCORE_SPARSE_MIXER,
            "the sparse mixer")
 LACKS_PART(head_loss, op_head_loss_t, op->bias, "a bias of the head")
-LACKS_PART(experts, op_experts_t, op->limit != 0.0f || op->gate_bias || op->interleaved,
-           "a clamped or biased expert")
-LACKS_PART(experts_bwd, op_experts_bwd_t, op->limit != 0.0f || op->down_bias || op->interleaved,
-           "a clamped or biased expert")
 
 void cuda_lacks_table(backend_t *table) {
   table->route = lacks_route;
   table->route_bwd = lacks_route_bwd;
   table->head_loss = lacks_head_loss;
-  table->experts = lacks_experts;
-  table->experts_bwd = lacks_experts_bwd;
 }

@@ -1,9 +1,11 @@
 /* The experts' SwiGLU networks over the routed rows: tokens are gathered into rows, which grouped
  * products (grouped.h) turn into each row's result; a token then takes the sum over its slots.
  *
- * Forward: out[t] = residual[t] + sum over slots, in order, of weight y[row of the slot]. Assigns.
+ * Forward: out[t] = residual[t] + sum over slots, in order, of weight (y[row of the slot] + the
+ * expert's bias). Assigns.
  * Backward: dx[t] = sum over slots, in order, of the row's dx; dweight = the sum over slices, in
- * order, of <d, a>, 0 for slots without a row. Both assign. dgate, dup and ddown accumulate.
+ * order, of <d, a>, and <dy, bias>, 0 for slots without a row. Both assign. The gradients of weights
+ * and biases accumulate. Other than plain SwiGLU is portable.cu's and few.cu's alone.
  *
  * Rows behind offset[experts], where capacity dropped slots, are never written, and no token reads
  * them: only slot_row leads to a row. */
@@ -109,6 +111,9 @@ typedef struct experts_combine {
   const void *y;           /* [rows, H] */
   const void *residual;    /* [n, H] or NULL; may be out */
   void *out;               /* [n, H] assigns residual + the sum over slots of weight y */
+  const int32_t *expert;   /* [n, k], for the bias */
+  const void *bias;        /* expert 0's [H], or NULL */
+  int64_t bias_stride;
 } experts_combine_t;
 
 /* V elements as one load. */
@@ -118,7 +123,7 @@ struct alignas(V * sizeof(T)) experts_vec_t {
 };
 
 /* A warp makes one token. */
-template <typename T, int V>
+template <typename T, int V, bool BIAS>
 __global__ void __launch_bounds__(EXPERTS_THREADS)
     experts_combine_kernel(const experts_combine_t op) {
   typedef experts_vec_t<T, V> vector_t;
@@ -142,8 +147,12 @@ __global__ void __launch_bounds__(EXPERTS_THREADS)
       if (row < 0) continue;
       vector_t y = ((const vector_t *)op.y)[row * vectors + i];
       float by = weight ? weight[j] : 1;
+      const T *bias = NULL;
+      if (BIAS)
+        bias = (const T *)op.bias + op.expert[token * op.top_k + j] * op.bias_stride + i * V;
 #pragma unroll
-      for (int e = 0; e < V; e++) sum[e] = fmaf(by, to_float(y.at[e]), sum[e]);
+      for (int e = 0; e < V; e++)
+        sum[e] = fmaf(by, to_float(y.at[e]) + (BIAS ? to_float(bias[e]) : 0), sum[e]);
     }
 #pragma unroll
     for (int e = 0; e < V; e++) v.at[e] = from_float<T>(sum[e]);
@@ -156,10 +165,13 @@ static void experts_combine_launch(backend_device_t *device, const experts_combi
   constexpr int width = 16 / sizeof(T);
   uintptr_t at = (uintptr_t)op->y | (uintptr_t)op->residual | (uintptr_t)op->out;
   unsigned blocks = (unsigned)cuda_blocks(op->n, EXPERTS_WARPS);
+  auto kernel = experts_combine_kernel<T, 1, true>;
   if (at % 16 == 0 && op->hidden % width == 0)
-    launch_chained(device, experts_combine_kernel<T, width>, blocks, EXPERTS_THREADS, 0, 0, *op);
-  else
-    launch_chained(device, experts_combine_kernel<T, 1>, blocks, EXPERTS_THREADS, 0, 0, *op);
+    kernel = op->bias ? experts_combine_kernel<T, width, true>
+                      : experts_combine_kernel<T, width, false>;
+  else if (!op->bias)
+    kernel = experts_combine_kernel<T, 1, false>;
+  launch_chained(device, kernel, blocks, EXPERTS_THREADS, 0, 0, *op);
 }
 
 static nn_status_t experts_combine_rows(backend_device_t *device, int32_t dtype,
@@ -192,7 +204,8 @@ static nn_status_t experts_few(backend_device_t *device, const op_experts_t *op,
   CUDA_TRY(few_up(device, op->act_dtype, grouped, &up));
   if (!op->out) return NN_OK;
   few_down_t down = {op->n,     op->top_k, op->routing.slot_row, op->routing.weight,
-                     room->act, op->down,  op->residual,         op->out};
+                     room->act, op->down,  op->residual,         op->out,
+                       op->routing.expert};
   return few_down(device, op->act_dtype, grouped, &down);
 }
 
@@ -200,7 +213,8 @@ static nn_status_t experts_few(backend_device_t *device, const op_experts_t *op,
 static nn_status_t experts_sum(backend_device_t *device, const op_experts_t *op,
                                const experts_room_t *room) {
   experts_combine_t combine = {op->n,  op->top_k,    op->hidden, op->routing.slot_row,
-                               op->routing.weight, room->x, op->residual, op->out};
+                               op->routing.weight, room->x, op->residual, op->out,
+                               op->routing.expert, op->down_bias, op->bias_stride};
   return experts_combine_rows(device, op->act_dtype, &combine);
 }
 
@@ -221,15 +235,17 @@ nn_status_t cuda_experts(backend_device_t *device, const op_experts_t *op,
   if (op->n == 0) return NN_OK;
   cuda_arena_t arena = {(char *)scratch.data, 0};
   int32_t dtype = op->act_dtype;
-  grouped_t grouped = {op->routing.offset, op->n * op->top_k, op->hidden,
-                       op->ffn,            op->experts,       op->expert_stride};
+  grouped_t grouped = {op->routing.offset, op->n * op->top_k,       op->hidden,
+                       op->ffn,            op->experts,             op->expert_stride,
+                       op->limit,          op->interleaved ? 2 : 1, op->gate_bias,
+                       op->up_bias,        op->down_bias,           op->bias_stride};
   experts_room_t room = experts_take(&arena, grouped.rows, op->hidden, op->ffn, dtype, 0);
   if (grouped.rows <= FEW_ROWS) return experts_few(device, op, &grouped, &room);
   uintptr_t at = (uintptr_t)op->x | (uintptr_t)op->gate | (uintptr_t)op->up | (uintptr_t)op->down;
-  if (cuda_is_half(dtype) && thin_fits(&grouped, at))
+  if (cuda_is_half(dtype) && grouped_plain(&grouped) && thin_fits(&grouped, at))
     return experts_thin(device, op, &grouped, &room);
 
-  int fast = cuda_is_half(dtype) && sm90_fits(device, &grouped);
+  int fast = cuda_is_half(dtype) && grouped_plain(&grouped) && sm90_fits(device, &grouped);
   experts_gather_t gather = {};
   gather.n = op->n, gather.top_k = op->top_k, gather.hidden = op->hidden;
   gather.slot_row = op->routing.slot_row;
@@ -251,7 +267,7 @@ nn_status_t cuda_experts(backend_device_t *device, const op_experts_t *op,
 static nn_status_t experts_bwd_products(backend_device_t *device, const op_experts_bwd_t *op,
                                         const grouped_t *grouped, const experts_room_t *room) {
   int32_t dtype = op->act_dtype;
-  int fast = cuda_is_half(dtype) && sm90_fits(device, grouped);
+  int fast = cuda_is_half(dtype) && grouped_plain(grouped) && sm90_fits(device, grouped);
   grouped_dact_t dact = {room->dy, op->down, room->weight, op->pre, room->act, room->dot};
   grouped_dw_t dw = {op->pre, room->x, room->dy, room->act, op->dgate, op->dup, op->ddown};
   grouped_dx_t dx = {op->pre, op->gate, op->up, room->x};
@@ -271,8 +287,10 @@ nn_status_t cuda_experts_bwd(backend_device_t *device, const op_experts_bwd_t *o
   if (op->n == 0) return NN_OK;
   cuda_arena_t arena = {(char *)scratch.data, 0};
   int64_t slots = op->n * op->top_k;
-  grouped_t grouped = {op->routing.offset, slots,       op->hidden,
-                       op->ffn,            op->experts, op->expert_stride};
+  grouped_t grouped = {op->routing.offset, slots,                   op->hidden,
+                       op->ffn,            op->experts,             op->expert_stride,
+                       op->limit,          op->interleaved ? 2 : 1, NULL,
+                       NULL,               op->down_bias,           op->bias_stride};
   experts_room_t room = experts_take(&arena, slots, op->hidden, op->ffn, op->act_dtype, 1);
   experts_gather_t gather = {op->n,  op->top_k, op->hidden, op->routing.slot_row, op->x, room.x,
                              op->dout, room.dy, op->routing.weight, room.weight};
@@ -281,7 +299,13 @@ nn_status_t cuda_experts_bwd(backend_device_t *device, const op_experts_bwd_t *o
   experts_dweight_kernel<<<(unsigned)cuda_blocks(slots, EXPERTS_THREADS), EXPERTS_THREADS, 0,
                            device->stream>>>(op->routing.slot_row, room.dot, slots,
                                              experts_slices(op->ffn), op->dweight);
+  if (op->down_bias) {
+    grouped_bias_t bias = {op->pre,        room.dy,      room.weight,        op->dgate_bias,
+                           op->dup_bias,   op->ddown_bias, slots,            op->routing.expert,
+                           op->routing.slot_row, op->dweight};
+    CUDA_TRY(grouped_bias_bwd(device, op->act_dtype, &grouped, &bias));
+  }
   experts_combine_t combine = {op->n, op->top_k, op->hidden, op->routing.slot_row,
-                               NULL,  room.x,    NULL,       op->dx};
+                               NULL,  room.x,    NULL,       op->dx, NULL, NULL, 0};
   return experts_combine_rows(device, op->act_dtype, &combine);
 }

@@ -93,7 +93,7 @@ template <typename T, int V, int ROWS>
 __device__ __forceinline__ void few_up_rows(const grouped_t &grouped, const few_up_t &op,
                                             const grouped_place_t &group, const int32_t *token,
                                             int32_t row, int64_t f) {
-  int64_t h = grouped.hidden, at = group.expert * grouped.stride + f * h;
+  int64_t h = grouped.hidden, at = group.expert * grouped.stride + f * h * grouped.apart;
   const T *weight[2] = {(const T *)op.gate + at, (const T *)op.up + at};
   const T *x[ROWS];
 #pragma unroll
@@ -102,16 +102,18 @@ __device__ __forceinline__ void few_up_rows(const grouped_t &grouped, const few_
   int32_t lane = threadIdx.x & 31;
   float sum[2][ROWS] = {};
   few_dots<T, V>(sum, weight, x, (int32_t)h, lane, 32);
+  float2 bias = grouped_biases<T>(grouped, group.expert, f);
 #pragma unroll
   for (int r = 0; r < ROWS; r++) {
     if (lane != r || row + r >= group.end) continue;
     int64_t to = (int64_t)(row + r) * grouped.ffn + f;
+    float g = sum[0][r] + bias.x, u = sum[1][r] + bias.y;
     if (op.pre) {
       T *pre = (T *)op.pre + to + (row + r) * grouped.ffn;
-      pre[0] = from_float<T>(sum[0][r]);
-      pre[grouped.ffn] = from_float<T>(sum[1][r]);
+      pre[0] = from_float<T>(g);
+      pre[grouped.ffn] = from_float<T>(u);
     }
-    if (op.act) ((T *)op.act)[to] = from_float<T>(grouped_silu(sum[0][r], sum[1][r]));
+    if (op.act) ((T *)op.act)[to] = from_float<T>(glu_act(g, u, grouped.limit));
   }
 }
 
@@ -202,6 +204,9 @@ __global__ void __launch_bounds__(FEW_THREADS, FEW_BLOCKS)
     float y = 0;
 #pragma unroll
     for (int w = 0; w < FEW_WARPS; w++) y += part[row][c][w];
+    if (grouped.down_bias)
+      y += to_float(((const T *)grouped.down_bias)[op.expert[token * op.top_k + i] *
+                                                       grouped.bias_stride + first + c]);
     sum = fmaf(slot_weight[token * op.top_k + i], y, sum);
   }
   ((T *)op.out)[at] = from_float<T>(sum);

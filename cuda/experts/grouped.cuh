@@ -1,10 +1,11 @@
 /* What kernels over grouped rows share: finding a block's tile from the offsets on the device, and
- * the activation silu(g) u with its gradient. */
+ * biases. */
 #ifndef NN_CUDA_GROUPED_CUH
 #define NN_CUDA_GROUPED_CUH
 
 #include "experts/grouped.h"
 #include "kernel.cuh"
+#include "ops/glu.cuh"
 
 typedef struct grouped_place {
   int32_t expert;
@@ -47,6 +48,14 @@ static inline int64_t grouped_tiles(const grouped_t *grouped, int64_t tile_rows)
   return tiles < grouped->rows ? tiles : grouped->rows;
 }
 
-__device__ __forceinline__ float grouped_silu(float g, float u) { return g / (1 + expf(-g)) * u; }
+/* Biases of an expert's column f. */
+template <typename T>
+__device__ __forceinline__ float2 grouped_biases(const grouped_t &grouped, int32_t expert,
+                                                 int64_t f) {
+  if (!grouped.gate_bias) return make_float2(0, 0);
+  int64_t at = expert * grouped.bias_stride + f * grouped.apart;
+  return make_float2(to_float(((const T *)grouped.gate_bias)[at]),
+                     to_float(((const T *)grouped.up_bias)[at]));
+}
 
 #endif

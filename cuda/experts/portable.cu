@@ -75,11 +75,12 @@ struct up_product {
 
   __device__ __forceinline__ bool locate(portable_work_t<T> *work) const {
     if (!portable_place(grouped, grouped.ffn, PORTABLE_HALF, work)) return false;
-    int64_t h = grouped.hidden, at = work->expert * grouped.stride + work->column * h;
+    int64_t h = grouped.hidden, ld = h * grouped.apart;
+    int64_t at = work->expert * grouped.stride + work->column * ld;
     const T *x = (const T *)op.x + work->row * h;
     work->k = (int32_t)h;
     work->a = {x, x, h, work->rows};
-    work->b = {(const T *)op.gate + at, (const T *)op.up + at, h,
+    work->b = {(const T *)op.gate + at, (const T *)op.up + at, ld,
                portable_lines(grouped.ffn - work->column)};
     return true;
   }
@@ -95,15 +96,20 @@ struct up_product {
 #pragma unroll
       for (int j = 0; j < 4; j += 2) {
         int64_t column = work.column + Tile::column(j), left = f - column;
+        float g0 = acc[i][j], g1 = acc[i][j + 1], u0 = acc[i][j + 4], u1 = acc[i][j + 5];
+        if (grouped.gate_bias && left > 0) {
+          float2 first = grouped_biases<T>(grouped, work.expert, column), second = first;
+          if (left > 1) second = grouped_biases<T>(grouped, work.expert, column + 1);
+          g0 += first.x, u0 += first.y, g1 += second.x, u1 += second.y;
+        }
         if (op.pre) {
           T *pre = (T *)op.pre + row * 2 * f + column;
-          pair_put<Tile>(pre, left, acc[i][j], acc[i][j + 1]);
-          pair_put<Tile>(pre + f, left, acc[i][j + 4], acc[i][j + 5]);
+          pair_put<Tile>(pre, left, g0, g1);
+          pair_put<Tile>(pre + f, left, u0, u1);
         }
         if (op.act)
-          pair_put<Tile>((T *)op.act + row * f + column, left,
-                         grouped_silu(acc[i][j], acc[i][j + 4]),
-                         grouped_silu(acc[i][j + 1], acc[i][j + 5]));
+          pair_put<Tile>((T *)op.act + row * f + column, left, glu_act(g0, u0, grouped.limit),
+                         glu_act(g1, u1, grouped.limit));
       }
     }
   }
@@ -147,7 +153,7 @@ struct dx_product {
     const T *dpre = (const T *)op.dpre + work->row * 2 * f;
     work->k = (int32_t)f;
     work->a = {dpre, dpre + f, 2 * f, work->rows};
-    work->b = {(const T *)op.gate + at, (const T *)op.up + at, grouped.hidden,
+    work->b = {(const T *)op.gate + at, (const T *)op.up + at, grouped.hidden * grouped.apart,
                portable_lines(grouped.hidden - work->column)};
     return true;
   }
@@ -194,12 +200,12 @@ struct dact_product {
 #pragma unroll
     for (int j = 0; j < 4; j++) {
       int64_t column = first + Tile::column(2 * j), left = f - column;
-      float s0 = 1 / (1 + expf(-g[j].x)), s1 = 1 / (1 + expf(-g[j].y));
-      float a0 = g[j].x * s0 * u[j].x, a1 = g[j].y * s1 * u[j].y;
+      float g0, g1, u0, u1; /* derivatives of the activation */
+      float a0 = glu_slopes(g[j].x, u[j].x, grouped.limit, &g0, &u0);
+      float a1 = glu_slopes(g[j].y, u[j].y, grouped.limit, &g1, &u1);
       float da0 = weight * d[2 * j], da1 = weight * d[2 * j + 1];
-      pair_put<Tile>(pre + column, left, da0 * u[j].x * s0 * (1 + g[j].x * (1 - s0)),
-                     da1 * u[j].y * s1 * (1 + g[j].y * (1 - s1)));
-      pair_put<Tile>(pre + f + column, left, da0 * g[j].x * s0, da1 * g[j].y * s1);
+      pair_put<Tile>(pre + column, left, da0 * g0, da1 * g1);
+      pair_put<Tile>(pre + f + column, left, da0 * u0, da1 * u1);
       pair_put<Tile>(act + column, left, weight * a0, weight * a1);
       sum += d[2 * j] * a0 + d[2 * j + 1] * a1;
     }
@@ -272,10 +278,11 @@ struct dw_product {
     float *to = (which == 0 ? op.dgate : which == 1 ? op.dup : op.ddown) +
                 work.expert * grouped.stride;
     int64_t width = which == 2 ? grouped.ffn : grouped.hidden;
+    int64_t ld = which == 2 ? width : width * grouped.apart;
 #pragma unroll
     for (int i = 0; i < 8; i++) {
       if (Tile::row(i) >= work.rows) continue;
-      float *line = to + (work.row + Tile::row(i)) * width;
+      float *line = to + (work.row + Tile::row(i)) * ld;
       float2 before[4]; /* all are asked for before the first is stored over */
 #pragma unroll
       for (int j = 0; j < 4; j++) {

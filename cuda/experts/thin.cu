@@ -96,7 +96,7 @@ __device__ __forceinline__ void thin_up_rows(const grouped_t &grouped, const few
       }
       if (op.act)
         ((T *)op.act)[to * grouped.ffn + column] =
-            from_float<T>(grouped_silu(sum[0][j][i], sum[1][j][i]));
+            from_float<T>(glu_act(sum[0][j][i], sum[1][j][i], 0));
     }
 }
 

@@ -316,8 +316,21 @@ static const experts_case_t experts_cases[] = {
     {1500, 768, 1024, 16, 4, 400, SPREAD, 0, 1},
 };
 
-/* The tensors of a case; weights are [E][gate, up, down] and a gap. */
+/* What experts have beside matrices. Biases are [E][gate, up, down] and a gap, too. */
+typedef struct experts_kind {
+  float limit;
+  int32_t biased, interleaved;
+} experts_kind_t;
+
+static const experts_kind_t experts_kinds[] = {{0, 0, 0}, {0.7f, 1, 1}, {0, 1, 0}, {0.7f, 0, 1}};
+
+/* The tensors of a case; weights are [E][gate, up, down] and a gap, of which gate and up may be
+ * interleaved. */
 typedef struct experts_tensors {
+  const experts_kind_t *kind;
+  gpu_tensor_t *biases; /* or NULL */
+  int64_t up, bias_up;  /* where up's lie behind gate's */
+  int64_t bias_stride;
   gpu_tensor_t *x, *residual, *weights;
   gpu_tensor_t *expert, *weight, *offset, *row_slot, *slot_row;
   int64_t size, stride, rows; /* of a matrix; of an expert; of all experts */
@@ -357,9 +370,12 @@ static routing_t experts_routing(const experts_tensors_t *t, int side) {
                      gpu_at(t->slot_row, side, 0)};
 }
 
-static experts_tensors_t experts_make(const experts_case_t *c) {
-  experts_tensors_t t = {.size = c->ffn * c->hidden};
+static experts_tensors_t experts_make(const experts_case_t *c, const experts_kind_t *kind) {
+  experts_tensors_t t = {.kind = kind, .size = c->ffn * c->hidden};
   t.stride = 3 * t.size + c->pad;
+  t.up = kind->interleaved ? c->hidden : t.size, t.bias_up = kind->interleaved ? 1 : c->ffn;
+  t.bias_stride = 2 * c->ffn + c->hidden + c->pad;
+  if (kind->biased) t.biases = gpu_in(c->experts * t.bias_stride, 0.5, 0.1, 28);
   float *weights = gpu_uniform(c->experts * t.stride, 3 / sqrt((double)c->hidden), 0, 23);
   float down = (float)sqrt((double)c->hidden / (double)c->ffn); /* each product is of order 1 */
   for (int64_t i = 0; i < c->experts * t.stride; i++)
@@ -378,12 +394,18 @@ static op_experts_t experts_op(const experts_case_t *c, const experts_tensors_t 
                         .ffn = c->ffn,
                         .experts = c->experts,
                         .top_k = c->top_k,
+                        .limit = t->kind->limit,
+                        .interleaved = t->kind->interleaved,
                         .x = gpu_at(t->x, side, 0),
                         .routing = experts_routing(t, side),
                         .gate = gpu_at(t->weights, side, 0),
-                        .up = gpu_at(t->weights, side, t->size),
+                        .up = gpu_at(t->weights, side, t->up),
                         .down = gpu_at(t->weights, side, 2 * t->size),
                         .expert_stride = t->stride,
+                        .gate_bias = gpu_at(t->biases, side, 0),
+                        .up_bias = gpu_at(t->biases, side, t->bias_up),
+                        .down_bias = gpu_at(t->biases, side, 2 * c->ffn),
+                        .bias_stride = t->bias_stride,
                         .weight_dtype = gpu_dtype(side),
                         .act_dtype = gpu_dtype(side),
                         .pre = gpu_at(pre, side, 0),
@@ -423,12 +445,16 @@ static op_experts_bwd_t experts_bwd_op(const experts_case_t *c, const experts_te
                             .ffn = c->ffn,
                             .experts = c->experts,
                             .top_k = c->top_k,
+                            .limit = t->kind->limit,
+                            .interleaved = t->kind->interleaved,
                             .x = gpu_at(t->x, side, 0),
                             .routing = experts_routing(t, side),
                             .gate = gpu_at(t->weights, side, 0),
-                            .up = gpu_at(t->weights, side, t->size),
+                            .up = gpu_at(t->weights, side, t->up),
                             .down = gpu_at(t->weights, side, 2 * t->size),
                             .expert_stride = t->stride,
+                            .down_bias = gpu_at(t->biases, side, 2 * c->ffn),
+                            .bias_stride = t->bias_stride,
                             .weight_dtype = gpu_dtype(side),
                             .act_dtype = gpu_dtype(side)};
 }
@@ -454,14 +480,17 @@ static void check_experts_backward(const experts_case_t *c, const experts_tensor
                                  slots * 2 * c->ffn);
   gpu_tensor_t *dout = gpu_in(tokens, 1, 0, 26), *dx = gpu_out(GPU_ACT, tokens);
   gpu_tensor_t *dweight = gpu_out(GPU_F32, slots);
-  gpu_tensor_t *d = gpu_sum(GPU_F32, c->experts * t->stride, 27);
+  gpu_tensor_t *d = gpu_sum(GPU_F32, c->experts * t->stride, 27), *dbias = NULL;
+  if (t->biases) dbias = gpu_sum(GPU_F32, c->experts * t->bias_stride, 29);
   op_experts_bwd_t op[GPU_SIDES];
   for (int s = 0; s < GPU_SIDES; s++) {
     op[s] = experts_bwd_op(c, t, s);
     op[s].pre = gpu_at(pre, s, 0), op[s].dout = gpu_at(dout, s, 0);
     op[s].dx = gpu_at(dx, s, 0), op[s].dweight = gpu_at(dweight, s, 0);
-    op[s].dgate = gpu_at(d, s, 0), op[s].dup = gpu_at(d, s, t->size);
+    op[s].dgate = gpu_at(d, s, 0), op[s].dup = gpu_at(d, s, t->up);
     op[s].ddown = gpu_at(d, s, 2 * t->size);
+    op[s].dgate_bias = gpu_at(dbias, s, 0), op[s].dup_bias = gpu_at(dbias, s, t->bias_up);
+    op[s].ddown_bias = gpu_at(dbias, s, 2 * c->ffn);
   }
   GPU_RUN(experts_bwd, op);
   /* down^T dout, dg and du, the row's result, dx */
@@ -471,16 +500,24 @@ static void check_experts_backward(const experts_case_t *c, const experts_tensor
     if (gpu_value(t->slot_row, GPU_CPU, i) < 0)
       assert_true(gpu_value(dweight, GPU_GPU, i) == 0);
   check_experts_gradients(c, t, d);
+  for (int64_t e = 0; dbias && e < c->experts; e++) { /* of dg and du, which are rounded; of dout */
+    gpu_check_rows(dbias, "dgate_bias and dup_bias", e * t->bias_stride, 1, 2 * c->ffn, 2 * c->ffn,
+                   gpu_bound(2, c->hidden + c->n));
+    gpu_check_rows(dbias, "ddown_bias", e * t->bias_stride + 2 * c->ffn, 1, c->hidden, c->hidden,
+                   gpu_bound_f32(c->n));
+  }
 }
 
-static void check_experts(const experts_case_t *c, int32_t dtype) {
+static void check_experts(const experts_case_t *c, const experts_kind_t *kind, int32_t dtype) {
   backend_limits_t limits = {.rows = c->n, .hidden = c->hidden, .ffn = c->ffn,
                              .experts = c->experts, .top_k = c->top_k, .training = 1};
   gpu_begin(dtype, limits,
-            "experts n %lld, hidden %lld, ffn %lld, %lld of %lld, capacity %lld, choice %d",
+            "experts n %lld, hidden %lld, ffn %lld, %lld of %lld, capacity %lld, choice %d, limit %g, "
+            "biased %d, interleaved %d",
             (long long)c->n, (long long)c->hidden, (long long)c->ffn, (long long)c->top_k,
-            (long long)c->experts, (long long)c->capacity, c->choice);
-  experts_tensors_t t = experts_make(c);
+            (long long)c->experts, (long long)c->capacity, c->choice, (double)kind->limit,
+            kind->biased, kind->interleaved);
+  experts_tensors_t t = experts_make(c, kind);
   gpu_tensor_t *pre = gpu_out(GPU_ACT, c->n * c->top_k * 2 * c->ffn);
   check_experts_forward(c, &t, pre);
   check_experts_backward(c, &t, pre);
@@ -489,10 +526,11 @@ static void check_experts(const experts_case_t *c, int32_t dtype) {
 
 static void test_experts(void **state) {
   (void)state;
-  for (size_t i = 0; i < LENGTH(experts_cases); i++) {
-    check_experts(&experts_cases[i], gpu_dtypes[0]);
-    if (!experts_cases[i].heavy) check_experts(&experts_cases[i], NN_F32);
-  }
+  for (size_t k = 0; k < LENGTH(experts_kinds); k++)
+    for (size_t i = 0; i < LENGTH(experts_cases); i++) {
+      check_experts(&experts_cases[i], &experts_kinds[k], gpu_dtypes[0]);
+      if (!experts_cases[i].heavy) check_experts(&experts_cases[i], &experts_kinds[k], NN_F32);
+    }
 }
 
 int main(void) {
