@@ -97,7 +97,8 @@ static void gemm_item_pack_a(const gemm_item_t *item, int64_t k0, int64_t k) {
 static void gemm_item_pack_b(const gemm_item_t *item, int64_t j, int64_t n, int64_t k0, int64_t k) {
   const gemm_operand_t *b = &item->group->b;
   int64_t steps = gemm_steps(item->gemm, k);
-  int64_t first = item->b_in_place ? n / GEMM_NR * GEMM_NR : 0; /* a part of a panel needs its zeros */
+  /* Part of a panel is packed all the same, for it needs its zeros. */
+  int64_t first = item->b_in_place ? n / GEMM_NR * GEMM_NR : 0;
   for (int64_t p = 0, step = pack_step(b, k); p < k; p += step)
     for (int64_t q = first; q < n; q += GEMM_NR)
       item->gemm->form->pack(b, j + q, vec_min(n - q, GEMM_NR), GEMM_NR, k0 + p,
@@ -236,8 +237,8 @@ static int gemm_thin(const gemm_t *gemm, const gemm_group_t *group) {
 }
 
 #if VEC_AVX512
-/* As many panels of rows at a time as fit; their columns follow each other, so that weights of the item
- * are in a cache when the next panels come. */
+/* As many panels of rows at a time as fit; their columns follow each other, so that weights of the
+ * item are in a cache when the next panels come. */
 static void gemm_item_thin(gemm_item_t *item) {
   const gemm_t *gemm = item->gemm;
   const gemm_group_t *group = item->group;
@@ -356,7 +357,7 @@ static int64_t gemm_count_items(gemm_t *gemm) {
   return items;
 }
 
-/* The i-th number of parts to try: the least, that for all threads alike, twice as many, and so on. */
+/* The i-th number of parts to try: the least, as many for each thread, twice as many, and so on. */
 static int64_t gemm_cuts(int64_t least, int64_t i, int32_t threads) {
   return i ? vec_round_up(least << (i - 1), threads) : least;
 }

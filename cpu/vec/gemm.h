@@ -1,11 +1,12 @@
-/* Packed matrix products with fp32 sums over a list of groups: v = a [m, k] . b [k, n] per group, handed to
- * the operation's own function tile by tile. Dense products are a list of one; experts are one
- * group each.
+/* Matrix products with fp32 sums over a list of groups: v = a [m, k] . b [k, n] per group, added to
+ * a matrix or handed to the operation's own function tile by tile. Dense products are a list of
+ * one; experts are one group each.
  *
  * Order of summation: k is cut into equal blocks of at most GEMM_KC, a function of k alone; a
  * block is summed in order by fused multiply-adds from zero, blocks are added in order. Groups
  * that take the streaming path (see gemm_streams) sum each VEC_WIDTH-th product in order, then
- * the lanes; gemm_bf16.c says what products of bf16 do. Neither depends on the threads, nor an element on its neighbours. */
+ * the lanes; gemm_bf16.c says what products of bf16 do. Neither depends on the threads, nor an
+ * element on its neighbours. */
 #ifndef NN_CPU_VEC_GEMM_H
 #define NN_CPU_VEC_GEMM_H
 
@@ -120,8 +121,8 @@ void VEC(gemm_pack_bf16)(const gemm_operand_t *operand, int64_t first, int64_t c
                          int64_t width, int64_t k0, int64_t k, float *out);
 int64_t VEC(gemm_stream_pairs)(int64_t k);
 void VEC(gemm_stream_round)(const gemm_group_t *group, float *x);
-/* tile[GEMM_NR rows, GEMM_NR] = columns j .. of a group of few rows, from a panel of GEMM_NR of its rows
- * packed over all of k: gemm_thin_steps(k) floats. */
+/* tile[GEMM_NR rows, GEMM_NR] = columns j .. of a group of few rows, from a panel of GEMM_NR of its
+ * rows packed over all of k: gemm_thin_steps(k) floats. */
 int64_t VEC(gemm_thin_steps)(int64_t k);
 void VEC(gemm_thin_bf16)(const gemm_group_t *group, const float *panel, int64_t j, int64_t columns,
                          float *tile);

@@ -1,5 +1,5 @@
-/* What is requested from memory beside a tile of a packed product: what its end adds to and writes, and a
- * share of what is packed next, so that packing finds it in the cache. */
+/* What is requested from memory beside a tile of a product: what its end adds to and writes, and a
+ * share of what comes next, so that packing finds it in the cache. */
 #ifndef NN_CPU_VEC_GEMM_AHEAD_H
 #define NN_CPU_VEC_GEMM_AHEAD_H
 
@@ -23,8 +23,8 @@ typedef struct gemm_part {
   int64_t first, count, k0, k;
 } gemm_part_t;
 
-/* A part that is packed when `tiles` tiles are done: its stored rows are requested beside them, an equal
- * share beside each. */
+/* A part that is packed or read when `tiles` tiles are done: its stored rows are requested beside
+ * them, an equal share beside each. */
 typedef struct gemm_ahead {
   gemm_part_t part;
   int64_t tiles, tile, row; /* all tiles; tiles computed and stored rows requested so far */

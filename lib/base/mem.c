@@ -34,8 +34,8 @@ nn_status_t mem_alloc(size_t count, size_t size, void **data) {
   return NN_OK;
 }
 
-/* Asks for huge pages where whole ones fit; the end keeps small ones, so that no more memory is taken
- * than was asked for. It is advice: a refusal costs time, nothing else. */
+/* Asks for huge pages where whole ones fit; the end keeps small ones, so that no more memory is
+ * taken than was asked for. It is advice: a refusal costs time, nothing else. */
 static void mem_advise_huge(void *data, size_t bytes) {
 #ifdef MADV_HUGEPAGE
   madvise(data, bytes / MEM_HUGE_PAGE * MEM_HUGE_PAGE, MADV_HUGEPAGE);
