@@ -183,7 +183,9 @@ CASES = [
                                         tie_word_embeddings=True)),
     Case("llama other theta", rope(theta=500000.0)),
     Case("llama linear", rope("linear", factor=4.0)),
-    Case("llama dynamic within its context", rope("dynamic", factor=2.0), idle=True),
+    Case("llama dynamic", rope("dynamic", factor=2.0), idle=True),  # counts beyond the context
+    Case("llama dynamic, wide heads",
+         dict(head_dim=24, **rope("dynamic", theta=5e4, factor=4.0))),
     Case("llama yarn", rope("yarn", factor=4.0, original_max_position_embeddings=16)),
     Case("llama yarn, all keys",
          dict(head_dim=24, **rope("yarn", theta=1e5, factor=8.0, beta_fast=16.0, beta_slow=2.0,

@@ -44,6 +44,11 @@ def greedy(model: moenn.Model, prompt: np.ndarray, count: int) -> list[int]:
         return session.complete(prompt, max_tokens=count).tokens.tolist()
 
 
+def last_logits(model: moenn.Model, tokens: np.ndarray) -> np.ndarray:
+    with moenn.Session(model, max_len=len(tokens)) as session:
+        return session.prefill(tokens)
+
+
 def train(model: moenn.Model, batch: Batch, how: Training) -> dict[str, np.ndarray]:
     """AdamW steps on one batch; the change of each parameter."""
     start = parameters(model)

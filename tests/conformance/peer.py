@@ -135,6 +135,11 @@ def greedy(model: torch.nn.Module, prompts: np.ndarray, count: int) -> np.ndarra
     return np.concatenate(made, axis=1)
 
 
+def last_logits(model: torch.nn.Module, tokens: np.ndarray) -> np.ndarray:
+    with torch.no_grad():
+        return model(input_ids=torch.from_numpy(tokens)[None]).logits[0, -1].numpy()
+
+
 def train(model: torch.nn.Module, batch: Batch, how: Training) -> dict[str, np.ndarray]:
     """AdamW steps on one batch; the change of each parameter. Norm weights and biases do not
     decay."""

@@ -42,6 +42,18 @@ def greedy(ours: moenn.Model, theirs, batch: Batch) -> dict[str, float]:
     return {"distinct": distinct[liveliest]}
 
 
+def stretched(ours: moenn.Model, theirs) -> float:
+    """Logits after a sequence longer than the context, with RoPE stretched to that length."""
+    length = ours.config.context * 3 // 2
+    tokens = np.random.default_rng(1).integers(ours.config.vocab_size, size=length)
+    return compare.close(
+        "stretched logits",
+        here.last_logits(ours, tokens),
+        peer.last_logits(theirs, tokens),
+        compare.LOGITS,
+    )
+
+
 def training(ours: moenn.Model, theirs, batch: Batch, how: Training = TRAINING) -> float:
     """What three steps of AdamW change in every parameter."""
     a, b = here.train(ours, batch, how), peer.train(theirs, batch, TRAINING)

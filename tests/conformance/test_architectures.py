@@ -45,6 +45,8 @@ def compare_sides(case: cases.Case, folder: Path, found: dict[str, float]) -> No
     batch = peer.choose_batch(theirs, case)
     found |= steps.passes(ours, theirs, batch)
     found |= steps.greedy(ours, theirs, batch)
+    if ours.config.rope_scaling == moenn.RopeScaling.DYNAMIC:
+        found["stretched"] = steps.stretched(ours, theirs)
     steps.types(theirs, folder)
     steps.layouts(ours, theirs, folder)
     for dtype in ("BF16", "F16"):

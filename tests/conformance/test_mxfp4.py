@@ -23,7 +23,7 @@ EXPERTS = re.compile(r".*\.mlp\.experts\.(gate_up_proj|down_proj)")
 
 
 def random_blocks(shape: torch.Size, random: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-    """Blocks [E, rows, columns / 32, 16] and scales, for a tensor that is kept as [E, columns, rows]."""
+    """Blocks [E, rows, columns / 32, 16] and scales, of a tensor kept as [E, columns, rows]."""
     experts, columns, rows = shape
     size = experts, rows, columns // 32
     blocks = torch.randint(256, (*size, 16), generator=random, dtype=torch.uint8)
