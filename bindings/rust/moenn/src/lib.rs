@@ -14,7 +14,10 @@ mod session;
 mod tensor;
 mod text;
 
-pub use config::{AuxLoss, Biases, Config, Family, Ffn, Norm, Plan, Position};
+pub use config::{
+    AuxLoss, Biases, Config, Family, Ffn, GroupScore, Norm, Plan, Position, QkNorm, RopeScaling, RouterNorm,
+    Score,
+};
 pub use device::{CpuPaths, Device, DeviceInfo, DeviceOptions, LogFn, LogLevel, Memory};
 pub use error::{Error, Result, Status};
 pub use model::{ExpertStats, FileOptions, Loss, Model, ProgressFn, Recompute, TrainOptions};

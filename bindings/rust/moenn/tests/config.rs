@@ -38,8 +38,12 @@ fn json_goes_both_ways() {
         assert_eq!((read.family, read.layers, read.experts), (config.family, config.layers, config.experts));
         assert_eq!(read.to_json().unwrap(), text);
     }
+    let text = "{\"model_type\": \"qwen2_moe\", \"mlp_only_layers\": [0, 3], \"num_hidden_layers\": 5}";
+    let read = Config::from_json(text).unwrap();
+    assert_eq!((read.family, read.dense_layers, read.shared_gate), (Family::Qwen2Moe, [9, 0, 0, 0], true));
+    assert_eq!((read.router_norm, read.dense_ffn, read.ffn), (RouterNorm::None, 5632, 1408));
     fails(Config::from_json("{"), Status::Format, "");
-    fails(Config::from_json("{\"model_type\": \"llama\"}"), Status::Unsupported, "llama");
+    fails(Config::from_json("{\"model_type\": \"abacus\"}"), Status::Unsupported, "abacus");
     fails(Config::from_json(""), Status::Format, "");
 }
 
