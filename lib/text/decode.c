@@ -256,6 +256,7 @@ static nn_status_t step_byte_fallback(const step_context_t *context, const token
  * of ids to come (open) those that may yet become a character. */
 static nn_status_t end_mixed_run(token_texts_t *to, size_t begin, bool open) {
   const size_t all = to->text.bytes - begin;
+  if (!all) return NN_OK;
   const size_t tail = open ? utf8_unfinished(to->text.data + begin, all) : 0;
   const size_t bytes = all - tail;
   if (utf8_valid(to->text.data + begin, bytes) == bytes) return NN_OK;

@@ -29,6 +29,10 @@ edit_t edit_begin(const work_t *from, buffer_t *to, bool places) {
 
 nn_status_t edit_end(const edit_t *edit, size_t start, work_t *work) {
   STATUS_TRY(edit->status);
+  if (edit->to->bytes == start) { /* there may be no memory yet */
+    *work = (work_t){.data = "", .base = edit->from->base};
+    return NN_OK;
+  }
   *work = (work_t){.data = edit->to->data + start,
                    .bytes = (uint32_t)(edit->to->bytes - start),
                    .places = edit->places ? edit->to->places + start : NULL,
