@@ -20,6 +20,8 @@ typedef struct bench_options {
   const char *filter;  /* only scenarios whose "group/name" contains it; NULL: all */
   const char *json;    /* file for the JSON report; NULL: none */
   int64_t layers;      /* of moe-6.9b in decode, prefill and load; 0: all */
+  const char *tokenizer; /* file or folder; NULL: the byte tokenizer */
+  const char *text;      /* file to encode; NULL: made-up words */
   double seconds;      /* least time spent measuring a scenario */
   bool cold;           /* operations: work through buffers that exceed the last-level cache */
 } bench_options_t;
@@ -70,5 +72,6 @@ void bench_training(nn_device_t *device, const bench_options_t *options,
                     const bench_ceilings_t *peak);
 void bench_serving(nn_device_t *device, const bench_options_t *options,
                    const bench_ceilings_t *peak);
+void bench_tokenizer(const bench_options_t *options);
 
 #endif

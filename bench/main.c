@@ -11,9 +11,11 @@ static const char usage[] =
     "  --device NAME   \"cpu\" (default) or \"cuda:0\"; groups there: gpu, gpt2, moe, decode, prefill\n"
     "  --threads N     threads that compute (default: every core)\n"
     "  --filter TEXT   only scenarios whose \"group/name\" contains TEXT\n"
-    "                  groups: ops, seed, gpt2, moe, decode, prefill, load\n"
+    "                  groups: ops, seed, gpt2, moe, decode, prefill, load, tokenizer\n"
     "  --seconds S     least time spent on a scenario (default 1)\n"
     "  --layers N      layers of moe-6.9b in decode, prefill and load (default: all 30, 15 GB)\n"
+    "  --tokenizer P   of the group tokenizer: a tokenizer file or folder (default: the bytes')\n"
+    "  --text FILE     what it encodes (default: 10 MB of made-up words)\n"
     "  --cold          operations work through buffers that exceed the caches\n"
     "  --json FILE     write the report as JSON too\n"
     "  --help          print this\n";
@@ -51,6 +53,10 @@ static bench_options_t parse(int argc, char **argv) {
       options.json = value;
     } else if (!strcmp(option, "--seconds")) {
       options.seconds = number(option, value, 0.001, 3600);
+    } else if (!strcmp(option, "--tokenizer") && value) {
+      options.tokenizer = value;
+    } else if (!strcmp(option, "--text") && value) {
+      options.text = value;
     } else if (!strcmp(option, "--layers")) {
       options.layers = (int64_t)number(option, value, 1, 30);
     } else {
@@ -90,6 +96,7 @@ static void bench_cpu(nn_device_t *device, const bench_options_t *options,
   bench_seed(options, &single);
   bench_training(device, options, &all);
   bench_serving(device, options, &all);
+  bench_tokenizer(options);
 }
 
 #ifdef BENCH_CUDA

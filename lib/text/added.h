@@ -27,7 +27,7 @@ typedef struct added_search {
   uint32_t given; /* the end of what was cut out last */
 } added_search_t;
 
-/* The next token that is cut out, NULL: no more. match: it and the white space that goes with it. */
+/* The next token that is cut out, NULL: no more. match: it and the white space that it takes. */
 const added_token_t *added_next(added_search_t *search, span_t *match);
 
 #endif

@@ -6,7 +6,7 @@
 #include "text/model.h"
 #include "text/unicode.h"
 
-enum { NONE = UINT32_MAX };
+#define NONE UINT32_MAX
 
 /* A token of the word so far. Where its pair with the next one merges: rank and result; else rank
  * NONE. */
@@ -77,7 +77,7 @@ nn_status_t bpe_create(vocabulary_t *vocabulary) {
   return vocabulary->bytes ? NN_OK : find_cut(vocabulary);
 }
 
-/* ---- the heap: rank and position in one number, the smallest first ----------------------------- */
+/* ---- the heap: rank and position in one number, the smallest first --------------------------- */
 
 static nn_status_t heap_push(model_memory_t *memory, uint32_t rank, uint32_t at) {
   STATUS_TRY(LIST_GROW(memory->heap, memory->heap_count, memory->heap_capacity));

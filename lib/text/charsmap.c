@@ -29,8 +29,8 @@ nn_status_t charsmap_check(text_t map) {
     return status_fail(NN_ERR_FORMAT, "a charsmap of %zu bytes is too short", map.bytes);
   const uint32_t bytes = little_endian((const unsigned char *)map.data);
   if (bytes < 4 || bytes % 4 || bytes > map.bytes - 4)
-    return status_fail(NN_ERR_FORMAT, "a charsmap of %zu bytes says that its trie has %u", map.bytes,
-                       bytes);
+    return status_fail(NN_ERR_FORMAT, "a charsmap of %zu bytes says that its trie has %u",
+                       map.bytes, bytes);
   if (map.bytes > 4 + (size_t)bytes && map.data[map.bytes - 1] != 0)
     return status_fail(NN_ERR_FORMAT, "a charsmap's last replacement has no end");
   for (size_t at = 4 + (size_t)bytes, length; at < map.bytes; at += length + 1)

@@ -94,7 +94,8 @@ static nn_status_t step_strip(const step_context_t *context, const token_texts_t
       text.bytes -= mark.bytes;
     }
     for (int64_t n = 0; n < step->stop && mark.bytes && text.bytes >= mark.bytes &&
-                        memcmp(text.data + text.bytes - mark.bytes, mark.data, mark.bytes) == 0; n++)
+                        memcmp(text.data + text.bytes - mark.bytes, mark.data, mark.bytes) == 0;
+         n++)
       text.bytes -= mark.bytes;
     STATUS_TRY(add_token(to, text));
   }
@@ -189,7 +190,8 @@ static nn_status_t step_ctc(const step_context_t *context, const token_texts_t *
 /* ---- steps that join tokens ------------------------------------------------------------------ */
 
 static nn_status_t step_fuse(const token_texts_t *from, token_texts_t *to) {
-  STATUS_TRY(add_text(to, (text_t){from->text.data, from->count ? from->ends[from->count - 1] : 0}));
+  const size_t bytes = from->count ? from->ends[from->count - 1] : 0;
+  STATUS_TRY(add_text(to, (text_t){from->text.data, bytes}));
   return end_token(to);
 }
 

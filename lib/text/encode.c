@@ -190,7 +190,8 @@ static nn_status_t encode_section(encoder_t *encoder, work_t work) {
     given = match.end;
   }
   if (status == NN_OK && given < work.bytes)
-    status = encode_part(encoder, slice(&work, (span_t){given, work.bytes}), at_start && given == 0);
+    status = encode_part(encoder, slice(&work, (span_t){given, work.bytes}),
+                         at_start && given == 0);
   return status;
 }
 

@@ -16,8 +16,8 @@ enum { MATCH_LIMIT = 50 * 1000 * 1000, HEAP_LIMIT_KB = 64 * 1024 };
  * but not within a class. */
 #define SPACE_CHARACTERS "\\t-\\r \\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}" \
                          "\\x{202f}\\x{205f}\\x{3000}"
-#define WORD_CHARACTERS "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}" \
-                        "\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
+#define WORD_CHARACTERS "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{24b6}-\\x{24e9}" \
+                        "\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
 #define WORDS_OUTSIDE WORD_CHARACTERS "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
 
 static void *allocate(size_t bytes, void *user) {
@@ -58,8 +58,9 @@ static nn_status_t translate(text_t pattern, buffer_t *out) {
     }
     if (in_class && (c == '[' || (c == '&' && i + 1 < pattern.bytes && pattern.data[i + 1] == '&')))
       if (c == '&' || i + 1 >= pattern.bytes || pattern.data[i + 1] != ':')
-        return status_fail(NN_ERR_UNSUPPORTED, "the pattern \"%.200s\" has a class within a class or"
-                           " an intersection of classes, which PCRE2 does not have", pattern.data);
+        return status_fail(NN_ERR_UNSUPPORTED,
+                           "the pattern \"%.200s\" has a class within a class or an intersection"
+                           " of classes, which PCRE2 does not have", pattern.data);
     if (c == '[' && !in_class) in_class = true;
     else if (c == ']' && in_class && pattern.data[i - 1] != '[' &&
              !(pattern.data[i - 1] == '^' && i > 1 && pattern.data[i - 2] == '['))

@@ -50,7 +50,8 @@ static nn_status_t index_raw(vocabulary_t *vocabulary) {
   for (size_t i = 0; i < model->token_count; i++) {
     size_t bytes;
     char *to = vocabulary->raw + written;
-    if (!bytemap_read(model->tokens[i].text.data, model->tokens[i].text.bytes, to, &bytes)) continue;
+    const text_t text = model->tokens[i].text;
+    if (!bytemap_read(text.data, text.bytes, to, &bytes)) continue;
     STATUS_TRY(text_index_put(&vocabulary->index, (text_t){to, bytes}, model->tokens[i].id));
     if (bytes == 1) vocabulary->byte_ids[(unsigned char)*to] = model->tokens[i].id;
     written += bytes;
@@ -136,8 +137,9 @@ static nn_status_t wordlevel_encode(const vocabulary_t *vocabulary, model_memory
   const model_t *model = vocabulary->model;
   const int32_t id = find(model, word);
   if (id < 0 && model->unk_id < 0)
-    return status_fail(NN_ERR_UNSUPPORTED, "the word \"%.*s\" is not in the vocabulary, which has no"
-                       " token for unknown words", word.bytes < 40 ? (int)word.bytes : 40, word.data);
+    return status_fail(NN_ERR_UNSUPPORTED,
+                       "the word \"%.*s\" is not in the vocabulary, which has no token for"
+                       " unknown words", word.bytes < 40 ? (int)word.bytes : 40, word.data);
   return pieces_add(&memory->pieces, id < 0 ? model->unk_id : id,
                     (span_t){0, (uint32_t)word.bytes});
 }

@@ -32,7 +32,7 @@ typedef struct vocabulary {
   pair_slot_t *pairs;     /* BPE: [pair_mask + 1] */
   size_t pair_mask;
   bool cut_at_mark; /* BPE on characters: no merge joins U+2581 to what stands before it */
-  trie_t trie;            /* Unigram, WordPiece: of the tokens; values are their places in model->tokens */
+  trie_t trie;            /* Unigram, WordPiece: of the tokens; values: places in model->tokens */
   uint32_t continuing;    /* WordPiece: the node that `prefix` leads to, 0: none */
   double unk_score;       /* Unigram */
   uint32_t longest;       /* Unigram: bytes of the longest token */

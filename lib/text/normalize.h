@@ -29,8 +29,8 @@ void normalize_bytes(edit_t *edit);
 void normalize_form(int32_t kind, edit_t *edit);
 nn_status_t charsmap_check(text_t map);
 void charsmap_apply(text_t map, bool graphemes, edit_t *edit);
-/* The replacement for the longest string of a checked map that text begins with, and that string's bytes,
- * 0: there is none. */
+/* The replacement for the longest string of a checked map that text begins with, and that string's
+ * bytes, 0: there is none. */
 uint32_t charsmap_find(text_t map, const char *text, uint32_t bytes, text_t *replacement);
 
 /* NORMALIZE_SENTENCEPIECE (sentencepiece_normalize.c). */

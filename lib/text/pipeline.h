@@ -12,9 +12,10 @@
  * Decoding: id -> token text -> the decoder's steps, each over the tokens' texts.
  *
  * Spelling of tokens. All strings are UTF-8. A byte-level vocabulary spells bytes by the printable
- * characters of the byte map (space is U+0120), whatever its file does: a reader of raw byte strings
- * maps them by pipeline_byte_token(). It then adds PRE_BYTE_LEVEL as the last pre-tokenizer step and
- * DECODE_BYTE_LEVEL as decoder. A vocabulary with byte fallback spells a byte <0xNN>, upper-case hex.
+ * characters of the byte map (space is U+0120), whatever its file does: a reader of raw byte
+ * strings maps them by pipeline_byte_token(). It then adds PRE_BYTE_LEVEL as the last pre-tokenizer
+ * step and DECODE_BYTE_LEVEL as decoder. With byte fallback a byte is spelt <0xNN>, upper-case
+ * hex.
  *
  * Use: pipeline_init, any number of the pipeline_add_ functions and plain assignments, then
  * tokenizer_create, which takes everything over; or pipeline_free. The functions copy the strings
@@ -77,7 +78,7 @@ typedef struct normalizer_step {
 enum {
   PRE_BYTE_LEVEL,       /* prefix_space: a space before a part that begins with none; split: cut by
                            GPT-2's pattern; then bytes become characters of the byte map */
-  PRE_METASPACE,        /* spaces become content (U+2581); prepend; split: cut before each content */
+  PRE_METASPACE,        /* spaces become content (U+2581); prepend; split: cut before each */
   PRE_SPLIT,            /* cut at the matches of pattern, or with invert at what lies between */
   PRE_WHITESPACE,       /* runs of word characters, and runs of what is neither word nor space */
   PRE_WHITESPACE_SPLIT, /* cut at white space, which is removed */
@@ -145,7 +146,7 @@ typedef struct decoder_step {
 
 enum { MODEL_BPE, MODEL_UNIGRAM, MODEL_WORDPIECE, MODEL_WORDLEVEL };
 
-/* A token of the model. Ids need not be in order nor without gaps; each is at most PIPELINE_MAX_ID. */
+/* A token of the model. Ids need not be in order nor without gaps, none above PIPELINE_MAX_ID. */
 typedef struct token {
   text_t text;
   int32_t id;
@@ -165,8 +166,8 @@ typedef struct model {
   size_t token_count, token_capacity;
   text_index_t index; /* of tokens, by text */
 
-  int32_t unk_id;      /* of what is not in the vocabulary; -1: BPE drops it, others refuse to encode it */
-  bool fuse_unk;       /* BPE: neighbouring unknown characters become one unk (Unigram always does) */
+  int32_t unk_id;      /* of what is not in the vocabulary; -1: BPE drops it, others refuse */
+  bool fuse_unk;       /* BPE: neighbouring unknown characters become one (Unigram: always) */
   bool byte_fallback;  /* BPE, Unigram: what is unknown becomes its <0xNN>, if all of them exist */
   bool ignore_merges;  /* BPE: a word that is a token is that token, whatever the merges say */
   text_t prefix;       /* BPE, WordPiece: before each piece of a word but the first ("##") */
@@ -190,7 +191,7 @@ typedef struct added_token {
   bool normalized;  /* looked for in the normalized text, itself normalized */
   bool verbatim;    /* it stands for its content as it is: looked for so in the normalized text too,
                        and decoded so by a lone DECODE_BYTE_LEVEL */
-  bool special;     /* gives no text when specials are skipped; cut out only when specials are parsed */
+  bool special;     /* no text when specials are skipped; cut out only when they are parsed */
 } added_token_t;
 
 /* ---- the whole ------------------------------------------------------------------------------- */
@@ -216,7 +217,7 @@ typedef struct pipeline {
   decoder_step_t *decoder;
   size_t decoder_count, decoder_capacity;
 
-  int32_t special[4]; /* by NN_TOKEN_ value: beginning, end, padding, unknown; -1: none or not known */
+  int32_t special[4]; /* by NN_TOKEN_ value; -1: none or not known */
 
   text_t *kept; /* [kept_count] strings for NORMALIZE_SENTENCEPIECE */
   size_t kept_count, kept_capacity;

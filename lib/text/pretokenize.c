@@ -206,7 +206,7 @@ static void mark_spaces(edit_t *edit, text_t mark, bool front) {
   }
 }
 
-/* What a step makes of one part: `map`: the byte map's characters; else what it puts or replaces. */
+/* What a step makes of one part: with `map` the byte map's characters, else what it puts in. */
 static void change_part(const pre_step_t *step, bool map, bool first, edit_t *edit) {
   const work_t *from = edit->from;
   if (map) {

@@ -6,8 +6,8 @@
 
 /* ---- ids ------------------------------------------------------------------------------------- */
 
-/* A special token that Unigram's vocabulary has too is no way to cut a text: it is cut out, or it is
- * text like any other. */
+/* A special token that Unigram's vocabulary has too is no way to cut a text: it is cut out, or it
+ * is text like any other. */
 static void bar_specials(nn_tokenizer_t *tokenizer) {
   model_t *model = &tokenizer->pipeline.model;
   for (size_t i = 0; model->kind == MODEL_UNIGRAM && i < model->token_count; i++)

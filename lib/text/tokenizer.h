@@ -54,7 +54,7 @@ struct nn_tokenizer {
 };
 
 /* Makes a tokenizer of a description, which it takes over in any case: the caller's becomes empty.
- * NN_ERR_FORMAT: the description contradicts itself. NN_ERR_UNSUPPORTED: a pattern cannot be had. */
+ * NN_ERR_FORMAT: the description contradicts itself. NN_ERR_UNSUPPORTED: not a pattern of PCRE2. */
 nn_status_t tokenizer_create(pipeline_t *pipeline, nn_tokenizer_t **tokenizer);
 void tokenizer_destroy(nn_tokenizer_t *tokenizer);
 

@@ -69,7 +69,8 @@ static nn_status_t read_pieces(const json_t *model, pipeline_t *pipeline) {
     const json_t *piece = json_array_get(list, i);
     const json_t *text = json_array_get(piece, 0), *score = json_array_get(piece, 1);
     if (!json_is_string(text) || !json_is_number(score))
-      return status_fail(NN_ERR_FORMAT, "token %zu of the model's \"vocab\" is not [text, score]", i);
+      return status_fail(NN_ERR_FORMAT, "token %zu of the model's \"vocab\" is not [text, score]",
+                         i);
     STATUS_TRY(pipeline_add_token(pipeline, text_of(text), (int32_t)i,
                                   package_score(json_number_value(score))));
   }
@@ -242,8 +243,8 @@ static nn_status_t read_template(const json_t *json, pipeline_t *pipeline) {
                                 pipeline));
   }
   if (texts != 1)
-    return status_fail(NN_ERR_UNSUPPORTED, "the template of the post-processor has the text %d times",
-                       texts);
+    return status_fail(NN_ERR_UNSUPPORTED,
+                       "the template of the post-processor has the text %d times", texts);
   return NN_OK;
 }
 
@@ -251,8 +252,10 @@ static nn_status_t read_template(const json_t *json, pipeline_t *pipeline) {
 static nn_status_t read_cls_sep(const json_t *json, pipeline_t *pipeline) {
   STATUS_TRY(value_check_members(json, value_type(json),
                                 MEMBERS("sep", "cls", "trim_offsets", "add_prefix_space")));
-  STATUS_TRY(add_id(json_array_get(json_object_get(json, "cls"), 1), pipeline_add_prefix, pipeline));
-  return add_id(json_array_get(json_object_get(json, "sep"), 1), pipeline_add_suffix, pipeline);
+  const json_t *cls = json_array_get(json_object_get(json, "cls"), 1);
+  const json_t *sep = json_array_get(json_object_get(json, "sep"), 1);
+  STATUS_TRY(add_id(cls, pipeline_add_prefix, pipeline));
+  return add_id(sep, pipeline_add_suffix, pipeline);
 }
 
 static nn_status_t read_trim(const json_t *json, pipeline_t *pipeline) {
@@ -286,8 +289,7 @@ static nn_status_t read_post(const json_t *json, pipeline_t *pipeline) {
 bool tokenizer_json_is(const void *data, size_t bytes) {
   const char *text = data;
   size_t at = 0;
-  while (at < bytes && (text[at] == ' ' || text[at] == '\n' || text[at] == '\r' || text[at] == '\t'))
-    at++;
+  while (at < bytes && memchr(" \n\r\t", text[at], 4)) at++;
   return at < bytes && text[at] == '{';
 }
 

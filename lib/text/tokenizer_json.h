@@ -17,13 +17,13 @@ nn_status_t tokenizer_json_read(const void *data, size_t bytes, pipeline_t *pipe
  * have are left out. */
 nn_status_t tokenizer_config_read(const void *data, size_t bytes, pipeline_t *pipeline);
 
-/* ---- parts (tokenizer_json_steps.c) ------------------------------------------------------------ */
+/* ---- parts (tokenizer_json_steps.c) ---------------------------------------------------------- */
 
 nn_status_t value_read_normalizer(const json_t *json, pipeline_t *pipeline);
 nn_status_t value_read_pre(const json_t *json, pipeline_t *pipeline);
 nn_status_t value_read_decoder(const json_t *json, pipeline_t *pipeline);
 
-/* ---- members of objects (tokenizer_json_values.c) ---------------------------------------------- */
+/* ---- members of objects (tokenizer_json_values.c) -------------------------------------------- */
 
 /* The object's "type", "" when there is none. */
 const char *value_type(const json_t *object);

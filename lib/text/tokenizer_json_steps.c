@@ -36,8 +36,8 @@ static nn_status_t unknown(const char *what, const json_t *json) {
 static nn_status_t read_bert(const json_t *json, pipeline_t *pipeline) {
   normalizer_step_t step = {.kind = NORMALIZE_BERT, .clean_text = true, .chinese_chars = true,
                             .lowercase = true};
-  STATUS_TRY(value_check_members(json, "BertNormalizer", MEMBERS("clean_text", "strip_accents",
-                                                                "handle_chinese_chars", "lowercase")));
+  STATUS_TRY(value_check_members(json, "BertNormalizer", MEMBERS(
+      "clean_text", "strip_accents", "handle_chinese_chars", "lowercase")));
   STATUS_TRY(value_get_bool(json, "clean_text", &step.clean_text));
   STATUS_TRY(value_get_bool(json, "handle_chinese_chars", &step.chinese_chars));
   STATUS_TRY(value_get_bool(json, "lowercase", &step.lowercase));
@@ -124,15 +124,16 @@ static nn_status_t read_metaspace(const json_t *json, text_t *mark, int32_t *pre
   bool prefix_space = true;
   *mark = TEXT("\xE2\x96\x81");
   *split = true;
-  STATUS_TRY(value_check_members(json, "Metaspace", MEMBERS("replacement", "prepend_scheme", "split",
-                                                           "add_prefix_space", "str_rep")));
+  STATUS_TRY(value_check_members(json, "Metaspace", MEMBERS(
+      "replacement", "prepend_scheme", "split", "add_prefix_space", "str_rep")));
   STATUS_TRY(value_get_text(json, "replacement", mark));
   STATUS_TRY(value_get_text(json, "prepend_scheme", &scheme));
   STATUS_TRY(value_get_bool(json, "add_prefix_space", &prefix_space));
   STATUS_TRY(value_get_bool(json, "split", split));
   if (!look_up(schemes, scheme.data, prepend))
-    return status_fail(NN_ERR_UNSUPPORTED, "Metaspace has the prepend_scheme \"%.40s\", which is not"
-                       " understood", scheme.data);
+    return status_fail(NN_ERR_UNSUPPORTED,
+                       "Metaspace has the prepend_scheme \"%.40s\", which is not understood",
+                       scheme.data);
   if (!prefix_space) *prepend = PREPEND_NEVER;
   if (!mark->bytes) return status_fail(NN_ERR_FORMAT, "Metaspace has an empty replacement");
   return NN_OK;

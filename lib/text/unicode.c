@@ -3,9 +3,8 @@
 #include <string.h>
 #include <utf8proc.h>
 
-#define LETTERS(class) class, class, class, class, class, class, class, class, class, class, class, \
-    class, class, class, class, class, class, class, class, class, class, class, class, class, class, \
-    class
+#define FIVE(class) class, class, class, class, class
+#define LETTERS(class) FIVE(class), FIVE(class), FIVE(class), FIVE(class), FIVE(class), class
 #define OTHER4 CLASS_OTHER, CLASS_OTHER, CLASS_OTHER, CLASS_OTHER
 
 enum {
@@ -22,8 +21,8 @@ const uint16_t unicode_ascii[128] = {
     OTHER4, OTHER4, CLASS_OTHER, BLANK, LINE, BLANK, BLANK, LINE, CLASS_OTHER, CLASS_OTHER, OTHER4,
     OTHER4, OTHER4, OTHER4,
     /* space ! " # $ % & ' ( ) * + , - . / */
-    CLASS_SPACE, PUNCT, PUNCT, PUNCT, SYMBOL, PUNCT, PUNCT, PUNCT, PUNCT, PUNCT, PUNCT, SYMBOL, PUNCT,
-    PUNCT, PUNCT, PUNCT, DIGIT, DIGIT, DIGIT, DIGIT, DIGIT, DIGIT, DIGIT, DIGIT, DIGIT, DIGIT,
+    CLASS_SPACE, PUNCT, PUNCT, PUNCT, SYMBOL, FIVE(PUNCT), PUNCT, SYMBOL, PUNCT, PUNCT, PUNCT,
+    PUNCT, FIVE(DIGIT), FIVE(DIGIT),
     /* : ; < = > ? @ */
     PUNCT, PUNCT, SYMBOL, SYMBOL, SYMBOL, PUNCT, PUNCT, LETTERS(UPPER),
     /* [ \ ] ^ _ ` */

@@ -53,7 +53,7 @@ size_t utf8_valid(const char *text, size_t bytes);
 /* Bytes at the end that begin a character but do not end it, 0 to 3. */
 size_t utf8_unfinished(const char *text, size_t bytes);
 
-/* The bounds of the character that byte `at` of text is part of, itself where it is part of none. */
+/* The bounds of the character that byte `at` of text is part of, itself where it is of none. */
 size_t utf8_begin(const char *text, size_t bytes, size_t at);
 size_t utf8_end(const char *text, size_t bytes, size_t at);
 

@@ -12,7 +12,8 @@ struct arc {
   uint32_t begin;
 };
 
-enum { UNREACHED = UINT32_MAX, UNKNOWN = -1 };
+#define UNREACHED UINT32_MAX
+enum { UNKNOWN = -1 };
 
 static void reach(const model_t *model, struct arc *arc, double score, uint32_t begin,
                   int32_t token) {

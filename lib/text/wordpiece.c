@@ -32,8 +32,9 @@ static int32_t longest(const vocabulary_t *vocabulary, text_t word, uint32_t at,
 
 static nn_status_t unknown_word(const model_t *model, pieces_t *pieces, text_t word) {
   if (model->unk_id < 0)
-    return status_fail(NN_ERR_UNSUPPORTED, "the word \"%.*s\" is not in the vocabulary, which has no"
-                       " token for unknown words", word.bytes < 40 ? (int)word.bytes : 40, word.data);
+    return status_fail(NN_ERR_UNSUPPORTED,
+                       "the word \"%.*s\" is not in the vocabulary, which has no token for"
+                       " unknown words", word.bytes < 40 ? (int)word.bytes : 40, word.data);
   pieces->count = 0;
   return pieces_add(pieces, model->unk_id, (span_t){0, (uint32_t)word.bytes});
 }

@@ -1,8 +1,8 @@
-/* The text on its way through normalizer and pre-tokenizer: a piece of the caller's text or an edited
- * copy, and for each byte the place in the caller's text that it came from.
+/* The text on its way through normalizer and pre-tokenizer: a piece of the caller's text or an
+ * edited copy, and for each byte the place in the caller's text that it came from.
  *
- * Places are kept as the tokenizers package keeps them: an edit says of each character that it writes
- * how it relates to those that it replaces, and takes their places over. */
+ * Places are kept as the tokenizers package keeps them: an edit says of each character that it
+ * writes how it relates to those that it replaces, and takes their places over. */
 #ifndef NN_TEXT_WORK_H
 #define NN_TEXT_WORK_H
 
@@ -26,8 +26,8 @@ typedef struct span {
 typedef struct work {
   const char *data;
   uint32_t bytes;
-  const place_t *places; /* [bytes]; NULL: byte i is byte base + i of the caller's text, or places are
-                            not followed */
+  const place_t *places; /* [bytes]; NULL: byte i is byte base + i of the caller's text, or places
+                            are not followed */
   uint32_t base;
 } work_t;
 
@@ -55,11 +55,11 @@ typedef struct edit {
 } edit_t;
 
 edit_t edit_begin(const work_t *from, buffer_t *to, bool places);
-/* What was written since edit_begin, as a work; base is meaningless when places are not followed. */
+/* What was written since edit_begin, as a work; base means nothing when places are not followed. */
 nn_status_t edit_end(const edit_t *edit, size_t start, work_t *work);
 
-/* Writes one character. change 1: it is new and takes the place of what was read last. 0: it replaces
- * the next character. -n: it replaces the next one, and the n after that are removed. */
+/* Writes one character. change 1: it is new and takes the place of what was read last. 0: it
+ * replaces the next character. -n: it replaces the next one, and the n after that are removed. */
 void edit_put(edit_t *edit, uint32_t code, int32_t change);
 /* Copies the next bytes as they are; they are whole characters. */
 void edit_copy(edit_t *edit, uint32_t bytes);
@@ -70,7 +70,7 @@ void edit_insert(edit_t *edit, text_t text);
 /* Writes text before the next character, sharing that one's place, and copies the character. */
 void edit_prepend(edit_t *edit, text_t text);
 
-/* The place of bytes [begin, end) of a work, begin < end, in whole characters. text: the caller's. */
+/* The place of bytes [begin, end) of a work, begin < end, in whole characters of the caller's text. */
 place_t work_place(const work_t *work, span_t span, const char *text, size_t bytes);
 
 #endif

@@ -1,6 +1,6 @@
-/* tokenizer.json and text: what is accepted must encode any text to ids of its vocabulary, in order and
- * within the text, decode them, and give whole characters id by id. The file ends at the first NUL;
- * the text follows. */
+/* tokenizer.json and text: what is accepted must encode any text to ids of its vocabulary, in order
+ * and within the text, decode them, and give whole characters id by id. The file ends at the first
+ * NUL; the text follows. */
 #include <stdlib.h>
 #include <string.h>
 

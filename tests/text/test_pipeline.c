@@ -40,7 +40,8 @@ static void test_index(void **state) {
   CHECK(text_index_put(&index, TEXT(""), 7));
   CHECK(text_index_put(&index, TEXT("12"), 13)); /* in place of 12 */
   for (int i = 0; i < COUNT; i++)
-    assert_int_equal(text_index_get(&index, (text_t){texts[i], strlen(texts[i])}), i == 12 ? 13 : i);
+    assert_int_equal(text_index_get(&index, (text_t){texts[i], strlen(texts[i])}),
+                     i == 12 ? 13 : i);
   assert_int_equal(text_index_get(&index, TEXT("")), 7);
   assert_int_equal(text_index_get(&index, TEXT("1000")), -1);
   assert_int_equal(index.count, COUNT + 1);

@@ -28,7 +28,8 @@ typedef struct golden_tokenizer {
 
 static golden_tokenizer_t open_golden(const char *name) {
   json_error_t error;
-  golden_tokenizer_t golden = {.root = json_load_file(files_path(folder, name), JSON_ALLOW_NUL, &error)};
+  golden_tokenizer_t golden = {
+      .root = json_load_file(files_path(folder, name), JSON_ALLOW_NUL, &error)};
   assert_non_null(golden.root);
   golden.text = json_dumps(json_object_get(golden.root, "tokenizer"), JSON_COMPACT);
   assert_non_null(golden.text);
@@ -278,7 +279,8 @@ static void test_refused(void **state) {
       {NN_ERR_UNSUPPORTED, "surprise", "{\"surprise\": 1, " WORDS "}"},
       {NN_ERR_UNSUPPORTED, "dropout", BPE("\"dropout\": 0.1, \"vocab\": {}, \"merges\": []")},
       {NN_ERR_UNSUPPORTED, "Alien", "{\"model\": {\"type\": \"Alien\"}}"},
-      {NN_ERR_UNSUPPORTED, "normalizer|Alien", "{\"normalizer\": {\"type\": \"Alien\"}, " WORDS "}"},
+      {NN_ERR_UNSUPPORTED, "normalizer|Alien",
+       "{\"normalizer\": {\"type\": \"Alien\"}, " WORDS "}"},
       {NN_ERR_UNSUPPORTED, "UnicodeScripts",
        "{\"pre_tokenizer\": {\"type\": \"UnicodeScripts\"}, " WORDS "}"},
       {NN_ERR_UNSUPPORTED, "decoder|Alien", "{\"decoder\": {\"type\": \"Alien\"}, " WORDS "}"},
