@@ -144,12 +144,12 @@ def train(model: torch.nn.Module, batch: Batch, how: Training) -> dict[str, np.n
     """AdamW steps on one batch; the change of each parameter. Norm weights and biases do not
     decay."""
     start = parameters(model)
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    vectors = [p for name, p in trained if is_vector(name, p)]
+    matrices = [p for name, p in trained if not is_vector(name, p)]
     groups = [
-        dict(params=[p for name, p in named if is_vector(name, p)], weight_decay=0.0),
-        dict(
-            params=[p for name, p in named if not is_vector(name, p)], weight_decay=how.weight_decay
-        ),
+        dict(params=vectors, weight_decay=0.0),
+        dict(params=matrices, weight_decay=how.weight_decay),
     ]
     adamw = torch.optim.AdamW(groups, lr=how.lr, betas=(how.beta1, how.beta2), eps=how.eps)
     for _ in range(how.steps):

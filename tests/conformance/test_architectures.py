@@ -44,7 +44,7 @@ def compare_sides(case: cases.Case, folder: Path, found: dict[str, float]) -> No
     compare.same_bits("published names", here.parameters(ours), peer.tensors(folder / "published"))
     batch = peer.choose_batch(theirs, case)
     found |= steps.passes(ours, theirs, batch)
-    found |= steps.greedy(ours, theirs, batch)
+    found |= steps.greedy(ours, theirs)
     if ours.config.rope_scaling == moenn.RopeScaling.DYNAMIC:
         found["stretched"] = steps.stretched(ours, theirs)
     steps.types(theirs, folder)

@@ -123,7 +123,7 @@ class ComparisonTest(unittest.TestCase):
         ours = self.ours()
         self.nudge(ours, VALUES, 1.0)
         with self.assertRaises(compare.Mismatch):
-            steps.greedy(ours, self.theirs, self.batch)
+            steps.greedy(ours, self.theirs)
 
     def test_training_notices_its_options(self) -> None:
         for wrong in (
