@@ -5,7 +5,6 @@
 #include "text/bytemap.h"
 #include "text/patterns.h"
 #include "text/unicode.h"
-#include "text/unicode.h"
 #include "text/unigram_train.h"
 
 /* ---- options --------------------------------------------------------------------------------- */
@@ -18,10 +17,7 @@ static const nn_tokenizer_train_options_t defaults = {.vocab_size = 32000,
                                                       .pad = "<pad>",
                                                       .unk = "<unk>"};
 
-static nn_status_t options_read(const nn_tokenizer_train_options_t *given,
-                                nn_tokenizer_train_options_t *options) {
-  STATUS_TRY(status_read_options(options, sizeof *options, sizeof *options, given,
-                                 "nn_tokenizer_train_options_t"));
+static void options_fill(nn_tokenizer_train_options_t *options) {
   if (!options->vocab_size) options->vocab_size = defaults.vocab_size;
   if (!options->min_frequency) options->min_frequency = defaults.min_frequency;
   if (options->coverage == 0) options->coverage = defaults.coverage;
@@ -29,6 +25,9 @@ static nn_status_t options_read(const nn_tokenizer_train_options_t *given,
   if (!options->eos) options->eos = defaults.eos;
   if (!options->pad) options->pad = defaults.pad;
   if (!options->unk) options->unk = defaults.unk;
+}
+
+static nn_status_t options_check(const nn_tokenizer_train_options_t *options) {
   if (options->kind != NN_TOKENIZER_BPE && options->kind != NN_TOKENIZER_UNIGRAM)
     return status_fail(NN_ERR_ARGUMENT,
                        "kind is %d; NN_TOKENIZER_BPE is %d, NN_TOKENIZER_UNIGRAM %d", options->kind,
@@ -37,7 +36,8 @@ static nn_status_t options_read(const nn_tokenizer_train_options_t *given,
     return status_fail(NN_ERR_ARGUMENT, "special_count is %lld, and specials is %s",
                        (long long)options->special_count, options->specials ? "given" : "NULL");
   const int64_t first = options->kind == NN_TOKENIZER_BPE ? 256 : 1;
-  if (options->vocab_size > PIPELINE_MAX_ID || options->vocab_size - first < options->special_count)
+  if (options->vocab_size > PIPELINE_MAX_ID || options->vocab_size < first ||
+      options->vocab_size - first < options->special_count)
     return status_fail(NN_ERR_ARGUMENT,
                        "vocab_size is %lld with %lld specials; it must be at most %d and leave "
                        "room for %lld tokens",
@@ -155,7 +155,11 @@ static nn_status_t compile(learner_t *learner) {
 nn_status_t learner_open(const nn_tokenizer_train_options_t *options, int64_t total,
                          learner_t *learner) {
   *learner = (learner_t){0};
-  STATUS_TRY(options_read(options, &learner->options));
+  STATUS_TRY(status_read_options(&learner->options, sizeof learner->options,
+                                 sizeof learner->options, options,
+                                 "nn_tokenizer_train_options_t"));
+  options_fill(&learner->options);
+  STATUS_TRY(options_check(&learner->options));
   learner->transfer = (transfer_t){.progress = learner->options.progress,
                                    .user = learner->options.progress_user,
                                    .total = total};
