@@ -44,6 +44,8 @@ STRUCTS = {
 # Members that have another form in Python, and padding.
 ELSEWHERE = {"struct_size", "log", "log_user", "log_level", "unused", "progress_user", "on_token_user",
              "stop_count", "special_count", "first", "given"}
+# Functions that others do with more: their namesakes with options.
+COVERED = {"nn_tokenizer_encode", "nn_tokenizer_decode"}
 RENAMED = {"data": "address"}
 
 
@@ -57,7 +59,7 @@ class ApiTest(unittest.TestCase):
         code = "".join(path.read_text(encoding="utf-8") for path in PACKAGE.glob("*.py")
                        if path.name != "_raw.py")
         used = set(re.findall(r"\b(?:lib|library)\.(nn_\w+)", code))
-        self.assertEqual({entry["name"] for entry in API["functions"]} - used, set())
+        self.assertEqual({entry["name"] for entry in API["functions"]} - used, COVERED)
 
     def test_every_struct_member_has_a_place(self) -> None:
         self.assertEqual({entry["name"] for entry in API["structs"]}, set(STRUCTS))
