@@ -834,7 +834,9 @@ NN_API nn_status_t nn_tokenizer_create_bytes(nn_tokenizer_t **tokenizer);
  *
  *  - **tokenizer.json**: BPE, Unigram, WordPiece, WordLevel, with the normalizers, pre-tokenizers,
  *    post-processors and decoders of the tokenizers package (0.23); ids, offsets and text are the same
- *    as there. Truncation and padding that a file asks for are left to the caller.
+ *    as there, but that Unigram makes no special token of plain text, and that offsets are right
+ *    where a character map removes characters. Characters newer than the Unicode of this system's
+ *    utf8proc and PCRE2 may be cut otherwise. Truncation and padding are left to the caller.
  *  - **SentencePiece** (.model): BPE and Unigram; ids and text are SentencePiece's, for any bytes.
  *  - **tiktoken** rank files of the published vocabularies of GPT-2, cl100k_base, o200k_base, Llama 3
  *    and Qwen, which the number of tokens tells apart; others: nn_tokenizer_load_tiktoken().
