@@ -253,6 +253,7 @@ const family_t families[FAMILIES] = {
     [NN_FAMILY_GPT_OSS] = {FAMILY("gpt_oss", "GptOssForCausalLM", gpt_oss_parts, MLP,
                                   gpt_oss_limits),
                            .ffn_kind = NN_FFN_SWIGLU_CLAMPED,
+                           .window_needs_list = true,
                            .biases = NN_BIAS_FFN | NN_BIAS_ROUTER,
                            .attention_biases = QKVO},
     [NN_FAMILY_DEEPSEEK_V2] = {FAMILY("deepseek_v2", "DeepseekV2ForCausalLM", deepseek_parts, MLP,
