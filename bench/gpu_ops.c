@@ -166,6 +166,47 @@ static void gpu_elementwise(gpu_t *gpu) {
   RUN(gpu, "embedding backward", embed_bwd, embed_bwd, bytes_of(gpu, 5 * row));
 }
 
+/* What the other families have beside these, at widths like theirs. */
+static void gpu_families(gpu_t *gpu) {
+  int64_t f = 2048, heads = 32, dim = 128, ld = heads * dim;
+  double half = 2.0 * TOKENS * (double)f, row = 2.0 * TOKENS * (double)ld;
+  void *x = gpu_bf16(gpu, TOKENS * ld), *y = gpu_bf16(gpu, TOKENS * ld), *w = gpu_bf16(gpu, ld);
+  void *d = gpu_bf16(gpu, TOKENS * ld);
+  float *stat = gpu_alloc(gpu, (size_t)(TOKENS * heads) * 4), *dw = gpu_zeros(gpu, (size_t)ld * 4);
+  op_glu_t glu = {.n = TOKENS, .ffn = f, .act_dtype = NN_BF16, .x = x, .y = y};
+  RUN(gpu, "gated unit, 2048", glu, glu, bytes_of(gpu, 3 * half));
+  op_glu_bwd_t glu_bwd = {.n = TOKENS, .ffn = f, .act_dtype = NN_BF16, .x = x, .dy = y, .dx = d};
+  RUN(gpu, "gated unit backward, 2048", glu_bwd, glu_bwd, bytes_of(gpu, 5 * half));
+  op_row_gate_t gate = {.n = TOKENS, .width = ld, .x = x, .w = w, .gate = stat};
+  gate.weight_dtype = gate.act_dtype = NN_BF16;
+  RUN(gpu, "gate of rows, 4096", row_gate, gate, bytes_of(gpu, row));
+  op_row_gate_bwd_t gate_bwd = {.n = TOKENS, .width = ld, .x = x, .w = w, .gate = stat, .dx = y};
+  gate_bwd.weight_dtype = gate_bwd.act_dtype = NN_BF16, gate_bwd.dgate = stat, gate_bwd.dw = dw;
+  RUN(gpu, "gate of rows backward, 4096", row_gate_bwd, gate_bwd, bytes_of(gpu, 3 * row));
+  op_clip_t clip = {.n = TOKENS, .width = ld, .limit = 1, .act_dtype = NN_BF16, .x = x, .ldx = ld};
+  clip.y = y, clip.ldy = ld;
+  RUN(gpu, "clamp, 4096", clip, clip, bytes_of(gpu, 2 * row));
+  op_clip_bwd_t clip_bwd = {.n = TOKENS, .width = ld, .limit = 1, .act_dtype = NN_BF16, .x = x};
+  clip_bwd.ldx = clip_bwd.lddx = ld, clip_bwd.dx = y;
+  RUN(gpu, "clamp backward, 4096", clip_bwd, clip_bwd, bytes_of(gpu, 3 * row));
+  op_norm_t norm = {.n = TOKENS, .hidden = dim, .groups = heads, .eps = 1e-6f, .x = x, .w = w};
+  norm.weight_dtype = norm.act_dtype = NN_BF16, norm.y = y, norm.rstd = stat;
+  RUN(gpu, "rms norm of 32 heads of 128", norm, norm, bytes_of(gpu, 2 * row));
+  op_norm_bwd_t back = {.n = TOKENS, .hidden = dim, .groups = heads, .x = x, .dy = y, .w = w};
+  back.weight_dtype = back.act_dtype = NN_BF16, back.rstd = stat, back.assign = 1;
+  back.dx = d, back.dw = dw;
+  RUN(gpu, "rms norm backward of 32 heads of 128", norm_bwd, back, bytes_of(gpu, 3 * row));
+  op_rope_t rope = {.n = TOKENS, .heads = heads, .head_dim = dim, .rotary_dim = dim / 2, .x = x};
+  rope.interleaved = 1, rope.ldx = ld, rope.act_dtype = NN_BF16;
+  rope.position = gpu_ids(gpu, TOKENS, 1, 0, SEQ);
+  rope.table = gpu_normal(gpu, SEQ * dim, NN_F32, 1);
+  RUN(gpu, "rope of neighbours in half of 32 heads", rope, rope, bytes_of(gpu, row));
+  op_copy_heads_t copy = {.n = TOKENS, .heads = heads, .width = dim / 2, .act_dtype = NN_BF16};
+  copy.zeros = dim / 2, copy.x = x, copy.ldx = copy.ldy = ld, copy.step_x = copy.step_y = dim;
+  copy.y = y;
+  RUN(gpu, "copy of halves of 32 heads", copy_heads, copy, bytes_of(gpu, 1.5 * row));
+}
+
 static void gpu_optimizer(gpu_t *gpu) {
   int64_t count = 1000000000;
   float *g = gpu_normal(gpu, count, NN_F32, 1);
@@ -210,6 +251,12 @@ static void gpu_attention(gpu_t *gpu, int64_t dim) {
   back.dq = d, back.dk = d + 2 * q, back.dv = d + 2 * (q + dim);
   snprintf(name, sizeof name, "attention backward, 4 x 4096, width %lld", (long long)dim);
   RUN(gpu, name, attention_bwd, back, flops(gpu, 2.5 * work));
+  op.window = back.window = 512; /* a query's keys, but for the first 511 */
+  snprintf(name, sizeof name, "attention forward, window 512, width %lld", (long long)dim);
+  RUN(gpu, name, attention, op, flops(gpu, work * 2 * 512 / SEQ));
+  snprintf(name, sizeof name, "attention backward, window 512, width %lld", (long long)dim);
+  RUN(gpu, name, attention_bwd, back, flops(gpu, 2.5 * work * 2 * 512 / SEQ));
+  op.window = 0;
   for (int64_t batch = 1; batch <= 32; batch *= 32) {
     op_attention_t one = op;
     one.batch = batch, one.q_len = 1, one.lse = NULL, one.ldkv = dim, one.kv_batch = CACHE * dim;
@@ -244,6 +291,11 @@ static void gpu_moe(gpu_t *gpu, int64_t n) {
   route.mean_lse2 = gpu_alloc(gpu, 4);
   snprintf(name, sizeof name, "routing, %lld tokens", (long long)n);
   RUN(gpu, name, route, route, bytes_of(gpu, 2.0 * (double)(n * h) + 20.0 * (double)(n * k)));
+  op_route_t grouped = route;
+  grouped.router = (op_router_t){.score = NN_SCORE_SIGMOID, .groups = 4, .top_groups = 2};
+  grouped.router.choice_bias = gpu_bf16(gpu, experts);
+  snprintf(name, sizeof name, "routing by sigmoid and groups, %lld tokens", (long long)n);
+  RUN(gpu, name, route, grouped, bytes_of(gpu, 2.0 * (double)(n * h) + 20.0 * (double)(n * k)));
   TRY(gpu->table->route(gpu->place, &route, gpu->scratch));
   op_experts_t op = {.n = n, .hidden = h, .ffn = f, .experts = experts, .top_k = k, .x = route.x};
   op.routing = r, op.gate = w, op.up = w + 2 * f * h, op.down = w + 4 * f * h, op.expert_stride = size;
@@ -253,6 +305,13 @@ static void gpu_moe(gpu_t *gpu, int64_t n) {
   snprintf(name, sizeof name, "experts forward, %lld tokens", (long long)n);
   double touched = n * k < experts ? (double)(n * k) : (double)experts;
   RUN(gpu, name, experts, op, n >= 1024 ? flops(gpu, work) : bytes_of(gpu, 2 * touched * (double)size));
+  op_experts_t biased = op;
+  void *bias = gpu_bf16(gpu, experts * (2 * f + h));
+  biased.limit = 7, biased.gate_bias = biased.up_bias = biased.down_bias = bias;
+  biased.bias_stride = 2 * f + h;
+  snprintf(name, sizeof name, "experts forward, clamped and biased, %lld tokens", (long long)n);
+  RUN(gpu, name, experts, biased,
+      n >= 1024 ? flops(gpu, work) : bytes_of(gpu, 2 * touched * (double)size));
   if (n < 1024) return;
   op_experts_bwd_t back = {.n = n, .hidden = h, .ffn = f, .experts = experts, .top_k = k, .x = op.x};
   back.routing = r, back.gate = op.gate, back.up = op.up, back.down = op.down;
@@ -313,6 +372,7 @@ bench_ceilings_t bench_gpu(nn_device_t *device, int32_t index) {
   report_ceilings("GPU", &peak);
   gpu_dense(&gpu);
   gpu_elementwise(&gpu);
+  gpu_families(&gpu);
   gpu_optimizer(&gpu);
   gpu_attention(&gpu, 64);
   gpu_attention(&gpu, 128);
