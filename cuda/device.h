@@ -110,9 +110,6 @@ CUDA_OP(adamw, op_adamw_t);
 CUDA_OP(sample, op_sample_t);
 CUDA_OP(fill_normal, op_fill_normal_t);
 
-/* lacks.cu: puts refusals in front of operations that do not compute all that backend.h says. */
-void cuda_lacks_table(backend_t *table);
-
 /* ops/matmul.cu: the handle's plans. */
 nn_status_t cuda_matmul_open(backend_device_t *device);
 void cuda_matmul_close(backend_device_t *device);

@@ -1,6 +1,6 @@
-/* Gradients of the experts' biases, and what a bias gives the weight of its slot; see grouped.h. A block
- * sums a tile of columns over an expert's rows: each warp every eighth row in order, then the warps in
- * order. All accumulate. */
+/* Gradients of the experts' biases, and what a bias gives the weight of its slot; see grouped.h. A
+ * block sums a tile of columns over an expert's rows: each warp every eighth row in order, then the
+ * warps in order. All accumulate. */
 #include "experts/grouped.cuh"
 #include "ops/wide.cuh"
 

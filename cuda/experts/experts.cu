@@ -2,10 +2,10 @@
  * products (grouped.h) turn into each row's result; a token then takes the sum over its slots.
  *
  * Forward: out[t] = residual[t] + sum over slots, in order, of weight (y[row of the slot] + the
- * expert's bias). Assigns.
- * Backward: dx[t] = sum over slots, in order, of the row's dx; dweight = the sum over slices, in
- * order, of <d, a>, and <dy, bias>, 0 for slots without a row. Both assign. The gradients of weights
- * and biases accumulate. Other than plain SwiGLU is portable.cu's and few.cu's alone.
+ * expert's bias). Assigns. Backward: dx[t] = sum over slots, in order, of the row's dx; dweight =
+ * the sum over slices, in order, of <d, a>, and <dy, bias>, 0 for slots without a row. Both assign.
+ * The gradients of weights and biases accumulate. Other than plain SwiGLU is portable.cu's and
+ * few.cu's alone.
  *
  * Rows behind offset[experts], where capacity dropped slots, are never written, and no token reads
  * them: only slot_row leads to a row. */

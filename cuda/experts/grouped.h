@@ -18,7 +18,7 @@ typedef struct grouped {
   /* What few.cu and portable.cu know beside plain SwiGLU; see op_experts_t. */
   float limit;                                  /* of the activation; 0: SwiGLU */
   int32_t apart;                                /* rows from one of gate to the next: 1 or 2 */
-  const void *gate_bias, *up_bias, *down_bias;  /* expert 0's, elements `apart` apart but in down's */
+  const void *gate_bias, *up_bias, *down_bias; /* expert 0's; elements `apart` apart, but down's */
   int64_t bias_stride;
 } grouped_t;
 
@@ -26,9 +26,9 @@ static inline int grouped_plain(const grouped_t *grouped) {
   return grouped->limit == 0 && grouped->apart == 1 && !grouped->gate_bias && !grouped->down_bias;
 }
 
-/* pre[r] = (gate x_r, up x_r) + biases as [rows, 2F], or pre NULL; act[r] = silu(gate x_r) * (up x_r),
- * or what else the activation makes of them, as [rows, F], or act NULL. Both in the dtype of x; act
- * comes from the sums before they are rounded. */
+/* pre[r] = (gate x_r, up x_r) + biases as [rows, 2F], or pre NULL; act[r] = silu(gate x_r) * (up
+ * x_r), or what else the activation makes of them, as [rows, F], or act NULL. Both in the dtype of
+ * x; act comes from the sums before they are rounded. */
 typedef struct grouped_up {
   const void *x;         /* [rows, H] */
   const void *gate, *up; /* [F, H] */
@@ -42,9 +42,9 @@ typedef struct grouped_down {
   void *y;
 } grouped_down_t;
 
-/* d = down^T dy_r; with g, u from pre, s = sigmoid(g), a = g s u, da = weight[r] d:
- * pre becomes (da u s (1 + g (1 - s)), da g s), or as the activation has it; act[r] = weight[r] a; dot[r, j] = the part of <d, a>
- * in the j-th slice of GROUPED_SLICE columns. */
+/* d = down^T dy_r; with g, u from pre, s = sigmoid(g), a = g s u, da = weight[r] d: pre becomes (da
+ * u s (1 + g (1 - s)), da g s), or as the activation has it; act[r] = weight[r] a; dot[r, j] = the
+ * part of <d, a> in the j-th slice of GROUPED_SLICE columns. */
 enum { GROUPED_SLICE = 128 };
 typedef struct grouped_dact {
   const void *dy;      /* [rows, H] */
@@ -79,7 +79,8 @@ nn_status_t portable_dact(backend_device_t *, int32_t dtype, const grouped_t *, 
 nn_status_t portable_dx(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_dx_t *);
 nn_status_t portable_dw(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_dw_t *);
 
-/* sm90.cu: plain SwiGLU of 16 bits alone. sm90_fits says whether this device and these shapes can be done so. */
+/* sm90.cu: plain SwiGLU of 16 bits alone. sm90_fits says whether this device and these shapes can
+ * be done so. */
 int sm90_fits(const backend_device_t *, const grouped_t *);
 nn_status_t sm90_up(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_up_t *);
 nn_status_t sm90_down(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_down_t *);
@@ -111,8 +112,9 @@ typedef struct few_down_args {
 nn_status_t few_up(backend_device_t *, int32_t dtype, const grouped_t *, const few_up_t *);
 nn_status_t few_down(backend_device_t *, int32_t dtype, const grouped_t *, const few_down_t *);
 
-/* bias.cu: what the biases get and give backward. dgate_bias and dup_bias += the sums of dpre over each
- * expert's rows, ddown_bias += that of weight dy; then dweight of each slot += <dy, down_bias>. */
+/* bias.cu: what the biases get and give backward. dgate_bias and dup_bias += the sums of dpre over
+ * each expert's rows, ddown_bias += that of weight dy; then dweight of each slot += <dy,
+ * down_bias>. */
 typedef struct grouped_bias_args {
   const void *dpre;        /* [rows, 2F] */
   const void *dy;          /* [rows, H] */
@@ -125,8 +127,9 @@ typedef struct grouped_bias_args {
 nn_status_t grouped_bias_bwd(backend_device_t *, int32_t dtype, const grouped_t *,
                              const grouped_bias_t *);
 
-/* thin.cu: forward of plain SwiGLU for few rows of each expert, 16 bits alone; rows as above. thin_fits: so many
- * rows of these shapes, at these addresses (or-ed), can be done so and gain from it. */
+/* thin.cu: forward of plain SwiGLU for few rows of each expert, 16 bits alone; rows as above.
+ * thin_fits: so many rows of these shapes, at these addresses (or-ed), can be done so and gain from
+ * it. */
 int thin_fits(const grouped_t *, uintptr_t at);
 nn_status_t thin_up(backend_device_t *, int32_t dtype, const grouped_t *, const few_up_t *);
 nn_status_t thin_down(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_down_t *);

@@ -1,10 +1,12 @@
 /* The head's logits [rows, V] and their cross-entropy over chunks of rows; x [n, H], w [V, H].
  *
- * row_loss = logsumexp(l) - l[target] with l = alpha w x; with dl = alpha scale (softmax(l) -
- * onehot(target)), zero in rows without a target, dx = dl w is assigned and dw += dl^T x
- * accumulated, chunk after chunk. Logits are fp32, dl has the dtype of activations. A row's sum is that of its threads'
- * running sums; loss_sum adds the rows in double. */
-#include "ops/wide.cuh"
+ * row_loss = logsumexp(l) - l[target] with l = alpha (w x + bias); with dl = alpha scale
+ * (softmax(l) - onehot(target)), zero in rows without a target, dx = dl w is assigned and dw +=
+ * dl^T x and dbias += dl accumulated, chunk after chunk. Logits are fp32, dl has the dtype of
+ * activations. A row's sum is that of its threads' running sums; loss_sum adds the rows in
+ * double. */
+#include "ops/columns.cuh"
+#include "ops/matmul.h"
 
 enum {
   LOSS_LEAST_ROWS = 128, /* of a chunk; larger chunks have a multiple of it */
@@ -171,7 +173,10 @@ static nn_status_t loss_logits(backend_device_t *device, const loss_chunk_t *chu
   product.b = op->w, product.ldb = op->hidden, product.b_dtype = op->weight_dtype;
   product.alpha = op->alpha;
   product.d = chunk->buffers.logits, product.ldd = op->vocab, product.d_dtype = NN_F32;
-  return cuda_matmul(device, &product, chunk->rest);
+  CUDA_TRY(cuda_matmul(device, &product, chunk->rest));
+  product.bias = op->bias; /* follows, for it may be of another type than the logits */
+  if (op->bias) matmul_bias(device, &product, product.d);
+  return NN_OK;
 }
 
 static nn_status_t loss_dx(backend_device_t *device, const loss_chunk_t *chunk) {
@@ -216,7 +221,12 @@ static nn_status_t loss_run(backend_device_t *device, const loss_chunk_t *chunk)
   CUDA_TRY(cuda_launched(device, "head_loss"));
   if (!chunk->op->dx) return NN_OK;
   CUDA_TRY(loss_dx(device, chunk));
-  return loss_dw(device, chunk);
+  CUDA_TRY(loss_dw(device, chunk));
+  if (!chunk->op->dbias) return NN_OK;
+  op_column_sum_t sum = {};
+  sum.n = chunk->rows, sum.width = sum.ldx = chunk->op->vocab, sum.act_dtype = chunk->op->act_dtype;
+  sum.x = chunk->buffers.dlogits, sum.out = chunk->op->dbias;
+  return cuda_column_sum(device, &sum, chunk->rest);
 }
 
 CUDA_OP(head_loss, op_head_loss_t) {

@@ -92,11 +92,12 @@ static __device__ __forceinline__ float route_score(const float (&p)[PER],
   return lanes_sum<LANES>(score);
 }
 
-/* The k largest keys in falling order. Once taken, a key is 0. row: shared, of the token, used where
- * ANY. */
+/* The k largest keys in falling order. Once taken, a key is 0. row: shared, of the token, used with
+ * lse where ANY. */
 template <typename T, int LANES, int PER, bool ANY>
 static __device__ void route_choose(const op_route_t &op, const float (&p)[PER], int q,
-                                    int64_t token, bool live, float *row, int32_t *count) {
+                                    int64_t token, bool live, float lse, float *row,
+                                    int32_t *count) {
   constexpr int KEEP = PER < 64 / LANES ? PER : 64 / LANES;
   uint64_t key[PER];
   if constexpr (ANY)
@@ -104,7 +105,8 @@ static __device__ void route_choose(const op_route_t &op, const float (&p)[PER],
   else
     route_keys<LANES>(p, q, (int)op.experts, key);
   uint64_t mine[KEEP] = {};
-  float score[KEEP] = {}, sum = 0;
+  float score[KEEP] = {}, sum = 0, first = 0, second = 0;
+  int first_expert = 0;
 #pragma unroll
   for (int i = 0; i < KEEP; i++) {
     for (int l = 0; l < LANES && i * LANES + l < op.top_k; l++) {
@@ -121,9 +123,17 @@ static __device__ void route_choose(const op_route_t &op, const float (&p)[PER],
       for (int j = 0; j < PER; j++) key[j] = key[j] == best ? 0 : key[j];
       sum += taken;
       if (q == l) mine[i] = best, score[i] = taken;
+      if (ANY && i == 0 && l == 0) first = taken, first_expert = (int)~(uint32_t)best;
+      if (ANY && i == 0 && l == 1) second = taken;
     }
   }
   sum = route_divisor(op.router, sum, isnan(p[0]));
+  if (ANY && op.router.score == NN_SCORE_SPARSE_MIXER) {
+    uint32_t near;
+    float one = route_any_near<LANES>(op.router, p, lse, q, 0, first_expert, first, &near);
+    float two = route_any_near<LANES>(op.router, p, lse, q, 1, first_expert, second, &near);
+    sum = q ? two : one; /* lanes 0 and 1 have the two choices */
+  }
 #pragma unroll
   for (int i = 0; i < KEEP; i++) {
     int64_t j = i * LANES + q;
@@ -353,7 +363,7 @@ static __global__ void __launch_bounds__(ROUTE_THREADS, PER <= 8 ? 2 : 1)
       if (live && q == 0) op.lse[token] = lse;
       if (live) lse2_sum += (double)lse * lse;
       float *row = part + (MOST <= 64 ? i * logits.stride : (int)threadIdx.x / LANES * MOST);
-      route_choose<T, LANES, PER, ANY>(op, p, q, token, live, row, count);
+      route_choose<T, LANES, PER, ANY>(op, p, q, token, live, lse, row, count);
     }
   }
   route_add_warps<LANES>(prob_sum, lse2_sum, experts, total);

@@ -1,6 +1,7 @@
-/* Routing other than by the softmax of the products alone: sigmoid scores, biases of the logits and of
- * the choice, and groups of neighbours of which only the best remain. A token has LANES lanes, and a
- * lane its experts, as route.cuh says; all lanes of a warp come here together. */
+/* Routing other than by the softmax of the products alone: sigmoid scores, the sparse mixer, biases
+ * of the logits and of the choice, and groups of neighbours of which only the best remain. A token
+ * has LANES lanes, and a lane its experts, as route.cuh says; all lanes of a warp come here
+ * together. */
 #ifndef NN_CUDA_ROUTE_ANY_CUH
 #define NN_CUDA_ROUTE_ANY_CUH
 
@@ -77,6 +78,25 @@ static __device__ uint32_t route_any_groups(const op_router_t &router, const flo
     if (e < experts && row[e / size] != 0) mine |= 1u << j;
   }
   return mine;
+}
+
+/* What the sparse mixer divides its choice number `turn` by: the sum of the probabilities, without
+ * the first choice's where the second is made, whose logits are near the choice's; logits come back
+ * from probabilities. near: which of the lane's experts these are, a bit each. */
+template <int LANES, int PER>
+static __device__ float route_any_near(const op_router_t &router, const float (&p)[PER], float lse,
+                                       int q, int turn, int first, float chosen, uint32_t *near) {
+  float most = logf(chosen) + lse, sum = 0;
+  *near = 0;
+#pragma unroll
+  for (int j = 0; j < PER; j++) {
+    float l = logf(p[j]) + lse;
+    if ((turn && q + LANES * j == first) || (most - l) / fmaxf(fabsf(l), most) > 2 * router.eps)
+      continue;
+    *near |= 1u << j;
+    sum += p[j];
+  }
+  return lanes_sum<LANES>(sum);
 }
 
 /* A key grows with the score that the choice goes by and, among equals, falls with the index; NaN

@@ -4,16 +4,18 @@
  *   for all dprob_e += aux_scale aux_share_e / n,
  *   dlogit_e = p_e (dprob_e - sum_i p_i dprob_i) + 2 z_scale lse p_e / n for softmax,
  *   dlogit_e = p_e (1 - p_e) dprob_e for sigmoid,
+ * where the sparse mixer, w_j = scale p_j / S_j with a sum for each choice, has instead of dprob_j
+ * dlogit_e += scale dweight_j w_j (e == j), less that times p_e / S_j for the e of S_j,
  * and then dx [n, H] += dlogit w, dw [E, H] += dlogit^T x and dbias += dlogit, in fp32. dw sums tokens
  * in order in each block, then blocks as columns.cuh says, and so does dbias.
  *
- * bf16 and up to ROUTE_STEP experts, without dbias: one kernel passes once over x and dx. Its products go through
- * the tensor cores, which take dlogit as the sum of bf16 numbers: of three for dw, as exact as
- * fp32, and of two for dx, far more exact than its own rounding. Otherwise (for fp16 too, whose
- * range is too small for such terms) dlogit, dx and dw have a kernel each, and dx sums over experts
- * in order. */
+ * bf16 and up to ROUTE_STEP experts, without dbias or mixer: one kernel passes once over x and dx.
+ * Its products go through the tensor cores, which take dlogit as the sum of bf16 numbers: of three
+ * for dw, as exact as fp32, and of two for dx, far more exact than its own rounding. Otherwise (for
+ * fp16 too, whose range is too small for such terms) dlogit, dx and dw have a kernel each, and dx
+ * sums over experts in order. */
 #include "ops/columns.cuh"
-#include "ops/route_logits.cuh"
+#include "ops/route_any.cuh"
 
 enum {
   ROUTE_OUTER = 16,           /* rows of a thread's block of results; it has two columns */
@@ -86,9 +88,30 @@ static void route_split(const op_route_bwd_t *op, int64_t splits, int64_t unit,
 
 /* ---- dlogit ---------------------------------------------------------------------------------- */
 
-/* One token by a group of LANES lanes, of which this is lane q, PER experts to a lane; row: shared,
- * gets its dlogits. */
+/* What the sparse mixer adds to a token's dlogits. */
 template <int LANES, int PER>
+static __device__ __forceinline__ void route_dlogit_mixer(const op_route_bwd_t &op, int64_t token,
+                                                          const float (&p)[PER], float lse, int q,
+                                                          float *row) {
+  const int32_t *expert = op.routing.expert + 2 * token;
+  for (int turn = 0; turn < 2; turn++) {
+    uint32_t near;
+    float chosen = op.prob[token * op.experts + expert[turn]];
+    float sum = route_any_near<LANES>(op.router, p, lse, q, turn, expert[0], chosen, &near);
+    float d = op.router.scale * op.dweight[2 * token + turn] * (chosen / sum);
+#pragma unroll
+    for (int j = 0; j < PER; j++) {
+      int e = q + LANES * j;
+      if (e >= op.experts) continue;
+      if (near >> j & 1) row[e] -= d * (p[j] / sum);
+      if (e == expert[turn]) row[e] += d;
+    }
+  }
+}
+
+/* One token by a group of LANES lanes, of which this is lane q, PER experts to a lane; row: shared,
+ * gets its dlogits. MIXER: it may be the sparse mixer's. */
+template <int LANES, int PER, bool MIXER>
 static __device__ __forceinline__ void route_dlogit_row(const op_route_bwd_t &op, int64_t token,
                                                         int q, float *row) {
   int experts = (int)op.experts;
@@ -105,6 +128,8 @@ static __device__ __forceinline__ void route_dlogit_row(const op_route_bwd_t &op
   }
   chosen = 1 / lanes_sum<LANES>(chosen), mean = lanes_sum<LANES>(mean);
   if (op.router.norm == NN_ROUTER_NORM_NONE) chosen = 1, mean = 0;
+  bool mixer = MIXER && op.router.score == NN_SCORE_SPARSE_MIXER;
+  if (mixer) scale = 0;
 #pragma unroll
   for (int j = 0; j < PER; j++) {
     int e = q + LANES * j;
@@ -126,10 +151,10 @@ static __device__ __forceinline__ void route_dlogit_row(const op_route_bwd_t &op
     if (e >= experts) continue;
     row[e] = (float)(sigmoid ? p[j] * (1 - p[j]) * row[e] : p[j] * (row[e] - dot + z));
   }
+  if (mixer) route_dlogit_mixer<LANES>(op, token, p, lse, q, row);
 }
 
-/* T is not used: probabilities are fp32. */
-template <typename T, int LANES, int PER>
+template <int LANES, int PER, bool MIXER>
 static __global__ void __launch_bounds__(ROUTE_THREADS)
     route_dlogit(const op_route_bwd_t op, float *dlogit) {
   constexpr int GROUPS = ROUTE_THREADS / LANES, STRIDE = LANES * PER + 4;
@@ -137,7 +162,7 @@ static __global__ void __launch_bounds__(ROUTE_THREADS)
   int q = threadIdx.x % LANES, group = threadIdx.x / LANES, experts = (int)op.experts;
   int64_t token = (int64_t)blockIdx.x * GROUPS + group;
   float *row = rows + group * STRIDE;
-  route_dlogit_row<LANES, PER>(op, min(token, op.n - 1), q, row);
+  route_dlogit_row<LANES, PER, MIXER>(op, min(token, op.n - 1), q, row);
   if (token >= op.n) return;
   for (int e = q; e < experts; e += LANES) dlogit[token * experts + e] = row[e];
 }
@@ -316,7 +341,7 @@ static __device__ __forceinline__ void route_chunk(const op_route_bwd_t &op, int
   __syncthreads();
   for (int i = threadIdx.x / ROUTE_CHUNK_LANES; i < ROUTE_CHUNK; i += groups) {
     float *row = rows + i * ROUTE_CHUNK_STRIDE;
-    route_dlogit_row<ROUTE_CHUNK_LANES, ROUTE_STEP / ROUTE_CHUNK_LANES>(
+    route_dlogit_row<ROUTE_CHUNK_LANES, ROUTE_STEP / ROUTE_CHUNK_LANES, false>(
         op, first + min(i, count - 1), q, row);
     for (int e = q; e < ROUTE_STEP; e += ROUTE_CHUNK_LANES)
       if (i >= count || e >= op.experts) row[e] = 0;
@@ -495,10 +520,13 @@ static void route_launch_mma(backend_device_t *device, const op_route_bwd_t *op,
   launch_chained(device, route_bwd_mma, grid, 32 * (unsigned)warps, 0, 0, *op, *plan);
 }
 
+/* T is not used: probabilities are fp32. */
 template <typename T, int LANES, int PER>
 static void route_launch_dlogit(cudaStream_t stream, const op_route_bwd_t *op, float *dlogit) {
   int64_t blocks = cuda_blocks(op->n, ROUTE_THREADS / LANES);
-  route_dlogit<T, LANES, PER><<<(unsigned)blocks, ROUTE_THREADS, 0, stream>>>(*op, dlogit);
+  auto kernel = op->router.score == NN_SCORE_SPARSE_MIXER ? route_dlogit<LANES, PER, true>
+                                                          : route_dlogit<LANES, PER, false>;
+  kernel<<<(unsigned)blocks, ROUTE_THREADS, 0, stream>>>(*op, dlogit);
 }
 
 template <typename T, bool PAIR>
@@ -534,7 +562,7 @@ CUDA_OP(route_bwd, op_route_bwd_t) {
   op_route_bwd_t whole = *op;
   whole.router.scale = backend_factor(op->router.scale);
   if (op->act_dtype == NN_BF16 && op->experts <= ROUTE_STEP && op->hidden % 8 == 0 && !op->dbias &&
-      wide_aligned(op->x, op->dx))
+      op->router.score != NN_SCORE_SPARSE_MIXER && wide_aligned(op->x, op->dx))
     route_launch_mma(device, &whole, &plan);
   else
     CUDA_BY_DTYPE(op->act_dtype, route_launch_bwd, device, &whole, &plan);

@@ -160,6 +160,12 @@ static nn_model_config_t wide_family(int32_t index) {
   return config;
 }
 
+/* What comes first decides the weights of the sparse mixer: a choice that numbers of 16 bits may make
+ * otherwise, even where every expert is chosen. */
+static int chooses_alike(const nn_model_config_t *config) {
+  return config->router_score != NN_SCORE_SPARSE_MIXER;
+}
+
 /* fp32: both sum products of up to 1000 terms in other orders, off by about sqrt(1000) 2^-24 = 2e-6 of
  * the norm in each of some ten layers of operations. */
 static void test_fp32(void **state) {
@@ -222,8 +228,10 @@ static void test_half(void **state) {
 static void test_families_bf16(void **state) {
   (void)state;
   for (int32_t i = 0; i < FIXTURE_FAMILIES; i++) {
+    nn_model_config_t config = wide_family(i);
+    if (!chooses_alike(&config)) continue;
     print_message("family %d\n", (int)i);
-    pair_t pair = pair_open(wide_family(i), NN_BF16);
+    pair_t pair = pair_open(config, NN_BF16);
     check_logits(&pair, 0.04);
     check_loss(&pair, 0.005);
     check_gradients(&pair, pair.config.swiglu_limit > 0 ? 0.075 : 0.04);
@@ -374,7 +382,8 @@ static void test_families_decode(void **state) {
   for (int32_t i = 0; i < FIXTURE_FAMILIES; i++) {
     print_message("family %d\n", (int)i);
     check_decode(family(i), NN_F32, 1e-5);
-    check_decode(wide_family(i), NN_BF16, 0.02);
+    nn_model_config_t config = wide_family(i);
+    if (chooses_alike(&config)) check_decode(config, NN_BF16, 0.02);
   }
 }
 

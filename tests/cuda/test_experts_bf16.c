@@ -18,6 +18,7 @@ static const route_case_t route_cases[] = {
     {4096, 768, 16, 4, 900}, {1, 64, 4, 2, 0},   {5, 33, 4, 2, 1},     {300, 64, 4, 2, 100},
     {1, 128, 64, 8, 0},    {5, 128, 64, 8, 0},   {300, 770, 64, 8, 30}, {4096, 128, 64, 8, 0},
     {33, 8, 3, 1, 0},      {70, 16, 5, 5, 0},    {40, 96, 128, 8, 0}, {70, 64, 256, 6, 40},
+    {300, 96, 16, 2, 0},   {40, 64, 100, 2, 0},
 };
 
 /* Ways of routing: those of the families, and all of them at once. */
@@ -36,10 +37,14 @@ static const route_kind_t route_kinds[] = {
     {"groups by two",
      {.score = NN_SCORE_SIGMOID, .groups = 4, .top_groups = 3, .group_score = NN_GROUP_TOP2,
       .scale = 2.5f}, 1, 1},
+    {"sparse mixer",
+     {.score = NN_SCORE_SPARSE_MIXER, .norm = NN_ROUTER_NORM_NONE, .eps = 0.3f, .scale = 1.5f}, 1,
+     0},
 };
 
 /* Whether the groups leave enough experts. */
 static int route_possible(const route_case_t *c, const op_router_t *r) {
+  if (r->score == NN_SCORE_SPARSE_MIXER && c->top_k != 2) return 0;
   return !r->groups || (c->experts % r->groups == 0 &&
                         c->experts / r->groups * r->top_groups >= c->top_k);
 }
@@ -210,7 +215,8 @@ static void check_route_backward(const route_case_t *c, route_tensors_t *t) {
   gpu_tensor_t *dw_slot = gpu_tensor(GPU_F32, GPU_READ, dweight, slots);
   gpu_tensor_t *dx = gpu_sum(GPU_ACT, c->n * h, 4), *dw = gpu_sum(GPU_F32, c->experts * h, 5);
   gpu_tensor_t *dbias = t->bias ? gpu_sum(GPU_F32, c->experts, 8) : NULL;
-  float losses = t->router.score == NN_SCORE_SOFTMAX ? (float)c->n : 0; /* not lost beside dweight */
+  /* not lost beside dweight */
+  float losses = t->router.score == NN_SCORE_SIGMOID ? 0 : (float)c->n;
   op_route_bwd_t op[GPU_SIDES];
   for (int s = 0; s < GPU_SIDES; s++)
     op[s] = (op_route_bwd_t){.n = c->n,
@@ -512,8 +518,8 @@ static void check_experts(const experts_case_t *c, const experts_kind_t *kind, i
   backend_limits_t limits = {.rows = c->n, .hidden = c->hidden, .ffn = c->ffn,
                              .experts = c->experts, .top_k = c->top_k, .training = 1};
   gpu_begin(dtype, limits,
-            "experts n %lld, hidden %lld, ffn %lld, %lld of %lld, capacity %lld, choice %d, limit %g, "
-            "biased %d, interleaved %d",
+            "experts n %lld, hidden %lld, ffn %lld, %lld of %lld, capacity %lld, choice %d, "
+            "limit %g, biased %d, interleaved %d",
             (long long)c->n, (long long)c->hidden, (long long)c->ffn, (long long)c->top_k,
             (long long)c->experts, (long long)c->capacity, c->choice, (double)kind->limit,
             kind->biased, kind->interleaved);
