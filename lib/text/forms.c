@@ -80,7 +80,11 @@ static void take_ordered(former_t *former, piece_t piece) {
     former->has_starter = true;
     return;
   }
-  if (former->kept_count == PENDING) give(former);
+  if (former->kept_count == PENDING) { /* from here on nothing is composed with the starter */
+    give(former);
+    edit_put(former->edit, piece.code, piece.change);
+    return;
+  }
   former->kept[former->kept_count++] = piece;
 }
 

@@ -327,8 +327,32 @@ static void test_slow_pattern(void **state) {
   nn_tokenizer_destroy(tokenizer);
 }
 
+/* Composing loses none of the marks on a letter, however many, nor what follows them. */
+static void test_many_marks(void **state) {
+  (void)state;
+  enum { MARKS = 200 };
+  nn_tokenizer_t *tokenizer;
+  CHECK(make("{\"normalizer\": {\"type\": \"NFC\"}, \"model\": {\"type\": \"BPE\", \"vocab\": "
+             "{\"x\": 0, \"\\u0301\": 1, \"y\": 2}, \"merges\": []}}", &tokenizer));
+  for (int marks = 0; marks <= MARKS; marks++) {
+    char text[2 * MARKS + 2];
+    int32_t ids[MARKS + 2];
+    int64_t count;
+    text[0] = 'x';
+    for (int i = 0; i < marks; i++) memcpy(text + 1 + 2 * i, "\xcc\x81", 2);
+    text[1 + 2 * marks] = 'y';
+    CHECK(nn_tokenizer_encode(tokenizer, text, 2 + 2 * (size_t)marks, ids, MARKS + 2, &count));
+    assert_int_equal(count, marks + 2);
+    assert_int_equal(ids[0], 0);
+    for (int i = 0; i < marks; i++) assert_int_equal(ids[1 + i], 1);
+    assert_int_equal(ids[1 + marks], 2);
+  }
+  nn_tokenizer_destroy(tokenizer);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_many_marks),
       cmocka_unit_test(test_golden), cmocka_unit_test(test_memory),
       cmocka_unit_test(test_threads), cmocka_unit_test(test_folder),
       cmocka_unit_test(test_refused), cmocka_unit_test(test_slow_pattern),
