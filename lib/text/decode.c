@@ -13,8 +13,8 @@ typedef struct step_context {
 } step_context_t;
 
 static text_t text_at(const token_texts_t *texts, size_t i) {
-  const size_t begin = i ? texts->ends[i - 1] : 0;
-  return (text_t){texts->text.data + begin, texts->ends[i] - begin};
+  const size_t begin = i ? texts->ends[i - 1] : 0, bytes = texts->ends[i] - begin;
+  return (text_t){bytes ? texts->text.data + begin : "", bytes}; /* of no text there is no memory */
 }
 
 /* Ends a token's text, which was written to to->text. */
