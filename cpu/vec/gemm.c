@@ -12,8 +12,7 @@ enum {
   GEMM_STREAM_COLUMNS = 64, /* columns of a streaming item */
   GEMM_THIN_COLUMNS = 192,  /* columns of an item of few rows */
   GEMM_BAD_STRIDE = 4096,   /* bytes: lines so far apart compete for few places in a cache */
-  GEMM_THIN_MOST = 80,      /* rows that are few, */
-  GEMM_THIN_IDLE = 20,      /* unless they leave more lanes of their panels idle than this */
+  GEMM_THIN_MOST = 255,     /* rows that are few: of experts, whose weights come from memory */
 
   GEMM_TILE_FLOATS = GEMM_MR * GEMM_NR,
   GEMM_A_FLOATS = GEMM_MB * GEMM_KC + VEC_WIDTH, /* with the slack of packing */
@@ -228,7 +227,6 @@ static int gemm_thin(const gemm_t *gemm, const gemm_group_t *group) {
 #if VEC_AVX512
   return gemm->form == &form_pairs && group->b.dtype == NN_BF16 && !group->a.along_k &&
          !group->b.along_k && group->m > GEMM_STREAM_ROWS && group->m <= GEMM_THIN_MOST &&
-         vec_round_up(group->m, GEMM_NR) - group->m <= GEMM_THIN_IDLE &&
          VEC(gemm_thin_steps)(group->k) <= GEMM_A_FLOATS;
 #else
   (void)gemm, (void)group;
