@@ -84,7 +84,7 @@ static void plain_merge(plain_t *plain, int32_t left, int32_t right, int32_t mad
 /* ---- tests ----------------------------------------------------------------------------------- */
 
 static void random_words(uint64_t seed, word_table_t *table) {
-  static const char *const alphabets[] = {"a", "ab", "abc", " \xc3\xa9" "a", "abcdefghijklmnop"};
+  static const char *const alphabets[] = {"a", "ab", "abc", (" \xc3\xa9" "a"), "abcdefghijklmnop"};
   uint64_t state = seed;
   const char *alphabet = alphabets[seed % 5];
   int words = 1 + (int)(next_random(&state) % MOST_WORDS);

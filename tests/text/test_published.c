@@ -134,7 +134,8 @@ static void test_tiktoken(void **state) {
     const text_t token = model->tokens[i].text;
     char raw[1024], line[2048];
     size_t bytes;
-    assert_true(token.bytes < sizeof raw && bytemap_read(token.data, token.bytes, raw, &bytes));
+    assert_true(token.bytes < sizeof raw);
+    assert_true(bytemap_read(token.data, token.bytes, raw, &bytes));
     base64_encode(raw, bytes, line);
     const size_t encoded = base64_length(bytes);
     const int rank = snprintf(line + encoded, 16, " %d\n", model->tokens[i].id);

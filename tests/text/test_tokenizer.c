@@ -242,9 +242,8 @@ static void test_threads(void **state) {
 
 static void test_folder(void **state) {
   (void)state;
-  char path[] = "/tmp/moenn-tokenizer-XXXXXX";
+  char *path = fixture_folder();
   nn_tokenizer_t *tokenizer;
-  assert_non_null(mkdtemp(path));
   CHECK_FAILS(NN_ERR_NOT_FOUND, "tokenizer", nn_tokenizer_load(path, &tokenizer));
   files_write_text(path, "tokenizer.json", "{" WORDS "}");
   files_write_text(path, "tokenizer_config.json",
@@ -262,9 +261,7 @@ static void test_folder(void **state) {
   nn_tokenizer_destroy(tokenizer);
   files_write_text(path, "tokenizer_config.json", "[");
   CHECK_FAILS(NN_ERR_FORMAT, "tokenizer_config.json", nn_tokenizer_load(path, &tokenizer));
-  remove(files_path(path, "tokenizer.json"));
-  remove(files_path(path, "tokenizer_config.json"));
-  remove(path);
+  fixture_folder_remove(path);
 }
 
 static void test_refused(void **state) {

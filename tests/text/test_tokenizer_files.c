@@ -129,7 +129,7 @@ static void put_specification(text_bytes_t *to, uint64_t model_type, bool byte_f
 
 static void put_model(text_bytes_t *to, uint64_t model_type, bool byte_fallback) {
   static const char *const pieces[] = {"\xe2\x96\x81", "a", "b", "c", "ab", "bc",
-                                       "\xe2\x96\x81" "ab", "abc"};
+                                       ("\xe2\x96\x81" "ab"), "abc"};
   put_piece(to, "<unk>", 0, SP_UNKNOWN);
   put_piece(to, "<s>", 0, SP_CONTROL);
   put_piece(to, "</s>", 0, SP_CONTROL);
@@ -338,7 +338,7 @@ static void put_gguf(text_bytes_t *to, uint64_t pairs) {
 }
 
 static void put_gguf_bytes(text_bytes_t *to, const char *pre) {
-  static const char *const tokens[] = {"a", "b", "c", "\xc4\xa0", "ab", "\xc4\xa0" "ab", "<end>"};
+  static const char *const tokens[] = {"a", "b", "c", "\xc4\xa0", "ab", ("\xc4\xa0" "ab"), "<end>"};
   static const char *const merges[] = {"a b", "\xc4\xa0 ab"};
   put_gguf(to, 6);
   put_string(to, "tokenizer.ggml.model", "gpt2");
