@@ -1,28 +1,8 @@
 #include "text/patterns.h"
 
-/* In the spelling of published tokenizer.json files. CUT_GPT2 has its own in PRE_BYTE_LEVEL. */
-static const char llama3[] =
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}{1,3}| ?[^\\s\\p{L}"
-    "\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-static const char qwen2[] =
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^\\s\\p{L}\\p{N"
-    "}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-static const char o200k[] =
-    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p"
-    "{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{L"
-    "o}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\\p{N}{1,3}| ?"
-    "[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
-static const char tekken[] =
-    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p"
-    "{M}]+|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{"
-    "Lo}\\p{M}]*|\\p{N}| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+";
+#include "text/scan.h"
 
-/* One after the other; the published lists spell the ranges out. */
-static const char *const deepseek_v3[] = {
-    "\\p{N}{1,3}",
-    "[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{309F}\\x{30A0}-\\x{30FF}]+",
-    ("[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?["
-    "\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+")};
+/* Those that scan.h has no function for. CUT_GPT2 is in PRE_BYTE_LEVEL. */
 static const char *const deepseek_llm[] = {
     "[\\r\\n]",
     ("\\s?[\\x{41}-\\x{5A}\\x{61}-\\x{7A}\\x{B5}\\x{C0}-\\x{D6}\\x{D8}-\\x{F6}\\x{F8}-\\x{"
@@ -81,11 +61,15 @@ static nn_status_t add_bytes(pipeline_t *pipeline, bool gpt2) {
 nn_status_t patterns_add(pipeline_t *pipeline, word_cut_t cut) {
   switch (cut) {
     case CUT_GPT2: return add_bytes(pipeline, true);
-    case CUT_LLAMA3: STATUS_TRY(add_split(pipeline, llama3)); break;
-    case CUT_QWEN2: STATUS_TRY(add_split(pipeline, qwen2)); break;
-    case CUT_O200K: STATUS_TRY(add_split(pipeline, o200k)); break;
-    case CUT_TEKKEN: STATUS_TRY(add_split(pipeline, tekken)); break;
-    case CUT_DEEPSEEK_V3: STATUS_TRY(ADD_SPLITS(pipeline, deepseek_v3)); break;
+    case CUT_LLAMA3: STATUS_TRY(add_split(pipeline, scan_pattern(SCAN_LLAMA3))); break;
+    case CUT_QWEN2: STATUS_TRY(add_split(pipeline, scan_pattern(SCAN_QWEN2))); break;
+    case CUT_O200K: STATUS_TRY(add_split(pipeline, scan_pattern(SCAN_O200K))); break;
+    case CUT_TEKKEN: STATUS_TRY(add_split(pipeline, scan_pattern(SCAN_TEKKEN))); break;
+    case CUT_DEEPSEEK_V3:
+      STATUS_TRY(add_split(pipeline, scan_pattern(SCAN_NUMBERS)));
+      STATUS_TRY(add_split(pipeline, scan_pattern(SCAN_CJK)));
+      STATUS_TRY(add_split(pipeline, scan_pattern(SCAN_DEEPSEEK_V3)));
+      break;
     case CUT_DEEPSEEK_LLM:
       STATUS_TRY(ADD_SPLITS(pipeline, deepseek_llm));
       STATUS_TRY(add_digits(pipeline));

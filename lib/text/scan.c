@@ -246,14 +246,14 @@ static const struct {
   const char *pattern;
   scan_fn scan;
 } known[] = {
-    {GPT2, scan_gpt2_pattern},
-    {LLAMA3_NUMBERS("\\p{N}{1,3}"), scan_llama3},
-    {LLAMA3_NUMBERS("\\p{N}"), scan_qwen2},
-    {CASED("(?i:" CONTRACTIONS ")?", "\\p{N}{1,3}"), scan_o200k},
-    {CASED("", "\\p{N}"), scan_tekken},
-    {DEEPSEEK_V3, scan_deepseek_v3},
-    {"\\p{N}{1,3}", scan_numbers},
-    {CJK, scan_cjk},
+    [SCAN_GPT2] = {GPT2, scan_gpt2_pattern},
+    [SCAN_LLAMA3] = {LLAMA3_NUMBERS("\\p{N}{1,3}"), scan_llama3},
+    [SCAN_QWEN2] = {LLAMA3_NUMBERS("\\p{N}"), scan_qwen2},
+    [SCAN_O200K] = {CASED("(?i:" CONTRACTIONS ")?", "\\p{N}{1,3}"), scan_o200k},
+    [SCAN_TEKKEN] = {CASED("", "\\p{N}"), scan_tekken},
+    [SCAN_DEEPSEEK_V3] = {DEEPSEEK_V3, scan_deepseek_v3},
+    [SCAN_NUMBERS] = {"\\p{N}{1,3}", scan_numbers},
+    [SCAN_CJK] = {CJK, scan_cjk},
 };
 
 scan_fn scan_find(text_t pattern) {

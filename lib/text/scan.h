@@ -15,7 +15,19 @@ scan_fn scan_find(text_t pattern);
 /* The pattern of PRE_BYTE_LEVEL. */
 extern const text_t scan_gpt2;
 
-/* The patterns known, for tests; NULL past the last. */
+/* The patterns known: of GPT-2, Llama 3, Qwen 2, o200k, Tekken, and DeepSeek-V3's three. */
+enum {
+  SCAN_GPT2,
+  SCAN_LLAMA3,
+  SCAN_QWEN2,
+  SCAN_O200K,
+  SCAN_TEKKEN,
+  SCAN_DEEPSEEK_V3,
+  SCAN_NUMBERS, /* up to three digits */
+  SCAN_CJK
+};
+
+/* NULL past the last. */
 const char *scan_pattern(int index);
 
 #endif
