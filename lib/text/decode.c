@@ -199,6 +199,7 @@ static nn_status_t step_fuse(const token_texts_t *from, token_texts_t *to) {
  * map's. */
 static nn_status_t add_unmapped(buffer_t *to, text_t text) {
   size_t bytes;
+  if (!text.bytes) return NN_OK;
   STATUS_TRY(buffer_room(to, text.bytes));
   if (!bytemap_read(text.data, text.bytes, to->data + to->bytes, &bytes))
     return buffer_add(to, text.data, text.bytes);
