@@ -374,8 +374,12 @@ enum {
   NN_ROPE_DYNAMIC = 2, /**< Sequences of n > context tokens rotate with a base of rope_theta *
                             (rope_factor n / context - rope_factor + 1)^(d/(d-2)), d rotary_dim. */
   NN_ROPE_YARN = 3,    /**< By frequency, rope_beta_ bounding the ramp (Peng et al., 2023). */
-  NN_ROPE_LLAMA3 = 4   /**< By wavelength, between original context / rope_low_freq and
+  NN_ROPE_LLAMA3 = 4,  /**< By wavelength, between original context / rope_low_freq and
                             / rope_high_freq, as Llama 3.1 does. */
+  NN_ROPE_LONG = 5     /**< Each frequency divided by a factor of its own, of two lists: one for
+                            sequences up to the original context, one for longer ones (LongRoPE, Ding
+                            et al., 2024). Training goes by a batch's seq_len, a session by its
+                            max_len. */
 };
 
 /** A model's architecture. Begin with a preset or a config.json, or set members by hand; zero means
@@ -449,14 +453,16 @@ typedef struct nn_model_config_t {
   int32_t rope_scaling; /**< NN_ROPE_ value, which the next members that begin with rope_ belong
                              to. */
   int64_t rope_original_context; /**< Longest sequence trained before scaling. 0: context. */
-  float rope_factor;    /**< At least 1. 0: 1, or with YaRN context / rope_original_context. */
+  float rope_factor;    /**< At least 1. 0: 1, or with YaRN and LongRoPE context /
+                             rope_original_context. */
   float rope_beta_fast; /**< YaRN. 0: 32. */
   float rope_beta_slow; /**< YaRN. 0: 1. */
   float rope_low_freq;  /**< Llama 3. 0: 1. */
   float rope_high_freq; /**< Llama 3, above rope_low_freq. 0: 4. */
-  float rope_attention_factor; /**< YaRN: multiplies cosine and sine. 0: g(rope_mscale) /
-                                    g(rope_mscale_all_dim) where both are given, else g(1), with
-                                    g(m) = 0.1 m ln(rope_factor) + 1. */
+  float rope_attention_factor; /**< YaRN and LongRoPE: multiplies cosine and sine. 0: with YaRN
+                                    g(rope_mscale) / g(rope_mscale_all_dim) where both are given,
+                                    else g(1), with g(m) = 0.1 m ln(rope_factor) + 1; with LongRoPE
+                                    sqrt(1 + ln(rope_factor) / ln(rope_original_context)). */
   float rope_mscale;    /**< YaRN. 0: not given. */
   float rope_mscale_all_dim; /**< YaRN. 0: not given. */
   int32_t rope_no_truncate; /**< YaRN: 1: the ramp's ends are not rounded to whole dimensions. */
@@ -467,6 +473,12 @@ typedef struct nn_model_config_t {
   int64_t rope_head_dim; /**< With kv_rank: how many of the head_dim elements of a query or key, the
                               last ones, carry positions. */
   int64_t value_head_dim; /**< With kv_rank: width of a value, at most head_dim. 0: head_dim. */
+  float rope_short_mscale; /**< LongRoPE: multiplies cosine and sine beside rope_short_factors. 0:
+                                what rope_attention_factor says. */
+  float rope_long_mscale; /**< The same beside rope_long_factors. */
+  float rope_short_factors[128]; /**< LongRoPE needs them, one for each of the rotary_dim / 2
+                                      frequencies, from 1e-6 to 1e6; behind them 0. */
+  float rope_long_factors[128]; /**< The same for sequences longer than rope_original_context. */
 } nn_model_config_t;
 
 /* Functions that write a configuration for a caller of an older header fail with

@@ -126,6 +126,7 @@ const (
 	RoPEDynamic RoPEScaling = C.NN_ROPE_DYNAMIC
 	RoPEYaRN    RoPEScaling = C.NN_ROPE_YARN
 	RoPELlama3  RoPEScaling = C.NN_ROPE_LLAMA3
+	RoPELong    RoPEScaling = C.NN_ROPE_LONG
 )
 
 // Config is a model's architecture. Begin with [Preset] or [ParseConfig], or set fields by hand; zero
@@ -194,6 +195,10 @@ type Config struct {
 	KVRank              int     // 0: no latent attention.
 	RoPEHeadDim         int
 	ValueHeadDim        int // 0: HeadDim.
+	RoPEShortMscale     float32
+	RoPELongMscale      float32
+	RoPEShortFactors    [128]float32 // RoPELong: one for each pair of rotated elements.
+	RoPELongFactors     [128]float32 // The same for sequences longer than RoPEOriginalContext.
 }
 
 func layerWords(layers [4]uint64) (words [4]C.uint64_t) {
@@ -206,6 +211,20 @@ func layerWords(layers [4]uint64) (words [4]C.uint64_t) {
 func layersOf(words [4]C.uint64_t) (layers [4]uint64) {
 	for i, word := range words {
 		layers[i] = uint64(word)
+	}
+	return
+}
+
+func cFactors(factors [128]float32) (c [128]C.float) {
+	for i, factor := range factors {
+		c[i] = C.float(factor)
+	}
+	return
+}
+
+func factorsOf(c [128]C.float) (factors [128]float32) {
+	for i, factor := range c {
+		factors[i] = float32(factor)
 	}
 	return
 }
@@ -264,6 +283,10 @@ func (config *Config) c() C.nn_model_config_t {
 		kv_rank:               C.int64_t(config.KVRank),
 		rope_head_dim:         C.int64_t(config.RoPEHeadDim),
 		value_head_dim:        C.int64_t(config.ValueHeadDim),
+		rope_short_mscale:     C.float(config.RoPEShortMscale),
+		rope_long_mscale:      C.float(config.RoPELongMscale),
+		rope_short_factors:    cFactors(config.RoPEShortFactors),
+		rope_long_factors:     cFactors(config.RoPELongFactors),
 	}
 }
 
@@ -317,6 +340,10 @@ func configOf(c *C.nn_model_config_t) Config {
 		KVRank:              int(c.kv_rank),
 		RoPEHeadDim:         int(c.rope_head_dim),
 		ValueHeadDim:        int(c.value_head_dim),
+		RoPEShortMscale:     float32(c.rope_short_mscale),
+		RoPELongMscale:      float32(c.rope_long_mscale),
+		RoPEShortFactors:    factorsOf(c.rope_short_factors),
+		RoPELongFactors:     factorsOf(c.rope_long_factors),
 	}
 }
 

@@ -267,7 +267,11 @@ func TestConfigFields(t *testing.T) {
 			field.SetFloat(float64(i + 1))
 		case reflect.Array:
 			for word := 0; word < field.Len(); word++ {
-				field.Index(word).SetUint(1<<63 + uint64(word))
+				if element := field.Index(word); element.Kind() == reflect.Float32 {
+					element.SetFloat(float64(i + word))
+				} else {
+					element.SetUint(1<<63 + uint64(word))
+				}
 			}
 		default:
 			field.SetInt(int64(i + 1))

@@ -85,7 +85,8 @@ static nn_status_t finish_dense_layers(reading_t *reading) {
 /* Sizes and factors that keys give in another way than members do. */
 static nn_status_t finish_sizes(reading_t *reading) {
   nn_model_config_t *config = &reading->config;
-  bool scaled = config->rope_scaling == NN_ROPE_YARN || config->rope_scaling == NN_ROPE_LLAMA3;
+  bool scaled = config->rope_scaling == NN_ROPE_YARN || config->rope_scaling == NN_ROPE_LLAMA3 ||
+                config->rope_scaling == NN_ROPE_LONG;
   if (reading->original_context && scaled)
     config->rope_original_context = reading->original_context;
   if (!config->ffn && config->hidden <= INT32_MAX) config->ffn = 4 * config->hidden;

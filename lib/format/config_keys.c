@@ -289,7 +289,9 @@ static const key_line_t phimoe_keys[] = {
     BIASES("lm_head_bias", NN_BIAS_HEAD),
     MEMBER("sliding_window", KEY_SIZE_OR_OFF, config.window),
     MEMBER("router_jitter_noise", KEY_NUMBER, config.router_eps),
-    FIXED("input_jitter_noise", KEY_OFF),
+    /* of training alone, like dropout */
+    FIXED("input_jitter_noise", KEY_ANY),
+    FIXED("hidden_dropout", KEY_ANY),
 };
 
 /* ---- families -------------------------------------------------------------------------------- */

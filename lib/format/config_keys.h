@@ -23,6 +23,7 @@ typedef enum key_rule {
   KEY_NOT,           /* int32_t, 1 for false */
   KEY_BIASES,        /* true or false: the biases of the mask `bits` */
   KEY_AUX_NORM,      /* aux_loss, "switch" or "joint" */
+  KEY_FACTORS,       /* float [CONFIG_ROPE_FACTORS]: a list of numbers above 0; 0 behind them */
   KEY_ROPE,          /* null, or an object that says how RoPE is scaled: config_rope.h */
   KEY_LAYER_TYPES,   /* null, or a list of which layers have the window */
   KEY_DENSE_LIST,    /* null, or a list of the layers that are dense */
@@ -83,7 +84,7 @@ typedef struct reading {
   int64_t original_context; /* of a key beside the object that should hold it */
   int32_t router_logits;  /* whether the auxiliary loss counts */
   bool greedy;            /* groups do not count */
-  bool seen[1024];        /* members that were given, by offset */
+  bool seen[2048];        /* members that were given, by offset */
 } reading_t;
 
 _Static_assert(offsetof(reading_t, seen) <= sizeof((reading_t *)0)->seen,

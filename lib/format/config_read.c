@@ -178,6 +178,28 @@ static nn_status_t read_dense_list(const key_line_t *key, const json_t *value,
   return NN_OK;
 }
 
+/* ---- lists of numbers ------------------------------------------------------------------------ */
+
+/* Two keys may give one list, but not two. */
+static nn_status_t read_factors(const key_line_t *key, const json_t *value, reading_t *reading) {
+  float factors[CONFIG_ROPE_FACTORS] = {0}, *member = (void *)((char *)reading + key->offset);
+  size_t count = json_array_size(value);
+  if (!json_is_array(value) || !count || count > CONFIG_ROPE_FACTORS) {
+    char needed[48];
+    snprintf(needed, sizeof needed, "a list of 1 to %d numbers", CONFIG_ROPE_FACTORS);
+    return key_refuse(NN_ERR_FORMAT, key->name, value, needed);
+  }
+  for (size_t i = 0; i < count; i++)
+    STATUS_TRY(read_number(key, json_array_get(value, i), true, &factors[i]));
+  if (reading->seen[key->offset] && memcmp(member, factors, sizeof factors) != 0)
+    return status_fail(NN_ERR_FORMAT,
+                       "config.json: %s stands there twice, as different lists; it can have one",
+                       key->name);
+  memcpy(member, factors, sizeof factors);
+  reading->seen[key->offset] = true;
+  return NN_OK;
+}
+
 /* ---- texts and switches ---------------------------------------------------------------------- */
 
 static nn_status_t read_text(const key_line_t *key, const json_t *value) {
@@ -242,6 +264,7 @@ nn_status_t key_read(const key_line_t *key, const json_t *value, reading_t *read
   bool second = false;
   int32_t flag = 0;
   switch (key->rule) {
+    case KEY_FACTORS: return read_factors(key, value, reading);
     case KEY_ROPE: return rope_read(key->name, value, reading);
     case KEY_LAYER_TYPES: return read_layer_types(key, value, reading);
     case KEY_DENSE_LIST: return read_dense_list(key, value, reading);

@@ -9,7 +9,7 @@
 
 static const char *const types[] = {
     [NN_ROPE_NONE] = "default", [NN_ROPE_LINEAR] = "linear", [NN_ROPE_DYNAMIC] = "dynamic",
-    [NN_ROPE_YARN] = "yarn",    [NN_ROPE_LLAMA3] = "llama3",
+    [NN_ROPE_YARN] = "yarn",    [NN_ROPE_LLAMA3] = "llama3", [NN_ROPE_LONG] = "longrope",
 };
 
 enum {
@@ -17,7 +17,8 @@ enum {
   LINEAR = 1 << NN_ROPE_LINEAR,
   DYNAMIC = 1 << NN_ROPE_DYNAMIC,
   YARN = 1 << NN_ROPE_YARN,
-  LLAMA3 = 1 << NN_ROPE_LLAMA3
+  LLAMA3 = 1 << NN_ROPE_LLAMA3,
+  LONG = 1 << NN_ROPE_LONG
 };
 
 /* The keys of the object, and which types have and need them. */
@@ -33,17 +34,22 @@ typedef struct rope_key {
   }
 
 static const rope_key_t keys[] = {
-    KEY("factor", KEY_POSITIVE, rope_factor, LINEAR | DYNAMIC | YARN | LLAMA3,
+    KEY("factor", KEY_POSITIVE, rope_factor, LINEAR | DYNAMIC | YARN | LLAMA3 | LONG,
         LINEAR | DYNAMIC | LLAMA3),
-    KEY("original_max_position_embeddings", KEY_SIZE, rope_original_context, YARN | LLAMA3, 0),
+    KEY("original_max_position_embeddings", KEY_SIZE, rope_original_context,
+        YARN | LLAMA3 | LONG, 0),
     KEY("beta_fast", KEY_POSITIVE, rope_beta_fast, YARN, 0),
     KEY("beta_slow", KEY_POSITIVE, rope_beta_slow, YARN, 0),
     KEY("low_freq_factor", KEY_POSITIVE, rope_low_freq, LLAMA3, LLAMA3),
     KEY("high_freq_factor", KEY_POSITIVE, rope_high_freq, LLAMA3, LLAMA3),
-    KEY("attention_factor", KEY_POSITIVE, rope_attention_factor, YARN, 0),
+    KEY("attention_factor", KEY_POSITIVE, rope_attention_factor, YARN | LONG, 0),
     KEY("mscale", KEY_NUMBER, rope_mscale, YARN, 0),
     KEY("mscale_all_dim", KEY_NUMBER, rope_mscale_all_dim, YARN, 0),
     KEY("truncate", KEY_NOT, rope_no_truncate, YARN, 0),
+    KEY("short_factor", KEY_FACTORS, rope_short_factors, LONG, LONG),
+    KEY("long_factor", KEY_FACTORS, rope_long_factors, LONG, LONG),
+    KEY("short_mscale", KEY_POSITIVE, rope_short_mscale, LONG, 0),
+    KEY("long_mscale", KEY_POSITIVE, rope_long_mscale, LONG, 0),
 };
 
 /* What a family has where nothing is given does not mix with what is. */
@@ -62,11 +68,13 @@ static nn_status_t rope_read_type(const char *name, const json_t *object, readin
   const char *text = json_string_value(value);
   int32_t type = 0;
   while (type < TYPES && (!text || strcmp(text, types[type]) != 0)) type++;
+  if (text && strcmp(text, "su") == 0) type = NN_ROPE_LONG; /* its earlier name */
   char shown[64];
   snprintf(shown, sizeof shown, "%s.%s", name, key);
   if (type == TYPES)
     return key_refuse(NN_ERR_UNSUPPORTED, shown, value,
-                      "\"default\", \"linear\", \"dynamic\", \"yarn\" or \"llama3\"");
+                      "\"default\", \"linear\", \"dynamic\", \"yarn\", \"llama3\" or "
+                      "\"longrope\"");
   bool *seen = &reading->seen[offsetof(reading_t, config.rope_scaling)];
   if (*seen && reading->config.rope_scaling != type)
     return key_refuse(NN_ERR_FORMAT, shown, value, "what the other object of RoPE says");
@@ -91,6 +99,8 @@ static nn_status_t rope_read_entry(const char *name, const char *inner, const js
                      name, name_show(inner).text, types[type]);
 }
 
+static bool is_absent(const json_t *value) { return !value || json_is_null(value); }
+
 nn_status_t rope_read(const char *name, const json_t *value, reading_t *reading) {
   if (!json_is_null(value) && !json_is_object(value))
     return key_refuse(NN_ERR_FORMAT, name, value, "null or an object");
@@ -103,7 +113,7 @@ nn_status_t rope_read(const char *name, const json_t *value, reading_t *reading)
       STATUS_TRY(rope_read_entry(name, inner, entry, reading));
   for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
     if (keys[i].needed >> reading->config.rope_scaling & 1 &&
-        !json_is_number(json_object_get(value, keys[i].line.name)))
+        is_absent(json_object_get(value, keys[i].line.name)))
       return status_fail(NN_ERR_FORMAT, "config.json: %s has no %s, which the type \"%s\" needs",
                          name, keys[i].line.name, types[reading->config.rope_scaling]);
   return NN_OK;
@@ -121,7 +131,7 @@ json_t *rope_write(const nn_model_config_t *config) {
   /* other programs need these; a factor of null is worked out by them as here */
   if (config->rope_scaling == NN_ROPE_YARN)
     failed |= json_object_set_new(object, "factor", json_null());
-  else if (w->rope_factor == 0)
+  else if (w->rope_factor == 0 && config->rope_scaling != NN_ROPE_LONG)
     w->rope_factor = 1;
   if (!w->rope_original_context) w->rope_original_context = config->context;
   if (w->rope_low_freq == 0) w->rope_low_freq = 1;

@@ -61,6 +61,16 @@ static json_t *json_dense_list(const nn_model_config_t *config) {
   return NULL;
 }
 
+static json_t *json_factors(const float *factors) {
+  json_t *list = json_array();
+  int failed = !list;
+  for (size_t i = 0; !failed && i < CONFIG_ROPE_FACTORS && factors[i] != 0; i++)
+    failed = json_array_append_new(list, json_float(factors[i]));
+  if (!failed) return list;
+  json_decref(list);
+  return NULL;
+}
+
 json_t *key_value(const key_line_t *key, const reading_t *written) {
   const nn_model_config_t *config = &written->config;
   const char *member = (const char *)written + key->offset;
@@ -83,6 +93,7 @@ json_t *key_value(const key_line_t *key, const reading_t *written) {
     case KEY_NOT: return json_boolean(!flag);
     case KEY_BIASES: return json_boolean((config->biases & key->bits) == key->bits);
     case KEY_AUX_NORM: return json_string("switch");
+    case KEY_FACTORS: return json_factors((const void *)member);
     case KEY_ROPE: return rope_write(config);
     case KEY_LAYER_TYPES: return json_layer_types(config);
     case KEY_DENSE_LIST: return json_dense_list(config);

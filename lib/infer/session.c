@@ -146,7 +146,8 @@ static nn_status_t session_allocate_device(nn_session_t *session) {
   for (int64_t l = 0; l < config->layers; l++)
     session->router[l] = router_stats_row(config, buffers->router_stats, 0);
   if (config->position == NN_POSITION_ROPE)
-    STATUS_TRY(rope_fill(device, config, session->options.max_len, buffers->rope));
+    STATUS_TRY(rope_fill(device, config, session->options.max_len, session->options.max_len,
+                         buffers->rope));
   return device_zero(device, buffers->stat_count, buffers->stat_bytes);
 }
 

@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "model/family.h"
 #include "model/params.h"
+#include "model/rope.h"
 
 /* ---- presets --------------------------------------------------------------------------------- */
 
@@ -114,7 +115,7 @@ static const int_bound_t flag_bounds[] = {
     BOUND(router_group_score, NN_GROUP_MAX, NN_GROUP_TOP2),
     BOUND(attention_sinks, 0, 1),
     BOUND(rope_interleaved, 0, 1),
-    BOUND(rope_scaling, NN_ROPE_NONE, NN_ROPE_LLAMA3),
+    BOUND(rope_scaling, NN_ROPE_NONE, NN_ROPE_LONG),
     BOUND(rope_no_truncate, 0, 1),
 };
 
@@ -149,6 +150,7 @@ static const struct {
     BOUND(rope_low_freq, 0, 1e6),    BOUND(rope_high_freq, 0, 1e6),
     BOUND(rope_attention_factor, 0, 1e6), BOUND(rope_mscale, 0, 1e6),
     BOUND(rope_mscale_all_dim, 0, 1e6), BOUND(swiglu_limit, 0, 1e6),
+    BOUND(rope_short_mscale, 0, 1e6), BOUND(rope_long_mscale, 0, 1e6),
 };
 
 static nn_status_t config_check_int(const int_bound_t *bound, int64_t value) {
@@ -249,6 +251,26 @@ static nn_status_t config_check_layers(const nn_model_config_t *config) {
   return NN_OK;
 }
 
+/* LongRoPE has one factor for each frequency; behind them, and with every other scaling, is 0. */
+static nn_status_t config_check_rope_factors(const nn_model_config_t *config, const char *name,
+                                             const float *factors) {
+  const int64_t needed = config->rope_scaling == NN_ROPE_LONG ? rope_dim(config) / 2 : 0;
+  for (int64_t i = 0; i < CONFIG_ROPE_FACTORS; i++) {
+    if (i >= needed && factors[i] != 0)
+      return status_fail(NN_ERR_ARGUMENT,
+                         "%s[%lld] is %g; with rope_scaling %d and %lld rotated elements there are "
+                         "%lld factors",
+                         name, (long long)i, (double)factors[i], config->rope_scaling,
+                         (long long)rope_dim(config), (long long)needed);
+    /* written so that NaN fails */
+    if (i < needed && !(factors[i] >= 1e-6f && factors[i] <= 1e6f))
+      return status_fail(NN_ERR_ARGUMENT,
+                         "%s[%lld] is %g; each of %lld factors must be from 1e-6 to 1e6", name,
+                         (long long)i, (double)factors[i], (long long)needed);
+  }
+  return NN_OK;
+}
+
 /* What belongs to a scaling of RoPE is 0 with every other. */
 static nn_status_t config_check_rope_scaling(const nn_model_config_t *config) {
   const int32_t scaling = config->rope_scaling;
@@ -259,15 +281,18 @@ static nn_status_t config_check_rope_scaling(const nn_model_config_t *config) {
   } members[] = {
       {"rope_factor", (double)config->rope_factor, ~(1 << NN_ROPE_NONE)},
       {"rope_original_context", (double)config->rope_original_context,
-       1 << NN_ROPE_YARN | 1 << NN_ROPE_LLAMA3},
+       1 << NN_ROPE_YARN | 1 << NN_ROPE_LLAMA3 | 1 << NN_ROPE_LONG},
       {"rope_beta_fast", (double)config->rope_beta_fast, 1 << NN_ROPE_YARN},
       {"rope_beta_slow", (double)config->rope_beta_slow, 1 << NN_ROPE_YARN},
       {"rope_low_freq", (double)config->rope_low_freq, 1 << NN_ROPE_LLAMA3},
       {"rope_high_freq", (double)config->rope_high_freq, 1 << NN_ROPE_LLAMA3},
-      {"rope_attention_factor", (double)config->rope_attention_factor, 1 << NN_ROPE_YARN},
+      {"rope_attention_factor", (double)config->rope_attention_factor,
+       1 << NN_ROPE_YARN | 1 << NN_ROPE_LONG},
       {"rope_mscale", (double)config->rope_mscale, 1 << NN_ROPE_YARN},
       {"rope_mscale_all_dim", (double)config->rope_mscale_all_dim, 1 << NN_ROPE_YARN},
       {"rope_no_truncate", config->rope_no_truncate, 1 << NN_ROPE_YARN},
+      {"rope_short_mscale", (double)config->rope_short_mscale, 1 << NN_ROPE_LONG},
+      {"rope_long_mscale", (double)config->rope_long_mscale, 1 << NN_ROPE_LONG},
   };
   for (size_t i = 0; i < sizeof members / sizeof *members; i++)
     if (members[i].value != 0 && !(members[i].scalings >> scaling & 1))
@@ -285,6 +310,15 @@ static nn_status_t config_check_rope_scaling(const nn_model_config_t *config) {
     return status_fail(NN_ERR_ARGUMENT,
                        "rope_low_freq is %g; it must be below rope_high_freq, which is %g",
                        (double)low, (double)high);
+  STATUS_TRY(config_check_rope_factors(config, "rope_short_factors", config->rope_short_factors));
+  STATUS_TRY(config_check_rope_factors(config, "rope_long_factors", config->rope_long_factors));
+  int64_t original =
+      config->rope_original_context ? config->rope_original_context : config->context;
+  if (scaling == NN_ROPE_LONG && original < 2) /* the attention factor divides by its logarithm */
+    return status_fail(NN_ERR_ARGUMENT,
+                       "rope_original_context (0: context) is %lld; with rope_scaling %d it must "
+                       "be at least 2",
+                       (long long)original, scaling);
   return NN_OK;
 }
 

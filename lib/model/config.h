@@ -10,7 +10,8 @@
 
 enum {
   CONFIG_FIRST_BYTES = offsetof(nn_model_config_t, dense_ffn), /* of the first release's struct */
-  CONFIG_PATTERN_LAYERS = 256 /* dense_layers and window_layers have bits for */
+  CONFIG_PATTERN_LAYERS = 256, /* dense_layers and window_layers have bits for */
+  CONFIG_ROPE_FACTORS = 128 /* rope_short_factors and rope_long_factors have room for */
 };
 
 /* The validated configuration of a name; NN_ERR_NOT_FOUND lists the names. */

@@ -155,7 +155,8 @@ static const fused_t granite_fused[] = {
 #define ROPE_SCALINGS                                                                             \
   ANY(rope_scaling), ANY(rope_original_context), ANY(rope_factor), ANY(rope_beta_fast),           \
       ANY(rope_beta_slow), ANY(rope_low_freq), ANY(rope_high_freq), ANY(rope_attention_factor),   \
-      ANY(rope_mscale), ANY(rope_mscale_all_dim), ANY(rope_no_truncate)
+      ANY(rope_mscale), ANY(rope_mscale_all_dim), ANY(rope_no_truncate),                          \
+      ANY(rope_short_factors), ANY(rope_long_factors)
 #define WINDOWS ANY(window), ANY(window_layers)
 #define DENSE_LAYERS ANY(dense_ffn), ANY(dense_layers)
 #define LAST \
@@ -275,13 +276,14 @@ const family_t families[FAMILIES] = {
                           .fused = phimoe_fused,
                           .alias = "PhiMoEForCausalLM",
                           .norm = NN_NORM_LAYER,
+                          .rope_mscales = true,
                           .attention_biases = QKVO,
                           .head_biases = NN_BIAS_HEAD},
 };
 
 /* ---- the check ------------------------------------------------------------------------------- */
 
-typedef enum kind { KIND_INT32, KIND_INT64, KIND_FLOAT, KIND_LAYERS } kind_t;
+typedef enum kind { KIND_INT32, KIND_INT64, KIND_FLOAT, KIND_LAYERS, KIND_FACTORS } kind_t;
 
 /* Members that a family limits. */
 static const struct {
@@ -325,6 +327,8 @@ static const struct {
     MEMBER(rope_mscale, KIND_FLOAT),
     MEMBER(rope_mscale_all_dim, KIND_FLOAT),
     MEMBER(rope_no_truncate, KIND_INT32),
+    MEMBER(rope_short_factors, KIND_FACTORS),
+    MEMBER(rope_long_factors, KIND_FACTORS),
     MEMBER(swiglu_limit, KIND_FLOAT),
     MEMBER(q_rank, KIND_INT64),
     MEMBER(kv_rank, KIND_INT64),
@@ -338,11 +342,19 @@ static double member_value(const nn_model_config_t *config, size_t offset, kind_
   int64_t large;
   float real;
   uint64_t words[4];
+  float factors[CONFIG_ROPE_FACTORS];
+  double any = 0;
   switch (kind) {
     case KIND_INT32: memcpy(&small, at, sizeof small); return small;
     case KIND_INT64: memcpy(&large, at, sizeof large); return (double)large;
     case KIND_FLOAT: memcpy(&real, at, sizeof real); return (double)real;
-    default: memcpy(words, at, sizeof words); return words[0] || words[1] || words[2] || words[3];
+    case KIND_LAYERS:
+      memcpy(words, at, sizeof words);
+      return words[0] || words[1] || words[2] || words[3];
+    default:
+      memcpy(factors, at, sizeof factors);
+      for (size_t i = 0; i < CONFIG_ROPE_FACTORS; i++) any += factors[i] != 0;
+      return any;
   }
 }
 
@@ -404,6 +416,20 @@ static nn_status_t family_check_counts(const family_t *family, const nn_model_co
   return NN_OK;
 }
 
+/* A family whose LongRoPE says what multiplies cosines and sines says it for both lists. */
+static nn_status_t family_check_mscales(const family_t *family, const nn_model_config_t *config) {
+  bool needed = family->rope_mscales && config->rope_scaling == NN_ROPE_LONG;
+  const struct {
+    const char *name;
+    float value;
+  } mscales[] = {{"rope_short_mscale", config->rope_short_mscale},
+                 {"rope_long_mscale", config->rope_long_mscale}};
+  for (size_t i = 0; i < sizeof mscales / sizeof *mscales; i++)
+    if ((mscales[i].value != 0) != needed)
+      return no_form(family, mscales[i].name, (double)mscales[i].value, needed ? "above 0" : "0");
+  return NN_OK;
+}
+
 nn_status_t family_check(const nn_model_config_t *config) {
   const nn_model_config_t *c = config;
   const family_t *family = &families[c->family];
@@ -432,6 +458,7 @@ nn_status_t family_check(const nn_model_config_t *config) {
   if (family->position == NN_POSITION_LEARNED && c->heads * c->head_dim != c->hidden)
     return no_form(family, "head_dim", (double)c->head_dim, "hidden / heads");
   STATUS_TRY(family_check_limits(family, c));
+  STATUS_TRY(family_check_mscales(family, c));
   if (family->window_needs_list && c->window && c->layers > CONFIG_PATTERN_LAYERS)
     return no_form(family, "layers", (double)c->layers, "at most 256 with a window");
   return family_check_counts(family, c);

@@ -74,6 +74,7 @@ typedef struct family {
   bool sparse; /* has experts */
   bool tied_head; /* always */
   bool window_needs_list; /* files whose every layer has the window list the layers */
+  bool rope_mscales; /* LongRoPE has a rope_short_mscale and a rope_long_mscale */
   bool counted;   /* shared_ffn is counted in experts, dense layers from the first on */
   /* NN_BIAS_ masks: those that are always there, and those that come and go together */
   int32_t biases, attention_biases, ffn_biases, head_biases;

@@ -51,7 +51,8 @@ static void rope_scale_llama3(const nn_model_config_t *config, int64_t half, dou
   }
 }
 
-static double yarn_factor(const nn_model_config_t *config) {
+/* How many times the original context the model's is. */
+static double context_factor(const nn_model_config_t *config) {
   return given(config->rope_factor, (double)config->context / rope_original(config));
 }
 
@@ -64,7 +65,7 @@ static double yarn_pair(const nn_model_config_t *config, double turns) {
 
 /* YaRN: pairs up to a ramp keep their frequency, those behind it have it divided. */
 static void rope_scale_yarn(const nn_model_config_t *config, int64_t half, double *frequency) {
-  double factor = yarn_factor(config);
+  double factor = context_factor(config);
   double low = yarn_pair(config, given(config->rope_beta_fast, 32));
   double high = yarn_pair(config, given(config->rope_beta_slow, 1));
   if (!config->rope_no_truncate) low = floor(low), high = ceil(high);
@@ -81,7 +82,7 @@ static double yarn_scale(double factor, double mscale) {
 }
 
 static double yarn_attention_factor(const nn_model_config_t *config) {
-  double factor = yarn_factor(config);
+  double factor = context_factor(config);
   if (config->rope_attention_factor > 0) return (double)config->rope_attention_factor;
   if (config->rope_mscale > 0 && config->rope_mscale_all_dim > 0)
     return yarn_scale(factor, (double)config->rope_mscale) /
@@ -91,7 +92,32 @@ static double yarn_attention_factor(const nn_model_config_t *config) {
 
 double rope_latent_factor(const nn_model_config_t *config) {
   if (config->rope_scaling != NN_ROPE_YARN || config->rope_mscale_all_dim == 0) return 1;
-  return pow(yarn_scale(yarn_factor(config), (double)config->rope_mscale_all_dim), 2);
+  return pow(yarn_scale(context_factor(config), (double)config->rope_mscale_all_dim), 2);
+}
+
+static bool rope_is_long(const nn_model_config_t *config, int64_t max_len) {
+  return config->rope_scaling == NN_ROPE_LONG && (double)max_len > rope_original(config);
+}
+
+bool rope_same(const nn_model_config_t *config, int64_t a, int64_t b) {
+  return rope_is_long(config, a) == rope_is_long(config, b);
+}
+
+/* LongRoPE: what multiplies cosines and sines. */
+static double long_attention_factor(const nn_model_config_t *config, float mscale) {
+  double factor = context_factor(config);
+  if (mscale > 0) return (double)mscale;
+  if (config->rope_attention_factor > 0) return (double)config->rope_attention_factor;
+  return factor <= 1 ? 1 : sqrt(1 + log(factor) / log(rope_original(config)));
+}
+
+static void rope_scale_long(const nn_model_config_t *config, int64_t max_len, int64_t half,
+                            double *frequency, double *factor) {
+  bool beyond = rope_is_long(config, max_len);
+  const float *divisors = beyond ? config->rope_long_factors : config->rope_short_factors;
+  for (int64_t i = 0; i < half; i++) frequency[i] /= (double)divisors[i];
+  *factor = long_attention_factor(config,
+                                  beyond ? config->rope_long_mscale : config->rope_short_mscale);
 }
 
 void rope_frequencies(const nn_model_config_t *config, int64_t max_len, double *frequency,
@@ -109,6 +135,7 @@ void rope_frequencies(const nn_model_config_t *config, int64_t max_len, double *
       rope_scale_yarn(config, half, frequency);
       *factor = yarn_attention_factor(config);
       break;
+    case NN_ROPE_LONG: rope_scale_long(config, max_len, half, frequency, factor); break;
     default: break; /* NN_ROPE_DYNAMIC: in the base */
   }
 }
@@ -127,15 +154,15 @@ static void rope_rows(float *row, const double *frequency, double factor, int64_
   }
 }
 
-nn_status_t rope_fill(nn_device_t *device, const nn_model_config_t *config, int64_t positions,
-                      float *table) {
+nn_status_t rope_fill(nn_device_t *device, const nn_model_config_t *config, int64_t max_len,
+                      int64_t positions, float *table) {
   enum { ROWS = 512 }; /* copied at once */
   int64_t width = rope_dim(config), half = width / 2;
   double factor, frequency[128]; /* head_dim is at most 256 */
   void *got = NULL;
   STATUS_TRY(mem_alloc((size_t)(ROWS * width), sizeof(float), &got));
   float *rows = got;
-  rope_frequencies(config, positions, frequency, &factor);
+  rope_frequencies(config, max_len, frequency, &factor);
   nn_status_t status = NN_OK;
   for (int64_t p = 0; p < positions && status == NN_OK; p += ROWS) {
     int64_t end = positions - p < ROWS ? positions : p + ROWS;

@@ -2,6 +2,8 @@
 #ifndef NN_MODEL_ROPE_H
 #define NN_MODEL_ROPE_H
 
+#include <stdbool.h>
+
 #include "base/device.h"
 
 /* Elements of a head that are rotated: the width of a table's row. */
@@ -18,10 +20,13 @@ double rope_latent_factor(const nn_model_config_t *config);
 void rope_frequencies(const nn_model_config_t *config, int64_t max_len, double *frequency,
                       double *factor);
 
-/* Fills table [positions, rope_dim] on the device: rope_dim/2 cosines, then as many sines, of
- * position times frequency, which are rounded to fp32 like their product, as the published models
- * have it. */
-nn_status_t rope_fill(nn_device_t *device, const nn_model_config_t *config, int64_t positions,
-                      float *table);
+/* Whether training has one table for sequences of both lengths, neither above the context. */
+bool rope_same(const nn_model_config_t *config, int64_t a, int64_t b);
+
+/* Fills table [positions, rope_dim], for sequences of up to max_len tokens, on the device:
+ * rope_dim/2 cosines, then as many sines, of position times frequency, which are rounded to fp32
+ * like their product, as the published models have it. */
+nn_status_t rope_fill(nn_device_t *device, const nn_model_config_t *config, int64_t max_len,
+                      int64_t positions, float *table);
 
 #endif

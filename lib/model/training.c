@@ -105,7 +105,16 @@ nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *c
   return NN_OK;
 }
 
-/* Fills what stays the same over all batches: positions' rotations, counters of zero. */
+nn_status_t training_fill_rope(nn_model_t *model, training_t *training, int64_t seq_len) {
+  training_buffers_t *buffers = &training->buffers;
+  STATUS_TRY(rope_fill(model->device, &model->config, seq_len, training->options.seq_len,
+                       buffers->rope));
+  buffers->rope_len = seq_len;
+  return NN_OK;
+}
+
+/* Fills what stays the same over all batches, or nearly all: positions' rotations, counters of
+ * zero. */
 static nn_status_t training_fill(nn_model_t *model, training_t *training) {
   nn_device_t *device = model->device;
   training_buffers_t *buffers = &training->buffers;
@@ -113,7 +122,7 @@ static nn_status_t training_fill(nn_model_t *model, training_t *training) {
     if (!config_layer_is_dense(&model->config, l))
       buffers->router[l] = router_stats_row(&model->config, buffers->router_stats, row++);
   if (model->config.position == NN_POSITION_ROPE)
-    STATUS_TRY(rope_fill(device, &model->config, training->options.seq_len, buffers->rope));
+    STATUS_TRY(training_fill_rope(model, training, training->options.seq_len));
   return device_zero(device, buffers->stat_count, buffers->stat_bytes);
 }
 

@@ -29,6 +29,7 @@ typedef struct training_buffers {
   backend_scratch_t scratch;
   int32_t *host_position; /* host [n]: what position holds */
   int64_t position_len;   /* the sequence length that position was filled for; 0: none */
+  int64_t rope_len;       /* that rope was filled for */
 } training_buffers_t;
 
 /* A pass that is replayed as long as batches have the same shape and number of targets. */
@@ -66,6 +67,9 @@ nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *c
 
 /* Prepares a model, or prepares it again for another shape, the gradients kept. */
 nn_status_t training_prepare(nn_model_t *model, const nn_train_options_t *checked);
+
+/* Fills the table of rotations for batches of a sequence length. */
+nn_status_t training_fill_rope(nn_model_t *model, training_t *training, int64_t seq_len);
 
 /* What the gradients are multiplied by, or will be by the next backward. */
 float training_loss_scale(const nn_model_t *model);

@@ -3,12 +3,16 @@
 #include <math.h>
 
 #include "model/config.h"
+#include "model/rope.h"
 #include "model/training.h"
 
-/* Positions 0, 1, ... of each sequence to the device, unless they lie there from the last call. */
+/* Positions 0, 1, ... of each sequence to the device, and the rotations of sequences of this length,
+ * unless they lie there from the last call. */
 static nn_status_t run_positions(nn_model_t *model, int64_t seq_len) {
   training_buffers_t *buffers = &model->training->buffers;
   if (buffers->position_len == seq_len) return NN_OK;
+  if (!rope_same(&model->config, buffers->rope_len, seq_len))
+    STATUS_TRY(training_fill_rope(model, model->training, seq_len));
   const nn_train_options_t *shape = &model->training->options;
   int64_t n = shape->batch * shape->seq_len;
   for (int64_t i = 0; i < n; i++) buffers->host_position[i] = (int32_t)(i % seq_len);

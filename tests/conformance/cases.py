@@ -160,6 +160,13 @@ class Case:
         return dict(FAMILIES[self.model_type], **self.keys)
 
 
+def long_rope(original: int, pairs: int, **keys: Any) -> dict[str, Any]:
+    """A batch and a greedy text are longer than an original context of 6, none than one of 48."""
+    return rope("longrope", original_max_position_embeddings=original,
+                short_factor=[1.0 + 0.15 * i for i in range(pairs)],
+                long_factor=[1.3 + 0.7 * i * i for i in range(pairs)], **keys)
+
+
 def rope(kind: str = "default", theta: float = 10000.0, **keys: Any) -> dict[str, Any]:
     return dict(rope_parameters=dict(rope_type=kind, rope_theta=theta, **keys))
 
@@ -201,6 +208,11 @@ CASES = [
     Case("llama llama3, narrow band",
          rope("llama3", factor=32.0, low_freq_factor=0.5, high_freq_factor=2.0,
               original_max_position_embeddings=16)),
+    Case("llama longrope", long_rope(48, 5)),
+    Case("llama longrope, long", long_rope(6, 5)),
+    Case("llama longrope, long, attention factor, wide heads",
+         dict(head_dim=24, **long_rope(6, 12, theta=5e4, attention_factor=1.4, factor=3.0))),
+    Case("llama longrope, factor", long_rope(48, 5, factor=3.0)),
     Case("llama five layers", dict(num_hidden_layers=5), batch=1),
 
     Case("mistral", dict(head_dim=14)),
@@ -324,6 +336,8 @@ CASES = [
     Case("phimoe window", dict(sliding_window=6)),
     Case("phimoe as many kv heads, many experts",
          dict(num_key_value_heads=3, num_local_experts=16, router_jitter_noise=0.2)),
+    Case("phimoe longrope", long_rope(48, 7, short_mscale=1.2, long_mscale=1.3)),
+    Case("phimoe longrope, long", long_rope(6, 7, short_mscale=1.2, long_mscale=1.3)),
     Case("phimoe without auxiliary loss", dict(output_router_logits=False)),
 
     Case("deepseek_v2", {}),

@@ -40,7 +40,7 @@ def run(model: moenn.Model, batch: Batch) -> Result:
 
 def greedy(model: moenn.Model, prompt: np.ndarray, count: int) -> list[int]:
     """The likeliest token, count times; the prompt goes in by pieces."""
-    with moenn.Session(model, prefill_chunk=3) as session:
+    with moenn.Session(model, max_len=len(prompt) + count, prefill_chunk=3) as session:
         return session.complete(prompt, max_tokens=count).tokens.tolist()
 
 

@@ -42,6 +42,16 @@ def build(case: Case) -> torch.nn.Module:
                 tensor.add_(0.2 * noise)
             else:
                 tensor.copy_(std * noise)
+    return mended(model)
+
+
+def mended(model: torch.nn.Module) -> torch.nn.Module:
+    """Phimoe's rotation takes the short factors of LongRoPE at any length (transformers 5.23): it
+    works its frequencies out without one, after those for the length were chosen. It is given the
+    chosen ones, as the model's own program and earlier releases have it."""
+    if model.config.model_type == "phimoe":
+        rotary = model.model.rotary_emb
+        rotary.rope_init_fn = lambda config: (rotary.inv_freq, rotary.attention_scaling)
     return model
 
 
@@ -63,7 +73,7 @@ def read(folder: Path, dtype: str = "F32") -> torch.nn.Module:
     )
     wrong = {kind: sorted(map(str, names)) for kind, names in info.items() if names}
     assert not wrong, f"transformers loads {folder.name} with {wrong}"
-    return model.eval()
+    return mended(model.eval())
 
 
 def tensors(folder: Path) -> dict[str, np.ndarray]:

@@ -11,6 +11,8 @@ import peer
 from batch import Batch, Training
 from layouts import ALL
 
+# How many contexts the sequence has whose RoPE goes by its length.
+STRETCHED = {moenn.RopeScaling.DYNAMIC: 1.5, moenn.RopeScaling.LONG: 1}
 GREEDY_TOKENS, GREEDY_PROMPTS = 32, 16
 TRAINING = Training()
 
@@ -44,8 +46,9 @@ def greedy(ours: moenn.Model, theirs) -> dict[str, float]:
 
 
 def stretched(ours: moenn.Model, theirs) -> float:
-    """Logits after a sequence longer than the context, with RoPE stretched to that length."""
-    length = ours.config.context * 3 // 2
+    """Logits after a sequence longer than the context, or with LongRoPE longer than the original
+    context, with RoPE stretched to that length."""
+    length = int(ours.config.context * STRETCHED[ours.config.rope_scaling])
     tokens = np.random.default_rng(1).integers(ours.config.vocab_size, size=length)
     return compare.close(
         "stretched logits",

@@ -45,7 +45,7 @@ def compare_sides(case: cases.Case, folder: Path, found: dict[str, float]) -> No
     batch = peer.choose_batch(theirs, case)
     found |= steps.passes(ours, theirs, batch)
     found |= steps.greedy(ours, theirs)
-    if ours.config.rope_scaling == moenn.RopeScaling.DYNAMIC:
+    if ours.config.rope_scaling in steps.STRETCHED:
         found["stretched"] = steps.stretched(ours, theirs)
     steps.types(theirs, folder)
     steps.layouts(ours, theirs, folder)

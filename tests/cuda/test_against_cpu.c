@@ -151,6 +151,7 @@ static nn_model_config_t wide_family(int32_t index) {
   config.hidden = 256, config.heads = 4, config.kv_heads = latent ? 4 : 2;
   config.head_dim = index % 2 ? 64 : 128;
   config.ffn = 192, config.init_std = 0.06f;
+  if (config.rope_scaling == NN_ROPE_LONG) fixture_long_rope(&config);
   if (config.rotary_dim) config.rotary_dim = config.head_dim / 2;
   if (config.dense_ffn) config.dense_ffn = 320;
   if (config.shared_ffn) config.shared_ffn = 2 * config.ffn;

@@ -14,7 +14,7 @@
 typedef struct member {
   const char *name;
   size_t offset;
-  char kind; /* i: int32_t, l: int64_t, f: float, w: four words */
+  char kind; /* i: int32_t, l: int64_t, f: float, w: four words, r: RoPE's factors */
 } member_t;
 
 static const member_t members[] = {
@@ -22,6 +22,7 @@ static const member_t members[] = {
 #define LONG(member) {#member, offsetof(nn_model_config_t, member), 'l'}
 #define FLOAT(member) {#member, offsetof(nn_model_config_t, member), 'f'}
 #define WORDS(member) {#member, offsetof(nn_model_config_t, member), 'w'}
+#define FACTORS(member) {#member, offsetof(nn_model_config_t, member), 'r'}
     INT(family), INT(norm), INT(position), INT(ffn_kind), LONG(vocab_size), LONG(context),
     LONG(layers), LONG(hidden), LONG(heads), LONG(kv_heads), LONG(head_dim), LONG(ffn),
     LONG(experts), LONG(top_k), INT(biases), INT(tied_head), FLOAT(norm_eps), FLOAT(rope_theta),
@@ -35,7 +36,8 @@ static const member_t members[] = {
     LONG(rope_original_context), FLOAT(rope_factor), FLOAT(rope_beta_fast), FLOAT(rope_beta_slow),
     FLOAT(rope_low_freq), FLOAT(rope_high_freq), FLOAT(rope_attention_factor), FLOAT(rope_mscale),
     FLOAT(rope_mscale_all_dim), INT(rope_no_truncate), FLOAT(swiglu_limit), LONG(q_rank),
-    LONG(kv_rank), LONG(rope_head_dim), LONG(value_head_dim),
+    LONG(kv_rank), LONG(rope_head_dim), LONG(value_head_dim), FLOAT(rope_short_mscale),
+    FLOAT(rope_long_mscale), FACTORS(rope_short_factors), FACTORS(rope_long_factors),
 };
 
 enum { MEMBERS = sizeof members / sizeof *members };
@@ -57,6 +59,10 @@ static nn_model_config_t meaning(const json_t *means) {
       case 'i': memcpy(at, &small, sizeof small); break;
       case 'l': memcpy(at, &large, sizeof large); break;
       case 'f': memcpy(at, &real, sizeof real); break;
+      case 'r':
+        for (size_t j = 0; j < json_array_size(value); j++)
+          ((float *)(void *)at)[j] = (float)json_number_value(json_array_get(value, j));
+        break;
       default:
         for (size_t word = 0; word < 4; word++)
           ((uint64_t *)(void *)at)[word] =
@@ -69,7 +75,7 @@ static nn_model_config_t meaning(const json_t *means) {
 
 static void check_same(const nn_model_config_t *found, const nn_model_config_t *wanted,
                        const char *file, const char *form) {
-  static const size_t bytes[] = {['i'] = 4, ['l'] = 8, ['f'] = 4, ['w'] = 32};
+  static const size_t bytes[] = {['i'] = 4, ['l'] = 8, ['f'] = 4, ['w'] = 32, ['r'] = 512};
   for (const member_t *member = members; member < members + MEMBERS; member++)
     if (memcmp((const char *)found + member->offset, (const char *)wanted + member->offset,
                bytes[(int)member->kind]) != 0) {

@@ -63,8 +63,8 @@ static void rope_is_understood_in_both_spellings(void **state) {
   refuse(NN_ERR_FORMAT, "rope_theta", MIXTRAL "\"rope_theta\":0}");
   refuse(NN_ERR_FORMAT, "rope_scaling has no factor|\"linear\"",
          MIXTRAL "\"rope_scaling\":{\"type\":\"linear\"}}");
-  refuse(NN_ERR_UNSUPPORTED, "rope_parameters.rope_type|\"longrope\"|\"yarn\"",
-         MIXTRAL "\"rope_parameters\":{\"rope_type\":\"longrope\",\"factor\":2}}");
+  refuse(NN_ERR_UNSUPPORTED, "rope_parameters.rope_type|\"mrope\"|\"longrope\"",
+         MIXTRAL "\"rope_parameters\":{\"rope_type\":\"mrope\",\"factor\":2}}");
   refuse(NN_ERR_UNSUPPORTED, "rope_scaling.beta_fast|\"linear\"",
          MIXTRAL "\"rope_scaling\":{\"type\":\"linear\",\"factor\":2,\"beta_fast\":32}}");
   refuse(NN_ERR_FORMAT, "rope_parameters.rope_type is \"yarn\"|other object",
@@ -75,6 +75,66 @@ static void rope_is_understood_in_both_spellings(void **state) {
   refuse(NN_ERR_UNSUPPORTED, "partial_rotary_factor|0.5",
          MIXTRAL "\"rope_parameters\":{\"partial_rotary_factor\":0.5}}");
   refuse(NN_ERR_UNSUPPORTED, "partial_rotary_factor|0.5", MIXTRAL "\"partial_rotary_factor\":0.5}");
+}
+
+#define FOUR_FACTORS "\"short_factor\":[1,1.5,2,2.5],\"long_factor\":[1.25,2,64,64.5]"
+#define HEADS_OF_EIGHT "\"hidden_size\":16,\"num_attention_heads\":2,\"num_key_value_heads\":1,"
+
+/* Every key that the published checkpoint of Phi-3.5-MoE has, with narrower heads. */
+static void published_long_rope_is_understood(void **state) {
+  (void)state;
+  nn_model_config_t c = read_text(
+      "{\"_name_or_path\":\"x\",\"architectures\":[\"PhiMoEForCausalLM\"],\"attention_bias\":true,"
+      "\"attention_dropout\":0.0,\"auto_map\":{\"AutoConfig\":\"x\"},\"bos_token_id\":1,"
+      "\"eos_token_id\":32000,\"hidden_act\":\"silu\",\"hidden_dropout\":0.0," HEADS_OF_EIGHT
+      "\"initializer_range\":0.02,\"input_jitter_noise\":0.01,\"intermediate_size\":24,"
+      "\"lm_head_bias\":true,\"max_position_embeddings\":131072,\"model_type\":\"phimoe\","
+      "\"num_experts_per_tok\":2,\"num_hidden_layers\":2,\"num_local_experts\":16,"
+      "\"original_max_position_embeddings\":4096,\"output_router_logits\":false,"
+      "\"rms_norm_eps\":1e-05,\"rope_scaling\":{" FOUR_FACTORS ",\"long_mscale\":1.5,"
+      "\"original_max_position_embeddings\":4096,\"short_mscale\":1.25,\"type\":\"longrope\"},"
+      "\"rope_theta\":10000.0,\"router_aux_loss_coef\":0.0,\"router_jitter_noise\":0.01,"
+      "\"sliding_window\":131072,\"tie_word_embeddings\":false,\"torch_dtype\":\"bfloat16\","
+      "\"transformers_version\":\"4.43.3\",\"use_cache\":true,\"vocab_size\":32064}");
+  assert_int_equal(c.rope_scaling, NN_ROPE_LONG);
+  assert_int_equal(c.rope_original_context, 4096);
+  assert_true(c.rope_short_mscale == 1.25f && c.rope_long_mscale == 1.5f && c.rope_theta == 1e4f);
+  static const float shorts[5] = {1, 1.5f, 2, 2.5f}, longs[5] = {1.25f, 2, 64, 64.5f};
+  assert_memory_equal(c.rope_short_factors, shorts, sizeof shorts);
+  assert_memory_equal(c.rope_long_factors, longs, sizeof longs);
+}
+
+#define LONG(keys) \
+  "{\"model_type\":\"llama\"," HEADS_OF_EIGHT "\"rope_scaling\":{\"type\":\"su\"," keys "}}"
+
+static void long_rope_needs_its_lists(void **state) {
+  (void)state;
+  nn_model_config_t c = read_text(LONG(FOUR_FACTORS ",\"attention_factor\":1.5,\"factor\":2"));
+  assert_true(c.rope_attention_factor == 1.5f && c.rope_factor == 2);
+  refuse(NN_ERR_FORMAT, "has no long_factor|\"longrope\"", LONG("\"short_factor\":[1,1,1,1]"));
+  refuse(NN_ERR_FORMAT, "has no short_factor",
+         LONG("\"short_factor\":null,\"long_factor\":[1,1,1,1]"));
+  refuse(NN_ERR_FORMAT, "short_factor is 1|a list", LONG("\"short_factor\":1"));
+  refuse(NN_ERR_FORMAT, "short_factor is []|a list", LONG("\"short_factor\":[]"));
+  refuse(NN_ERR_FORMAT, "short_factor is \"1\"|a number above 0",
+         LONG("\"short_factor\":[1,\"1\"]"));
+  refuse(NN_ERR_FORMAT, "short_factor is 0|a number above 0", LONG("\"short_factor\":[1,0]"));
+  refuse(NN_ERR_FORMAT, "rope_short_factors[3] is 0|4 factors",
+         LONG("\"short_factor\":[1,1,1],\"long_factor\":[1,1,1,1]"));
+  refuse(NN_ERR_FORMAT, "rope_long_factors[4] is 2|4 factors",
+         LONG("\"short_factor\":[1,1,1,1],\"long_factor\":[1,1,1,1,2]"));
+  refuse(NN_ERR_UNSUPPORTED, "rope_short_mscale is 1.5|llama",
+         LONG(FOUR_FACTORS ",\"short_mscale\":1.5,\"long_mscale\":1.5"));
+  refuse(NN_ERR_UNSUPPORTED, "rope_scaling.short_factor|\"linear\"",
+         "{\"model_type\":\"llama\",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2,"
+         "\"short_factor\":[1]}}");
+  refuse(NN_ERR_FORMAT, "long_factor stands there twice",
+         "{\"model_type\":\"llama\"," HEADS_OF_EIGHT "\"rope_scaling\":{\"type\":\"su\"," FOUR_FACTORS
+         "},\"rope_parameters\":{\"rope_type\":\"longrope\",\"short_factor\":[1,1.5,2,2.5],"
+         "\"long_factor\":[1,1,1,1]}}");
+  char many[2000] = "{\"model_type\":\"llama\",\"rope_scaling\":{\"type\":\"su\",\"long_factor\":[1";
+  for (int i = 0; i < 128; i++) strcat(many, ",1");
+  refuse(NN_ERR_FORMAT, "long_factor is|a list of 1 to 128", strcat(many, "]}}"));
 }
 
 static void the_auxiliary_loss_counts_with_router_logits(void **state) {
@@ -204,8 +264,6 @@ static void switches_of_families_must_stand_where_they_are_computed(void **state
          "{\"model_type\":\"deepseek_v3\",\"scoring_func\":\"softmax\"}");
   refuse(NN_ERR_UNSUPPORTED, "moe_layer_freq is 2|1",
          "{\"model_type\":\"deepseek_v3\",\"moe_layer_freq\":2}");
-  refuse(NN_ERR_UNSUPPORTED, "input_jitter_noise is 0.1",
-         "{\"model_type\":\"phimoe\",\"input_jitter_noise\":0.1}");
   refuse(NN_ERR_FORMAT, "logits_scaling is 0",
          "{\"model_type\":\"granitemoe\",\"logits_scaling\":0}");
   refuse(NN_ERR_FORMAT, "clip_qkv is 0", "{\"model_type\":\"olmoe\",\"clip_qkv\":0}");
@@ -336,6 +394,13 @@ static void every_configuration_survives(void **state) {
   config = files_gpt2();
   config.norm_eps = 1e-6f;
   check_round_trip(config);
+  config = files_mixtral();
+  config.rope_scaling = NN_ROPE_LONG; /* the original context is the context, and so is written */
+  for (int i = 0; i < 2; i++)
+    config.rope_short_factors[i] = 1.0f / 3, config.rope_long_factors[i] = 1e6f - (float)i;
+  check_round_trip(config);
+  config.rope_original_context = 7, config.rope_factor = 3, config.rope_attention_factor = 1.1f;
+  check_round_trip(config);
 }
 
 static void texts_are_what_transformers_reads(void **state) {
@@ -402,6 +467,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(absent_keys_have_the_defaults_of_transformers),
       cmocka_unit_test(rope_is_understood_in_both_spellings),
+      cmocka_unit_test(published_long_rope_is_understood),
+      cmocka_unit_test(long_rope_needs_its_lists),
       cmocka_unit_test(the_auxiliary_loss_counts_with_router_logits),
       cmocka_unit_test(nulls_and_aliases_are_understood),
       cmocka_unit_test(bookkeeping_is_left_alone),

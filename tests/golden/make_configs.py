@@ -24,6 +24,8 @@ SIZES = dict(vocab_size=40, hidden_size=16, intermediate_size=24, num_hidden_lay
 MOE = dict(num_experts_per_tok=2)
 TWO_WIDTHS = dict(SIZES, moe_intermediate_size=12, **MOE)
 YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=16, rope_theta=5000.0)
+LONG = dict(rope_type="longrope", original_max_position_embeddings=16, rope_theta=1e4,
+            short_factor=[1.0, 1.5], long_factor=[2.25, 64.1])
 LATENT = dict(TWO_WIDTHS, num_key_value_heads=4, n_routed_experts=4, kv_lora_rank=8,
               qk_nope_head_dim=4, qk_rope_head_dim=2, v_head_dim=4, first_k_dense_replace=1)
 
@@ -42,7 +44,8 @@ CASES = {
         dict(SIZES, rope_parameters=dict(rope_type="dynamic", factor=2.0, rope_theta=1e4)),
         dict(SIZES, rope_parameters=dict(YARN, beta_fast=24.0, beta_slow=2.0, truncate=False,
                                          attention_factor=1.25)),
-        dict(SIZES, rope_parameters=dict(YARN, mscale=0.707, mscale_all_dim=1.0))]),
+        dict(SIZES, rope_parameters=dict(YARN, mscale=0.707, mscale_all_dim=1.0)),
+        dict(SIZES, rope_parameters=dict(LONG, attention_factor=1.25, factor=8.0))]),
     "mistral": ("MistralConfig", [dict(SIZES, sliding_window=8), dict(SIZES, sliding_window=None)]),
     "mixtral": ("MixtralConfig", [
         dict(SIZES, num_local_experts=4, num_experts_per_tok=2, output_router_logits=True),
@@ -87,7 +90,9 @@ CASES = {
     "phimoe": ("PhimoeConfig", [
         dict(SIZES, num_local_experts=4, **MOE),
         dict(SIZES, num_local_experts=4, attention_bias=True, lm_head_bias=True,
-             sliding_window=8, router_jitter_noise=0.02, **MOE)]),
+             sliding_window=8, router_jitter_noise=0.02, **MOE),
+        dict(SIZES, num_local_experts=4, input_jitter_noise=0.01,
+             rope_parameters=dict(LONG, short_mscale=1.2, long_mscale=1.3), **MOE)]),
     "deepseek_v2": ("DeepseekV2Config", [
         dict(LATENT, q_lora_rank=None),
         dict(LATENT, q_lora_rank=6, topk_method="group_limited_greedy", n_group=2, topk_group=1,
@@ -102,11 +107,13 @@ CASES = {
 FAMILIES = ("mixtral gpt2 llama mistral qwen2 qwen3 olmoe qwen2_moe qwen3_moe granitemoe gpt_oss "
             "deepseek_v2 deepseek_v3 glm4_moe phimoe").split()
 BIAS_QKV, BIAS_O, BIAS_FFN, BIAS_ROUTER, BIAS_HEAD = 1, 2, 4, 8, 16
-ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3")
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope")
 ROPE_MEMBERS = {"factor": "rope_factor", "beta_fast": "rope_beta_fast",
                 "beta_slow": "rope_beta_slow", "low_freq_factor": "rope_low_freq",
                 "high_freq_factor": "rope_high_freq", "attention_factor": "rope_attention_factor",
-                "mscale": "rope_mscale", "mscale_all_dim": "rope_mscale_all_dim"}
+                "mscale": "rope_mscale", "mscale_all_dim": "rope_mscale_all_dim",
+                "short_mscale": "rope_short_mscale", "long_mscale": "rope_long_mscale",
+                "short_factor": "rope_short_factors", "long_factor": "rope_long_factors"}
 
 
 def words(layers):

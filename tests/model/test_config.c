@@ -299,7 +299,8 @@ static void members_of_rope_must_fit_each_other(void **state) {
   REFUSED(rope_beta_fast, 2, "is 2|rope_scaling 0");
   REFUSED(rotary_dim, 3, "is 3|even");
   REFUSED(rotary_dim, 6, "is 6|head_dim, which is 4");
-  REFUSED(rope_scaling, 5, "is 5");
+  REFUSED(rope_scaling, 6, "is 6");
+  REFUSED(rope_short_factors[1], 2, "[1] is 2|rope_scaling 0");
   REFUSED(q_rank, 4, "is 4|without kv_rank");
   nn_model_config_t config = files_mixtral();
   config.rope_scaling = NN_ROPE_LINEAR, config.rope_factor = 0.5f;
@@ -313,10 +314,40 @@ static void members_of_rope_must_fit_each_other(void **state) {
   config = files_gpt2();
   config.rope_scaling = NN_ROPE_LINEAR;
   CHECK_FAILS(NN_ERR_ARGUMENT, "rope_scaling 1|learned", nn_config_validate(&config));
+  config = files_gpt2(), config.rope_long_factors[0] = 1;
+  CHECK_FAILS(NN_ERR_UNSUPPORTED, "rope_long_factors|no published form",
+              nn_config_validate(&config));
   config = files_mixtral();
   config.family = NN_FAMILY_QWEN2, config.window_layers[0] = 1;
   CHECK_FAILS(NN_ERR_ARGUMENT, "window_layers is set|without a window",
               nn_config_validate(&config));
+}
+
+static void long_rope_needs_its_factors(void **state) {
+  (void)state;
+  nn_model_config_t config = files_mixtral(); /* two pairs in a head */
+  config.rope_scaling = NN_ROPE_LONG, config.rope_original_context = 4;
+  float *factors[] = {config.rope_short_factors, config.rope_long_factors};
+  for (int i = 0; i < 2; i++) factors[i][0] = factors[i][1] = 1.5f;
+  CHECK(nn_config_validate(&config));
+  config.rope_short_factors[1] = 0;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "rope_short_factors[1] is 0|2 factors",
+              nn_config_validate(&config));
+  config.rope_short_factors[1] = NAN;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "rope_short_factors[1] is|2 factors", nn_config_validate(&config));
+  config.rope_short_factors[1] = 1, config.rope_long_factors[2] = 1;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "rope_long_factors[2] is 1|4 rotated elements|2 factors",
+              nn_config_validate(&config));
+  config.rope_long_factors[2] = 0, config.rope_original_context = 1;
+  CHECK_FAILS(NN_ERR_ARGUMENT, "rope_original_context|is 1|at least 2",
+              nn_config_validate(&config));
+  config.rope_original_context = 4, config.rope_long_mscale = 1.2f;
+  CHECK_FAILS(NN_ERR_UNSUPPORTED, "rope_long_mscale is 1.2|mixtral", nn_config_validate(&config));
+  nn_model_config_t phi = files_family(NN_FAMILY_PHIMOE);
+  assert_int_equal(phi.rope_scaling, NN_ROPE_LONG);
+  phi.rope_short_mscale = 0;
+  CHECK_FAILS(NN_ERR_UNSUPPORTED, "rope_short_mscale is 0|phimoe|above 0",
+              nn_config_validate(&phi));
 }
 
 int main(void) {
@@ -331,6 +362,7 @@ int main(void) {
       cmocka_unit_test(sizes_may_not_overflow),
       cmocka_unit_test(members_of_routing_need_experts),
       cmocka_unit_test(combinations_without_a_published_form_are_refused),
+      cmocka_unit_test(long_rope_needs_its_factors),
       cmocka_unit_test(members_of_rope_must_fit_each_other),
       cmocka_unit_test(values_are_no_wider_than_keys),
   };

@@ -168,6 +168,43 @@ static void test_decode_is_forward(void **state) {
   }
 }
 
+/* Logits behind the first `length` tokens, from a session for as many. */
+static void check_length(nn_model_t *model, const int32_t *tokens, int64_t length,
+                         const float *forward) {
+  nn_session_options_t options = STRUCT(nn_session_options_t);
+  options.max_len = length;
+  nn_session_t *session;
+  float logits[VOCAB];
+  CHECK(nn_session_create(model, &options, &session));
+  CHECK(nn_session_prefill(session, 0, tokens, length, logits));
+  const float *last = forward + (length - 1) * VOCAB;
+  fixture_near("prefill", logits, last, VOCAB, TOLERANCE * fixture_largest(last, VOCAB));
+  nn_session_destroy(session);
+}
+
+/* LongRoPE: a batch is rotated by its own length, also where the one before had other factors. */
+static void test_long_rope_goes_by_the_length(void **state) {
+  (void)state;
+  nn_device_t *device = fixture_device(2, 0);
+  nn_model_config_t config = fixture_family(12);
+  assert_int_equal(config.rope_scaling, NN_ROPE_LONG);
+  nn_model_t *model = fixture_model(device, &config, 3);
+  int32_t tokens[24];
+  float forward[24 * VOCAB], first[16 * VOCAB];
+  fixture_tokens(tokens, 24, VOCAB, 8);
+  fixture_prepare(model, 1, 24, NN_RECOMPUTE_NONE);
+  static const int64_t lengths[] = {16, 17, 24, 5, 16};
+  for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+    CHECK(nn_model_forward(model, tokens, 1, lengths[i], forward));
+    check_length(model, tokens, lengths[i], forward);
+    if (!i) memcpy(first, forward, sizeof first);
+    if (lengths[i] > 16) assert_memory_not_equal(first, forward, sizeof first);
+  }
+  assert_memory_equal(first, forward, sizeof first);
+  nn_model_destroy(model);
+  nn_device_destroy(device);
+}
+
 /* ---- bytes ---- */
 
 static void check_plans(nn_device_t *device, const nn_model_config_t *config, int32_t recompute) {
@@ -212,6 +249,7 @@ int main(void) {
       cmocka_unit_test(test_paths_agree),
       cmocka_unit_test(test_a_clamp_that_nothing_reaches_changes_no_bit),
       cmocka_unit_test(test_decode_is_forward),
+      cmocka_unit_test(test_long_rope_goes_by_the_length),
       cmocka_unit_test(test_plans_are_what_is_taken),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -100,6 +100,39 @@ static void test_llama3(void **state) {
         {17, 9.7082878e-5}, {18, 1.94616382e-5}, {31, 9.41830673e-8});
 }
 
+/* Factors 1 + i / 8 and 2 + i^2 of a head of 16; the values are those of transformers' function for
+ * LongRoPE, run in double precision. */
+static nn_model_config_t long_rope(void) {
+  nn_model_config_t c = {.head_dim = 16, .rope_theta = 10000, .rope_ntk_alpha = 1};
+  c.context = 131072, c.rope_scaling = NN_ROPE_LONG, c.rope_original_context = 4096;
+  for (int i = 0; i < 8; i++)
+    c.rope_short_factors[i] = 1 + (float)i / 8, c.rope_long_factors[i] = (float)(2 + i * i);
+  return c;
+}
+
+static void test_long(void **state) {
+  (void)state;
+  nn_model_config_t c = long_rope();
+  const double attention = 1.1902380714238;
+  CHECK(&c, 4096, attention, {0, 1}, {1, .281091347571}, {2, .08}, {3, .022998382983},
+        {4, .00666666666667}, {5, .00194601702164}, {7, 1.68654808542e-4});
+  CHECK(&c, 4097, attention, {0, .5}, {1, .105409255339}, {3, .00287479787288},
+        {4, 5.55555555556e-4}, {6, 2.63157894737e-5}, {7, 6.2005444317e-06});
+  assert_true(rope_same(&c, 1, 4096) && rope_same(&c, 4097, 131072) && !rope_same(&c, 4096, 4097));
+  assert_true(rope_stretch(&c) == 1);
+  c.rope_factor = 4; /* in place of context / rope_original_context */
+  CHECK(&c, 1, 1.0801234497346, {0, 1});
+  c.rope_attention_factor = 1.25f;
+  CHECK(&c, 4097, 1.25, {0, 0.5});
+  c.rope_short_mscale = 1.5f, c.rope_long_mscale = 2;
+  CHECK(&c, 4096, 1.5, {0, 1});
+  CHECK(&c, 4097, 2, {0, 0.5});
+  c = long_rope(), c.rope_original_context = 0; /* the context: nothing is beyond it */
+  CHECK(&c, 131072, 1, {0, 1});
+  c = long_rope(), c.rotary_dim = 8;
+  CHECK(&c, 1, attention, {2, .01 / 1.25}, {3, .001 / 1.375});
+}
+
 /* The scale of scores of DeepSeek-V2-Lite and V3, which have 192 elements in a query. */
 static void test_latent(void **state) {
   (void)state;
@@ -119,7 +152,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_plain),   cmocka_unit_test(test_ntk),  cmocka_unit_test(test_linear),
       cmocka_unit_test(test_dynamic), cmocka_unit_test(test_yarn), cmocka_unit_test(test_llama3),
-      cmocka_unit_test(test_latent),
+      cmocka_unit_test(test_long),  cmocka_unit_test(test_latent),
   };
   return cmocka_run_group_tests_name("rope_scaling", tests, NULL, NULL);
 }

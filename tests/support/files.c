@@ -146,6 +146,10 @@ nn_model_config_t files_family(int32_t family) {
     case NN_FAMILY_PHIMOE:
       config.router_score = NN_SCORE_SPARSE_MIXER, config.router_norm = NN_ROUTER_NORM_NONE;
       config.router_eps = 0.01f;
+      config.rope_scaling = NN_ROPE_LONG, config.rope_original_context = 8;
+      config.rope_short_mscale = 1.25f, config.rope_long_mscale = 1.5f;
+      for (int i = 0; i < 2; i++)
+        config.rope_short_factors[i] = 1.1f + (float)i, config.rope_long_factors[i] = 3;
       break;
     default: break;
   }

@@ -168,12 +168,24 @@ static nn_model_config_t fixture_gpt_oss(void) {
   return config;
 }
 
-/* The sparse mixer, layer norms, biases of attention and of the head. */
+void fixture_long_rope(nn_model_config_t *config) {
+  memset(config->rope_short_factors, 0, sizeof config->rope_short_factors);
+  memset(config->rope_long_factors, 0, sizeof config->rope_long_factors);
+  config->rope_scaling = NN_ROPE_LONG;
+  for (int64_t i = 0; i < config->head_dim / 2; i++) {
+    config->rope_short_factors[i] = 1 + (float)i / 4;
+    config->rope_long_factors[i] = 1.5f + (float)i;
+  }
+}
+
+/* The sparse mixer, layer norms, biases of attention and of the head, LongRoPE. */
 static nn_model_config_t fixture_phimoe(void) {
   nn_model_config_t config = fixture_mixture(NN_FAMILY_PHIMOE);
   config.norm = NN_NORM_LAYER, config.biases = NN_BIAS_QKV | NN_BIAS_O | NN_BIAS_HEAD;
   config.router_score = NN_SCORE_SPARSE_MIXER, config.router_norm = NN_ROUTER_NORM_NONE;
   config.router_eps = 0.1f, config.window = 9;
+  config.rope_original_context = 16, config.rope_short_mscale = 1.2f, config.rope_long_mscale = 1.3f;
+  fixture_long_rope(&config);
   return config;
 }
 

@@ -52,6 +52,9 @@ nn_model_config_t fixture_gpt2(void);
 enum { FIXTURE_FAMILIES = 14 };
 nn_model_config_t fixture_family(int32_t index);
 
+/* Gives a configuration LongRoPE's factors, as many as its heads have pairs. */
+void fixture_long_rope(nn_model_config_t *config);
+
 nn_model_t *fixture_model(nn_device_t *device, const nn_model_config_t *config, uint64_t seed);
 /* Prepares for training with a batch shape. */
 void fixture_prepare(nn_model_t *model, int64_t batch, int64_t seq_len, int32_t recompute);

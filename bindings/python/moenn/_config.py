@@ -4,7 +4,8 @@ from __future__ import annotations
 import ctypes
 from ctypes import byref, c_float, c_size_t
 from dataclasses import asdict, dataclass, fields
-from typing import NamedTuple, Tuple, Union
+from itertools import takewhile
+from typing import Any, Callable, Dict, Iterable, NamedTuple, Tuple, Union
 
 from ._device import Device
 from ._library import check, lib
@@ -13,11 +14,19 @@ from ._raw import (AuxLoss, Bias, DType, Family, Ffn, GroupScore, Norm, Position
                    nn_schedule_t, nn_session_options_t, nn_train_options_t)
 from ._struct import make, name_bytes, read
 
-_ENUMS = {"family": Family, "norm": Norm, "position": Position, "ffn_kind": Ffn, "biases": Bias,
-          "tied_head": bool, "aux_loss": AuxLoss, "dense_layers": tuple, "window_layers": tuple,
-          "qk_norm": QkNorm, "shared_gate": bool, "router_score": Score, "router_norm": RouterNorm,
-          "router_choice_bias": bool, "router_group_score": GroupScore, "attention_sinks": bool,
-          "rope_interleaved": bool, "rope_scaling": RopeScaling, "rope_no_truncate": bool}
+
+def _factors(room: Iterable[float]) -> Tuple[float, ...]:
+    """Without the zeros behind them."""
+    return tuple(takewhile(lambda factor: factor != 0, room))
+
+
+_ENUMS: Dict[str, Callable[[Any], Any]] = {
+    "family": Family, "norm": Norm, "position": Position, "ffn_kind": Ffn, "biases": Bias,
+    "tied_head": bool, "aux_loss": AuxLoss, "dense_layers": tuple, "window_layers": tuple,
+    "qk_norm": QkNorm, "shared_gate": bool, "router_score": Score, "router_norm": RouterNorm,
+    "router_choice_bias": bool, "router_group_score": GroupScore, "attention_sinks": bool,
+    "rope_interleaved": bool, "rope_scaling": RopeScaling, "rope_no_truncate": bool,
+    "rope_short_factors": _factors, "rope_long_factors": _factors}
 
 
 @dataclass
@@ -89,6 +98,10 @@ class Config:
     kv_rank: int = 0
     rope_head_dim: int = 0
     value_head_dim: int = 0
+    rope_short_mscale: float = 0.0
+    rope_long_mscale: float = 0.0
+    rope_short_factors: Tuple[float, ...] = ()
+    rope_long_factors: Tuple[float, ...] = ()
 
     @classmethod
     def preset(cls, name: str) -> Config:

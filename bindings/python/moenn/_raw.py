@@ -167,6 +167,7 @@ class RopeScaling(IntEnum):
     DYNAMIC = 2
     YARN = 3
     LLAMA3 = 4
+    LONG = 5
 
 
 class Recompute(IntEnum):
@@ -376,6 +377,10 @@ class nn_model_config_t(ctypes.Structure):
     kv_rank: int
     rope_head_dim: int
     value_head_dim: int
+    rope_short_mscale: float
+    rope_long_mscale: float
+    rope_short_factors: ctypes.Array[c_float]
+    rope_long_factors: ctypes.Array[c_float]
     _fields_ = [
         ("struct_size", c_size_t),
         ("family", c_int32),
@@ -441,6 +446,10 @@ class nn_model_config_t(ctypes.Structure):
         ("kv_rank", c_int64),
         ("rope_head_dim", c_int64),
         ("value_head_dim", c_int64),
+        ("rope_short_mscale", c_float),
+        ("rope_long_mscale", c_float),
+        ("rope_short_factors", c_float * 128),
+        ("rope_long_factors", c_float * 128),
     ]
 
 

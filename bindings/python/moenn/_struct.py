@@ -20,6 +20,9 @@ def make(kind: Type[S], /, **members: Any) -> S:
     """A struct with its size and some members set."""
     struct = kind(ctypes.sizeof(kind))
     for name, value in members.items():
+        if isinstance(value, tuple) and len(value) > len(getattr(struct, name)):
+            raise ArgumentError(f"{name} has {len(value)} values; there is room for "
+                                f"{len(getattr(struct, name))}")
         setattr(struct, name, value)
         if isinstance(value, int) and value != getattr(struct, name) and not isinstance(
                 getattr(struct, name), float):

@@ -25,6 +25,16 @@ class ConfigTest(Case):
         with self.assertRaisesRegex(moenn.ArgumentError, "heads"):
             replace(config, heads=-1).validated()
 
+    def test_lists_of_factors(self) -> None:
+        text = """{"model_type": "llama", "head_dim": 4, "rope_scaling": {
+                   "type": "longrope", "short_factor": [1, 1.5], "long_factor": [2, 64]}}"""
+        config = moenn.Config.from_json(text)
+        self.assertEqual(config.rope_scaling, moenn.RopeScaling.LONG)
+        self.assertEqual((config.rope_short_factors, config.rope_long_factors), ((1, 1.5), (2, 64)))
+        self.assertEqual(moenn.Config.from_json(config.to_json()), config)
+        with self.assertRaisesRegex(moenn.ArgumentError, "rope_long_factors has 129 values"):
+            replace(config, rope_long_factors=(1.0,) * 129).validated()
+
     def test_a_number_too_large_for_its_member(self) -> None:
         with self.assertRaisesRegex(moenn.ArgumentError, "layers"):
             moenn.Config(layers=2**63).validated()

@@ -289,9 +289,10 @@ pub const NN_ROPE_LINEAR: _bindgen_ty_15 = 1;
 pub const NN_ROPE_DYNAMIC: _bindgen_ty_15 = 2;
 pub const NN_ROPE_YARN: _bindgen_ty_15 = 3;
 pub const NN_ROPE_LLAMA3: _bindgen_ty_15 = 4;
+pub const NN_ROPE_LONG: _bindgen_ty_15 = 5;
 pub type _bindgen_ty_15 = ::std::os::raw::c_uint;
 #[repr(C)]
-#[derive(Debug, Default, Copy, Clone)]
+#[derive(Debug, Copy, Clone)]
 pub struct nn_model_config_t {
     pub struct_size: usize,
     pub family: i32,
@@ -357,6 +358,19 @@ pub struct nn_model_config_t {
     pub kv_rank: i64,
     pub rope_head_dim: i64,
     pub value_head_dim: i64,
+    pub rope_short_mscale: f32,
+    pub rope_long_mscale: f32,
+    pub rope_short_factors: [f32; 128usize],
+    pub rope_long_factors: [f32; 128usize],
+}
+impl Default for nn_model_config_t {
+    fn default() -> Self {
+        let mut s = ::std::mem::MaybeUninit::<Self>::uninit();
+        unsafe {
+            ::std::ptr::write_bytes(s.as_mut_ptr(), 0, 1);
+            s.assume_init()
+        }
+    }
 }
 extern "C" {
     pub fn nn_config_preset(

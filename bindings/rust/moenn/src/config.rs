@@ -163,6 +163,8 @@ c_enum! {
         Yarn = NN_ROPE_YARN,
         /// By wavelength.
         Llama3 = NN_ROPE_LLAMA3,
+        /// By a list of factors, another one beyond the original context.
+        Long = NN_ROPE_LONG,
     }
 }
 
@@ -191,6 +193,16 @@ impl BitOr for Biases {
     type Output = Biases;
     fn bitor(self, other: Biases) -> Biases {
         Biases(self.0 | other.0)
+    }
+}
+
+/// [`RopeScaling::Long`]: one factor for each frequency, and zeros behind them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RopeFactors(pub [f32; 128]);
+
+impl Default for RopeFactors {
+    fn default() -> RopeFactors {
+        RopeFactors([0.0; 128])
     }
 }
 
@@ -328,6 +340,14 @@ pub struct Config {
     pub rope_head_dim: usize,
     /// With kv_rank: width of a value, at most head_dim.
     pub value_head_dim: usize,
+    /// LongRoPE: multiplies cosine and sine beside rope_short_factors.
+    pub rope_short_mscale: f32,
+    /// The same beside rope_long_factors.
+    pub rope_long_mscale: f32,
+    /// LongRoPE needs them.
+    pub rope_short_factors: RopeFactors,
+    /// The same for sequences longer than rope_original_context.
+    pub rope_long_factors: RopeFactors,
 }
 
 impl Config {
@@ -453,6 +473,10 @@ impl Config {
             kv_rank: raw.kv_rank as usize,
             rope_head_dim: raw.rope_head_dim as usize,
             value_head_dim: raw.value_head_dim as usize,
+            rope_short_mscale: raw.rope_short_mscale,
+            rope_long_mscale: raw.rope_long_mscale,
+            rope_short_factors: RopeFactors(raw.rope_short_factors),
+            rope_long_factors: RopeFactors(raw.rope_long_factors),
         })
     }
 
@@ -521,6 +545,10 @@ impl Config {
             kv_rank: int64(self.kv_rank),
             rope_head_dim: int64(self.rope_head_dim),
             value_head_dim: int64(self.value_head_dim),
+            rope_short_mscale: self.rope_short_mscale,
+            rope_long_mscale: self.rope_long_mscale,
+            rope_short_factors: self.rope_short_factors.0,
+            rope_long_factors: self.rope_long_factors.0,
         })
     }
 }

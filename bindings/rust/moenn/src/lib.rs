@@ -15,8 +15,8 @@ mod tensor;
 mod text;
 
 pub use config::{
-    AuxLoss, Biases, Config, Family, Ffn, GroupScore, Norm, Plan, Position, QkNorm, RopeScaling, RouterNorm,
-    Score,
+    AuxLoss, Biases, Config, Family, Ffn, GroupScore, Norm, Plan, Position, QkNorm, RopeFactors, RopeScaling,
+    RouterNorm, Score,
 };
 pub use device::{CpuPaths, Device, DeviceInfo, DeviceOptions, LogFn, LogLevel, Memory};
 pub use error::{Error, Result, Status};

@@ -42,6 +42,14 @@ fn json_goes_both_ways() {
     let read = Config::from_json(text).unwrap();
     assert_eq!((read.family, read.dense_layers, read.shared_gate), (Family::Qwen2Moe, [9, 0, 0, 0], true));
     assert_eq!((read.router_norm, read.dense_ffn, read.ffn), (RouterNorm::None, 5632, 1408));
+    let text = "{\"model_type\": \"llama\", \"head_dim\": 4, \"rope_scaling\": {\"type\": \"longrope\", \
+                \"short_factor\": [1, 1.5], \"long_factor\": [2, 64]}}";
+    let read = Config::from_json(text).unwrap();
+    assert_eq!(
+        (read.rope_scaling, &read.rope_long_factors.0[..3]),
+        (RopeScaling::Long, &[2.0, 64.0, 0.0][..])
+    );
+    assert_eq!(Config::from_json(&read.to_json().unwrap()).unwrap(), read);
     fails(Config::from_json("{"), Status::Format, "");
     fails(Config::from_json("{\"model_type\": \"abacus\"}"), Status::Unsupported, "abacus");
     fails(Config::from_json(""), Status::Format, "");
