@@ -174,7 +174,7 @@ static void gemm_tile_at(const gemm_stripe_t *stripe, int64_t panel, int64_t col
   if (last) gemm_request_result(&requests, group, i, rows, j, columns);
   gemm_request_ahead(&requests, &ahead[0]);
   gemm_request_ahead(&requests, &ahead[1]);
-  gemm_requests_end(&requests, tile);
+  int64_t request_step = gemm_requests_end(&requests, tile);
   int b_in_place = item->b_in_place && columns == GEMM_NR;
   gemm_panels_t panels = {.k = steps,
                           .a = item->a_in_place ? gemm_place(&group->a, stripe->k0, i)
@@ -188,7 +188,8 @@ static void gemm_tile_at(const gemm_stripe_t *stripe, int64_t panel, int64_t col
                           .d = direct ? group->d + i * group->ldd + j : tile,
                           .ldc = group->ldc,
                           .ldd = direct ? group->ldd : GEMM_NR,
-                          .runs = requests.run};
+                          .runs = requests.run,
+                          .request_step = request_step};
   gemm->form->kernel(rows, &panels);
   if (last && !direct) gemm_put(gemm, group, i, rows, j, columns, tile);
 }
@@ -207,15 +208,17 @@ static void gemm_item_packed(const gemm_item_t *item, const gemm_item_t *after) 
     if (k0 + stripe.k < k) then = gemm_stripe(item, 0, k0 + stripe.k);
     else if (after) then = gemm_stripe(after, 0, 0);
     gemm_item_pack_a(item, k0, stripe.k);
-    gemm_ahead_t ahead[2] = {{.tiles = item->row_panels * vec_blocks(item->n, GEMM_NR)}};
-    if (then.item) ahead[0].part = gemm_part_a(&then);
+    gemm_ahead_t ahead[2] = {0};
+    if (then.item)
+      ahead[0] = gemm_ahead(gemm_part_a(&then), item->row_panels * vec_blocks(item->n, GEMM_NR));
     for (int64_t column = 0; column < item->n; column += GEMM_NC) {
       stripe = gemm_stripe(item, column, k0);
       gemm_item_pack_b(item, item->j + column, stripe.n, k0, stripe.k);
       gemm_stripe_t next = then;
       if (column + GEMM_NC < item->n) next = gemm_stripe(item, column + GEMM_NC, k0);
-      ahead[1] = (gemm_ahead_t){.tiles = item->row_panels * vec_blocks(stripe.n, GEMM_NR)};
-      if (next.item) ahead[1].part = gemm_part_b(&next);
+      ahead[1] = (gemm_ahead_t){0};
+      if (next.item)
+        ahead[1] = gemm_ahead(gemm_part_b(&next), item->row_panels * vec_blocks(stripe.n, GEMM_NR));
       gemm_stripe_tiles(&stripe, ahead);
     }
     k0 += stripe.k;

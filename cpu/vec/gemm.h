@@ -23,7 +23,6 @@ enum { GEMM_MR = 6 };
 enum {
   GEMM_NR = 2 * VEC_WIDTH,
   GEMM_PACK_STEP = 16,  /* rows along k that are packed together */
-  GEMM_REQUEST_STEP = 2, /* steps of the kernel between two requests from memory */
   GEMM_STREAM_ROWS = 16 /* most rows of a group that takes the streaming path */
 };
 
@@ -98,7 +97,8 @@ typedef struct gemm_panels {
   const float *c;   /* rows ldc apart, or NULL; may be d */
   float *d;         /* rows ldd apart */
   int64_t lda, ldb, ldc, ldd;
-  const gemm_run_t *runs; /* of a line every GEMM_REQUEST_STEP steps, and more than these */
+  const gemm_run_t *runs; /* of a line every request_step steps, and more than these */
+  int64_t request_step;
 } gemm_panels_t;
 
 void VEC(gemm_kernel)(int64_t rows, const gemm_panels_t *panels);

@@ -15,6 +15,7 @@ enum {
 typedef struct gemm_requests {
   gemm_run_t run[GEMM_RUNS + 1];
   int64_t count, left; /* runs; lines that more could be */
+  int64_t steps;       /* of the tile */
 } gemm_requests_t;
 
 /* Rows or columns [first, first + count) of the product in [k0, k0 + k); operand NULL: nothing. */
@@ -23,55 +24,87 @@ typedef struct gemm_part {
   int64_t first, count, k0, k;
 } gemm_part_t;
 
-/* A part that is packed or read when `tiles` tiles are done: its stored rows are requested beside
+/* A part that is packed or read when other tiles are done: its stored rows are requested beside
  * them, an equal share beside each. */
 typedef struct gemm_ahead {
   gemm_part_t part;
-  int64_t tiles, tile, row; /* all tiles; tiles computed and stored rows requested so far */
+  int64_t rows, share, row; /* stored rows; of them beside a tile; requested so far */
 } gemm_ahead_t;
+
+static inline gemm_ahead_t gemm_ahead(gemm_part_t part, int64_t tiles) {
+  int64_t rows = part.operand->along_k ? part.k : part.count;
+  return (gemm_ahead_t){part, rows, vec_blocks(rows, tiles), 0};
+}
 
 /* For a tile of so many steps. */
 static inline void gemm_requests_begin(gemm_requests_t *requests, int64_t steps) {
   requests->count = 0;
-  requests->left = steps / GEMM_REQUEST_STEP;
+  requests->left = requests->steps = steps;
 }
 
-/* False, with nothing added, where there is no room. */
+/* False where there was no room for all. */
 static inline bool gemm_request(gemm_requests_t *requests, const void *data, int64_t step,
                                 int64_t lines) {
-  if (requests->count == GEMM_RUNS || requests->left < lines) return false;
-  requests->run[requests->count++] = (gemm_run_t){(uintptr_t)data, step, lines};
-  requests->left -= lines;
-  return true;
+  if (requests->count == GEMM_RUNS || requests->left == 0) return false;
+  int64_t taken = vec_min(lines, requests->left);
+  requests->run[requests->count++] = (gemm_run_t){(uintptr_t)data, step, taken};
+  requests->left -= taken;
+  return taken == lines;
+}
+
+/* Lines that so many bytes lie in. */
+static inline int64_t gemm_lines(const void *data, int64_t bytes) {
+  return vec_blocks((int64_t)((uintptr_t)data % GEMM_LINE) + bytes, GEMM_LINE);
 }
 
 static inline bool gemm_request_bytes(gemm_requests_t *requests, const void *data, int64_t bytes) {
-  int64_t before = (int64_t)((uintptr_t)data % GEMM_LINE);
-  return gemm_request(requests, data, GEMM_LINE, vec_blocks(before + bytes, GEMM_LINE));
+  return gemm_request(requests, data, GEMM_LINE, gemm_lines(data, bytes));
 }
 
-/* Stored row r of a part, from 0; NULL past a pair's end. */
-static inline const void *gemm_part_row(const gemm_part_t *part, int64_t r) {
+/* Stored row r of a part, from 0; NULL past a pair's end. *even becomes how many rows from it on,
+ * at least 1, are equally far apart; they may be more than there are. */
+static inline const void *gemm_part_row(const gemm_part_t *part, int64_t r, int64_t *even) {
   const gemm_operand_t *operand = part->operand;
-  int64_t size = vec_dtype_bytes(operand->dtype);
-  if (operand->along_k)
-    return (const char *)gemm_row(operand, part->k0 + r) + part->first * size;
-  const void *row[VEC_WIDTH];
-  if (!gemm_rows(operand, part->first + r, 1, row)) return NULL;
-  return (const char *)row[0] + part->k0 * size;
+  int64_t size = vec_dtype_bytes(operand->dtype), first = operand->along_k ? part->k0 : part->first;
+  int64_t from = operand->along_k ? part->first : part->k0;
+  r += first;
+  *even = operand->gather ? 1 : INT64_MAX;
+  if (operand->pair) {
+    const void *row[VEC_WIDTH];
+    *even = VEC_WIDTH - r % VEC_WIDTH;
+    return gemm_rows(operand, r, 1, row) ? (const char *)row[0] + from * size : NULL;
+  }
+  if (operand->second && r < operand->split) *even = operand->split - r;
+  return (const char *)gemm_row(operand, r) + from * size;
+}
+
+/* `rows` rows of so many bytes, step bytes apart: all in one run, or one for each row or for each
+ * line of a row, whatever is less. False where there was no room for all. */
+static inline bool gemm_request_rows(gemm_requests_t *requests, const void *data, int64_t rows,
+                                     int64_t step, int64_t bytes) {
+  if (step == bytes) return gemm_request_bytes(requests, data, rows * bytes);
+  int64_t lines = gemm_lines(data, bytes);
+  bool room = true;
+  if (rows < lines)
+    for (int64_t i = 0; room && i < rows; i++)
+      room = gemm_request_bytes(requests, (const char *)data + i * step, bytes);
+  else
+    for (int64_t i = 0; room && i < lines; i++)
+      room = gemm_request(requests, (const char *)data + i * GEMM_LINE, step, rows);
+  return room;
 }
 
 /* The share of one more tile. */
 static inline void gemm_request_ahead(gemm_requests_t *requests, gemm_ahead_t *ahead) {
   const gemm_part_t *part = &ahead->part;
-  if (!part->operand) return;
-  int64_t rows = part->operand->along_k ? part->k : part->count;
-  int64_t bytes = (part->operand->along_k ? part->count : part->k) *
-                  vec_dtype_bytes(part->operand->dtype);
-  int64_t until = vec_min(rows, vec_blocks(rows * ++ahead->tile, ahead->tiles));
-  for (; ahead->row < until; ahead->row++) {
-    const void *row = gemm_part_row(part, ahead->row);
-    if (row && !gemm_request_bytes(requests, row, bytes)) return;
+  if (!part->operand || ahead->row == ahead->rows) return;
+  int64_t size = vec_dtype_bytes(part->operand->dtype);
+  int64_t bytes = (part->operand->along_k ? part->count : part->k) * size;
+  int64_t until = vec_min(ahead->rows, ahead->row + ahead->share), even;
+  for (; ahead->row < until; ahead->row += even) {
+    const void *row = gemm_part_row(part, ahead->row, &even);
+    even = vec_min(even, until - ahead->row);
+    if (row && !gemm_request_rows(requests, row, even, part->operand->ld * size, bytes)) return;
   }
 }
 
@@ -84,9 +117,11 @@ static inline void gemm_request_result(gemm_requests_t *requests, const gemm_gro
     gemm_request(requests, at + i * ld + j + q, ld * (int64_t)sizeof *at, count);
 }
 
-/* Ends the list, with a line that is in the cache already. */
-static inline void gemm_requests_end(gemm_requests_t *requests, const float *tile) {
+/* Ends the list, with a line that is in the cache already. Returns the steps between two requests:
+ * 2 where that leaves room for all, for many in a row hold loads up. */
+static inline int64_t gemm_requests_end(gemm_requests_t *requests, const float *tile) {
   requests->run[requests->count] = (gemm_run_t){(uintptr_t)tile, 0, INT64_MAX};
+  return requests->left < requests->steps / 2 ? 1 : 2;
 }
 
 #endif

@@ -28,10 +28,10 @@ VEC_INLINE void gemm_tile(const int rows, const gemm_panels_t *panels, gemm_fma_
   int64_t lda = panels->lda, ldb = panels->ldb;
   const gemm_run_t *run = panels->runs;
   uintptr_t line = run->line;
-  int64_t lines = run->count;
+  int64_t lines = run->count, request_step = panels->request_step;
   vf acc[GEMM_MR][2];
   VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) acc[i][0] = acc[i][1] = vf_zero();
-  for (int64_t left = panels->k; left > 0; left -= GEMM_REQUEST_STEP) {
+  for (int64_t left = panels->k; left > 0; left -= request_step) {
     _mm_prefetch((const char *)line, _MM_HINT_T0);
     line += (uintptr_t)run->step;
     if (--lines == 0) {
@@ -39,7 +39,7 @@ VEC_INLINE void gemm_tile(const int rows, const gemm_panels_t *panels, gemm_fma_
       line = run->line;
       lines = run->count;
     }
-    for (int64_t p = vec_min(left, GEMM_REQUEST_STEP); p > 0; p--) {
+    for (int64_t p = vec_min(left, request_step); p > 0; p--) {
       vf b0 = vf_load(b), b1 = vf_load(b + VEC_WIDTH);
       VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) {
         if (i >= rows) continue;
