@@ -9,12 +9,12 @@
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <string.h>
 
 #include "base/mem.h"
+#include "base/threads.h"
 #include "cpu.h"
 
 enum {
@@ -200,19 +200,12 @@ static nn_status_t pool_pin(const pool_worker_t *worker, int32_t cpu) {
 }
 
 static nn_status_t pool_start(pool_t *pool, const int32_t *affinity) {
-  /* Signals are the application's: its own threads shall take them. Those that an instruction of a
-   * worker raises cannot go elsewhere: blocked, they would pass the application's handler by. */
-  static const int own[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGTRAP};
-  sigset_t blocked, old;
-  sigfillset(&blocked);
-  for (size_t i = 0; i < sizeof own / sizeof *own; i++) sigdelset(&blocked, own[i]);
-  pthread_sigmask(SIG_SETMASK, &blocked, &old);
   nn_status_t status = NN_OK;
   while (status == NN_OK && pool->started < pool->threads - 1) {
     pool_worker_t *worker = &pool->workers[pool->started];
     worker->pool = pool;
     worker->thread = pool->started + 1;
-    int error = pthread_create(&worker->handle, NULL, pool_main, worker);
+    int error = threads_start(&worker->handle, pool_main, worker);
     if (error) {
       status = status_fail(NN_ERR_MEMORY,
                            "thread %d of %d could not be started (error %d); ask for fewer",
@@ -222,7 +215,6 @@ static nn_status_t pool_start(pool_t *pool, const int32_t *affinity) {
     pool->started++;
     if (affinity) status = pool_pin(worker, affinity[worker->thread]);
   }
-  pthread_sigmask(SIG_SETMASK, &old, NULL);
   return status;
 }
 

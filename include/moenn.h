@@ -136,8 +136,8 @@ enum {
 /** Options of nn_device_create(). */
 typedef struct nn_device_options_t {
   size_t struct_size; /**< sizeof this struct. */
-  int32_t threads;    /**< Threads that compute, the caller's among them, on a CPU. 0: one per
-                           core. */
+  int32_t threads;    /**< Threads that compute, the caller's among them, on a CPU, and that read
+                           files into the memory of any device. 0: one per core. */
   int32_t cpu_paths;  /**< NN_CPU_ mask. 0: MOENN_CPU from the environment, or every path. */
   const int32_t *affinity; /**< [threads] logical CPU of each worker thread (entry 0, the caller's
                                 own thread, is left alone), with threads given; or NULL: wherever

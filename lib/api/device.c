@@ -185,6 +185,7 @@ nn_status_t nn_device_create(const char *name, const nn_device_options_t *option
     snprintf(made->name, sizeof made->name, "cuda:%d", backend.index);
   else
     snprintf(made->name, sizeof made->name, "cpu");
+  made->threads = backend.threads;
   made->log = asked.log;
   made->log_user = asked.log_user;
   made->log_level = asked.log_level ? asked.log_level : NN_LOG_WARNING;

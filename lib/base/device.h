@@ -15,6 +15,7 @@ struct nn_device {
   backend_device_t *place; /* the backend's own handle */
   char name[16];
   bool host_memory; /* its memory is the host's */
+  int32_t threads; /* of the host, that the caller lets it have */
   pthread_mutex_t lock;    /* of the two below */
   pthread_cond_t turn;
   uint64_t next, serving;  /* calls that compute take turns, first come, first served */

@@ -242,6 +242,25 @@ nn_status_t folder_map(folder_t *folder, nn_device_t *device, int32_t dtype, sto
   return NN_OK;
 }
 
+/* Which parameters are still to be read. */
+typedef struct rest {
+  const folder_t *folder;
+  int64_t next;
+  int32_t dtype;
+  void *buffer;
+} rest_t;
+
+static bool rest_next(void *user, param_item_t *item) {
+  rest_t *rest = user;
+  if (rest->next == rest->folder->table.count) return false;
+  *item = (param_item_t){.param = rest->folder->table.items[rest->next],
+                         .dtype = rest->dtype,
+                         .buffer = rest->buffer,
+                         .source = rest->folder->sources[rest->next]};
+  rest->next++;
+  return true;
+}
+
 nn_status_t folder_read(const folder_t *folder, int32_t dtype, void *buffer,
                         nn_progress_fn progress, void *user, const atomic_int *cancel,
                         nn_device_t *device) {
@@ -250,7 +269,7 @@ nn_status_t folder_read(const folder_t *folder, int32_t dtype, void *buffer,
   const param_t *params = folder->table.items;
   for (int64_t i = 0; i < folder->table.count; i++)
     transfer.total += param_io_bytes(&params[i], &folder->sources[i]);
-  for (int64_t i = 0; buffer && i < folder->table.count; i++)
-    STATUS_TRY(param_io_read(&params[i], dtype, buffer, &folder->sources[i], &transfer));
-  return buffer ? NN_OK : transfer_advance(&transfer, transfer.total);
+  if (!buffer) return transfer_advance(&transfer, transfer.total);
+  rest_t rest = {.folder = folder, .dtype = dtype, .buffer = buffer};
+  return param_io_read(rest_next, &rest, &transfer);
 }

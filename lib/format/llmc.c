@@ -181,22 +181,35 @@ void llmc_close(llmc_t *file) {
   *file = (llmc_t){0};
 }
 
+/* Which parameters are still to be read, and where the next one begins. */
+typedef struct rest {
+  const llmc_t *file;
+  const param_table_t *table;
+  cursor_t cursor;
+  param_source_t source;
+  int32_t dtype;
+  void *buffer;
+} rest_t;
+
+static bool rest_next(void *user, param_item_t *item) {
+  rest_t *rest = user;
+  *item = (param_item_t){.dtype = rest->dtype, .buffer = rest->buffer, .source = rest->source};
+  if (!cursor_next(&rest->cursor, rest->table, &item->param)) return false;
+  int64_t elements = item->param.elements;
+  if (item->param.role == PARAM_WTE) elements += rest->file->padding;
+  rest->source.data += (size_t)elements * nn_dtype_bytes(rest->file->dtype);
+  return true;
+}
+
 nn_status_t llmc_read(const llmc_t *file, const param_table_t *table, int32_t dtype, void *buffer,
                       nn_progress_fn progress, void *user, const atomic_int *cancel,
                       nn_device_t *device) {
   transfer_t transfer = {.progress = progress, .user = user, .cancel = cancel, .device = device,
+                         .done = file->padding * (int64_t)nn_dtype_bytes(file->dtype),
                          .total = file->bytes};
-  param_source_t source = {.map = &file->map, .dtype = file->dtype, .data = file->data};
-  size_t element = nn_dtype_bytes(file->dtype);
-  param_t param;
-  for (cursor_t cursor = {0}; cursor_next(&cursor, table, &param);) {
-    STATUS_TRY(param_io_read(&param, dtype, buffer, &source, &transfer));
-    source.data += (size_t)param.elements * element;
-    if (param.role != PARAM_WTE || !file->padding) continue;
-    source.data += (size_t)file->padding * element;
-    STATUS_TRY(transfer_advance(&transfer, file->padding * (int64_t)element));
-  }
-  return NN_OK;
+  rest_t rest = {.file = file, .table = table, .dtype = dtype, .buffer = buffer};
+  rest.source = (param_source_t){.map = &file->map, .dtype = file->dtype, .data = file->data};
+  return param_io_read(rest_next, &rest, &transfer);
 }
 
 /* ---- writing --------------------------------------------------------------------------------- */

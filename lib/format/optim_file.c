@@ -195,6 +195,28 @@ static nn_status_t optim_check_values(const safetensors_t *file, const safetenso
   return NN_OK;
 }
 
+/* Which numbers are still to be read. */
+typedef struct rest {
+  const safetensors_t *file;
+  const param_table_t *table;
+  const optim_parts_t *parts;
+  const safetensors_tensor_t **sources;
+  int64_t next;
+} rest_t;
+
+static bool rest_next(void *user, param_item_t *item) {
+  rest_t *rest = user;
+  int64_t param = rest->next / rest->parts->count, part = rest->next % rest->parts->count;
+  if (param == rest->table->count) return false;
+  const safetensors_tensor_t *source = rest->sources[rest->next++];
+  *item = (param_item_t){
+      .param = rest->table->items[param],
+      .dtype = rest->parts->dtype[part],
+      .buffer = rest->parts->data[part],
+      .source = {.map = &rest->file->map, .dtype = source->dtype, .data = source->data}};
+  return true;
+}
+
 static nn_status_t optim_load(safetensors_t *file, const param_table_t *table,
                               optim_state_t *state, transfer_t *transfer) {
   optim_parts_t parts = optim_parts(state);
@@ -211,12 +233,8 @@ static nn_status_t optim_load(safetensors_t *file, const param_table_t *table,
   for (int64_t i = 0; status == NN_OK && i < count; i++)
     if (parts.dtype[i % parts.count] == NN_F32)
       status = optim_check_values(file, sources[i], i % parts.count == STATE_V, transfer);
-  for (int64_t i = 0; status == NN_OK && i < count; i++) {
-    const param_source_t source = {
-        .map = &file->map, .dtype = sources[i]->dtype, .data = sources[i]->data};
-    status = param_io_read(&table->items[i / parts.count], parts.dtype[i % parts.count],
-                           parts.data[i % parts.count], &source, transfer);
-  }
+  rest_t rest = {.file = file, .table = table, .parts = &parts, .sources = sources};
+  if (status == NN_OK) status = param_io_read(rest_next, &rest, transfer);
   if (status == NN_OK) *state = read;
   mem_free(memory);
   return status;

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/device.h"
 #include "format/mxfp4.h"
 #include "model_files.h"
 
@@ -102,10 +103,13 @@ static nn_status_t packing_source(void *user, int64_t index, file_writer_t *writ
   return NN_OK;
 }
 
-static stamped_t packed_model(void) {
+static stamped_t packed_model(int64_t hidden, int64_t ffn) {
   nn_model_config_t config = files_family(NN_FAMILY_GPT_OSS);
-  config.hidden = 32, config.ffn = 64, config.layers = 2;
-  return stamped_make(config, 1);
+  config.hidden = hidden, config.ffn = ffn, config.layers = 2;
+  stamped_t model = {.config = config, .table = files_table(&config)};
+  model.values = fixture_memory((size_t)model.table.elements * sizeof(float));
+  for (int64_t i = 0; i < model.table.elements; i++) model.values[i] = (float)(1 + i);
+  return model;
 }
 
 /* without: a name to leave out, or NULL; u8: the dtype of blocks. */
@@ -143,9 +147,8 @@ static float packed_value(const param_t *param, int64_t expert, int64_t row, int
   return ldexpf(numbers[index % 2 ? byte >> 4 : byte & 15], scale_byte(index / 32) - 127);
 }
 
-static void experts_of_blocks_are_read(void **state) {
-  (void)state;
-  stamped_t model = packed_model();
+static void check_reading(int64_t hidden, int64_t ffn) {
+  stamped_t model = packed_model(hidden, ffn);
   write_packed(&model, NULL, NN_U8);
   folder_t opened = {0};
   CHECK(folder_open(folder, &opened));
@@ -170,9 +173,22 @@ static void experts_of_blocks_are_read(void **state) {
         }
   }
   assert_int_equal(packed, 4);
+  float *again = fixture_memory((size_t)opened.table.elements * sizeof *values);
+  nn_device_t *far = fixture_device_named("cpu", 2, 0);
+  far->host_memory = false; /* as if only copies reached its memory */
+  CHECK(folder_read(&opened, NN_F32, again, NULL, NULL, NULL, far));
+  assert_memory_equal(again, values, (size_t)opened.table.elements * sizeof *values);
+  nn_device_destroy(far);
+  free(again);
   free(values);
   folder_close(&opened);
   stamped_free(&model);
+}
+
+static void experts_of_blocks_are_read(void **state) {
+  (void)state;
+  check_reading(32, 64);
+  check_reading(512, 288); /* an expert's numbers are read in two pieces */
 }
 
 static void refuse(nn_status_t status, const char *parts) {
@@ -182,12 +198,12 @@ static void refuse(nn_status_t status, const char *parts) {
 
 static void blocks_must_fit(void **state) {
   (void)state;
-  stamped_t model = packed_model();
+  stamped_t model = packed_model(32, 64);
   write_packed(&model, "model.layers.1.mlp.experts.down_proj_scales", NN_U8);
   refuse(NN_ERR_FORMAT, "\"model.layers.1.mlp.experts.down_proj\"|missing");
   write_packed(&model, NULL, NN_I8);
   refuse(NN_ERR_UNSUPPORTED, "gate_up_proj_blocks|I8|U8");
-  stamped_t other = packed_model();
+  stamped_t other = packed_model(32, 64);
   other.config.ffn = 32;
   write_packed(&model, NULL, NN_U8);
   stamped_write_config(&other, folder);
