@@ -204,8 +204,8 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
       hopper_hold(dk);
       hopper_hold(dv);
       hopper_hold(s);
-      __syncwarp(); /* all have read the statistics */
-      if (step && signals) hopper_arrive(bwd90_empty<D>(base, slot ? slot - 1 : size::stages - 1));
+      /* by every lane: it has read the statistics, over which the copy engine writes next */
+      if (step) hopper_arrive(bwd90_empty<D>(base, slot ? slot - 1 : size::stages - 1));
 #pragma unroll
       for (int n = 0; n < numbers / 4; n++) {
         float4 stat = stats[4 * n + t]; /* lse, delta of two rows */
@@ -270,8 +270,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
     hopper_done<0>();
     hopper_hold(dk);
     hopper_hold(dv);
-    __syncwarp();
-    if (signals) hopper_arrive(bwd90_empty<D>(base, slot));
+    hopper_arrive(bwd90_empty<D>(base, slot));
     if (++slot == size::stages) slot = 0, parity ^= 1;
     int block = piece.block;
     int64_t kv = piece.pair / a.rows.kv_heads * a.op.kv_batch +
@@ -305,7 +304,7 @@ __global__ void __launch_bounds__(bwd90_keys_size<D>::threads, 1)
     }
     for (uint32_t i = 0; i < size::stages; i++) {
       hopper_barrier_init(bwd90_full<D>(base, i), 1);
-      hopper_barrier_init(bwd90_empty<D>(base, i), BWD90_KEY_GROUPS * HOPPER_GROUP / 32);
+      hopper_barrier_init(bwd90_empty<D>(base, i), BWD90_KEY_GROUPS * HOPPER_GROUP);
     }
     hopper_barrier_ready();
   }
