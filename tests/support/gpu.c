@@ -12,7 +12,7 @@
 #include "base/plugin.h"
 #include "base/status.h"
 
-enum { TENSORS = 128, BLOCKS = 256, GUARD = 256, GUARD_BYTE = 0xff, PIECE = 1 << 22 };
+enum { TENSORS = 128, BLOCKS = 256, GUARD = 256, GUARD_BYTE = 0xff };
 
 struct gpu_tensor {
   gpu_kind_t kind;
@@ -22,6 +22,7 @@ struct gpu_tensor {
   char *at[GPU_SIDES];
   char *first[GPU_SIDES]; /* host: content before each run; the GPU's with its guard */
   char *got;              /* host: the GPU's content after the last run, with its guard */
+  char *spare;            /* room for the next run's */
 };
 
 static struct {
@@ -208,7 +209,7 @@ gpu_tensor_t *gpu_tensor(gpu_kind_t kind, gpu_use_t use, const void *values, int
     memset(t->first[s], GUARD_BYTE, t->bytes[s] + GUARD); /* NaN */
     t->at[s] = gpu_alloc(s, t->bytes[s] + guard);
   }
-  t->got = gpu_host(t->bytes[GPU_GPU] + GUARD);
+  t->got = gpu_host(t->bytes[GPU_GPU] + GUARD), t->spare = gpu_host(t->bytes[GPU_GPU] + GUARD);
   if (use != GPU_WRITE) gpu_set_first(t, values);
   for (int s = 0; s < GPU_SIDES; s++) gpu_upload(t, s);
   return t;
@@ -305,7 +306,7 @@ void gpu_end(void) {
     gpu_release(GPU_CPU, t->at[GPU_CPU], t->bytes[GPU_CPU]);
     gpu_release(GPU_GPU, t->at[GPU_GPU], t->bytes[GPU_GPU] + GUARD);
     for (int s = 0; s < GPU_SIDES; s++) free(t->first[s]);
-    free(t->got);
+    free(t->got), free(t->spare);
   }
   gpu.tensor_count = 0;
   while (gpu.block_count) free(gpu.blocks[--gpu.block_count]);
@@ -317,16 +318,17 @@ void gpu_end(void) {
 
 /* ---- runs ------------------------------------------------------------------------------------ */
 
-/* Scratch is full of NaN at first, later of 0.18; the guard behind it is NaN. */
+/* Scratch is full of NaN at first, later of numbers; the guard behind it is NaN. The device fills
+ * it: copying its tens of megabytes would take longer than most cases. */
 static void gpu_soil_scratch(int run) {
-  static unsigned char piece[PIECE];
   char *data = gpu.scratch[GPU_GPU];
   size_t bytes = gpu.scratch_bytes[GPU_GPU];
-  memset(piece, run ? 0x3e : 0xff, sizeof piece);
-  for (size_t at = 0; at < bytes; at += PIECE)
-    gpu_copy_in(data + at, piece, bytes - at < PIECE ? bytes - at : PIECE);
-  memset(piece, GUARD_BYTE, GUARD);
-  gpu_copy_in(data + bytes, piece, GUARD);
+  op_fill_normal_t fill = {.out = data, .dtype = NN_F32, .seed = 1, .std = run ? 0.2f : NAN};
+  fill.count = (int64_t)(bytes / sizeof(float));
+  gpu_expect(NN_OK, GPU_CALL(fill_normal, GPU_GPU, &fill), "fill_normal");
+  unsigned char guard[GUARD];
+  memset(guard, GUARD_BYTE, GUARD);
+  gpu_copy_in(data + bytes, guard, GUARD);
 }
 
 void gpu_prepare(int side, int run) {
@@ -353,13 +355,12 @@ void gpu_collect(const char *operation, int run) {
     gpu_tensor_t *t = gpu.tensors[i];
     if (t->use == GPU_READ) continue;
     size_t bytes = t->bytes[GPU_GPU];
-    char *now = gpu_host(bytes + GUARD);
+    char *now = t->spare;
     gpu_copy_out(now, t->at[GPU_GPU], bytes + GUARD);
     if (run && t->use != GPU_SPENT && memcmp(now, t->got, bytes) != 0)
       fail_msg("%s: run %d of %s gave other bits in the tensor of %lld elements, number %d",
                gpu.name, run, operation, (long long)t->count, i);
-    free(t->got);
-    t->got = now;
+    t->spare = t->got, t->got = now;
     gpu_check_untouched(t, operation);
   }
   gpu_check_scratch(operation);
