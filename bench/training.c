@@ -54,7 +54,7 @@ static void step_scenario(nn_device_t *device, const bench_options_t *options,
   int64_t runs;
   double median = bench_time(step_run, &step, options->seconds, &fastest, &runs);
   double flops = step_flops(config, plan.active_parameters, (double)batch, (double)seq_len);
-  double rate = dtype == NN_BF16 ? peak->bf16_flops : peak->fp32_flops;
+  double rate = dtype == NN_F32 ? peak->fp32_flops : peak->bf16_flops;
   double floor = flops / rate + 28.0 * (double)plan.parameters / peak->copy_bytes;
   nn_memory_t memory = {.struct_size = sizeof memory};
   TRY(nn_device_memory(device, &memory));
@@ -89,6 +89,12 @@ void bench_training(nn_device_t *device, const bench_options_t *options,
     step_scenario(device, options, peak, "moe", "train moe-6.9b bf16, batch 4, seq 4096", &config, 4, 4096,
                   NN_BF16, NN_RECOMPUTE_FFN);
   config.layers = 4;
+  if (gpu) {
+    step_scenario(device, options, peak, "moe", "train 4 layers of moe-6.9b bf16, 16384 tokens",
+                  &config, 4, 4096, NN_BF16, NN_RECOMPUTE_FFN);
+    step_scenario(device, options, peak, "moe", "train 4 layers of moe-6.9b fp16, 16384 tokens",
+                  &config, 4, 4096, NN_F16, NN_RECOMPUTE_FFN);
+  }
   step_scenario(device, options, peak, "moe", "train 4 layers of moe-6.9b, 1024 tokens", &config, 1, 1024,
                 NN_F32, NN_RECOMPUTE_NONE);
 }

@@ -1,0 +1,144 @@
+/* A GPU's operations by themselves. Each is called many times between two events in the device's
+ * stream, so that launches overlap as they do in a step. */
+#include "gpu.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "base/device.h"
+#include "base/mem.h"
+
+enum { SAMPLES = 9 };
+
+/* ---- memory ---- */
+
+void *gpu_alloc(gpu_t *gpu, size_t bytes) {
+  if (gpu->buffers == GPU_BUFFERS) bench_try(NN_ERR_CAPACITY, "more buffers than GPU_BUFFERS");
+  gpu_buffer_t *buffer = &gpu->buffer[gpu->buffers++];
+  buffer->bytes = bytes;
+  TRY(gpu->table->alloc(gpu->place, bytes, &buffer->data));
+  return buffer->data;
+}
+
+void gpu_drop(gpu_t *gpu) {
+  while (gpu->buffers) {
+    gpu_buffer_t buffer = gpu->buffer[--gpu->buffers];
+    gpu->table->free(gpu->place, buffer.data, buffer.bytes);
+  }
+}
+
+void *gpu_normal(gpu_t *gpu, int64_t count, int32_t dtype, float std) {
+  void *data = gpu_alloc(gpu, (size_t)count * nn_dtype_bytes(dtype));
+  op_fill_normal_t fill = {.out = data, .dtype = dtype, .count = count, .std = std, .seed = 7};
+  fill.stream = gpu->filled++;
+  TRY(gpu->table->fill_normal(gpu->place, &fill, gpu->scratch));
+  return data;
+}
+
+void *gpu_bf16(gpu_t *gpu, int64_t count) { return gpu_normal(gpu, count, NN_BF16, 1); }
+
+void *gpu_zeros(gpu_t *gpu, size_t bytes) {
+  void *data = gpu_alloc(gpu, bytes);
+  TRY(gpu->table->zero(gpu->place, data, bytes));
+  return data;
+}
+
+int32_t *gpu_ids(gpu_t *gpu, int64_t count, int64_t step, int64_t first, int64_t bound) {
+  int32_t *ids = bench_alloc((size_t)count * sizeof *ids);
+  for (int64_t i = 0; i < count; i++) ids[i] = (int32_t)((i * step + first) % bound);
+  int32_t *data = gpu_alloc(gpu, (size_t)count * sizeof *ids);
+  TRY(gpu->table->copy_in(gpu->place, data, ids, (size_t)count * sizeof *ids));
+  mem_free(ids);
+  return data;
+}
+
+/* ---- timing ---- */
+
+static int gpu_compare(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+gpu_time_t gpu_time(const gpu_t *gpu, gpu_fn fn, const void *op) {
+  double times[SAMPLES];
+  double once = 0;
+  for (int i = 0; i < 4; i++) { /* the last after three for warming up */
+    gpu_clock_begin(gpu->clock);
+    TRY(fn(gpu->place, op, gpu->scratch));
+    once = gpu_clock_end(gpu->clock);
+  }
+  int64_t turns = (int64_t)(0.02 / once) + 1;
+  for (int i = 0; i < SAMPLES; i++) {
+    gpu_clock_begin(gpu->clock);
+    for (int64_t t = 0; t < turns; t++) TRY(fn(gpu->place, op, gpu->scratch));
+    times[i] = gpu_clock_end(gpu->clock) / (double)turns;
+  }
+  qsort(times, SAMPLES, sizeof *times, gpu_compare);
+  return (gpu_time_t){times[SAMPLES / 2], times[0], turns * SAMPLES};
+}
+
+gpu_time_t gpu_run(const gpu_t *gpu, const char *name, gpu_fn fn, const void *op,
+                   bench_work_t work) {
+  if (!report_wanted("gpu", name)) return (gpu_time_t){0};
+  gpu_time_t time = gpu_time(gpu, fn, op);
+  report_line("gpu", name, time.median, time.fastest, time.runs, work, "");
+  return time;
+}
+
+bench_work_t gpu_flops(const gpu_t *gpu, double amount) {
+  return (bench_work_t){UNIT_FLOP, amount, gpu->peak.bf16_flops};
+}
+
+bench_work_t gpu_bytes(const gpu_t *gpu, double amount) {
+  return (bench_work_t){UNIT_BYTE, amount, gpu->peak.copy_bytes};
+}
+
+/* ---- ceilings ---- */
+
+static double gpu_product_rate(gpu_t *gpu, int32_t dtype, int64_t size) {
+  op_matmul_t op = {.m = size, .n = size, .k = size, .lda = size, .ldb = size, .ldd = size};
+  op.a_dtype = op.b_dtype = op.d_dtype = dtype, op.trans_b = 1;
+  op.a = gpu_normal(gpu, size * size, dtype, 1), op.b = gpu_normal(gpu, size * size, dtype, 1);
+  op.d = gpu_alloc(gpu, (size_t)(size * size) * nn_dtype_bytes(dtype));
+  double best[5];
+  for (int i = -2; i < 5; i++) {
+    gpu_clock_begin(gpu->clock);
+    for (int t = 0; t < 10; t++) TRY(gpu->table->matmul(gpu->place, &op, gpu->scratch));
+    double seconds = gpu_clock_end(gpu->clock);
+    if (i >= 0) best[i] = seconds / 10;
+  }
+  qsort(best, 5, sizeof *best, gpu_compare);
+  gpu_drop(gpu);
+  return 2.0 * (double)size * (double)size * (double)size / best[2];
+}
+
+/* For every shape of the groups. */
+static size_t gpu_scratch(const gpu_t *gpu) {
+  const nn_model_config_t *c = &gpu->config;
+  backend_limits_t limits = {.rows = GPU_TOKENS, .batch = 32, .kv_len = GPU_SEQ, .hidden = 8192,
+                             .heads = 64, .kv_heads = 8, .head_dim = 256, .ffn = c->ffn,
+                             .experts = 256, .top_k = 8, .vocab = c->vocab_size,
+                             .weight_dtype = NN_BF16, .act_dtype = NN_BF16, .training = 1};
+  return gpu->table->workspace_bytes(gpu->place, &limits);
+}
+
+bench_ceilings_t bench_gpu(nn_device_t *device, int32_t index) {
+  gpu_t gpu = {.table = device->backend, .place = device->place};
+  gpu.config.struct_size = sizeof gpu.config;
+  TRY(nn_config_preset("moe-6.9b", &gpu.config));
+  gpu.scratch.bytes = gpu_scratch(&gpu);
+  TRY(gpu.table->alloc(gpu.place, gpu.scratch.bytes, &gpu.scratch.data));
+  gpu_bandwidth(index, &gpu.peak.read_bytes, &gpu.peak.copy_bytes);
+  backend_info_t info = {.struct_size = sizeof info};
+  gpu.table->describe(gpu.place, &info);
+  gpu.clock = gpu_clock_open(index, info.queue);
+  gpu.peak.bf16_flops = gpu_product_rate(&gpu, NN_BF16, 8192);
+  gpu.peak.fp32_flops = gpu_product_rate(&gpu, NN_F32, 4096);
+  report_ceilings("GPU", &gpu.peak);
+  gpu_ops(&gpu);
+  gpu_attentions(&gpu);
+  gpu_mixtures(&gpu);
+  gpu_clock_close(gpu.clock);
+  gpu.table->free(gpu.place, gpu.scratch.data, gpu.scratch.bytes);
+  return gpu.peak;
+}
