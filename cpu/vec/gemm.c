@@ -1,7 +1,7 @@
 /* Cuts the groups of a product into items and computes each: panels of b and a are packed into
  * the thread's scratch, block by block along k, and the register kernel goes over them; operands
- * whose rows run along k are read where they lie. How items are cut depends on the threads; no
- * element's sum does. */
+ * whose rows run along k are read where they lie, and so is any a where the rest is near. How items
+ * are cut depends on the threads; no element's sum does. */
 #include "vec/gemm_ahead.h"
 
 enum {
@@ -12,6 +12,8 @@ enum {
   GEMM_STREAM_COLUMNS = 64, /* columns of a streaming item */
   GEMM_THIN_COLUMNS = 192,  /* columns of an item of few rows */
   GEMM_BAD_STRIDE = 4096,   /* bytes: lines so far apart compete for few places in a cache */
+  GEMM_NEAR = 320 << 10,    /* bytes that stay in a cache beside others */
+  GEMM_PUT_ROWS = 48,       /* rows that are computed, then put where they belong */
   GEMM_THIN_MOST = 255,     /* rows that are few: of experts, whose weights come from memory */
 
   GEMM_TILE_FLOATS = GEMM_MR * GEMM_NR,
@@ -68,16 +70,16 @@ static int64_t pack_step(const gemm_operand_t *operand, int64_t k) {
   return operand->along_k ? GEMM_PACK_STEP : k;
 }
 
-/* Whether panels of an operand are read where they lie: in rows along k, one stride apart. Each
- * step's line is then a stride from the last one's, which caches hold as well as packed ones unless
- * the stride maps them all to a few sets. */
+/* Whether an operand can be read where it lies: in rows one stride apart. From step to step in rows
+ * along k, lines are then a stride apart, and the same is true of rows across: caches hold these as
+ * well as packed ones unless the stride maps them all to a few sets. */
 static bool gemm_in_place(const gemm_t *gemm, const gemm_operand_t *operand) {
-  return gemm->form == &form_numbers && operand->along_k && operand->dtype == NN_F32 &&
-         !operand->gather && !operand->second && operand->ld * 4 % GEMM_BAD_STRIDE != 0;
+  return gemm->form == &form_numbers && operand->dtype == NN_F32 && !operand->gather &&
+         !operand->second && operand->ld * 4 % GEMM_BAD_STRIDE != 0;
 }
 
-static const float *gemm_place(const gemm_operand_t *operand, int64_t k0, int64_t i) {
-  return (const float *)operand->data + k0 * operand->ld + i;
+static const float *gemm_place(const gemm_operand_t *operand, int64_t row, int64_t i) {
+  return (const float *)operand->data + row * operand->ld + i;
 }
 
 static void gemm_item_pack_a(const gemm_item_t *item, int64_t k0, int64_t k) {
@@ -225,6 +227,98 @@ static void gemm_item_packed(const gemm_item_t *item, const gemm_item_t *after) 
   } while (k0 < k);
 }
 
+/* ---- an item whose a needs no packing -------------------------------------------------------- */
+
+/* Bytes from the first to the last of so many stored rows. */
+static int64_t gemm_extent(const gemm_operand_t *operand, int64_t rows) {
+  return rows * operand->ld * vec_dtype_bytes(operand->dtype);
+}
+
+/* Whether a group is computed so: all but the rows of an a across, which come one after the other,
+ * is near enough that nothing need be requested in time. */
+static int gemm_is_near(const gemm_t *gemm, const gemm_group_t *group) {
+  const gemm_operand_t *a = &group->a, *b = &group->b;
+  return gemm->form == &form_numbers && (!a->along_k || gemm_extent(a, group->k) <= GEMM_NEAR) &&
+         gemm_extent(b, b->along_k ? group->k : group->n) <= GEMM_NEAR &&
+         (!group->c || group->m * group->ldc * (int64_t)sizeof *group->c <= GEMM_NEAR);
+}
+
+/* Copies what the item reads of a in [k0, k0 + k), row by row. */
+static void gemm_item_copy_a(const gemm_item_t *item, int64_t k0, int64_t k) {
+  const gemm_operand_t *a = &item->group->a;
+  int64_t rows = a->along_k ? k : item->m, width = a->along_k ? item->m : k;
+  int64_t first = a->along_k ? k0 : item->i, from = a->along_k ? item->i : k0;
+  float *to = item->a;
+  for (int64_t r = 0; r < rows; r++, to += width) {
+    const void *row = gemm_row(a, first + r);
+    for (int64_t q = 0; q < width; q += VEC_WIDTH)
+      vf_store_next(to + q, width - q, vf_load_weight_next(row, from + q, width - q, a->dtype));
+  }
+}
+
+/* Ends a panel of columns that the kernel cannot write where it belongs: a few rows at a time, so
+ * that they are in the first cache when they are put there. */
+static void gemm_item_put(const gemm_item_t *item, int64_t column, gemm_panels_t panels) {
+  int64_t columns = vec_min(GEMM_NR, item->n - column), j = item->j + column;
+  int across = !item->group->a.along_k;
+  for (int64_t r = 0; r < item->m; r += GEMM_PUT_ROWS) {
+    int64_t rows = vec_min(item->m - r, GEMM_PUT_ROWS);
+    VEC(gemm_rows)(rows, across, &panels);
+    gemm_put(item->gemm, item->group, item->i + r, rows, j, columns, panels.d);
+    panels.a += across ? rows * panels.lda : rows;
+    if (!panels.sum) continue;
+    panels.d += rows * GEMM_NR;
+    panels.sum = panels.d;
+  }
+}
+
+/* A panel of columns in the block [k0, k0 + k); panels has a. */
+static void gemm_item_columns(const gemm_item_t *item, int64_t column, int64_t k0,
+                              gemm_panels_t panels) {
+  const gemm_group_t *group = item->group;
+  int64_t columns = vec_min(GEMM_NR, item->n - column), i = item->i, j = item->j + column;
+  int first = k0 == 0, last = k0 + panels.k == group->k, whole = columns == GEMM_NR;
+  if (item->b_in_place && whole) {
+    panels.b = gemm_place(&group->b, k0, j);
+    panels.ldb = group->b.ld;
+  } else {
+    gemm_item_pack_b(item, j, columns, k0, panels.k);
+    panels.b = item->b;
+    panels.ldb = GEMM_NR;
+  }
+  panels.d = item->sum + (first && last ? 0 : column * item->m);
+  panels.ldd = GEMM_NR;
+  panels.sum = first ? NULL : panels.d;
+  if (last && !(item->direct && whole)) {
+    gemm_item_put(item, column, panels);
+    return;
+  }
+  if (last) {
+    panels.c = group->c ? group->c + i * group->ldc + j : NULL;
+    panels.ldc = group->ldc;
+    panels.d = group->d + i * group->ldd + j;
+    panels.ldd = group->ldd;
+  }
+  VEC(gemm_rows)(item->m, !group->a.along_k, &panels);
+}
+
+static void gemm_item_near(const gemm_item_t *item) {
+  const gemm_group_t *group = item->group;
+  const gemm_operand_t *a = &group->a;
+  for (int64_t k0 = 0, k; k0 < group->k; k0 += k) {
+    k = vec_min(gemm_k_block(group->k), group->k - k0);
+    gemm_panels_t panels = {.k = k, .a = item->a, .lda = a->along_k ? item->m : k};
+    if (item->a_in_place) {
+      panels.a = a->along_k ? gemm_place(a, k0, item->i) : gemm_place(a, item->i, k0);
+      panels.lda = a->ld;
+    } else {
+      gemm_item_copy_a(item, k0, k);
+    }
+    for (int64_t column = 0; column < item->n; column += GEMM_NR)
+      gemm_item_columns(item, column, k0, panels);
+  }
+}
+
 /* Whether a group has too few rows for weights to be packed, but too many to stream. */
 static int gemm_thin(const gemm_t *gemm, const gemm_group_t *group) {
 #if VEC_AVX512
@@ -331,12 +425,18 @@ static void gemm_item(void *context, int64_t index, int32_t thread) {
     return;
   }
 #endif
+  const gemm_operand_t *a = &item.group->a, *b = &item.group->b;
+  int near = gemm_is_near(gemm, item.group);
+  item.direct = !gemm->store;
+  item.a_in_place = gemm_in_place(gemm, a) && (a->along_k || near);
+  item.b_in_place = gemm_in_place(gemm, b) && b->along_k;
+  if (near) {
+    gemm_item_near(&item);
+    return;
+  }
   item.row_panels = vec_blocks(item.m, GEMM_MR);
   item.low_rows = item.m / item.row_panels;
   item.high_panels = item.m % item.row_panels;
-  item.direct = !gemm->store;
-  item.a_in_place = gemm_in_place(gemm, &item.group->a);
-  item.b_in_place = gemm_in_place(gemm, &item.group->b);
   /* Most likely this thread's next one: items go to threads in turn. */
   int64_t next = index + gemm->threads;
   gemm_item_t after;

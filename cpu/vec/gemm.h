@@ -103,6 +103,9 @@ typedef struct gemm_panels {
 
 void VEC(gemm_kernel)(int64_t rows, const gemm_panels_t *panels);
 
+/* The same for any number m of rows, without requests. With across, a is [m, k], rows lda apart. */
+void VEC(gemm_rows)(int64_t m, int across, const gemm_panels_t *panels);
+
 /* Packs count rows or columns of an operand from `first` on, restricted to k0 .. k0 + k - 1, as
  * out[k, width]. For a, width is count; for b it is GEMM_NR, and what is absent becomes 0. From
  * rows along the product, up to VEC_WIDTH floats are written past the end; k > 0 for rows along

@@ -160,6 +160,26 @@ static void test_large(void **state) {
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_matmul(&cases[i]);
 }
 
+/* Operands that caches hold are not packed: every height of a last tile, several blocks of k,
+ * and rows a power of two apart, which are copied. */
+static void test_near(void **state) {
+  (void)state;
+  for (int64_t m = 18; m < 27; m++)
+    for (int32_t i = 0; i < 8; i++)
+      check_matmul(&(matmul_case_t){.m = m, .n = 64 + 3 * (i / 4), .k = 30 + m % 2, .trans_a = i % 2,
+                                    .trans_b = i / 2 % 2, .addend = (int32_t)m % 3});
+  const matmul_case_t cases[] = {
+      {.m = 100, .n = 70, .k = 900, .addend = 1},
+      {.m = 100, .n = 70, .k = 900, .trans_b = 1, .biased = 1},
+      {.m = 70, .n = 64, .k = 900, .trans_a = 1, .addend = 2},
+      {.m = 100, .n = 40, .k = 1024, .epilogue = MATMUL_GELU},
+      {.m = 1024, .n = 40, .k = 50, .trans_a = 1, .addend = 2},
+      {.m = 600, .n = 64, .k = 40, .pad = 3, .addend = 1},
+      {.m = 300, .n = 500, .k = 400}, /* not near */
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_matmul(&cases[i]);
+}
+
 /* GELU's forward may be asked for without aux. */
 static void test_gelu_without_aux(void **state) {
   (void)state;
@@ -182,6 +202,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_sizes),
       cmocka_unit_test(test_large),
+      cmocka_unit_test(test_near),
       cmocka_unit_test(test_gelu_without_aux),
   };
   return cmocka_run_group_tests_name("matmul", tests, NULL, NULL);
