@@ -166,24 +166,26 @@ static void experts_up_store(void *context, int64_t e, int64_t i, int64_t rows, 
   const experts_t *experts = context;
   const op_experts_t *op = experts->forward;
   (void)columns;
-  float *all_pre = op->pre;
-  int64_t f = j / 2, left = op->ffn - f, first = e * op->bias_stride;
+  /* All in variables of its own, which what is stored cannot change. */
+  const int64_t ffn = op->ffn, f = j / 2, left = ffn - f, first = e * op->bias_stride;
+  const float limit = op->limit;
+  const int biased = op->gate_bias != NULL;
+  float *pre = op->pre, *act = op->out ? experts->act : NULL;
+  if (pre) pre += (experts->row[e] + i) * 2 * ffn + f;
+  if (act) act += (experts->local[e] + i) * ffn + f;
   vf g_bias = vf_zero(), u_bias = vf_zero();
-  if (op->gate_bias) {
+  if (biased) {
     g_bias = experts_bias(op->gate_bias, first, f, left, op->interleaved, op->weight_dtype);
     u_bias = experts_bias(op->up_bias, first, f, left, op->interleaved, op->weight_dtype);
   }
-  for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
+  for (int64_t r = 0; r < rows; r++, tile += GEMM_NR) {
     vf g = vf_load(tile), u = vf_load(tile + VEC_WIDTH);
-    if (op->gate_bias) g = vf_add(g, g_bias), u = vf_add(u, u_bias);
-    if (all_pre) {
-      float *pre = all_pre + (experts->row[e] + r) * 2 * op->ffn + f;
-      vf_store_next(pre, left, g);
-      vf_store_next(pre + op->ffn, left, u);
+    if (biased) g = vf_add(g, g_bias), u = vf_add(u, u_bias);
+    if (pre) {
+      vf_store_next(pre + r * 2 * ffn, left, g);
+      vf_store_next(pre + r * 2 * ffn + ffn, left, u);
     }
-    if (!op->out) continue;
-    vf_store_next(experts->act + (experts->local[e] + r) * op->ffn + f, left,
-                  glu_act(g, u, op->limit));
+    if (act) vf_store_next(act + r * ffn, left, glu_act(g, u, limit));
   }
 }
 
