@@ -463,9 +463,26 @@ static int64_t gemm_cuts(int64_t least, int64_t i, int32_t threads) {
   return i ? vec_round_up(least << (i - 1), threads) : least;
 }
 
-/* Chooses the shape of items for groups of at most m x n by what all would cost if they were
- * that large: the kernel does two multiply-adds of a vector in a cycle, packing moves about four
- * elements in one. */
+/* How long threads take that claim all `items` one after the other, in quarters of a cycle: the
+ * kernel does two multiply-adds of a vector in a cycle, packing moves about four elements in one.
+ * A group that streams or is thin counts as if it were packed. */
+static int64_t gemm_span(const gemm_t *gemm, int64_t items, int64_t threads) {
+  int64_t before = 0, span = 0; /* work of the groups so far; when the last of these is done */
+  for (int64_t g = 0; g < gemm->count; g++) {
+    const gemm_group_t *group = &gemm->groups[g];
+    int64_t own = (g + 1 < gemm->count ? group[1].first_item : items) - group->first_item;
+    if (own == 0) continue;
+    int64_t columns = vec_min(group->n, gemm_width(gemm, group));
+    int64_t rows = vec_blocks(group->m, group->row_blocks);
+    int64_t cost = group->k * (rows * columns * 2 / VEC_WIDTH + rows + columns);
+    int64_t end = before / threads + vec_blocks(own, threads) * cost;
+    span = end > span ? end : span;
+    before += own * cost;
+  }
+  return span > before / threads ? span : before / threads;
+}
+
+/* Chooses the shape of items, for groups of at most m x n, by what all would take. */
 static void gemm_cut(gemm_t *gemm, int64_t m, int64_t n, int32_t threads) {
   int64_t best = INT64_MAX, block_m = 0, block_n = 0;
   int64_t cuts = threads > 1 ? 5 : 1;
@@ -474,9 +491,7 @@ static void gemm_cut(gemm_t *gemm, int64_t m, int64_t n, int32_t threads) {
       gemm->block_m = vec_blocks(m, gemm_cuts(vec_blocks(m, GEMM_MB), i, threads));
       gemm->block_n = vec_round_up(vec_blocks(n, gemm_cuts(vec_blocks(n, GEMM_NB), j, threads)),
                                    GEMM_NR);
-      int64_t turns = vec_blocks(gemm_count_items(gemm), threads);
-      int64_t cost = turns * (gemm->block_m * gemm->block_n * 2 / VEC_WIDTH + gemm->block_m +
-                              gemm->block_n);
+      int64_t cost = gemm_span(gemm, gemm_count_items(gemm), threads);
       if (cost < best) {
         best = cost;
         block_m = gemm->block_m;
