@@ -82,25 +82,63 @@ static void backend_free(backend_device_t *device, void *data, size_t bytes) {
   cudaGetLastError();
 }
 
-static nn_status_t backend_copy(backend_device_t *device, const char *name, void *to,
-                                const void *from, size_t bytes, cudaMemcpyKind kind) {
-  CUDA_TRY(cuda_select(device, name));
-  if (!bytes) return NN_OK;
-  pthread_mutex_lock(&device->recording);
-  cudaError_t error = cudaMemcpyAsync(to, from, bytes, kind, device->stream);
-  if (error == cudaSuccess) error = cudaStreamSynchronize(device->stream);
-  pthread_mutex_unlock(&device->recording);
-  return cuda_check(device, name, error);
+/* Waits for the stream, after which the stage is free. */
+static cudaError_t backend_settle(backend_device_t *device) {
+  device->staged = 0;
+  return cudaStreamSynchronize(device->stream);
 }
 
+/* Small copies go through the stage, and then nobody waits. */
+static cudaError_t backend_put(backend_device_t *device, void *data, const void *host,
+                               size_t bytes) {
+  if (bytes > CUDA_STAGE_MOST) {
+    cudaError_t error =
+        cudaMemcpyAsync(data, host, bytes, cudaMemcpyHostToDevice, device->stream);
+    return error == cudaSuccess ? backend_settle(device) : error;
+  }
+  if (device->staged + bytes > CUDA_STAGE_BYTES) {
+    cudaError_t error = backend_settle(device);
+    if (error != cudaSuccess) return error;
+  }
+  char *at = device->stage + device->staged;
+  device->staged += (bytes + 255) / 256 * 256;
+  memcpy(at, host, bytes);
+  return cudaMemcpyAsync(data, at, bytes, cudaMemcpyHostToDevice, device->stream);
+}
+
+static cudaError_t backend_get(backend_device_t *device, void *host, const void *data,
+                               size_t bytes) {
+  bool small = bytes <= CUDA_STAGE_MOST;
+  if (small && device->staged + bytes > CUDA_STAGE_BYTES) {
+    cudaError_t error = backend_settle(device);
+    if (error != cudaSuccess) return error;
+  }
+  char *at = small ? device->stage + device->staged : (char *)host;
+  cudaError_t error = cudaMemcpyAsync(at, data, bytes, cudaMemcpyDeviceToHost, device->stream);
+  if (error == cudaSuccess) error = backend_settle(device);
+  if (error == cudaSuccess && small) memcpy(host, at, bytes);
+  return error;
+}
+
+/* No recording may hold a copy, which other threads may ask for at any time. */
 static nn_status_t backend_copy_in(backend_device_t *device, void *data, const void *host,
                                    size_t bytes) {
-  return backend_copy(device, "copy_in", data, host, bytes, cudaMemcpyHostToDevice);
+  CUDA_TRY(cuda_select(device, "copy_in"));
+  if (!bytes) return NN_OK;
+  pthread_mutex_lock(&device->recording);
+  cudaError_t error = backend_put(device, data, host, bytes);
+  pthread_mutex_unlock(&device->recording);
+  return cuda_check(device, "copy_in", error);
 }
 
 static nn_status_t backend_copy_out(backend_device_t *device, void *host, const void *data,
                                     size_t bytes) {
-  return backend_copy(device, "copy_out", host, data, bytes, cudaMemcpyDeviceToHost);
+  CUDA_TRY(cuda_select(device, "copy_out"));
+  if (!bytes) return NN_OK;
+  pthread_mutex_lock(&device->recording);
+  cudaError_t error = backend_get(device, host, data, bytes);
+  pthread_mutex_unlock(&device->recording);
+  return cuda_check(device, "copy_out", error);
 }
 
 static nn_status_t backend_zero(backend_device_t *device, void *data, size_t bytes) {
@@ -196,6 +234,7 @@ static void backend_close(backend_device_t *device) {
     if (device->stream) cudaStreamSynchronize(device->stream);
     cuda_matmul_close(device);
     cudaFree(device->done);
+    cudaFreeHost(device->stage);
     if (device->stream) cudaStreamDestroy(device->stream);
   }
   cudaGetLastError();
@@ -278,6 +317,9 @@ static nn_status_t backend_begin(backend_device_t *device) {
                       cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking)));
   CUDA_TRY(cuda_check(device, "open", cudaMalloc((void **)&device->done, sizeof *device->done)));
   CUDA_TRY(backend_zero(device, device->done, sizeof *device->done));
+  CUDA_TRY(cuda_check(device, "open",
+                      cudaHostAlloc((void **)&device->stage, CUDA_STAGE_BYTES,
+                                    cudaHostAllocDefault)));
   return cuda_matmul_open(device);
 }
 

@@ -8,6 +8,8 @@
 
 #include "backend.h"
 
+enum { CUDA_STAGE_BYTES = 64 << 10, CUDA_STAGE_MOST = 8 << 10 /* of one copy */ };
+
 typedef struct matmul_plans matmul_plans_t; /* ops/matmul.cu */
 
 struct backend_device {
@@ -21,6 +23,8 @@ struct backend_device {
   cudaStream_t stream; /* everything runs in its order */
   pthread_mutex_t recording; /* held from record_begin to record_end, and by copies, which other threads
                                 may ask for at any time and which no recording may hold */
+  char *stage;   /* [CUDA_STAGE_BYTES] of the host that the GPU reads by itself: small copies */
+  size_t staged; /* bytes of it that copies in flight may still read; of `recording` */
   unsigned *done; /* [1] in device memory: blocks of a kernel that are done; 0 between kernels */
   cublasLtHandle_t lt;
   matmul_plans_t *plans;
