@@ -67,31 +67,43 @@ __device__ __forceinline__ void decode_queries(uint32_t (&a)[D / 16][4], const T
   }
 }
 
+/* One step of keys and values, as they come. */
+template <int D>
+struct decode_step_t {
+  static constexpr int STEP = decode_step<D>;
+  uint4 key[STEP / 8][D / 32], value[STEP / 16][D / 64][4];
+
+  /* The first `keys` of them; zeros behind. */
+  template <typename T>
+  __device__ __forceinline__ void load(const T *k, const T *v, int64_t ld, int keys) {
+    int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+#pragma unroll
+    for (int n = 0; n < STEP / 8; n++)
+#pragma unroll
+      for (int x = 0; x < D / 32; x++)
+        key[n][x] = decode_load(k + (n * 8 + g) * ld + x * 32 + t * 8, n * 8 + g < keys);
+#pragma unroll
+    for (int n = 0; n < STEP / 16; n++)
+#pragma unroll
+      for (int h = 0; h < D / 64; h++)
+#pragma unroll
+        for (int x = 0; x < 4; x++) {
+          int j = n * 16 + 2 * t + (x & 1) + (x >> 1) * 8;
+          value[n][h][x] = decode_load(v + j * ld + h * 64 + g * 8, j < keys);
+        }
+  }
+};
+
 /* One step of keys, of which each row sees those from `from` on and before `seen`. */
 template <typename T, int D>
 __device__ __forceinline__ void decode_take(decode_state_t<D> &state,
-                                            const uint32_t (&a)[D / 16][4], const T *k,
-                                            const T *v, int64_t ld, int keys,
-                                            const int (&from)[2], const int (&seen)[2],
-                                            float scale) {
+                                            const uint32_t (&a)[D / 16][4],
+                                            const decode_step_t<D> &step, const int (&from)[2],
+                                            const int (&seen)[2], float scale) {
   constexpr int STEP = decode_step<D>;
-  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  uint4 key[STEP / 8][D / 32], value[STEP / 16][D / 64][4];
-#pragma unroll
-  for (int n = 0; n < STEP / 8; n++)
-#pragma unroll
-    for (int x = 0; x < D / 32; x++)
-      key[n][x] = decode_load(k + (n * 8 + g) * ld + x * 32 + t * 8, n * 8 + g < keys);
-#pragma unroll
-  for (int n = 0; n < STEP / 16; n++)
-#pragma unroll
-    for (int h = 0; h < D / 64; h++)
-#pragma unroll
-      for (int x = 0; x < 4; x++) {
-        int j = n * 16 + 2 * t + (x & 1) + (x >> 1) * 8;
-        value[n][h][x] = decode_load(v + j * ld + h * 64 + g * 8, j < keys);
-      }
-
+  int t = threadIdx.x & 3;
+  auto &key = step.key;
+  auto &value = step.value;
   float s[STEP / 8][4] = {};
 #pragma unroll
   for (int n = 0; n < STEP / 8; n++)
@@ -308,10 +320,22 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode
   }
 
   decode_state_t<D> state = {{-INFINITY, -INFINITY}, {0, 0}, {}};
-  for (int key = begin + warp * STEP; key < end; key += DECODE_WARPS * STEP) {
+  constexpr int TURN = DECODE_WARPS * STEP;
+  constexpr bool AHEAD = D == 64; /* registers have room for the next step beside this one */
+  decode_step_t<D> step, next;
+  auto load = [&](decode_step_t<D> &to, int key) {
+    if (key < end)
+      to.load(k + key * a.op.ldkv, v + key * a.op.ldkv, a.op.ldkv, end - key);
+  };
+  load(step, begin + warp * STEP);
+  for (int key = begin + warp * STEP; key < end; key += TURN) {
+    if (AHEAD) load(next, key + TURN);
     int from[2] = {starts[0] - key, starts[1] - key}, seen[2] = {sees[0] - key, sees[1] - key};
-    decode_take<T, D>(state, q, k + key * a.op.ldkv, v + key * a.op.ldkv, a.op.ldkv, end - key,
-                      from, seen, a.scale);
+    decode_take<T, D>(state, q, step, from, seen, a.scale);
+    if (AHEAD)
+      step = next;
+    else
+      load(step, key + TURN);
   }
   decode_put<D>(state, shared + warp * SIZE, weight[warp]);
   __syncthreads();
