@@ -77,10 +77,17 @@ static void mixture_routing(gpu_t *gpu, const router_case_t *c, int64_t n) {
 
 /* ---- experts ---- */
 
-static op_experts_t mixture_experts(gpu_t *gpu, const mixture_case_t *c, int64_t n) {
-  int64_t h = c->hidden, f = c->ffn, size = 3 * f * h;
-  router_case_t router = {"", h, c->experts, c->top_k, c->dtype, {.score = NN_SCORE_SOFTMAX}, 0};
-  op_route_t route = mixture_route(gpu, &router, n);
+/* The plain routing of such a case. */
+static op_route_t mixture_plain(gpu_t *gpu, const mixture_case_t *c, int64_t n) {
+  router_case_t router = {"",       c->hidden, c->experts, c->top_k,
+                          c->dtype, {.score = NN_SCORE_SOFTMAX}, 0};
+  return mixture_route(gpu, &router, n);
+}
+
+/* The experts of what is routed here. */
+static op_experts_t mixture_experts(gpu_t *gpu, const mixture_case_t *c, const op_route_t *from) {
+  int64_t n = from->n, h = c->hidden, f = c->ffn, size = 3 * f * h;
+  op_route_t route = *from;
   TRY(gpu->table->route(gpu->place, &route, gpu->scratch));
   char *w = gpu_normal(gpu, c->experts * size, c->dtype, 0.02f);
   op_experts_t op = {.n = n, .hidden = h, .ffn = f, .experts = c->experts, .top_k = c->top_k};
@@ -150,7 +157,8 @@ static void mixture_backward(gpu_t *gpu, const mixture_case_t *c, const op_exper
 
 static void mixture_training(gpu_t *gpu, const mixture_case_t *c) {
   char name[96];
-  op_experts_t op = mixture_experts(gpu, c, GPU_TOKENS);
+  op_route_t route = mixture_plain(gpu, c, GPU_TOKENS);
+  op_experts_t op = mixture_experts(gpu, c, &route);
   double work = 2.0 * (double)(GPU_TOKENS * c->top_k * op.expert_stride);
   op.pre = gpu_alloc(gpu, (size_t)(GPU_TOKENS * c->top_k * 2 * c->ffn) * 2);
   snprintf(name, sizeof name, "experts forward, 16384 tokens%s", c->what);
@@ -160,11 +168,20 @@ static void mixture_training(gpu_t *gpu, const mixture_case_t *c) {
 
 static void mixture_decoding(gpu_t *gpu, const mixture_case_t *c, int64_t n) {
   char name[96];
-  op_experts_t op = mixture_experts(gpu, c, n);
+  op_moe_t all = {.norm = {.n = n, .hidden = c->hidden, .eps = 1e-5f}};
+  all.route = mixture_plain(gpu, c, n);
+  op_experts_t op = all.experts = mixture_experts(gpu, c, &all.route);
   int64_t slots = n * c->top_k, touched = slots < c->experts ? slots : c->experts;
   snprintf(name, sizeof name, "experts forward, %lld token%s%s", (long long)n, n > 1 ? "s" : "",
            c->what);
   RUN(gpu, name, experts, op, gpu_bytes(gpu, 2.0 * (double)(touched * op.expert_stride)));
+  all.norm.x = op.x, all.norm.w = gpu_normal(gpu, c->hidden, c->dtype, 1);
+  all.norm.y = gpu_alloc(gpu, (size_t)(n * c->hidden) * 2);
+  all.norm.weight_dtype = all.norm.act_dtype = c->dtype;
+  all.route.x = all.experts.x = all.norm.y;
+  snprintf(name, sizeof name, "norm, routing, experts, %lld token%s%s", (long long)n,
+           n > 1 ? "s" : "", c->what);
+  RUN(gpu, name, moe, all, gpu_bytes(gpu, 2.0 * (double)(touched * op.expert_stride)));
 }
 
 void gpu_mixtures(gpu_t *gpu) {

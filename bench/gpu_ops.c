@@ -2,6 +2,23 @@
  * tokens of training, and decoding. */
 #include "gpu.h"
 
+/* What comes before attention in decoding, around the product. */
+static void gpu_project(gpu_t *gpu, const op_matmul_t *product) {
+  int64_t h = product->k, width = product->n, kv = 64;
+  op_project_t op = {.norm = {.n = 1, .hidden = h, .eps = 1e-5f}, .matmul = *product};
+  op.norm.x = gpu_bf16(gpu, h), op.norm.w = gpu_bf16(gpu, h), op.norm.y = gpu_bf16(gpu, h);
+  op.norm.weight_dtype = op.norm.act_dtype = NN_BF16, op.matmul.a = op.norm.y;
+  op.rope = (op_rope_t){.n = 1, .heads = width / kv - 1, .head_dim = kv, .act_dtype = NN_BF16};
+  op.rope.x = product->d, op.rope.ldx = width, op.rope.position = gpu_ids(gpu, 1, 0, 0, 1);
+  op.rope.table = gpu_normal(gpu, kv, NN_F32, 1);
+  op.store = (op_kv_store_t){.n = 1, .width = kv, .act_dtype = NN_BF16, .ld = width};
+  op.store.k = (char *)product->d + 2 * (width - 2 * kv);
+  op.store.v = (char *)product->d + 2 * (width - kv), op.store.cache_batch = kv;
+  op.store.sequence = op.store.position = op.rope.position;
+  op.store.k_cache = gpu_bf16(gpu, kv), op.store.v_cache = gpu_bf16(gpu, kv);
+  RUN(gpu, "norm, qkv, rope, store, 1 row", project, op, gpu_bytes(gpu, 2.0 * (double)(width * h)));
+}
+
 static void gpu_dense(gpu_t *gpu) {
   int64_t h = gpu->config.hidden, qkv = (gpu->config.heads + 2 * gpu->config.kv_heads) * 64;
   void *x = gpu_bf16(gpu, GPU_TOKENS * qkv), *w = gpu_bf16(gpu, qkv * h),
@@ -25,6 +42,7 @@ static void gpu_dense(gpu_t *gpu) {
   RUN(gpu, "matmul qkv weight gradient", matmul, dww, gpu_flops(gpu, work));
   op.m = 1;
   RUN(gpu, "matmul qkv, 1 row", matmul, op, gpu_bytes(gpu, 2.0 * (double)(qkv * h)));
+  gpu_project(gpu, &op);
 }
 
 static void gpu_elementwise(gpu_t *gpu) {

@@ -281,6 +281,8 @@ static void backend_fill_table(backend_t *table) {
   table->adamw = cuda_adamw;
   table->sample = cuda_sample;
   table->fill_normal = cuda_fill_normal;
+  table->project = cuda_project;
+  table->moe = cuda_moe;
   table->record_begin = backend_record_begin;
   table->record_end = backend_record_end;
   table->graph_run = backend_graph_run;

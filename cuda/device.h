@@ -113,6 +113,8 @@ CUDA_OP(grad_norm, op_grad_norm_t);
 CUDA_OP(adamw, op_adamw_t);
 CUDA_OP(sample, op_sample_t);
 CUDA_OP(fill_normal, op_fill_normal_t);
+CUDA_OP(project, op_project_t);
+CUDA_OP(moe, op_moe_t);
 
 /* ops/matmul.cu: the handle's plans. */
 nn_status_t cuda_matmul_open(backend_device_t *device);

@@ -18,6 +18,8 @@
  * few milliseconds and leave undefined what they were to write; zero, grad_norm, adamw and
  * fill_normal do not look: an update is made whole.
  *
+ * Parameters are written by copy_in, zero, fill_normal and adamw alone.
+ *
  * dtypes. Parameters that are read have `weight_dtype`: NN_F32, NN_BF16 or NN_F16. Activations and
  * their gradients, written `void` below, have `act_dtype`: NN_F32, or beside parameters of 16 bits
  * what backend_info_t says. Statistics and the gradients of parameters are fp32. Accumulation is
@@ -43,7 +45,7 @@ extern "C" {
 
 /* Changes with anything below that a backend built before would misread. Until then the table and
  * the structs that begin with struct_size only grow at their ends. */
-#define BACKEND_ABI_VERSION 3
+#define BACKEND_ABI_VERSION 4
 
 typedef struct backend_device backend_device_t; /* owned by the backend */
 
@@ -448,6 +450,26 @@ typedef struct op_experts_bwd {
   float *dgate_bias, *dup_bias, *ddown_bias; /* of expert 0; accumulate; NULL without biases */
 } op_experts_bwd_t;
 
+/* ---- operations that follow one another ------------------------------------------------------ */
+
+/* norm, matmul, rope and store, one after the other, as if each were asked for by itself; rope and
+ * store of 0 rows are left out. matmul.a is norm.y, matmul.b a parameter, and what rope and store
+ * read lies in matmul.d. A backend may make them in one. */
+typedef struct op_project {
+  op_norm_t norm;
+  op_matmul_t matmul;
+  op_rope_t rope;
+  op_kv_store_t store;
+} op_project_t;
+
+/* norm, route and experts, one after the other, as if each were asked for by itself. route.x and
+ * experts.x are norm.y, and experts.routing is route.out. A backend may make them in one. */
+typedef struct op_moe {
+  op_norm_t norm;
+  op_route_t route;
+  op_experts_t experts;
+} op_moe_t;
+
 /* ---- loss ------------------------------------------------------------------------------------ */
 
 /* Head and cross-entropy together, over chunks of rows, so that all logits
@@ -613,6 +635,9 @@ typedef struct backend {
   nn_status_t (*record_end)(backend_device_t *device, backend_graph_t **graph);
   nn_status_t (*graph_run)(backend_device_t *device, backend_graph_t *graph);
   void (*graph_free)(backend_device_t *device, backend_graph_t *graph); /* NULL is ignored */
+
+  BACKEND_OP(project, op_project_t);
+  BACKEND_OP(moe, op_moe_t);
 } backend_t;
 
 /* How a device is opened. Functions are never NULL, are called from any thread, and are of use

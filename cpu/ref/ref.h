@@ -127,5 +127,7 @@ REF_OP(grad_norm, op_grad_norm_t);
 REF_OP(adamw, op_adamw_t);
 REF_OP(sample, op_sample_t);
 REF_OP(fill_normal, op_fill_normal_t);
+REF_OP(project, op_project_t);
+REF_OP(moe, op_moe_t);
 
 #endif

@@ -30,6 +30,8 @@ void ref_table(backend_t *table) {
   table->adamw = ref_adamw;
   table->sample = ref_sample;
   table->fill_normal = ref_fill_normal;
+  table->project = ref_project;
+  table->moe = ref_moe;
 }
 
 static size_t larger(size_t a, size_t b) { return a > b ? a : b; }

@@ -10,6 +10,7 @@
  * Rows behind offset[experts], where capacity dropped slots, are never written, and no token reads
  * them: only slot_row leads to a row. */
 #include "experts/grouped.cuh"
+#include "experts/one.h"
 #include "launch.cuh"
 
 enum { EXPERTS_THREADS = 256, EXPERTS_WARPS = EXPERTS_THREADS / 32 };
@@ -259,6 +260,20 @@ nn_status_t cuda_experts(backend_device_t *device, const op_experts_t *op,
   CUDA_TRY(fast ? sm90_down(device, dtype, &grouped, &down)
                 : portable_down(device, dtype, &grouped, &down));
   return experts_sum(device, op, &room);
+}
+
+nn_status_t cuda_moe(backend_device_t *device, const op_moe_t *op, backend_scratch_t scratch) {
+  if (one_fits(op)) {
+    CUDA_TRY(cuda_enter(device, "experts"));
+    const op_experts_t *experts = &op->experts;
+    cuda_arena_t arena = {(char *)scratch.data, 0};
+    experts_room_t room = experts_take(&arena, experts->top_k, experts->hidden, experts->ffn,
+                                       experts->act_dtype, 0);
+    return one_run(device, op, room.act, room.x);
+  }
+  CUDA_TRY(cuda_norm(device, &op->norm, scratch));
+  CUDA_TRY(cuda_route(device, &op->route, scratch));
+  return cuda_experts(device, &op->experts, scratch);
 }
 
 /* ---- backward -------------------------------------------------------------------------------- */

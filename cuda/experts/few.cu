@@ -7,6 +7,7 @@
  * room, read it while few_up's last blocks still run. */
 #include "experts/groups.cuh"
 #include "launch.cuh"
+#include "ops/row_vec.cuh"
 
 enum {
   FEW_THREADS = 256,
@@ -15,35 +16,6 @@ enum {
   FEW_LOADS = 3,    /* of each row of weights that a thread has in flight */
   FEW_TOGETHER = 2, /* rows that share what is in registers; further ones find it in cache */
   FEW_COLUMNS = 2   /* of the result that a block of few_down makes */
-};
-
-/* V elements of T in registers: sixteen bytes as they were loaded, so that they take no more room
- * before their use, or one element as fp32. */
-template <typename T, int V>
-struct few_vec_t {
-  static_assert(V == 1 || V * sizeof(T) == 16, "sixteen bytes or one element");
-  uint32_t word[4];
-
-  /* A weight passes through once: it leaves the first-level cache to x and act. */
-  template <bool ONCE>
-  __device__ __forceinline__ void load(const T *from) {
-    if constexpr (V == 1)
-      word[0] = __float_as_uint(to_float(*from));
-    else if constexpr (ONCE)
-      asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-                   : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
-                   : "l"(__cvta_generic_to_global(from)));
-    else
-      asm volatile("ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n"
-                   : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
-                   : "l"(__cvta_generic_to_global(from)));
-  }
-  __device__ __forceinline__ float at(int v) const {
-    if constexpr (V == 1 || sizeof(T) == 4)
-      return __uint_as_float(word[v]);
-    else
-      return v & 1 ? half_unpack<T>(word[v / 2]).y : half_unpack<T>(word[v / 2]).x;
-  }
 };
 
 /* sum[c][r], zero before, becomes the sum over the warp of COLUMNS rows of weights by ROWS rows of
@@ -55,7 +27,7 @@ __device__ __forceinline__ void few_dots(float (&sum)[COLUMNS][ROWS],
                                          int32_t step) {
   int32_t vectors = width / V;
   for (int32_t from = first; from < vectors; from += FEW_LOADS * step) {
-    few_vec_t<T, V> w[FEW_LOADS][COLUMNS];
+    raw_vec_t<T, V> w[FEW_LOADS][COLUMNS];
 #pragma unroll
     for (int i = 0; i < FEW_LOADS; i++)
       if (from + i * step < vectors)
@@ -64,7 +36,7 @@ __device__ __forceinline__ void few_dots(float (&sum)[COLUMNS][ROWS],
           w[i][c].template load<true>(weight[c] + (int64_t)(from + i * step) * V);
 #pragma unroll
     for (int r = 0; r < ROWS; r++) {
-      few_vec_t<T, V> a[FEW_LOADS];
+      raw_vec_t<T, V> a[FEW_LOADS];
 #pragma unroll
       for (int i = 0; i < FEW_LOADS; i++)
         if (from + i * step < vectors)

@@ -1,5 +1,6 @@
 /* Rotary positions, in place, and the storing of key and value rows into a cache. */
 #include "launch.cuh"
+#include "ops/rope.cuh"
 #include "ops/wide.cuh"
 
 /* ---- rotation -------------------------------------------------------------------------------- */
@@ -15,11 +16,8 @@ static __device__ __forceinline__ void rope_turn(T *head, int i, int half, const
   wide_load<W>(first, *(float(*)[W])x);
   wide_load<W>(second, *(float(*)[W])(x + W));
 #pragma unroll
-  for (int j = 0; j < W; j++) {
-    float a = x[j * STEP], b = x[j * STEP + APART], turn = sign * sine[j];
-    x[j * STEP] = a * cosine[j] - b * turn;
-    x[j * STEP + APART] = b * cosine[j] + a * turn;
-  }
+  for (int j = 0; j < W; j++)
+    rope_pair(x[j * STEP], x[j * STEP + APART], cosine[j], sign * sine[j]);
   wide_store<W>(first, *(float(*)[W])x);
   wide_store<W>(second, *(float(*)[W])(x + W));
 }

@@ -256,14 +256,14 @@ static nn_status_t session_head(nn_session_t *session, const pass_t *pass, const
                                 int64_t count, int64_t first) {
   const nn_model_config_t *config = pass->config;
   session_buffers_t *buffers = &session->buffers;
-  STATUS_TRY(final_norm(pass, count, x, buffers->y, NULL, NULL));
   op_matmul_t op = {.m = count, .n = config->vocab_size, .k = config->hidden, .trans_b = 1};
   op.a = buffers->y, op.lda = config->hidden, op.a_dtype = pass->act_dtype;
   op.b = pass->weights->head, op.ldb = config->hidden, op.b_dtype = pass->weight_dtype;
   op.alpha = config->logit_scale, op.bias = pass->weights->head_bias;
   op.d = buffers->logits + first * config->vocab_size, op.ldd = config->vocab_size;
   op.d_dtype = NN_F32;
-  return pass->backend->matmul(pass->place, &op, pass->scratch);
+  op_project_t all = {.norm = final_norm(pass, count, x, buffers->y, NULL, NULL), .matmul = op};
+  return pass->backend->project(pass->place, &all, pass->scratch);
 }
 
 static nn_status_t session_logits_out(nn_session_t *session, int64_t sequence, float *logits) {

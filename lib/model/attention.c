@@ -102,15 +102,11 @@ static nn_status_t attention_clip(const pass_t *pass, const void *x, int64_t ldx
   return PASS_RUN(pass, clip, op);
 }
 
-/* From y1 to qkv, but for the rotation. */
-static nn_status_t attention_project(const pass_t *pass, const block_weights_t *w,
-                                     block_acts_t *acts) {
+/* From y1 through raw to qkv, but for the rotation. */
+static nn_status_t attention_project_raw(const pass_t *pass, const block_weights_t *w,
+                                         block_acts_t *acts) {
   const nn_model_config_t *config = pass->config;
   int64_t width = attention_qkv_width(config), raw = attention_raw_width(config);
-  if (!raw) {
-    linear_t all = attention_qkv(pass, w);
-    return linear_forward(pass, &all, acts->y1, NULL, acts->qkv);
-  }
   linear_t first = attention_qkv_part(pass, w, 0, raw, raw);
   STATUS_TRY(linear_forward(pass, &first, acts->y1, NULL, acts->raw));
   if (raw < width) {
@@ -186,16 +182,52 @@ static nn_status_t attention_project_backward(const pass_t *pass, const block_we
   return linear_input_bwd(pass, &qkv, grads->dqkv, grads->dy, false, NULL);
 }
 
-/* Rotates the query and key heads of qkv (or of its gradient, inverse). */
-static nn_status_t attention_rope(const pass_t *pass, void *qkv, int32_t inverse) {
+/* Rotates the query and key heads of qkv (or of its gradient, inverse); of 0 rows without RoPE. */
+static op_rope_t attention_rope(const pass_t *pass, void *qkv, int32_t inverse) {
   const nn_model_config_t *config = pass->config;
-  if (config->position != NN_POSITION_ROPE) return NN_OK;
-  op_rope_t op = {.n = pass_rows(pass), .head_dim = config->head_dim};
+  op_rope_t op = {.head_dim = config->head_dim};
+  if (config->position == NN_POSITION_ROPE) op.n = pass_rows(pass);
   op.heads = config->heads + config->kv_heads;
   op.rotary_dim = config->rotary_dim, op.interleaved = config->rope_interleaved;
   op.x = qkv, op.ldx = attention_qkv_width(config), op.act_dtype = pass->act_dtype;
   op.position = pass->position, op.table = pass->rope, op.inverse = inverse;
-  return PASS_RUN(pass, rope, op);
+  return op;
+}
+
+/* Keys and values of qkv to the cache; of 0 rows without one. */
+static op_kv_store_t attention_store(const pass_t *pass, int64_t layer, const block_acts_t *acts) {
+  const nn_model_config_t *config = pass->config;
+  const block_cache_t *cache = pass->cache;
+  if (!cache) return (op_kv_store_t){0};
+  op_kv_store_t op = {.n = pass_rows(pass), .width = attention_kv_width(config)};
+  op.k = block_at(acts->qkv, pass->act_dtype, attention_part(config, 1));
+  op.v = block_at(acts->qkv, pass->act_dtype, attention_part(config, 2));
+  op.ld = attention_qkv_width(config), op.act_dtype = pass->act_dtype;
+  op.sequence = cache->sequence, op.position = pass->position;
+  op.k_cache = block_at(cache->k, pass->act_dtype, layer * cache->layer_stride);
+  op.v_cache = block_at(cache->v, pass->act_dtype, layer * cache->layer_stride);
+  op.cache_batch = cache->sequence_stride;
+  return op;
+}
+
+/* From x to qkv, rotated, and to the cache. */
+static nn_status_t attention_project(const pass_t *pass, int64_t layer, const void *x,
+                                     block_acts_t *acts) {
+  const block_weights_t *w = &pass->weights->blocks[layer];
+  bool latent = pass->config->kv_rank > 0;
+  op_norm_t norm = norm_op(pass, pass_rows(pass), x, w->norm1, w->norm1_bias, acts->y1,
+                           acts->mean1, acts->rstd1);
+  op_rope_t rope = attention_rope(pass, acts->qkv, 0);
+  op_kv_store_t store = attention_store(pass, layer, acts);
+  if (!latent && !attention_raw_width(pass->config)) {
+    linear_t qkv = attention_qkv(pass, w);
+    op_project_t all = {norm, linear_op(pass, &qkv, acts->y1, NULL, acts->qkv), rope, store};
+    return PASS_RUN(pass, project, all);
+  }
+  STATUS_TRY(PASS_RUN(pass, norm, norm));
+  STATUS_TRY(latent ? latent_project(pass, w, acts) : attention_project_raw(pass, w, acts));
+  if (!latent && rope.n) STATUS_TRY(PASS_RUN(pass, rope, rope));
+  return store.n ? PASS_RUN(pass, kv_store, store) : NN_OK;
 }
 
 /* ---- the product ----------------------------------------------------------------------------- */
@@ -209,27 +241,21 @@ static float attention_scale(const nn_model_config_t *config) {
 static nn_status_t attention_run(const pass_t *pass, int64_t layer, block_acts_t *acts) {
   const nn_model_config_t *config = pass->config;
   const block_cache_t *cache = pass->cache;
-  int64_t width = attention_qkv_width(config), kv_width = attention_kv_width(config);
-  void *k = block_at(acts->qkv, pass->act_dtype, attention_part(config, 1));
-  void *v = block_at(acts->qkv, pass->act_dtype, attention_part(config, 2));
+  int64_t width = attention_qkv_width(config);
   op_attention_t op = {.batch = pass->batch, .q_len = pass->q_len, .heads = config->heads};
   op.kv_heads = config->kv_heads, op.head_dim = config->head_dim;
   op.window = config_layer_window(config, layer), op.scale = attention_scale(config);
   op.sinks = pass->weights->blocks[layer].sinks;
   op.weight_dtype = pass->weight_dtype, op.act_dtype = pass->act_dtype;
   op.q = acts->qkv, op.ldq = width;
-  op.k = k, op.v = v, op.ldkv = width, op.kv_batch = pass->q_len * width;
+  op.k = block_at(acts->qkv, pass->act_dtype, attention_part(config, 1));
+  op.v = block_at(acts->qkv, pass->act_dtype, attention_part(config, 2));
+  op.ldkv = width, op.kv_batch = pass->q_len * width;
   op.o = acts->att, op.lse = acts->lse;
   if (cache) {
-    op_kv_store_t store = {.n = pass_rows(pass), .width = kv_width, .k = k, .v = v};
-    store.ld = width, store.act_dtype = pass->act_dtype;
-    store.sequence = cache->sequence, store.position = pass->position;
-    store.k_cache = block_at(cache->k, pass->act_dtype, layer * cache->layer_stride);
-    store.v_cache = block_at(cache->v, pass->act_dtype, layer * cache->layer_stride);
-    store.cache_batch = cache->sequence_stride;
-    STATUS_TRY(PASS_RUN(pass, kv_store, store));
-    op.k = store.k_cache, op.v = store.v_cache;
-    op.ldkv = kv_width, op.kv_batch = cache->sequence_stride;
+    op.k = block_at(cache->k, pass->act_dtype, layer * cache->layer_stride);
+    op.v = block_at(cache->v, pass->act_dtype, layer * cache->layer_stride);
+    op.ldkv = attention_kv_width(config), op.kv_batch = cache->sequence_stride;
     op.kv_len = cache->kv_len, op.sequence = cache->attend;
   }
   return PASS_RUN(pass, attention, op);
@@ -267,20 +293,17 @@ static linear_t attention_output(const pass_t *pass, const block_weights_t *w) {
                     .alpha = config->residual_scale};
 }
 
-nn_status_t attention_forward(const pass_t *pass, int64_t layer, const void *residual,
+nn_status_t attention_forward(const pass_t *pass, int64_t layer, const void *x,
                               block_acts_t *acts) {
-  const block_weights_t *w = &pass->weights->blocks[layer];
-  linear_t output = attention_output(pass, w);
-  if (pass->config->kv_rank) {
-    STATUS_TRY(latent_project(pass, w, acts));
-    STATUS_TRY(attention_run(pass, layer, acts));
-    STATUS_TRY(latent_values(pass, acts));
-    return linear_forward(pass, &output, acts->latent.values, residual, acts->mid);
-  }
-  STATUS_TRY(attention_project(pass, w, acts));
-  STATUS_TRY(attention_rope(pass, acts->qkv, 0));
+  linear_t output = attention_output(pass, &pass->weights->blocks[layer]);
+  const void *values = acts->att;
+  STATUS_TRY(attention_project(pass, layer, x, acts));
   STATUS_TRY(attention_run(pass, layer, acts));
-  return linear_forward(pass, &output, acts->att, residual, acts->mid);
+  if (pass->config->kv_rank) {
+    STATUS_TRY(latent_values(pass, acts));
+    values = acts->latent.values;
+  }
+  return linear_forward(pass, &output, values, x, acts->mid);
 }
 
 nn_status_t attention_backward(const pass_t *pass, int64_t layer, const block_acts_t *acts,
@@ -297,6 +320,7 @@ nn_status_t attention_backward(const pass_t *pass, int64_t layer, const block_ac
   STATUS_TRY(linear_weight_bwd(pass, &output, acts->att, grads->d, dw->o, dw->o_bias));
   STATUS_TRY(linear_input_bwd(pass, &output, grads->d, grads->datt, false, NULL));
   STATUS_TRY(attention_run_backward(pass, layer, acts, grads, dw));
-  STATUS_TRY(attention_rope(pass, grads->dqkv, 1));
+  op_rope_t rope = attention_rope(pass, grads->dqkv, 1);
+  if (rope.n) STATUS_TRY(PASS_RUN(pass, rope, rope));
   return attention_project_backward(pass, w, acts, grads, dw);
 }

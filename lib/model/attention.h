@@ -16,8 +16,8 @@ void attention_acts_take(arena_t *arena, const nn_model_config_t *config, int64_
 void attention_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n,
                           int32_t act_dtype, block_grads_t *grads);
 
-/* acts->mid = residual + attention of acts->y1. */
-nn_status_t attention_forward(const pass_t *pass, int64_t layer, const void *residual,
+/* acts->mid = x + attention of acts->y1, the norm of x. */
+nn_status_t attention_forward(const pass_t *pass, int64_t layer, const void *x,
                               block_acts_t *acts);
 
 /* From grads->d, the gradient of mid, to grads->dy, that of y1, and the parameters' gradients. */

@@ -85,12 +85,7 @@ router_stats_t router_stats_row(const nn_model_config_t *config, float *stats, i
 
 nn_status_t block_forward(const pass_t *pass, int64_t layer, const void *x, void *out,
                           block_acts_t *acts) {
-  const block_weights_t *w = &pass->weights->blocks[layer];
-  int64_t n = pass_rows(pass);
-  STATUS_TRY(norm_forward(pass, n, x, w->norm1, w->norm1_bias, acts->y1, acts->mean1, acts->rstd1));
   STATUS_TRY(attention_forward(pass, layer, x, acts));
-  STATUS_TRY(norm_forward(pass, n, acts->mid, w->norm2, w->norm2_bias, acts->y2, acts->mean2,
-                          acts->rstd2));
   return ffn_forward(pass, layer, out, acts);
 }
 

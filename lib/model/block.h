@@ -136,7 +136,7 @@ nn_status_t block_backward(const pass_t *pass, int64_t layer, const void *x,
                            const block_weights_t *dweights, const router_loss_t *loss);
 
 /* The norm at the end: y[n, hidden]. */
-nn_status_t final_norm(const pass_t *pass, int64_t n, const void *x, void *y, float *mean,
-                       float *rstd);
+op_norm_t final_norm(const pass_t *pass, int64_t n, const void *x, void *y, float *mean,
+                     float *rstd);
 
 #endif

@@ -182,7 +182,7 @@ static op_router_t experts_router(const pass_t *pass, const block_weights_t *w) 
 }
 
 /* The experts of tokens that are routed already; out NULL: expert_pre alone. */
-static nn_status_t experts_run(const pass_t *pass, int64_t layer, void *out,
+static op_experts_t experts_op(const pass_t *pass, int64_t layer, void *out,
                                const block_acts_t *acts) {
   const nn_model_config_t *config = pass->config;
   const block_weights_t *w = &pass->weights->blocks[layer];
@@ -196,11 +196,12 @@ static nn_status_t experts_run(const pass_t *pass, int64_t layer, void *out,
   op.bias_stride = pass->weights->expert_bias_stride;
   op.weight_dtype = pass->weight_dtype, op.act_dtype = pass->act_dtype;
   op.pre = acts->expert_pre, op.residual = acts->mid, op.out = out;
-  return PASS_RUN(pass, experts, op);
+  return op;
 }
 
-static nn_status_t experts_forward(const pass_t *pass, int64_t layer, void *out,
-                                   const block_acts_t *acts) {
+/* norm: from mid to y2. */
+static nn_status_t experts_forward(const pass_t *pass, int64_t layer, const op_norm_t *norm,
+                                   void *out, const block_acts_t *acts) {
   const nn_model_config_t *config = pass->config;
   const block_weights_t *w = &pass->weights->blocks[layer];
   op_route_t route = {.n = pass_rows(pass), .hidden = config->hidden};
@@ -214,8 +215,8 @@ static nn_status_t experts_forward(const pass_t *pass, int64_t layer, void *out,
     route.stat_count = pass->stat_count + layer * (config->experts + 1);
     route.stat_prob = pass->stat_prob + layer * config->experts;
   }
-  STATUS_TRY(PASS_RUN(pass, route, route));
-  return experts_run(pass, layer, out, acts);
+  op_moe_t all = {*norm, route, experts_op(pass, layer, out, acts)};
+  return PASS_RUN(pass, moe, all);
 }
 
 /* Assigns dy. */
@@ -295,12 +296,16 @@ static nn_status_t plain_backward(const pass_t *pass, int64_t layer, const block
 
 nn_status_t ffn_forward(const pass_t *pass, int64_t layer, void *out, block_acts_t *acts) {
   const nn_model_config_t *config = pass->config;
+  const block_weights_t *w = &pass->weights->blocks[layer];
+  op_norm_t norm = norm_op(pass, pass_rows(pass), acts->mid, w->norm2, w->norm2_bias, acts->y2,
+                           acts->mean2, acts->rstd2);
   if (!config_layer_is_dense(config, layer)) {
-    STATUS_TRY(experts_forward(pass, layer, out, acts));
+    STATUS_TRY(experts_forward(pass, layer, &norm, out, acts));
     return shared_forward(pass, layer, out, acts);
   }
+  STATUS_TRY(PASS_RUN(pass, norm, norm));
   if (!ffn_is_gated(config)) return plain_forward(pass, layer, out, acts);
-  gated_t net = gated_dense(pass, &pass->weights->blocks[layer]);
+  gated_t net = gated_dense(pass, w);
   return gated_forward(pass, &net, acts->mid, out, acts);
 }
 
@@ -308,7 +313,8 @@ nn_status_t ffn_again(const pass_t *pass, int64_t layer, block_acts_t *acts) {
   const nn_model_config_t *config = pass->config;
   const block_weights_t *w = &pass->weights->blocks[layer];
   if (!config_layer_is_dense(config, layer)) {
-    STATUS_TRY(experts_run(pass, layer, NULL, acts));
+    op_experts_t experts = experts_op(pass, layer, NULL, acts);
+    STATUS_TRY(PASS_RUN(pass, experts, experts));
     if (!config->shared_ffn) return NN_OK;
     gated_t shared = gated_shared(pass, w, acts);
     return gated_inside(pass, &shared, acts);

@@ -14,7 +14,7 @@ void ffn_acts_take_inside(arena_t *arena, const nn_model_config_t *config, int64
 void ffn_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n, int32_t act_dtype,
                     block_grads_t *grads);
 
-/* out = acts->mid + FFN of acts->y2. out NULL: as block_forward() says. */
+/* out = acts->mid + FFN of acts->y2, the norm of mid. out NULL: as block_forward() says. */
 nn_status_t ffn_forward(const pass_t *pass, int64_t layer, void *out, block_acts_t *acts);
 
 /* Makes the inside again, from y2 and the routing. */

@@ -3,14 +3,20 @@
 static int64_t linear_ldx(const linear_t *layer) { return layer->ldx ? layer->ldx : layer->in; }
 static int64_t linear_ldy(const linear_t *layer) { return layer->ldy ? layer->ldy : layer->out; }
 
-nn_status_t linear_forward(const pass_t *pass, const linear_t *layer, const void *x,
-                           const void *residual, void *y) {
+op_matmul_t linear_op(const pass_t *pass, const linear_t *layer, const void *x,
+                      const void *residual, void *y) {
   op_matmul_t op = {.m = pass_rows(pass), .n = layer->out, .k = layer->in, .trans_b = 1};
   op.a = x, op.lda = linear_ldx(layer), op.a_dtype = pass->act_dtype;
   op.b = layer->w, op.ldb = layer->in, op.b_dtype = pass->weight_dtype;
   op.alpha = layer->alpha, op.bias = layer->bias;
   op.c = residual, op.ldc = layer->out;
   op.d = y, op.ldd = linear_ldy(layer), op.d_dtype = pass->act_dtype;
+  return op;
+}
+
+nn_status_t linear_forward(const pass_t *pass, const linear_t *layer, const void *x,
+                           const void *residual, void *y) {
+  op_matmul_t op = linear_op(pass, layer, x, residual, y);
   return PASS_RUN(pass, matmul, op);
 }
 
@@ -44,14 +50,14 @@ nn_status_t linear_input_bwd(const pass_t *pass, const linear_t *layer, const vo
   return PASS_RUN(pass, matmul, op);
 }
 
-nn_status_t norm_forward(const pass_t *pass, int64_t n, const void *x, const void *w, const void *b,
-                         void *y, float *mean, float *rstd) {
+op_norm_t norm_op(const pass_t *pass, int64_t n, const void *x, const void *w, const void *b,
+                  void *y, float *mean, float *rstd) {
   op_norm_t op = {.n = n, .hidden = pass->config->hidden, .kind = pass->config->norm};
   op.eps = pass->config->norm_eps;
   op.x = x, op.w = w, op.b = b;
   op.weight_dtype = pass->weight_dtype, op.act_dtype = pass->act_dtype;
   op.y = y, op.mean = mean, op.rstd = rstd;
-  return PASS_RUN(pass, norm, op);
+  return op;
 }
 
 nn_status_t norm_backward(const pass_t *pass, const void *x, const void *dy, const void *w,
@@ -65,8 +71,8 @@ nn_status_t norm_backward(const pass_t *pass, const void *x, const void *dy, con
   return PASS_RUN(pass, norm_bwd, op);
 }
 
-nn_status_t final_norm(const pass_t *pass, int64_t n, const void *x, void *y, float *mean,
-                       float *rstd) {
+op_norm_t final_norm(const pass_t *pass, int64_t n, const void *x, void *y, float *mean,
+                     float *rstd) {
   const weights_t *w = pass->weights;
-  return norm_forward(pass, n, x, w->norm_final, w->norm_final_bias, y, mean, rstd);
+  return norm_op(pass, n, x, w->norm_final, w->norm_final_bias, y, mean, rstd);
 }

@@ -19,7 +19,9 @@ typedef struct linear {
   int64_t ldx, ldy; /* elements between rows of x and dx, of y and dy; 0: in, out */
 } linear_t;
 
-/* y[n, out] = the layer of x[n, in], plus residual[n, out]. */
+/* y[n, out] = the layer of x[n, in], plus residual[n, out]: the operation, and run. */
+op_matmul_t linear_op(const pass_t *pass, const linear_t *layer, const void *x,
+                      const void *residual, void *y);
 nn_status_t linear_forward(const pass_t *pass, const linear_t *layer, const void *x,
                            const void *residual, void *y);
 
@@ -33,8 +35,8 @@ nn_status_t linear_input_bwd(const pass_t *pass, const linear_t *layer, const vo
                              bool adds, void *gelu_pre);
 
 /* The norms of a block and the one at the end, over n rows of `hidden`. */
-nn_status_t norm_forward(const pass_t *pass, int64_t n, const void *x, const void *w, const void *b,
-                         void *y, float *mean, float *rstd);
+op_norm_t norm_op(const pass_t *pass, int64_t n, const void *x, const void *w, const void *b,
+                  void *y, float *mean, float *rstd);
 
 /* dx += the gradient through such a norm of the pass's rows. */
 nn_status_t norm_backward(const pass_t *pass, const void *x, const void *dy, const void *w,

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "model/config.h"
+#include "model/linear.h"
 #include "model/rope.h"
 #include "model/training.h"
 
@@ -71,8 +72,9 @@ static nn_status_t run_blocks(nn_model_t *model, const pass_t *pass) {
   for (int64_t l = 0; l < config->layers; l++)
     STATUS_TRY(block_forward(pass, l, run_x(model, pass, l), run_x(model, pass, l + 1),
                              run_acts(model, l)));
-  return final_norm(pass, n, run_x(model, pass, config->layers), buffers->y, buffers->mean,
-                    buffers->rstd);
+  op_norm_t norm = final_norm(pass, n, run_x(model, pass, config->layers), buffers->y,
+                              buffers->mean, buffers->rstd);
+  return PASS_RUN(pass, norm, norm);
 }
 
 nn_status_t run_forward(nn_model_t *model, const int32_t *tokens, int64_t batch, int64_t seq_len,
