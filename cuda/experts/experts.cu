@@ -4,8 +4,7 @@
  * Forward: out[t] = residual[t] + sum over slots, in order, of weight (y[row of the slot] + the
  * expert's bias). Assigns. Backward: dx[t] = sum over slots, in order, of the row's dx; dweight =
  * the sum over slices, in order, of <d, a>, and <dy, bias>, 0 for slots without a row. Both assign.
- * The gradients of weights and biases accumulate. Other than plain SwiGLU is portable.cu's and
- * few.cu's alone.
+ * The gradients of weights and biases accumulate.
  *
  * Rows behind offset[experts], where capacity dropped slots, are never written, and no token reads
  * them: only slot_row leads to a row. */
@@ -243,10 +242,10 @@ nn_status_t cuda_experts(backend_device_t *device, const op_experts_t *op,
   experts_room_t room = experts_take(&arena, grouped.rows, op->hidden, op->ffn, dtype, 0);
   if (grouped.rows <= FEW_ROWS) return experts_few(device, op, &grouped, &room);
   uintptr_t at = (uintptr_t)op->x | (uintptr_t)op->gate | (uintptr_t)op->up | (uintptr_t)op->down;
-  if (cuda_is_half(dtype) && grouped_plain(&grouped) && thin_fits(&grouped, at))
+  if (cuda_is_half(dtype) && thin_fits(&grouped, at))
     return experts_thin(device, op, &grouped, &room);
 
-  int fast = cuda_is_half(dtype) && grouped_plain(&grouped) && sm90_fits(device, &grouped);
+  int fast = cuda_is_half(dtype) && sm90_fits(device, &grouped);
   experts_gather_t gather = {};
   gather.n = op->n, gather.top_k = op->top_k, gather.hidden = op->hidden;
   gather.slot_row = op->routing.slot_row;
@@ -282,7 +281,7 @@ nn_status_t cuda_moe(backend_device_t *device, const op_moe_t *op, backend_scrat
 static nn_status_t experts_bwd_products(backend_device_t *device, const op_experts_bwd_t *op,
                                         const grouped_t *grouped, const experts_room_t *room) {
   int32_t dtype = op->act_dtype;
-  int fast = cuda_is_half(dtype) && grouped_plain(grouped) && sm90_fits(device, grouped);
+  int fast = cuda_is_half(dtype) && sm90_fits(device, grouped);
   grouped_dact_t dact = {room->dy, op->down, room->weight, op->pre, room->act, room->dot};
   grouped_dw_t dw = {op->pre, room->x, room->dy, room->act, op->dgate, op->dup, op->ddown};
   grouped_dx_t dx = {op->pre, op->gate, op->up, room->x};

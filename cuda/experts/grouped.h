@@ -15,16 +15,12 @@ typedef struct grouped {
   int64_t rows;          /* at least offset[E]; matrices of rows have so many */
   int64_t hidden, ffn, experts;
   int64_t stride;        /* elements from one expert's weights to the next one's */
-  /* What few.cu and portable.cu know beside plain SwiGLU; see op_experts_t. */
+  /* Other than plain SwiGLU; see op_experts_t. */
   float limit;                                  /* of the activation; 0: SwiGLU */
   int32_t apart;                                /* rows from one of gate to the next: 1 or 2 */
   const void *gate_bias, *up_bias, *down_bias; /* expert 0's; elements `apart` apart, but down's */
   int64_t bias_stride;
 } grouped_t;
-
-static inline int grouped_plain(const grouped_t *grouped) {
-  return grouped->limit == 0 && grouped->apart == 1 && !grouped->gate_bias && !grouped->down_bias;
-}
 
 /* pre[r] = (gate x_r, up x_r) + biases as [rows, 2F], or pre NULL; act[r] = silu(gate x_r) * (up
  * x_r), or what else the activation makes of them, as [rows, F], or act NULL. Both in the dtype of
@@ -79,7 +75,7 @@ nn_status_t portable_dact(backend_device_t *, int32_t dtype, const grouped_t *, 
 nn_status_t portable_dx(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_dx_t *);
 nn_status_t portable_dw(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_dw_t *);
 
-/* sm90.cu: plain SwiGLU of 16 bits alone. sm90_fits says whether this device and these shapes can
+/* sm90.cu: 16 bits alone. sm90_fits says whether this device and these shapes can
  * be done so. */
 int sm90_fits(const backend_device_t *, const grouped_t *);
 nn_status_t sm90_up(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_up_t *);
@@ -127,9 +123,8 @@ typedef struct grouped_bias_args {
 nn_status_t grouped_bias_bwd(backend_device_t *, int32_t dtype, const grouped_t *,
                              const grouped_bias_t *);
 
-/* thin.cu: forward of plain SwiGLU for few rows of each expert, 16 bits alone; rows as above.
- * thin_fits: so many rows of these shapes, at these addresses (or-ed), can be done so and gain from
- * it. */
+/* thin.cu: forward for few rows of each expert, 16 bits alone; rows as above. thin_fits: so many
+ * rows of these shapes, at these addresses (or-ed), can be done so and gain from it. */
 int thin_fits(const grouped_t *, uintptr_t at);
 nn_status_t thin_up(backend_device_t *, int32_t dtype, const grouped_t *, const few_up_t *);
 nn_status_t thin_down(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_down_t *);

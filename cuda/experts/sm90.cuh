@@ -64,18 +64,19 @@ static inline hopper_tensor_t sm90_activations(const void *base, int64_t rows, i
   return {base, NN_BF16, 3, {cols, parts, rows}, {cols, parts * cols}, {64, 1, box_rows}};
 }
 
-/* Weights [experts, rows, cols]. */
+/* Weights [experts, rows, cols]; apart: from one row to the next, in rows. */
 static inline hopper_tensor_t sm90_weights(const grouped_t *grouped, const void *base, int64_t rows,
-                                           int64_t cols, int box_rows) {
-  int64_t stride = grouped->experts > 1 ? grouped->stride : rows * cols;
-  return {base, NN_BF16, 3, {cols, rows, grouped->experts}, {cols, stride}, {64, box_rows, 1}};
+                                           int64_t cols, int64_t apart, int box_rows) {
+  int64_t ld = apart * cols, stride = grouped->experts > 1 ? grouped->stride : rows * ld;
+  return {base, NN_BF16, 3, {cols, rows, grouped->experts}, {ld, stride}, {64, box_rows, 1}};
 }
 
 /* Gradients [experts, rows, cols] as boxes of results. */
 static inline hopper_tensor_t sm90_gradients(const grouped_t *grouped, const void *base,
-                                             int64_t rows, int64_t cols) {
-  int64_t stride = grouped->experts > 1 ? grouped->stride : rows * cols;
-  return {base, NN_F32, 3, {cols, rows, grouped->experts}, {cols, stride}, {32, SM90_OUT_ROWS, 1}};
+                                             int64_t rows, int64_t cols, int64_t apart) {
+  hopper_tensor_t tensor = sm90_weights(grouped, base, rows, cols, apart, SM90_OUT_ROWS);
+  tensor.dtype = NN_F32, tensor.box[0] = 32;
+  return tensor;
 }
 
 /* ---- device ---------------------------------------------------------------------------------- */

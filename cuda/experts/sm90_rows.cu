@@ -1,6 +1,7 @@
 /* The products of sm_90a whose results are rows: up, down, dact and dx of grouped.h; assigns. A
  * tile is 128 rows of one expert; where the expert has fewer, the rows of the next ones are
  * multiplied too and not stored. Sums run along K in order. */
+#include "grouped.cuh"
 #include "sm90.cuh"
 
 /* Pairs of tiles, one above the other, that share the weights of a wave in L2. */
@@ -47,14 +48,6 @@ __device__ __forceinline__ bool rows_find(const rows_shape_t &shape, sm90_walk_t
     return true;
   }
   return false;
-}
-
-/* 1 / (1 + e^-g), by approximations within a few units in the last place of fp32. */
-__device__ __forceinline__ float rows_sigmoid(float g) {
-  float s;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(g * -1.4426950408889634f));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(s) : "f"(1 + s));
-  return s;
 }
 
 /* The warp's first row of the tile's rows from `top` on. */
@@ -166,13 +159,15 @@ struct rows_base {
 
 /* ---- up -------------------------------------------------------------------------------------- */
 
-/* A tile's 128 columns are 64 of gate and the same 64 of up, so that a thread has both sums. */
-template <typename T>
+/* A tile's 128 columns are 64 of gate and the same 64 of up, so that a thread has both sums. PLAIN:
+ * without limit and biases. */
+template <typename T, bool PLAIN>
 struct rows_up : rows_base<T> {
   struct args_t {
     CUtensorMap x, gate, up;
     rows_shape_t shape;
     rows_matrix_t pre, act;
+    grouped_t grouped; /* its limit and biases */
   };
   static constexpr int columns = 128, width = columns / 2, behind = 0;
   static constexpr bool b_mn_major = false;
@@ -190,12 +185,13 @@ struct rows_up : rows_base<T> {
                                                  int thread, int top, sm90_state_t &state,
                                                  const float *gate, const float *up, int col) {
     uint32_t w[4][4];
+    float limit = PLAIN ? 0 : args.grouped.limit;
 #pragma unroll
     for (int i = 0; i < 16; i++) {
       const int at = 4 * (i % 8) + 2 * (i / 8);
-      const float *g = gate + at, *u = up + at;
-      w[i / 8 * 2 + i % 8 / 4][i % 4] =
-          half_pair<T>(g[0] * rows_sigmoid(g[0]) * u[0], g[1] * rows_sigmoid(g[1]) * u[1]);
+      float a0 = glu_act<true>(gate[at], up[at], limit);
+      float a1 = glu_act<true>(gate[at + 1], up[at + 1], limit);
+      w[i / 8 * 2 + i % 8 / 4][i % 4] = half_pair<T>(a0, a1);
     }
     uint32_t box = rows_box(state, thread);
 #pragma unroll
@@ -205,9 +201,26 @@ struct rows_up : rows_base<T> {
     rows_sent(thread);
   }
 
+  static __device__ __forceinline__ void add_biases(const args_t &args, const rows_tile_t &tile,
+                                                    float (&d)[128]) {
+    int first = tile.across * width + 2 * (int)(sm90_lane() % 4);
+#pragma unroll
+    for (int i = 0; i < 16; i++) {
+      const int at = 4 * (i / 2) + i % 2;
+      int column = first + 8 * (i / 2) + i % 2;
+      if (column >= args.shape.ffn) continue;
+      float2 bias = grouped_biases<T>(args.grouped, tile.expert, column);
+#pragma unroll
+      for (int row = 0; row < 4; row++) { /* of the thread's */
+        const int from = at + row / 2 * 64 + row % 2 * 2;
+        d[from] += bias.x, d[from + 32] += bias.y;
+      }
+    }
+  }
+
   static __device__ __forceinline__ void finish(const args_t &args, const rows_tile_t &tile,
-                                                int thread, sm90_state_t &state,
-                                                const float (&d)[128]) {
+                                                int thread, sm90_state_t &state, float (&d)[128]) {
+    if (!PLAIN && args.grouped.gate_bias) add_biases(args, tile, d);
 #pragma unroll
     for (int top = 0; top < SM90_M; top += 64) {
       const float *gate = d + top, *up = gate + 32;
@@ -267,8 +280,8 @@ __device__ __forceinline__ void rows_load_mn_major(const CUtensorMap &map, uint3
 /* ---- dact ------------------------------------------------------------------------------------ */
 
 /* pre comes by boxes of 64 columns of g and the same of u, over which the epilogue writes its
- * results and stores them from there. */
-template <typename T>
+ * results and stores them from there. PLAIN: without a limit. */
+template <typename T, bool PLAIN>
 struct rows_dact : rows_base<T> {
   struct args_t {
     CUtensorMap dy, down;
@@ -277,6 +290,7 @@ struct rows_dact : rows_base<T> {
     const float *weight;
     rows_matrix_t pre, act;
     float *dot;
+    float limit;
   };
   static constexpr int columns = 128, behind = 0;
   static constexpr bool b_mn_major = true, staged = true;
@@ -298,24 +312,25 @@ struct rows_dact : rows_base<T> {
   }
 
   /* Two columns: g and u become dg and du; returns weight a, packed, and adds to dot. */
-  static __device__ __forceinline__ uint32_t derive(float weight, const float *d, uint32_t *gate,
-                                                    uint32_t *up, float *dot) {
-    float2 g = half_unpack<T>(*gate), u = half_unpack<T>(*up);
-    float s0 = rows_sigmoid(g.x), s1 = rows_sigmoid(g.y);
-    float silu0 = g.x * s0, silu1 = g.y * s1;
-    float a0 = silu0 * u.x, a1 = silu1 * u.y;
+  static __device__ __forceinline__ uint32_t derive(float limit, float weight, const float *d,
+                                                    uint32_t *gate, uint32_t *up, float *dot) {
+    float2 g = half_unpack<T>(*gate), u = half_unpack<T>(*up), by_g, by_u;
+    if (!PLAIN) __builtin_assume(limit != 0);
+    float a0 = glu_slopes<true>(g.x, u.x, limit, &by_g.x, &by_u.x);
+    float a1 = glu_slopes<true>(g.y, u.y, limit, &by_g.y, &by_u.y);
     float da0 = weight * d[0], da1 = weight * d[1];
     *dot += d[0] * a0;
     *dot += d[1] * a1;
-    *gate = half_pair<T>(da0 * u.x * (s0 + silu0 * (1 - s0)), da1 * u.y * (s1 + silu1 * (1 - s1)));
-    *up = half_pair<T>(da0 * silu0, da1 * silu1);
+    *gate = half_pair<T>(da0 * by_g.x, da1 * by_g.y);
+    *up = half_pair<T>(da0 * by_u.x, da1 * by_u.y);
     return half_pair<T>(weight * a0, weight * a1);
   }
 
   /* The warp's boxes of 64 columns; d: of their sums. */
   static __device__ __forceinline__ void derive_boxes(uint32_t gate_box, uint32_t up_box,
-                                                      uint32_t act_box, const float *d,
-                                                      const float *weight, float *dot) {
+                                                      uint32_t act_box, float limit,
+                                                      const float *d, const float *weight,
+                                                      float *dot) {
     uint32_t gate[4][4], up[4][4], act[4][4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -326,7 +341,7 @@ struct rows_dact : rows_base<T> {
 #pragma unroll
     for (int i = 0; i < 16; i++) {
       const int half = i / 8, j = i % 8;
-      act[i / 4][j % 4] = derive(weight[half], d + 4 * j + 2 * half, &gate[i / 4][j % 4],
+      act[i / 4][j % 4] = derive(limit, weight[half], d + 4 * j + 2 * half, &gate[i / 4][j % 4],
                                  &up[i / 4][j % 4], &dot[half]);
     }
 #pragma unroll
@@ -360,7 +375,8 @@ struct rows_dact : rows_base<T> {
       /* the first part's groups are the last but one and before */
       if (i == 3 && thread % 32 == 0)
         hopper_arrive_at(sm90_staged_empty<rows_dact>(state.ring, 0), sm90_rank());
-      derive_boxes(gate, up, act, d + 64 * m + 32 * part, weight + 2 * m, dot + 2 * m);
+      derive_boxes(gate, up, act, PLAIN ? 0 : args.limit, d + 64 * m + 32 * part, weight + 2 * m,
+                   dot + 2 * m);
       rows_written();
       rows_send(args.pre, tile, thread, 64 * m, gate, 0, n + 64 * part);
       rows_send(args.pre, tile, thread, 64 * m, up, 1, n + 64 * part);
@@ -440,18 +456,28 @@ static nn_status_t rows_result(backend_device_t *device, const grouped_t *groupe
                   &matrix->map);
 }
 
+template <typename P>
+static nn_status_t rows_run_up_as(backend_device_t *device, const grouped_t *grouped,
+                                  const grouped_up_t *up) {
+  int64_t h = grouped->hidden, f = grouped->ffn, apart = grouped->apart;
+  int64_t across = cuda_blocks(f, P::width);
+  typename P::args_t args;
+  args.shape = rows_make_shape(grouped, across, cuda_blocks(h, SM90_K));
+  args.grouped = *grouped;
+  CUDA_TRY(rows_map(device, sm90_activations(up->x, grouped->rows, 1, h, SM90_M), &args.x));
+  CUDA_TRY(rows_map(device, sm90_weights(grouped, up->gate, f, h, apart, P::width), &args.gate));
+  CUDA_TRY(rows_map(device, sm90_weights(grouped, up->up, f, h, apart, P::width), &args.up));
+  CUDA_TRY(rows_result(device, grouped, up->pre, 2, f, &args.pre));
+  CUDA_TRY(rows_result(device, grouped, up->act, 1, f, &args.act));
+  return sm90_launch<P>(device, "experts", args, rows_pairs(grouped, across));
+}
+
 template <typename T>
 static nn_status_t rows_run_up(backend_device_t *device, const grouped_t *grouped,
                                const grouped_up_t *up) {
-  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(f, rows_up<T>::width);
-  typename rows_up<T>::args_t args;
-  args.shape = rows_make_shape(grouped, across, cuda_blocks(h, SM90_K));
-  CUDA_TRY(rows_map(device, sm90_activations(up->x, grouped->rows, 1, h, SM90_M), &args.x));
-  CUDA_TRY(rows_map(device, sm90_weights(grouped, up->gate, f, h, rows_up<T>::width), &args.gate));
-  CUDA_TRY(rows_map(device, sm90_weights(grouped, up->up, f, h, rows_up<T>::width), &args.up));
-  CUDA_TRY(rows_result(device, grouped, up->pre, 2, f, &args.pre));
-  CUDA_TRY(rows_result(device, grouped, up->act, 1, f, &args.act));
-  return sm90_launch<rows_up<T>>(device, "experts", args, rows_pairs(grouped, across));
+  if (grouped->limit == 0 && !grouped->gate_bias)
+    return rows_run_up_as<rows_up<T, true>>(device, grouped, up);
+  return rows_run_up_as<rows_up<T, false>>(device, grouped, up);
 }
 
 template <typename T>
@@ -462,37 +488,47 @@ static nn_status_t rows_run_down(backend_device_t *device, const grouped_t *grou
   typename rows_down<T>::args_t args;
   args.shape = rows_make_shape(grouped, across, cuda_blocks(f, SM90_K));
   CUDA_TRY(rows_map(device, sm90_activations(down->act, grouped->rows, 1, f, SM90_M), &args.act));
-  CUDA_TRY(rows_map(device, sm90_weights(grouped, down->down, h, f, half), &args.down));
+  CUDA_TRY(rows_map(device, sm90_weights(grouped, down->down, h, f, 1, half), &args.down));
   CUDA_TRY(rows_result(device, grouped, down->y, 1, h, &args.y));
   return sm90_launch<rows_down<T>>(device, "experts", args, rows_pairs(grouped, across));
+}
+
+template <typename P>
+static nn_status_t rows_run_dact_as(backend_device_t *device, const grouped_t *grouped,
+                                    const grouped_dact_t *dact) {
+  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(f, P::columns);
+  typename P::args_t args;
+  args.shape = rows_make_shape(grouped, across, cuda_blocks(h, SM90_K));
+  args.weight = dact->weight;
+  args.dot = dact->dot;
+  args.limit = grouped->limit;
+  CUDA_TRY(rows_map(device, sm90_activations(dact->dy, grouped->rows, 1, h, SM90_M), &args.dy));
+  CUDA_TRY(rows_map(device, sm90_weights(grouped, dact->down, h, f, 1, SM90_K), &args.down));
+  CUDA_TRY(rows_map(device, sm90_activations(dact->pre, grouped->rows, 2, f, SM90_M),
+                    &args.pre_in));
+  CUDA_TRY(rows_result(device, grouped, dact->pre, 2, f, &args.pre));
+  CUDA_TRY(rows_result(device, grouped, dact->act, 1, f, &args.act));
+  return sm90_launch<P>(device, "experts", args, rows_pairs(grouped, across));
 }
 
 template <typename T>
 static nn_status_t rows_run_dact(backend_device_t *device, const grouped_t *grouped,
                                  const grouped_dact_t *dact) {
-  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(f, rows_dact<T>::columns);
-  typename rows_dact<T>::args_t args;
-  args.shape = rows_make_shape(grouped, across, cuda_blocks(h, SM90_K));
-  args.weight = dact->weight;
-  args.dot = dact->dot;
-  CUDA_TRY(rows_map(device, sm90_activations(dact->dy, grouped->rows, 1, h, SM90_M), &args.dy));
-  CUDA_TRY(rows_map(device, sm90_weights(grouped, dact->down, h, f, SM90_K), &args.down));
-  CUDA_TRY(rows_map(device, sm90_activations(dact->pre, grouped->rows, 2, f, SM90_M),
-                    &args.pre_in));
-  CUDA_TRY(rows_result(device, grouped, dact->pre, 2, f, &args.pre));
-  CUDA_TRY(rows_result(device, grouped, dact->act, 1, f, &args.act));
-  return sm90_launch<rows_dact<T>>(device, "experts", args, rows_pairs(grouped, across));
+  if (grouped->limit == 0)
+    return rows_run_dact_as<rows_dact<T, true>>(device, grouped, dact);
+  return rows_run_dact_as<rows_dact<T, false>>(device, grouped, dact);
 }
 
 template <typename T>
 static nn_status_t rows_run_dx(backend_device_t *device, const grouped_t *grouped,
                                const grouped_dx_t *dx) {
-  int64_t h = grouped->hidden, f = grouped->ffn, across = cuda_blocks(h, rows_dx<T>::columns);
+  int64_t h = grouped->hidden, f = grouped->ffn, apart = grouped->apart;
+  int64_t across = cuda_blocks(h, rows_dx<T>::columns);
   typename rows_dx<T>::args_t args;
   args.shape = rows_make_shape(grouped, across, 2 * cuda_blocks(f, SM90_K));
   CUDA_TRY(rows_map(device, sm90_activations(dx->dpre, grouped->rows, 2, f, SM90_M), &args.dpre));
-  CUDA_TRY(rows_map(device, sm90_weights(grouped, dx->gate, f, h, SM90_K), &args.gate));
-  CUDA_TRY(rows_map(device, sm90_weights(grouped, dx->up, f, h, SM90_K), &args.up));
+  CUDA_TRY(rows_map(device, sm90_weights(grouped, dx->gate, f, h, apart, SM90_K), &args.gate));
+  CUDA_TRY(rows_map(device, sm90_weights(grouped, dx->up, f, h, apart, SM90_K), &args.up));
   CUDA_TRY(rows_result(device, grouped, dx->dx, 1, h, &args.dx));
   return sm90_launch<rows_dx<T>>(device, "experts", args, rows_pairs(grouped, across));
 }

@@ -126,15 +126,15 @@ static nn_status_t weights_map(backend_device_t *device, const grouped_t *groupe
 }
 
 static nn_status_t weights_gradient(backend_device_t *device, const grouped_t *grouped, float *base,
-                                    int64_t rows, int64_t cols, CUtensorMap *map) {
-  hopper_tensor_t tensor = sm90_gradients(grouped, base, rows, cols);
+                                    int64_t rows, int64_t cols, int64_t apart, CUtensorMap *map) {
+  hopper_tensor_t tensor = sm90_gradients(grouped, base, rows, cols, apart);
   return hopper_map(device, "experts", &tensor, map);
 }
 
 template <typename T>
 static nn_status_t weights_run(backend_device_t *device, const grouped_t *grouped,
                                const grouped_dw_t *dw) {
-  int64_t h = grouped->hidden, f = grouped->ffn;
+  int64_t h = grouped->hidden, f = grouped->ffn, apart = grouped->apart;
   typename weights_dw<T>::args_t args;
   args.offset = grouped->offset;
   args.experts = (int)grouped->experts;
@@ -145,9 +145,9 @@ static nn_status_t weights_run(backend_device_t *device, const grouped_t *groupe
   CUDA_TRY(weights_map(device, grouped, dw->dy, 1, h, &args.dy));
   CUDA_TRY(weights_map(device, grouped, dw->act, 1, f, &args.act));
   CUtensorMap *gradient = args.gradient;
-  CUDA_TRY(weights_gradient(device, grouped, dw->dgate, f, h, &gradient[WEIGHTS_GATE]));
-  CUDA_TRY(weights_gradient(device, grouped, dw->dup, f, h, &gradient[WEIGHTS_UP]));
-  CUDA_TRY(weights_gradient(device, grouped, dw->ddown, h, f, &gradient[WEIGHTS_DOWN]));
+  CUDA_TRY(weights_gradient(device, grouped, dw->dgate, f, h, apart, &gradient[WEIGHTS_GATE]));
+  CUDA_TRY(weights_gradient(device, grouped, dw->dup, f, h, apart, &gradient[WEIGHTS_UP]));
+  CUDA_TRY(weights_gradient(device, grouped, dw->ddown, h, f, 1, &gradient[WEIGHTS_DOWN]));
   const int tall = SM90_PAIR * SM90_M, wide = weights_dw<T>::columns;
   int64_t pairs = 2 * cuda_blocks(f, tall) * cuda_blocks(h, wide) +
                   cuda_blocks(h, tall) * cuda_blocks(f, wide);

@@ -73,7 +73,8 @@ template <typename T, int TILES>
 __device__ __forceinline__ void thin_up_rows(const grouped_t &grouped, const few_up_t &op,
                                              const grouped_place_t &group, int32_t row, int64_t f) {
   int32_t g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-  int64_t h = grouped.hidden, at = group.expert * grouped.stride + (f + g) * h + 8 * t;
+  int64_t h = grouped.hidden, ld = h * grouped.apart;
+  int64_t at = group.expert * grouped.stride + (f + g) * ld + 8 * t;
   const T *weight[2] = {(const T *)op.gate + at, (const T *)op.up + at};
   const T *x[TILES];
 #pragma unroll
@@ -82,21 +83,23 @@ __device__ __forceinline__ void thin_up_rows(const grouped_t &grouped, const few
     x[j] = (const T *)op.x + slot / (int32_t)op.top_k * h + 8 * t;
   }
   float sum[2][TILES][4] = {};
-  thin_products<T, TILES>(sum, weight, 8 * h, x, 0, 32, (int32_t)h);
+  thin_products<T, TILES>(sum, weight, 8 * ld, x, 0, 32, (int32_t)h);
+  float2 bias[2] = {grouped_biases<T>(grouped, group.expert, f + g),
+                    grouped_biases<T>(grouped, group.expert, f + g + 8)};
 #pragma unroll
   for (int j = 0; j < TILES; j++)
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       int64_t to = row + 8 * j + 2 * t + i % 2, column = f + g + i / 2 * 8;
       if (to >= group.end) continue;
+      float gate = sum[0][j][i] + bias[i / 2].x, up = sum[1][j][i] + bias[i / 2].y;
       if (op.pre) {
         T *pre = (T *)op.pre + to * 2 * grouped.ffn + column;
-        pre[0] = from_float<T>(sum[0][j][i]);
-        pre[grouped.ffn] = from_float<T>(sum[1][j][i]);
+        pre[0] = from_float<T>(gate);
+        pre[grouped.ffn] = from_float<T>(up);
       }
       if (op.act)
-        ((T *)op.act)[to * grouped.ffn + column] =
-            from_float<T>(glu_act(sum[0][j][i], sum[1][j][i], 0));
+        ((T *)op.act)[to * grouped.ffn + column] = from_float<T>(glu_act(gate, up, grouped.limit));
     }
 }
 
