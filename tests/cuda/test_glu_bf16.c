@@ -54,7 +54,7 @@ static void test_glu(void **state) {
   static const float limits[] = {0, 0.6f}; /* inputs are in -1 .. 1 */
   for (size_t i = 0; i < LENGTH(rows); i++)
     for (size_t j = 0; j < LENGTH(widths); j++)
-      for (int k = 0; k < 8; k++)
+      for (int k = 0; k < 8 && rows[i] * widths[j] < 1000000; k++)
         check_glu(rows[i], widths[j], limits[k / 4], k / 2 % 2, gpu_dtypes[k % 2]);
 }
 
