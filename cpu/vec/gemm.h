@@ -23,7 +23,9 @@ enum { GEMM_MR = 6 };
 enum {
   GEMM_NR = 2 * VEC_WIDTH,
   GEMM_PACK_STEP = 16,  /* rows along k that are packed together */
-  GEMM_STREAM_ROWS = 16 /* most rows of a group that takes the streaming path */
+  GEMM_STREAM_ROWS = 16, /* most rows of a group that takes the streaming path; */
+  GEMM_STREAM_FEW = 8,   /* with more than these, only where */
+  GEMM_STREAM_SHORT = 128 /* k is longer: the sums over lanes take their time too */
 };
 
 /* A matrix as it is stored: rows of dtype, ld elements apart, that run along the rows or columns of
@@ -76,7 +78,8 @@ static inline int64_t gemm_pair_columns(int64_t p) { return 2 * vec_round_up(p, 
 
 /* Whether a group takes the streaming path: few rows, and weights stored along k. */
 static inline int gemm_streams(const gemm_group_t *group) {
-  return group->m <= GEMM_STREAM_ROWS && !group->a.along_k && !group->b.along_k;
+  return group->m <= GEMM_STREAM_ROWS && !group->a.along_k && !group->b.along_k &&
+         (group->m <= GEMM_STREAM_FEW || group->k > GEMM_STREAM_SHORT);
 }
 
 /* Computes all groups in one region of the pool. */

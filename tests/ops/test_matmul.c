@@ -164,7 +164,7 @@ static void test_large(void **state) {
  * and rows a power of two apart, which are copied. */
 static void test_near(void **state) {
   (void)state;
-  for (int64_t m = 18; m < 27; m++)
+  for (int64_t m = 9; m < 27; m++)
     for (int32_t i = 0; i < 8; i++)
       check_matmul(&(matmul_case_t){.m = m, .n = 64 + 3 * (i / 4), .k = 30 + m % 2, .trans_a = i % 2,
                                     .trans_b = i / 2 % 2, .addend = (int32_t)m % 3});
@@ -175,7 +175,9 @@ static void test_near(void **state) {
       {.m = 100, .n = 40, .k = 1024, .epilogue = MATMUL_GELU},
       {.m = 1024, .n = 40, .k = 50, .trans_a = 1, .addend = 2},
       {.m = 600, .n = 64, .k = 40, .pad = 3, .addend = 1},
-      {.m = 300, .n = 500, .k = 400}, /* not near */
+      {.m = 260, .n = 530, .k = 500, .trans_b = 1, .addend = 1}, /* b is not near: many rows, */
+      {.m = 270, .n = 300, .k = 1024, .trans_b = 1, .biased = 1},
+      {.m = 300, .n = 500, .k = 400}, /* and packed */
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_matmul(&cases[i]);
 }
