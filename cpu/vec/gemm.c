@@ -13,6 +13,9 @@ enum {
   GEMM_THIN_COLUMNS = 192,  /* columns of an item of few rows */
   GEMM_BAD_STRIDE = 4096,   /* bytes: lines so far apart compete for few places in a cache */
   GEMM_NEAR = 320 << 10,    /* bytes that stay in a cache beside others */
+  GEMM_ROWS_M = 256,        /* rows that suffice to read a in place by weights from anywhere, */
+  GEMM_ROWS_K = 1536,       /* up to this k, */
+  GEMM_ROWS_NB = 256,       /* and most columns of such an item: its sums stay in the L2 cache */
   GEMM_PUT_ROWS = 48,       /* rows that are computed, then put where they belong */
   GEMM_THIN_MOST = 255,     /* rows that are few: of experts, whose weights come from memory */
 
@@ -234,11 +237,20 @@ static int64_t gemm_extent(const gemm_operand_t *operand, int64_t rows) {
   return rows * operand->ld * vec_dtype_bytes(operand->dtype);
 }
 
+/* Whether a has so many rows across that packing b, in as few blocks of k, takes little of it. */
+static int gemm_many_rows(const gemm_group_t *group) {
+  const gemm_operand_t *a = &group->a;
+  return !a->along_k && !a->gather && !group->b.along_k && group->m >= GEMM_ROWS_M &&
+         group->k > GEMM_KC && group->k <= GEMM_ROWS_K;
+}
+
 /* Whether a group is computed so: all but the rows of an a across, which come one after the other,
- * is near enough that nothing need be requested in time. */
-static int gemm_is_near(const gemm_t *gemm, const gemm_group_t *group) {
+ * is near enough that nothing need be requested in time, or these are many. */
+static int gemm_by_rows(const gemm_t *gemm, const gemm_group_t *group) {
   const gemm_operand_t *a = &group->a, *b = &group->b;
-  return gemm->form == &form_numbers && (!a->along_k || gemm_extent(a, group->k) <= GEMM_NEAR) &&
+  if (gemm->form != &form_numbers) return 0;
+  if (gemm_many_rows(group)) return 1;
+  return (!a->along_k || gemm_extent(a, group->k) <= GEMM_NEAR) &&
          gemm_extent(b, b->along_k ? group->k : group->n) <= GEMM_NEAR &&
          (!group->c || group->m * group->ldc * (int64_t)sizeof *group->c <= GEMM_NEAR);
 }
@@ -302,7 +314,7 @@ static void gemm_item_columns(const gemm_item_t *item, int64_t column, int64_t k
   VEC(gemm_rows)(item->m, !group->a.along_k, &panels);
 }
 
-static void gemm_item_near(const gemm_item_t *item) {
+static void gemm_item_rows(const gemm_item_t *item) {
   const gemm_group_t *group = item->group;
   const gemm_operand_t *a = &group->a;
   for (int64_t k0 = 0, k; k0 < group->k; k0 += k) {
@@ -426,12 +438,12 @@ static void gemm_item(void *context, int64_t index, int32_t thread) {
   }
 #endif
   const gemm_operand_t *a = &item.group->a, *b = &item.group->b;
-  int near = gemm_is_near(gemm, item.group);
+  int by_rows = gemm_by_rows(gemm, item.group);
   item.direct = !gemm->store;
-  item.a_in_place = gemm_in_place(gemm, a) && (a->along_k || near);
+  item.a_in_place = gemm_in_place(gemm, a) && (a->along_k || by_rows);
   item.b_in_place = gemm_in_place(gemm, b) && b->along_k;
-  if (near) {
-    gemm_item_near(&item);
+  if (by_rows) {
+    gemm_item_rows(&item);
     return;
   }
   item.row_panels = vec_blocks(item.m, GEMM_MR);
@@ -482,14 +494,15 @@ static int64_t gemm_span(const gemm_t *gemm, int64_t items, int64_t threads) {
   return span > before / threads ? span : before / threads;
 }
 
-/* Chooses the shape of items, for groups of at most m x n, by what all would take. */
-static void gemm_cut(gemm_t *gemm, int64_t m, int64_t n, int32_t threads) {
+/* Chooses the shape of items, of at most most_n columns, for groups of at most m x n, by what all
+ * would take. */
+static void gemm_cut(gemm_t *gemm, int64_t m, int64_t n, int64_t most_n, int32_t threads) {
   int64_t best = INT64_MAX, block_m = 0, block_n = 0;
   int64_t cuts = threads > 1 ? 5 : 1;
   for (int64_t i = 0; i < cuts; i++) {
     for (int64_t j = 0; j < cuts; j++) {
       gemm->block_m = vec_blocks(m, gemm_cuts(vec_blocks(m, GEMM_MB), i, threads));
-      gemm->block_n = vec_round_up(vec_blocks(n, gemm_cuts(vec_blocks(n, GEMM_NB), j, threads)),
+      gemm->block_n = vec_round_up(vec_blocks(n, gemm_cuts(vec_blocks(n, most_n), j, threads)),
                                    GEMM_NR);
       int64_t cost = gemm_span(gemm, gemm_count_items(gemm), threads);
       if (cost < best) {
@@ -509,6 +522,7 @@ nn_status_t VEC(gemm_run)(backend_device_t *device, gemm_t *gemm) {
   if (gemm->rounds && (device->cpu_paths & NN_CPU_AVX512_BF16)) gemm->form = &form_pairs;
 #endif
   int64_t m = 0, n = 0, work = 0; /* the largest packed group; all work, in cycles */
+  int64_t most_n = GEMM_NB;
   for (int64_t g = 0; g < gemm->count; g++) {
     const gemm_group_t *group = &gemm->groups[g];
     if (gemm_streams(group)) {
@@ -516,13 +530,14 @@ nn_status_t VEC(gemm_run)(backend_device_t *device, gemm_t *gemm) {
     } else {
       work += vec_blocks(group->m * group->n, GEMM_NR) * group->k;
       if (gemm_thin(gemm, group)) continue;
+      if (gemm->form == &form_numbers && gemm_many_rows(group)) most_n = GEMM_ROWS_NB;
       m = m > group->m ? m : group->m;
       n = n > group->n ? n : group->n;
     }
   }
   gemm->block_m = gemm->block_n = 1; /* of no meaning where every group streams */
   gemm->threads = work < VEC_SMALL ? 1 : device->threads;
-  if (m > 0) gemm_cut(gemm, m, n, (int32_t)gemm->threads);
+  if (m > 0) gemm_cut(gemm, m, n, most_n, (int32_t)gemm->threads);
   gemm->items = gemm_count_items(gemm);
   return vec_run(device, gemm->items, work, gemm_item, gemm);
 }
