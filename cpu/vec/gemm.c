@@ -275,7 +275,7 @@ static void gemm_item_put(const gemm_item_t *item, int64_t column, gemm_panels_t
   int across = !item->group->a.along_k;
   for (int64_t r = 0; r < item->m; r += GEMM_PUT_ROWS) {
     int64_t rows = vec_min(item->m - r, GEMM_PUT_ROWS);
-    VEC(gemm_rows)(rows, across, &panels);
+    VEC(gemm_kernel_rows)(rows, across, &panels);
     gemm_put(item->gemm, item->group, item->i + r, rows, j, columns, panels.d);
     panels.a += across ? rows * panels.lda : rows;
     if (!panels.sum) continue;
@@ -311,7 +311,7 @@ static void gemm_item_columns(const gemm_item_t *item, int64_t column, int64_t k
     panels.d = group->d + i * group->ldd + j;
     panels.ldd = group->ldd;
   }
-  VEC(gemm_rows)(item->m, !group->a.along_k, &panels);
+  VEC(gemm_kernel_rows)(item->m, !group->a.along_k, &panels);
 }
 
 static void gemm_item_rows(const gemm_item_t *item) {

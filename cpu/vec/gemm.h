@@ -107,7 +107,7 @@ typedef struct gemm_panels {
 void VEC(gemm_kernel)(int64_t rows, const gemm_panels_t *panels);
 
 /* The same for any number m of rows, without requests. With across, a is [m, k], rows lda apart. */
-void VEC(gemm_rows)(int64_t m, int across, const gemm_panels_t *panels);
+void VEC(gemm_kernel_rows)(int64_t m, int across, const gemm_panels_t *panels);
 
 /* Packs count rows or columns of an operand from `first` on, restricted to k0 .. k0 + k - 1, as
  * out[k, width]. For a, width is count; for b it is GEMM_NR, and what is absent becomes 0. From
@@ -145,6 +145,20 @@ VEC_INLINE const void *gemm_row(const gemm_operand_t *operand, int64_t r) {
     r -= operand->split;
   }
   return data + r * operand->ld * vec_dtype_bytes(operand->dtype);
+}
+
+/* Stored row r behind the product's columns or rows, or its sum; *even becomes how many rows from
+ * it on are equally far apart, which may be more than there are. Past a pair's end it is 0. */
+VEC_INLINE const void *gemm_even_rows(const gemm_operand_t *operand, int64_t r, int64_t *even) {
+  if (operand->pair) {
+    int64_t j = r / GEMM_NR * VEC_WIDTH + r % VEC_WIDTH, left = operand->pair - j;
+    const char *half = r % GEMM_NR < VEC_WIDTH ? operand->data : operand->second;
+    *even = left < 0 ? 0 : vec_min(left, VEC_WIDTH - r % VEC_WIDTH);
+    return half + j * operand->ld * vec_dtype_bytes(operand->dtype);
+  }
+  *even = operand->gather ? 1 : INT64_MAX;
+  if (!operand->gather && operand->second && r < operand->split) *even = operand->split - r;
+  return gemm_row(operand, r);
 }
 
 /* Pointers to the stored rows behind columns (or rows) j .. of the product, at most `left` and

@@ -61,21 +61,14 @@ static inline bool gemm_request_bytes(gemm_requests_t *requests, const void *dat
   return gemm_request(requests, data, GEMM_LINE, gemm_lines(data, bytes));
 }
 
-/* Stored row r of a part, from 0; NULL past a pair's end. *even becomes how many rows from it on,
- * at least 1, are equally far apart; they may be more than there are. */
+/* Stored row r of a part, from 0; NULL past a pair's end. *even: as gemm_even_rows, at least 1. */
 static inline const void *gemm_part_row(const gemm_part_t *part, int64_t r, int64_t *even) {
   const gemm_operand_t *operand = part->operand;
-  int64_t size = vec_dtype_bytes(operand->dtype), first = operand->along_k ? part->k0 : part->first;
   int64_t from = operand->along_k ? part->first : part->k0;
-  r += first;
-  *even = operand->gather ? 1 : INT64_MAX;
-  if (operand->pair) {
-    const void *row[VEC_WIDTH];
-    *even = VEC_WIDTH - r % VEC_WIDTH;
-    return gemm_rows(operand, r, 1, row) ? (const char *)row[0] + from * size : NULL;
-  }
-  if (operand->second && r < operand->split) *even = operand->split - r;
-  return (const char *)gemm_row(operand, r) + from * size;
+  const char *row = gemm_even_rows(operand, r + (operand->along_k ? part->k0 : part->first), even);
+  if (*even > 0) return row + from * vec_dtype_bytes(operand->dtype);
+  *even = 1;
+  return NULL;
 }
 
 /* `rows` rows of so many bytes, step bytes apart: all in one run, or one for each row or for each

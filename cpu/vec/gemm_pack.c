@@ -37,6 +37,20 @@ VEC_INLINE void pack_square_f32(const void *const *row, int64_t k0, int64_t widt
   VEC_UNROLL for (int i = 0; i < VEC_WIDTH; i++) vf_store(out + i * width, r[i]);
 }
 
+/* The same of rows that are ld elements apart, for whole squares of k. Every fourth row has a
+ * pointer: more would not stay in registers. */
+VEC_INLINE void pack_even_f32(const float *row, int64_t ld, int64_t k, int64_t width, float *out) {
+  const float *fourth[VEC_WIDTH / 4];
+  VEC_UNROLL for (int i = 0; i < VEC_WIDTH / 4; i++) fourth[i] = row + 4 * i * ld;
+  for (; k >= VEC_WIDTH; k -= VEC_WIDTH, out += VEC_WIDTH * width) {
+    vf r[VEC_WIDTH];
+    VEC_UNROLL for (int i = 0; i < VEC_WIDTH; i++) r[i] = vf_load(fourth[i / 4] + i % 4 * ld);
+    vf_transpose(r);
+    VEC_UNROLL for (int i = 0; i < VEC_WIDTH; i++) vf_store(out + i * width, r[i]);
+    VEC_UNROLL for (int i = 0; i < VEC_WIDTH / 4; i++) fourth[i] += VEC_WIDTH;
+  }
+}
+
 VEC_INLINE void pack_rows(const void *const *row, int64_t rows, int64_t ahead, int64_t width,
                           int64_t k0, int64_t k, int32_t dtype, float *out) {
   int64_t p = 0;
@@ -75,8 +89,15 @@ VEC_INLINE void pack_columns_a(const gemm_operand_t *operand, int64_t ahead, int
 
 VEC_INLINE void pack_along_product(const gemm_operand_t *operand, int64_t first, int64_t count,
                            int64_t width, int64_t k0, int64_t k, int32_t dtype, float *out) {
-  int64_t ahead = VEC_WIDTH * operand->ld * vec_dtype_bytes(dtype);
+  int64_t ahead = VEC_WIDTH * operand->ld * vec_dtype_bytes(dtype), even;
   for (int64_t q = 0; q < width; q += VEC_WIDTH) {
+    if (width == GEMM_NR && dtype == NN_F32 && count - q >= VEC_WIDTH && k % VEC_WIDTH == 0) {
+      const float *at = gemm_even_rows(operand, first + q, &even);
+      if (even >= VEC_WIDTH) {
+        pack_even_f32(at + k0, operand->ld, k, GEMM_NR, out + q);
+        continue;
+      }
+    }
     const void *row[VEC_WIDTH];
     int64_t rows = count > q ? gemm_rows(operand, first + q, count - q, row) : 0;
     /* What lies beyond a panel of a need not be 0: its last row again makes the square whole. */

@@ -90,6 +90,6 @@ VEC_INLINE void rows_all(int64_t m, const int across, gemm_panels_t panels) {
 static void rows_across(int64_t m, const gemm_panels_t *panels) { rows_all(m, 1, *panels); }
 static void rows_along(int64_t m, const gemm_panels_t *panels) { rows_all(m, 0, *panels); }
 
-void VEC(gemm_rows)(int64_t m, int across, const gemm_panels_t *panels) {
+void VEC(gemm_kernel_rows)(int64_t m, int across, const gemm_panels_t *panels) {
   (across ? rows_across : rows_along)(m, panels);
 }
