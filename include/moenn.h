@@ -849,7 +849,8 @@ NN_API nn_status_t nn_tokenizer_create_bytes(nn_tokenizer_t **tokenizer);
  *    as there, but that Unigram makes no special token of plain text, and that offsets are right
  *    where a character map removes characters. Characters newer than the Unicode of this system's
  *    utf8proc and PCRE2 may be cut otherwise. Truncation and padding are left to the caller.
- *  - **SentencePiece** (.model): BPE and Unigram; ids and text are SentencePiece's, for any bytes.
+ *  - **SentencePiece** (.model): BPE, Unigram, WORD and CHAR; ids and text are SentencePiece's, for
+ *    any bytes.
  *  - **tiktoken** rank files of the published vocabularies of GPT-2, cl100k_base, o200k_base, Llama 3
  *    and Qwen, which the number of tokens tells apart; others: nn_tokenizer_load_tiktoken().
  *  - **GGUF**: its metadata tokenizer.ggml.*, of the models llama, t5 and gpt2.

@@ -279,6 +279,10 @@ static void put_words(output_t *output, const pipeline_t *pipeline, const entrie
 
 static nn_status_t put_model(output_t *output, const pipeline_t *pipeline,
                              const entries_t *entries) {
+  if (pipeline->model.kind == MODEL_MARKED_WORDS)
+    return status_fail(NN_ERR_UNSUPPORTED,
+                       "a SentencePiece model of words has no form in tokenizer.json: there, "
+                       "unknown words that follow one another do not become one");
   output_text(output, ",\n  \"model\": ");
   switch (pipeline->model.kind) {
     case MODEL_BPE: STATUS_TRY(put_bpe(output, pipeline, entries)); break;

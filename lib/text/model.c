@@ -132,6 +132,18 @@ void vocabulary_free(vocabulary_t *vocabulary) {
 
 /* ---- encoding -------------------------------------------------------------------------------- */
 
+nn_status_t pieces_add_unknown(const vocabulary_t *vocabulary, pieces_t *pieces, text_t word,
+                               span_t part) {
+  const model_t *model = vocabulary->model;
+  bool bytes = model->byte_fallback;
+  for (uint32_t i = part.begin; bytes && i < part.end; i++)
+    bytes = vocabulary->byte_ids[(unsigned char)word.data[i]] >= 0;
+  if (!bytes) return pieces_add(pieces, model->unk_id, part);
+  for (uint32_t i = part.begin; i < part.end; i++)
+    STATUS_TRY(pieces_add(pieces, vocabulary->byte_ids[(unsigned char)word.data[i]], part));
+  return NN_OK;
+}
+
 static nn_status_t wordlevel_encode(const vocabulary_t *vocabulary, model_memory_t *memory,
                                     text_t word) {
   const model_t *model = vocabulary->model;
@@ -144,6 +156,31 @@ static nn_status_t wordlevel_encode(const vocabulary_t *vocabulary, model_memory
                     (span_t){0, (uint32_t)word.bytes});
 }
 
+/* Words begin with U+2581, the first one with the text. Neighbours that are unknown are one. */
+static nn_status_t marked_words_encode(const vocabulary_t *vocabulary, model_memory_t *memory,
+                                       text_t text) {
+  static const char mark[] = "\xe2\x96\x81";
+  enum { MARK = sizeof mark - 1 };
+  const model_t *model = vocabulary->model;
+  span_t unknown = {0, 0};
+  for (uint32_t at = 0, end; at < text.bytes; at = end) {
+    for (end = at + 1; end < text.bytes; end++)
+      if (text.bytes - end >= MARK && memcmp(text.data + end, mark, MARK) == 0) break;
+    const int32_t token = text_index_get(&model->index, (text_t){text.data + at, end - at});
+    if (token < 0 || model->tokens[token].score == -INFINITY) {
+      if (unknown.begin == unknown.end) unknown.begin = at;
+      unknown.end = end;
+      continue;
+    }
+    if (unknown.begin < unknown.end)
+      STATUS_TRY(pieces_add_unknown(vocabulary, &memory->pieces, text, unknown));
+    unknown = (span_t){end, end};
+    STATUS_TRY(pieces_add(&memory->pieces, model->tokens[token].id, (span_t){at, end}));
+  }
+  if (unknown.begin == unknown.end) return NN_OK;
+  return pieces_add_unknown(vocabulary, &memory->pieces, text, unknown);
+}
+
 nn_status_t model_encode(const vocabulary_t *vocabulary, model_memory_t *memory, text_t word) {
   memory->pieces.count = 0;
   if (word.bytes == 0) return NN_OK;
@@ -151,6 +188,7 @@ nn_status_t model_encode(const vocabulary_t *vocabulary, model_memory_t *memory,
     case MODEL_BPE: return bpe_encode(vocabulary, memory, word);
     case MODEL_UNIGRAM: return unigram_encode(vocabulary, memory, word);
     case MODEL_WORDPIECE: return wordpiece_encode(vocabulary, memory, word);
+    case MODEL_MARKED_WORDS: return marked_words_encode(vocabulary, memory, word);
     default: return wordlevel_encode(vocabulary, memory, word);
   }
 }

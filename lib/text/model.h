@@ -45,6 +45,10 @@ void vocabulary_free(vocabulary_t *vocabulary);
 /* True when every byte's character of the byte map is a token, so that words may be raw bytes. */
 bool vocabulary_has_bytes(const model_t *model);
 
+/* Adds a part that is no token: its bytes, where the model has them, or unk. */
+nn_status_t pieces_add_unknown(const vocabulary_t *vocabulary, pieces_t *pieces, text_t word,
+                               span_t part);
+
 /* Memory of one thread's encoding, kept from word to word. */
 typedef struct model_memory {
   pieces_t pieces; /* of the word last encoded */

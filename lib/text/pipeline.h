@@ -144,13 +144,14 @@ typedef struct decoder_step {
 
 /* ---- model and vocabulary -------------------------------------------------------------------- */
 
-enum { MODEL_BPE, MODEL_UNIGRAM, MODEL_WORDPIECE, MODEL_WORDLEVEL };
+enum { MODEL_BPE, MODEL_UNIGRAM, MODEL_WORDPIECE, MODEL_WORDLEVEL, MODEL_MARKED_WORDS };
 
 /* A token of the model. Ids need not be in order nor without gaps, none above PIPELINE_MAX_ID. */
 typedef struct token {
   text_t text;
   int32_t id;
-  double score; /* MODEL_UNIGRAM: log probability; -INFINITY: no text is cut into it. Others: unused */
+  double score; /* MODEL_UNIGRAM: log probability; -INFINITY, so also MODEL_MARKED_WORDS: no text is
+                   cut into it. Others: unused */
 } token_t;
 
 /* MODEL_BPE: the neighbours left and right (ids) may become the token `result`. Of all pairs in a

@@ -39,7 +39,7 @@ static nn_status_t check_bytes(const sp_file_t *file, const pipeline_t *pipeline
 }
 
 static nn_status_t add_pieces(const sp_file_t *file, pipeline_t *pipeline) {
-  const bool unigram = file->model_type == SP_MODEL_UNIGRAM;
+  const bool apart = pipeline->model.kind == MODEL_BPE; /* user-defined pieces come first */
   for (int64_t i = 0; i < file->count; i++) {
     const sp_piece_t *piece = &file->pieces[i];
     if (piece->text.bytes > MOST_PIECE)
@@ -50,7 +50,7 @@ static nn_status_t add_pieces(const sp_file_t *file, pipeline_t *pipeline) {
     if (pipeline_find(pipeline, piece->text) >= 0)
       return status_fail(NN_ERR_FORMAT, "piece %lld has the text of another", (long long)i);
     STATUS_TRY(pipeline_add_token(pipeline, piece->text, (int32_t)i,
-                                  unigram ? piece_score(piece) : 0));
+                                  apart ? 0 : piece_score(piece)));
     if (piece->type == SP_UNKNOWN) {
       if (pipeline->model.unk_id >= 0)
         return status_fail(NN_ERR_FORMAT, "pieces %d and %lld both stand for what is unknown",
@@ -58,7 +58,7 @@ static nn_status_t add_pieces(const sp_file_t *file, pipeline_t *pipeline) {
       pipeline->model.unk_id = (int32_t)i;
     }
     const bool control = piece->type == SP_CONTROL;
-    if (control || (piece->type == SP_USER_DEFINED && !unigram))
+    if (control || (piece->type == SP_USER_DEFINED && apart))
       STATUS_TRY(pipeline_add_added(pipeline, &(added_token_t){.content = piece->text,
                                                                .id = (int32_t)i,
                                                                .normalized = !control,
@@ -154,16 +154,20 @@ static nn_status_t add_steps(const sp_file_t *file, pipeline_t *pipeline) {
 
 nn_status_t sentencepiece_describe(const sp_file_t *file, pipeline_t *pipeline) {
   model_t *model = &pipeline->model;
-  if (file->model_type != SP_MODEL_UNIGRAM && file->model_type != SP_MODEL_BPE)
-    return status_fail(NN_ERR_UNSUPPORTED,
-                       "a SentencePiece model of type %d; this library reads %d (Unigram) and %d "
-                       "(BPE)",
-                       file->model_type, SP_MODEL_UNIGRAM, SP_MODEL_BPE);
-  model->kind = file->model_type == SP_MODEL_BPE ? MODEL_BPE : MODEL_UNIGRAM;
+  switch (file->model_type) {
+    case SP_MODEL_UNIGRAM: model->kind = MODEL_UNIGRAM; break;
+    case SP_MODEL_WORD: model->kind = MODEL_MARKED_WORDS; break;
+    case SP_MODEL_BPE:
+    case SP_MODEL_CHAR: model->kind = MODEL_BPE; break; /* characters alone: none is merged */
+    default:
+      return status_fail(NN_ERR_UNSUPPORTED,
+                         "a SentencePiece model of type %d; there are %d (Unigram) to %d (CHAR)",
+                         file->model_type, SP_MODEL_UNIGRAM, SP_MODEL_CHAR);
+  }
   model->fuse_unk = model->single = true;
   model->byte_fallback = file->byte_fallback;
   STATUS_TRY(add_pieces(file, pipeline));
-  if (model->kind == MODEL_BPE) STATUS_TRY(add_merges(file, pipeline));
+  if (file->model_type == SP_MODEL_BPE) STATUS_TRY(add_merges(file, pipeline));
   pipeline->special[NN_TOKEN_BOS] = control_id(file, pipeline, file->bos_piece);
   pipeline->special[NN_TOKEN_EOS] = control_id(file, pipeline, file->eos_piece);
   pipeline->special[NN_TOKEN_PAD] = control_id(file, pipeline, file->pad_piece);

@@ -62,13 +62,7 @@ static nn_status_t add_unknown(const vocabulary_t *vocabulary, pieces_t *pieces,
   const text_t text = {word.data + part.begin, part.end - part.begin};
   const int32_t token = text_index_get(&model->index, text);
   if (token >= 0) return pieces_add(pieces, model->tokens[token].id, part);
-  bool bytes = model->byte_fallback;
-  for (size_t i = 0; bytes && i < text.bytes; i++)
-    bytes = vocabulary->byte_ids[(unsigned char)text.data[i]] >= 0;
-  if (!bytes) return pieces_add(pieces, model->unk_id, part);
-  for (size_t i = 0; i < text.bytes; i++)
-    STATUS_TRY(pieces_add(pieces, vocabulary->byte_ids[(unsigned char)text.data[i]], part));
-  return NN_OK;
+  return pieces_add_unknown(vocabulary, pieces, word, part);
 }
 
 /* Turns the links of the best way, from each end to its token's beginning, into links from each

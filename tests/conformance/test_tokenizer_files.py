@@ -109,7 +109,8 @@ class SentencePieceTest(TokenizerFileTest):
         last one ends what came before."""
         rng = random.Random(7)
         ids = range(theirs.vocab_size())
-        end = next(i for i in ids if theirs.IdToPiece(i).isalpha() and not theirs.IsControl(i))
+        pieces = [theirs.IdToPiece(i).strip("▁") for i in ids]
+        end = next(i for i in ids if pieces[i].isalpha() and not theirs.IsControl(i))
         some = [i for i in ids if theirs.IsByte(i) or len(theirs.IdToPiece(i)) == 1] or ids
         for _ in range(3000):
             made = [rng.choice(some if rng.random() < 0.7 else ids) for _ in range(12)] + [end]
@@ -166,6 +167,41 @@ class SentencePieceTest(TokenizerFileTest):
     def test_bpe_suffix_across_words(self) -> None:
         self.compare(
             "bpe", 3500, split_by_whitespace=False, treat_whitespace_as_suffix=True
+        )
+
+
+    def test_words(self) -> None:
+        self.compare("word")
+
+    def test_words_bytes(self) -> None:
+        self.compare("word", 1000, byte_fallback=True, remove_extra_whitespaces=False)
+
+    def test_words_user_defined(self) -> None:
+        self.compare(
+            "word",
+            user_defined_symbols=["\n", "def", "▁▁", "▁the", "<sep>"],
+            control_symbols=["<ctl>"],
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+        )
+
+    def test_words_suffix(self) -> None:
+        self.compare("word", treat_whitespace_as_suffix=True)
+
+    def test_characters(self) -> None:
+        self.compare("char")
+
+    def test_characters_bytes(self) -> None:
+        self.compare("char", byte_fallback=True, character_coverage=0.98)
+
+    def test_characters_user_defined(self) -> None:
+        self.compare(
+            "char",
+            character_coverage=0.98,
+            user_defined_symbols=["\n", "def", "▁▁", "Ａ", "<sep>", "  "],
+            control_symbols=["<ctl>"],
+            remove_extra_whitespaces=False,
+            treat_whitespace_as_suffix=True,
         )
 
 

@@ -34,13 +34,14 @@ static void check_refused(nn_status_t want, const char *parts, text_read_fn read
   pipeline_free(&pipeline);
 }
 
-/* The spellings of the text's tokens with bars between them, and the text again. */
-static void check_pieces(const nn_tokenizer_t *tokenizer, const char *text, const char *want) {
-  int32_t ids[64];
+enum { MOST_IDS = 64 };
+
+/* The spellings of the text's tokens with bars between them. Returns how many there are. */
+static int64_t check_spellings(const nn_tokenizer_t *tokenizer, const char *text, const char *want,
+                               int32_t *ids) {
   int64_t count;
-  char got[512] = "", back[512];
-  size_t bytes;
-  CHECK(nn_tokenizer_encode(tokenizer, text, strlen(text), ids, 64, &count));
+  char got[512] = "";
+  CHECK(nn_tokenizer_encode(tokenizer, text, strlen(text), ids, MOST_IDS, &count));
   for (int64_t i = 0; i < count; i++) {
     const char *spelled;
     CHECK(nn_tokenizer_token(tokenizer, ids[i], &spelled, NULL));
@@ -48,6 +49,15 @@ static void check_pieces(const nn_tokenizer_t *tokenizer, const char *text, cons
     strcat(got, spelled);
   }
   assert_string_equal(got, want);
+  return count;
+}
+
+/* The same, and that they stand for the text. */
+static void check_pieces(const nn_tokenizer_t *tokenizer, const char *text, const char *want) {
+  int32_t ids[MOST_IDS];
+  char back[512];
+  size_t bytes;
+  int64_t count = check_spellings(tokenizer, text, want, ids);
   CHECK(nn_tokenizer_decode(tokenizer, ids, count, back, sizeof back, &bytes));
   assert_int_equal(bytes, strlen(text));
   assert_memory_equal(back, text, bytes);
@@ -116,7 +126,7 @@ static void put_piece(text_bytes_t *to, const char *text, float score, uint64_t 
   put_message(to, 1, &piece);
 }
 
-/* model_type: 1 Unigram, 2 BPE. */
+/* model_type: an SP_MODEL_ number. */
 static void put_specification(text_bytes_t *to, uint64_t model_type, bool byte_fallback) {
   text_bytes_t trainer = {0}, normalizer = {0};
   put_field(&trainer, 3, model_type);
@@ -175,6 +185,43 @@ static void test_sentencepiece_unigram(void **state) {
   text_bytes_free(&file);
 }
 
+/* Words and characters, of the same pieces. */
+static void test_sentencepiece_words(void **state) {
+  (void)state;
+  text_bytes_t file = {0};
+  put_model(&file, SP_MODEL_WORD, false);
+  nn_tokenizer_t *tokenizer = make(sentencepiece_read, &file);
+  int32_t ids[MOST_IDS];
+  check_spellings(tokenizer, "ab abc  ab",
+                  "\xe2\x96\x81" "ab|<unk>|\xe2\x96\x81|\xe2\x96\x81" "ab", ids);
+  check_spellings(tokenizer, "cab x ab", "<unk>|\xe2\x96\x81" "ab", ids);
+  check_pieces(tokenizer, "ab  ab", "\xe2\x96\x81" "ab|\xe2\x96\x81|\xe2\x96\x81" "ab");
+  CHECK_STATUS(NN_ERR_UNSUPPORTED, nn_tokenizer_save(tokenizer, "/nowhere/tokenizer.json"));
+  nn_tokenizer_destroy(tokenizer);
+  check_allocations(sentencepiece_read, &file);
+  check_hostile(sentencepiece_read, &file);
+  text_bytes_free(&file);
+  put_model(&file, SP_MODEL_WORD, true);
+  tokenizer = make(sentencepiece_read, &file);
+  check_spellings(tokenizer, "ab x", "\xe2\x96\x81" "ab|<0xE2>|<0x96>|<0x81>|<0x78>", ids);
+  nn_tokenizer_destroy(tokenizer);
+  text_bytes_free(&file);
+}
+
+static void test_sentencepiece_characters(void **state) {
+  (void)state;
+  text_bytes_t file = {0};
+  put_model(&file, SP_MODEL_CHAR, false);
+  nn_tokenizer_t *tokenizer = make(sentencepiece_read, &file);
+  int32_t ids[MOST_IDS];
+  check_spellings(tokenizer, "abc cabxyb", "\xe2\x96\x81|a|b|c|\xe2\x96\x81|cab|<unk>|b", ids);
+  check_pieces(tokenizer, "abc cab", "\xe2\x96\x81|a|b|c|\xe2\x96\x81|cab");
+  nn_tokenizer_destroy(tokenizer);
+  check_allocations(sentencepiece_read, &file);
+  check_hostile(sentencepiece_read, &file);
+  text_bytes_free(&file);
+}
+
 /* A text that spells a byte is no byte; ids of bytes that are no character are U+FFFD. */
 static void test_sentencepiece_bytes(void **state) {
   (void)state;
@@ -216,8 +263,8 @@ static void test_sentencepiece_refused(void **state) {
   CHECK_REFUSED(NN_ERR_FORMAT, "unknown", sentencepiece_read, &file);
   file.bytes = 0;
   put_piece(&file, "<unk>", 0, SP_UNKNOWN);
-  put_specification(&file, SP_MODEL_WORD, false);
-  CHECK_REFUSED(NN_ERR_UNSUPPORTED, "type 3", sentencepiece_read, &file);
+  put_specification(&file, SP_MODEL_CHAR + 1, false);
+  CHECK_REFUSED(NN_ERR_UNSUPPORTED, "type 5", sentencepiece_read, &file);
   file.bytes = 0;
   CHECK_REFUSED(NN_ERR_FORMAT, "0 pieces", sentencepiece_read, &file);
   file.bytes = 0;
@@ -450,6 +497,8 @@ static void test_llmc(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_sentencepiece_bpe),     cmocka_unit_test(test_sentencepiece_unigram),
+      cmocka_unit_test(test_sentencepiece_words),
+      cmocka_unit_test(test_sentencepiece_characters),
       cmocka_unit_test(test_sentencepiece_bytes),   cmocka_unit_test(test_sentencepiece_refused),
       cmocka_unit_test(test_tiktoken),
       cmocka_unit_test(test_base64),                cmocka_unit_test(test_gguf),
