@@ -238,19 +238,19 @@ static int64_t gemm_extent(const gemm_operand_t *operand, int64_t rows) {
 }
 
 /* Whether a has so many rows across that packing b, in as few blocks of k, takes little of it. */
-static int gemm_many_rows(const gemm_group_t *group) {
+static int gemm_many_rows(const gemm_t *gemm, const gemm_group_t *group) {
   const gemm_operand_t *a = &group->a;
-  return !a->along_k && !a->gather && !group->b.along_k && group->m >= GEMM_ROWS_M &&
-         group->k > GEMM_KC && group->k <= GEMM_ROWS_K;
+  return gemm->form == &form_numbers && !gemm->store && !a->along_k && !a->gather &&
+         !group->b.along_k && group->m >= GEMM_ROWS_M && group->k > GEMM_KC &&
+         group->k <= GEMM_ROWS_K;
 }
 
 /* Whether a group is computed so: all but the rows of an a across, which come one after the other,
  * is near enough that nothing need be requested in time, or these are many. */
 static int gemm_by_rows(const gemm_t *gemm, const gemm_group_t *group) {
   const gemm_operand_t *a = &group->a, *b = &group->b;
-  if (gemm->form != &form_numbers) return 0;
-  if (gemm_many_rows(group)) return 1;
-  return (!a->along_k || gemm_extent(a, group->k) <= GEMM_NEAR) &&
+  if (gemm_many_rows(gemm, group)) return 1;
+  return gemm->form == &form_numbers && (!a->along_k || gemm_extent(a, group->k) <= GEMM_NEAR) &&
          gemm_extent(b, b->along_k ? group->k : group->n) <= GEMM_NEAR &&
          (!group->c || group->m * group->ldc * (int64_t)sizeof *group->c <= GEMM_NEAR);
 }
@@ -530,7 +530,7 @@ nn_status_t VEC(gemm_run)(backend_device_t *device, gemm_t *gemm) {
     } else {
       work += vec_blocks(group->m * group->n, GEMM_NR) * group->k;
       if (gemm_thin(gemm, group)) continue;
-      if (gemm->form == &form_numbers && gemm_many_rows(group)) most_n = GEMM_ROWS_NB;
+      if (gemm_many_rows(gemm, group)) most_n = GEMM_ROWS_NB;
       m = m > group->m ? m : group->m;
       n = n > group->n ? n : group->n;
     }

@@ -176,7 +176,7 @@ static void test_near(void **state) {
       {.m = 1024, .n = 40, .k = 50, .trans_a = 1, .addend = 2},
       {.m = 600, .n = 64, .k = 40, .pad = 3, .addend = 1},
       {.m = 260, .n = 530, .k = 500, .trans_b = 1, .addend = 1}, /* b is not near: many rows, */
-      {.m = 270, .n = 300, .k = 1024, .trans_b = 1, .biased = 1},
+      {.m = 270, .n = 300, .k = 1024, .trans_b = 1, .addend = 2},
       {.m = 300, .n = 500, .k = 400}, /* and packed */
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_matmul(&cases[i]);
