@@ -151,6 +151,33 @@ static moe_tensors_t moe_make(const moe_case_t *c) {
                          .stat_prob = gpu_tensor(GPU_F64, GPU_UPDATE, sums, c->experts)};
 }
 
+/* How near, in relation to itself, one of a token's chosen probabilities comes to another. */
+static double moe_margin(const moe_case_t *c, const moe_tensors_t *t, int64_t token) {
+  double margin = 1;
+  for (int64_t j = 0; j < c->top_k; j++) {
+    int64_t chosen = (int64_t)gpu_value(t->expert, GPU_CPU, token * c->top_k + j);
+    double p = gpu_value(t->prob, GPU_CPU, token * c->experts + chosen);
+    for (int64_t e = 0; e < c->experts; e++) {
+      double apart = fabs(p - gpu_value(t->prob, GPU_CPU, token * c->experts + e)) / p;
+      if (e != chosen) margin = fmin(margin, apart);
+    }
+  }
+  return margin;
+}
+
+/* Draws tokens until none is so near to a tie that the norm's rounding may decide it. */
+static void moe_avoid_ties(const moe_case_t *c, const moe_tensors_t *t, double bound) {
+  double margin = 0;
+  for (uint64_t seed = 11; margin < bound; seed++) {
+    assert_true(seed < 200);
+    gpu_change(t->x, gpu_uniform(c->n * c->hidden, 1, 0, seed));
+    op_moe_t op[GPU_SIDES] = {moe_op(c, t, GPU_CPU)};
+    GPU_RUN_CPU(moe, op);
+    margin = 1;
+    for (int64_t i = 0; i < c->n; i++) margin = fmin(margin, moe_margin(c, t, i));
+  }
+}
+
 static void check_moe(const moe_case_t *c, int32_t dtype) {
   int64_t slots = c->n * c->top_k;
   backend_limits_t limits = {.rows = c->n, .hidden = c->hidden, .ffn = c->ffn,
@@ -158,12 +185,13 @@ static void check_moe(const moe_case_t *c, int32_t dtype) {
   gpu_begin(dtype, limits, "moe n %lld, hidden %lld, ffn %lld, %lld of %lld", (long long)c->n,
             (long long)c->hidden, (long long)c->ffn, (long long)c->top_k, (long long)c->experts);
   moe_tensors_t t = moe_make(c);
-  op_moe_t op[GPU_SIDES];
-  for (int s = 0; s < GPU_SIDES; s++) op[s] = moe_op(c, &t, s);
-  GPU_RUN(moe, op);
   /* The norm's rounding reaches logits of up to 8 in size, which move by that part of themselves,
    * and a probability by twice that part of itself; act, and the result, are rounded beside. */
   double norm = gpu_bound(1, c->hidden), prob = 16 * norm;
+  moe_avoid_ties(c, &t, prob);
+  op_moe_t op[GPU_SIDES];
+  for (int s = 0; s < GPU_SIDES; s++) op[s] = moe_op(c, &t, s);
+  GPU_RUN(moe, op);
   gpu_check_equal(t.expert, "expert", slots);
   gpu_check_equal(t.offset, "offset", c->experts + 1);
   gpu_check_equal(t.slot_row, "slot_row", slots);
