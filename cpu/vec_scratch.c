@@ -7,7 +7,8 @@
 static size_t experts_scratch(const backend_limits_t *limits) {
   int64_t rows = experts_chunk_tokens(limits->rows, limits->top_k) * limits->top_k;
   size_t bytes = ops_bytes(limits->experts, EXPERTS_GROUP_BYTES, 1, 1) + ops_bytes(rows, 1, 1, 4) +
-                 ops_bytes(rows, limits->ffn, 1, 4) + ops_bytes(rows, limits->hidden, 1, 4);
+                 ops_bytes(rows, limits->ffn, 1, limits->act_dtype == NN_F32 ? 4 : 2) +
+                 ops_bytes(rows, limits->hidden, 1, 4);
   if (limits->training)
     bytes += ops_bytes(rows, limits->ffn / EXPERTS_DOT_COLUMNS + 1, 1, 4);
   return bytes + 8 * 64; /* each part begins at a multiple of 64 */

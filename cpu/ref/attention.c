@@ -40,17 +40,20 @@ static void attention_row(void *context, int64_t item, int32_t thread) {
   int64_t kv_len = op->kv_len ? op->kv_len[b] : op->q_len;
   int64_t last = kv_len ? kv_len - op->q_len + i : -1;
   int64_t kv = (op->sequence ? op->sequence[b] : b) * op->kv_batch + kv_head * dim;
-  const float *q = op->q, *k = op->k, *v = op->v;
-  q += row * op->ldq + head * dim, k += kv, v += kv;
+  float room[3][ATTENTION_DIM];
+  const float *q = ref_row(op->q, op->act_dtype, row * op->ldq + head * dim, dim, room[0]);
 
   attention_sum_t sum = {.largest = -INFINITY};
   if (op->sinks && last >= 0)
     sum.largest = ref_load(op->sinks, op->weight_dtype, head), sum.weight = 1;
-  for (int64_t j = attention_first(op->window, last); j <= last; j++)
-    attention_add(&sum, op->scale * ref_dot(q, k + j * op->ldkv, dim), v + j * op->ldkv, dim);
-  float *o = op->o;
-  o += (row * op->heads + head) * dim;
-  for (int64_t d = 0; d < dim; d++) o[d] = last < 0 ? 0 : (float)(sum.value[d] / sum.weight);
+  for (int64_t j = attention_first(op->window, last); j <= last; j++) {
+    const float *k = ref_row(op->k, op->act_dtype, kv + j * op->ldkv, dim, room[1]);
+    const float *v = ref_row(op->v, op->act_dtype, kv + j * op->ldkv, dim, room[2]);
+    attention_add(&sum, op->scale * ref_dot(q, k, dim), v, dim);
+  }
+  for (int64_t d = 0; d < dim; d++)
+    ref_store(op->o, op->act_dtype, (row * op->heads + head) * dim + d,
+              last < 0 ? 0 : (float)(sum.value[d] / sum.weight));
   if (op->lse) op->lse[row * op->heads + head] = (float)(sum.largest + log(sum.weight));
 }
 
@@ -76,10 +79,14 @@ static double attention_score_bwd(const attention_bwd_t *bwd, int64_t b, int64_t
   const op_attention_bwd_t *op = bwd->op;
   int64_t dim = op->head_dim, at = (b * op->q_len + i) * op->heads + head;
   int64_t key = b * op->kv_batch + j * op->ldkv + head / (op->heads / op->kv_heads) * dim;
-  const float *q = op->q, *k = op->k, *v = op->v, *dout = op->dout;
-  q += (b * op->q_len + i) * op->ldq + head * dim;
-  double p = exp(op->scale * ref_dot(q, k + key, dim) - op->lse[at]);
-  *dscore = p * (ref_dot(dout + at * dim, v + key, dim) - bwd->delta[at]);
+  int64_t query = (b * op->q_len + i) * op->ldq + head * dim;
+  float room[4][ATTENTION_DIM];
+  const float *q = ref_row(op->q, op->act_dtype, query, dim, room[0]);
+  const float *k = ref_row(op->k, op->act_dtype, key, dim, room[1]);
+  const float *v = ref_row(op->v, op->act_dtype, key, dim, room[2]);
+  const float *dout = ref_row(op->dout, op->act_dtype, at * dim, dim, room[3]);
+  double p = exp(op->scale * ref_dot(q, k, dim) - op->lse[at]);
+  *dscore = p * (ref_dot(dout, v, dim) - bwd->delta[at]);
   return p;
 }
 
@@ -90,18 +97,20 @@ static void attention_bwd_query(void *context, int64_t item, int32_t thread) {
   (void)thread;
   int64_t row = item / op->heads, head = item % op->heads, dim = op->head_dim;
   int64_t b = row / op->q_len, i = row % op->q_len, kv_head = head / (op->heads / op->kv_heads);
-  const float *k = op->k, *o = op->o, *dout = op->dout;
-  bwd->delta[item] = ref_dot(dout + item * dim, o + item * dim, dim);
-  k += b * op->kv_batch + kv_head * dim;
+  float room[2][ATTENTION_DIM];
+  const float *o = ref_row(op->o, op->act_dtype, item * dim, dim, room[0]);
+  const float *dout = ref_row(op->dout, op->act_dtype, item * dim, dim, room[1]);
+  bwd->delta[item] = ref_dot(dout, o, dim);
   double sum[ATTENTION_DIM] = {0};
   for (int64_t j = attention_first(op->window, i); j <= i; j++) {
     double dscore;
     attention_score_bwd(bwd, b, head, i, j, &dscore);
-    for (int64_t d = 0; d < dim; d++) sum[d] += dscore * k[j * op->ldkv + d];
+    int64_t key = b * op->kv_batch + kv_head * dim + j * op->ldkv;
+    const float *k = ref_row(op->k, op->act_dtype, key, dim, room[0]);
+    for (int64_t d = 0; d < dim; d++) sum[d] += dscore * k[d];
   }
-  float *dq = op->dq;
-  dq += row * op->ldq + head * dim;
-  for (int64_t d = 0; d < dim; d++) dq[d] = (float)(op->scale * sum[d]);
+  for (int64_t d = 0; d < dim; d++)
+    ref_store(op->dq, op->act_dtype, row * op->ldq + head * dim + d, (float)(op->scale * sum[d]));
 }
 
 /* item: a row of k and v, and a key-value head. */
@@ -116,9 +125,10 @@ static void attention_bwd_key(void *context, int64_t item, int32_t thread) {
   double dk[ATTENTION_DIM] = {0}, dv[ATTENTION_DIM] = {0};
   for (int64_t head = kv_head * group; head < (kv_head + 1) * group; head++) {
     for (int64_t i = j; i < end; i++) {
-      int64_t row = b * op->q_len + i;
-      const float *q = op->q, *dout = op->dout;
-      q += row * op->ldq + head * dim, dout += (row * op->heads + head) * dim;
+      int64_t row = b * op->q_len + i, out = (row * op->heads + head) * dim;
+      float room[2][ATTENTION_DIM];
+      const float *q = ref_row(op->q, op->act_dtype, row * op->ldq + head * dim, dim, room[0]);
+      const float *dout = ref_row(op->dout, op->act_dtype, out, dim, room[1]);
       double dscore, p = attention_score_bwd(bwd, b, head, i, j, &dscore);
       for (int64_t d = 0; d < dim; d++) {
         dk[d] += dscore * q[d];
@@ -127,10 +137,9 @@ static void attention_bwd_key(void *context, int64_t item, int32_t thread) {
     }
   }
   int64_t at = b * op->kv_batch + j * op->ldkv + kv_head * dim;
-  float *out_k = op->dk, *out_v = op->dv;
   for (int64_t d = 0; d < dim; d++) {
-    out_k[at + d] = (float)(op->scale * dk[d]);
-    out_v[at + d] = (float)dv[d];
+    ref_store(op->dk, op->act_dtype, at + d, (float)(op->scale * dk[d]));
+    ref_store(op->dv, op->act_dtype, at + d, (float)dv[d]);
   }
 }
 

@@ -9,13 +9,12 @@ enum { CLIP_ROWS = 16 };
 static void clip_rows(void *context, int64_t item, int32_t thread) {
   const op_clip_t *op = context;
   (void)thread;
-  const float *x = op->x;
-  float *y = op->y;
   int64_t end = ref_min(op->n, (item + 1) * CLIP_ROWS);
   for (int64_t row = item * CLIP_ROWS; row < end; row++)
     for (int64_t c = 0; c < op->width; c++) {
-      float value = x[row * op->ldx + c];
-      y[row * op->ldy + c] = fabsf(value) > op->limit ? copysignf(op->limit, value) : value;
+      float value = ref_load(op->x, op->act_dtype, row * op->ldx + c);
+      if (fabsf(value) > op->limit) value = copysignf(op->limit, value);
+      ref_store(op->y, op->act_dtype, row * op->ldy + c, value);
     }
 }
 
@@ -27,12 +26,11 @@ nn_status_t ref_clip(backend_device_t *device, const op_clip_t *op, backend_scra
 static void clip_bwd_rows(void *context, int64_t item, int32_t thread) {
   const op_clip_bwd_t *op = context;
   (void)thread;
-  const float *x = op->x;
-  float *dx = op->dx;
   int64_t end = ref_min(op->n, (item + 1) * CLIP_ROWS);
   for (int64_t row = item * CLIP_ROWS; row < end; row++)
     for (int64_t c = 0; c < op->width; c++)
-      if (fabsf(x[row * op->ldx + c]) > op->limit) dx[row * op->lddx + c] = 0;
+      if (fabsf(ref_load(op->x, op->act_dtype, row * op->ldx + c)) > op->limit)
+        ref_store(op->dx, op->act_dtype, row * op->lddx + c, 0);
 }
 
 nn_status_t ref_clip_bwd(backend_device_t *device, const op_clip_bwd_t *op,

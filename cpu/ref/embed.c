@@ -11,15 +11,12 @@ static void embed_rows(void *context, int64_t item, int32_t thread) {
   float alpha = backend_factor(op->alpha);
   int64_t end = ref_min(op->n, (item + 1) * EMBED_ROWS);
   for (int64_t t = item * EMBED_ROWS; t < end; t++) {
-    float *out = op->out;
-    out += t * op->hidden;
-    int64_t token = op->ids[t] * op->hidden;
-    for (int64_t c = 0; c < op->hidden; c++)
-      out[c] = alpha * ref_load(op->wte, op->weight_dtype, token + c);
-    if (!op->wpe) continue;
-    int64_t place = op->position[t] * op->hidden;
-    for (int64_t c = 0; c < op->hidden; c++)
-      out[c] += ref_load(op->wpe, op->weight_dtype, place + c);
+    int64_t token = op->ids[t] * op->hidden, place = op->wpe ? op->position[t] * op->hidden : 0;
+    for (int64_t c = 0; c < op->hidden; c++) {
+      float out = alpha * ref_load(op->wte, op->weight_dtype, token + c);
+      if (op->wpe) out += ref_load(op->wpe, op->weight_dtype, place + c);
+      ref_store(op->out, op->act_dtype, t * op->hidden + c, out);
+    }
   }
 }
 
@@ -31,10 +28,9 @@ nn_status_t ref_embed(backend_device_t *device, const op_embed_t *op, backend_sc
 static void embed_add_columns(float *table, const int32_t *rows, float alpha,
                               const op_embed_bwd_t *op, int64_t begin, int64_t end) {
   for (int64_t t = 0; t < op->n; t++) {
-    const float *from = op->dout;
-    from += t * op->hidden;
     float *to = table + rows[t] * op->hidden;
-    for (int64_t c = begin; c < end; c++) to[c] += alpha * from[c];
+    for (int64_t c = begin; c < end; c++)
+      to[c] += alpha * ref_load(op->dout, op->act_dtype, t * op->hidden + c);
   }
 }
 

@@ -29,12 +29,13 @@ static void glu_rows(void *context, int64_t item, int32_t thread) {
   (void)thread;
   int64_t end = ref_min(op->n, (item + 1) * GLU_ROWS);
   for (int64_t row = item * GLU_ROWS; row < end; row++) {
-    const float *x = op->x;
-    float *y = op->y;
-    x += row * 2 * op->ffn, y += row * op->ffn;
     double weight = op->weight ? op->weight[row] : 1;
-    for (int64_t c = 0; c < op->ffn; c++)
-      y[c] = (float)(weight * ref_act(x[c], x[op->ffn + c], op->limit));
+    for (int64_t c = 0; c < op->ffn; c++) {
+      double g = ref_load(op->x, op->act_dtype, row * 2 * op->ffn + c);
+      double u = ref_load(op->x, op->act_dtype, (row * 2 + 1) * op->ffn + c);
+      ref_store(op->y, op->act_dtype, row * op->ffn + c,
+                (float)(weight * ref_act(g, u, op->limit)));
+    }
   }
 }
 
@@ -44,18 +45,18 @@ nn_status_t ref_glu(backend_device_t *device, const op_glu_t *op, backend_scratc
 }
 
 static void glu_bwd_row(const op_glu_bwd_t *op, int64_t row) {
-  const float *x = op->x, *dy = op->dy;
-  float *dx = op->dx, *y = op->y;
-  x += row * 2 * op->ffn, dx += row * 2 * op->ffn, dy += row * op->ffn;
+  int32_t dtype = op->act_dtype;
   double weight = op->weight ? op->weight[row] : 1, dot = 0;
   for (int64_t c = 0; c < op->ffn; c++) {
-    double g = x[c], u = x[op->ffn + c], d = dy[c], by_g, by_u;
+    int64_t at_g = row * 2 * op->ffn + c, at_u = at_g + op->ffn, at = row * op->ffn + c;
+    double g = ref_load(op->x, dtype, at_g), u = ref_load(op->x, dtype, at_u);
+    double d = ref_load(op->dy, dtype, at), by_g, by_u;
     double act = ref_act(g, u, op->limit);
     ref_act_slopes(g, u, op->limit, &by_g, &by_u);
     dot += d * act;
-    dx[c] = (float)(weight * d * by_g);
-    dx[op->ffn + c] = (float)(weight * d * by_u);
-    if (y) y[row * op->ffn + c] = (float)(weight * act);
+    ref_store(op->dx, dtype, at_g, (float)(weight * d * by_g));
+    ref_store(op->dx, dtype, at_u, (float)(weight * d * by_u));
+    if (op->y) ref_store(op->y, dtype, at, (float)(weight * act));
   }
   if (op->weight) op->dweight[row] = (float)dot;
 }

@@ -21,22 +21,32 @@ size_t ref_loss_scratch(const backend_limits_t *limits) {
   return ref_piece(ref_min(limits->rows, LOSS_CHUNK), limits->vocab, sizeof(float));
 }
 
+/* Rows of x. */
+static ref_matrix_t loss_x(const loss_chunk_t *chunk) {
+  const op_head_loss_t *op = chunk->op;
+  return (ref_matrix_t){.data = op->x,
+                        .dtype = op->act_dtype,
+                        .row = op->hidden,
+                        .col = 1,
+                        .at = chunk->begin * op->hidden};
+}
+
 static void loss_logits(void *context, int64_t item, int32_t thread) {
   const loss_chunk_t *chunk = context;
   const op_head_loss_t *op = chunk->op;
   (void)thread;
-  const float *rows = op->x;
   int64_t across = ref_blocks(op->vocab, REF_TILE_COLS);
   int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
-  ref_matrix_t x = {rows + chunk->begin * op->hidden, NN_F32, op->hidden, 1, NULL};
-  ref_matrix_t w = {op->w, op->weight_dtype, 1, op->hidden, NULL};
+  ref_matrix_t x = loss_x(chunk);
+  ref_matrix_t w = {.data = op->w, .dtype = op->weight_dtype, .row = 1, .col = op->hidden};
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, &x, &w, chunk->rows, op->vocab, op->hidden, i, j);
   int64_t cols = ref_min(op->vocab - j, REF_TILE_COLS);
   for (int64_t c = 0; op->bias && c < cols; c++)
     for (int64_t r = 0; r < REF_TILE_ROWS; r++)
       tile.sum[r][c] += ref_load(op->bias, op->weight_dtype, j + c);
-  ref_tile_assign(&tile, chunk->logits, op->vocab, 1, chunk->rows, op->vocab, i, j);
+  ref_place_t logits = {.data = chunk->logits, .row = op->vocab, .col = 1};
+  ref_tile_assign(&tile, &logits, chunk->rows, op->vocab, i, j);
 }
 
 /* The largest of alpha times each element. */
@@ -70,13 +80,16 @@ static void loss_dx(void *context, int64_t item, int32_t thread) {
   (void)thread;
   int64_t across = ref_blocks(op->hidden, REF_TILE_COLS);
   int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
-  ref_matrix_t dl = {chunk->logits, NN_F32, op->vocab, 1, NULL};
-  ref_matrix_t w = {op->w, op->weight_dtype, op->hidden, 1, NULL};
+  ref_matrix_t dl = {.data = chunk->logits, .row = op->vocab, .col = 1};
+  ref_matrix_t w = {.data = op->w, .dtype = op->weight_dtype, .row = op->hidden, .col = 1};
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, &dl, &w, chunk->rows, op->hidden, op->vocab, i, j);
-  float *dx = op->dx;
-  ref_tile_assign(&tile, dx + chunk->begin * op->hidden, op->hidden, 1, chunk->rows, op->hidden, i,
-                  j);
+  ref_place_t dx = {.data = op->dx,
+                    .dtype = op->act_dtype,
+                    .at = chunk->begin * op->hidden,
+                    .row = op->hidden,
+                    .col = 1};
+  ref_tile_assign(&tile, &dx, chunk->rows, op->hidden, i, j);
 }
 
 static void loss_dw(void *context, int64_t item, int32_t thread) {
@@ -85,12 +98,12 @@ static void loss_dw(void *context, int64_t item, int32_t thread) {
   (void)thread;
   int64_t across = ref_blocks(op->hidden, REF_TILE_COLS);
   int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
-  const float *rows = op->x;
-  ref_matrix_t dl = {chunk->logits, NN_F32, 1, op->vocab, NULL};
-  ref_matrix_t x = {rows + chunk->begin * op->hidden, NN_F32, op->hidden, 1, NULL};
+  ref_matrix_t dl = {.data = chunk->logits, .row = 1, .col = op->vocab};
+  ref_matrix_t x = loss_x(chunk);
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, &dl, &x, op->vocab, op->hidden, chunk->rows, i, j);
-  ref_tile_accumulate(&tile, op->dw, op->hidden, 1, op->vocab, op->hidden, i, j);
+  ref_place_t dw = {.data = op->dw, .row = op->hidden, .col = 1};
+  ref_tile_accumulate(&tile, &dw, op->vocab, op->hidden, i, j);
 }
 
 /* item: REF_TILE_COLS of the vocabulary. */

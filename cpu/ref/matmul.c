@@ -31,7 +31,7 @@ static void matmul_pack(double *out, int64_t width, const ref_matrix_t *m, int b
       }
       int64_t i = by_row ? first + l : k + c, j = by_row ? k + c : first + l;
       if (m->index) i = m->index[i];
-      out[c * width + l] = ref_load(m->data, m->dtype, i * m->row + j * m->col);
+      out[c * width + l] = ref_load(m->data, m->dtype, m->at + i * m->row + j * m->col);
     }
   }
 }
@@ -65,20 +65,23 @@ void ref_tile_add(ref_tile_t *tile, const ref_matrix_t *a, const ref_matrix_t *b
   }
 }
 
-void ref_tile_assign(const ref_tile_t *tile, float *out, int64_t row, int64_t col, int64_t m,
-                     int64_t n, int64_t i, int64_t j) {
+void ref_tile_assign(const ref_tile_t *tile, const ref_place_t *out, int64_t m, int64_t n,
+                     int64_t i, int64_t j) {
   int64_t rows = ref_min(m - i, REF_TILE_ROWS), cols = ref_min(n - j, REF_TILE_COLS);
   for (int64_t r = 0; r < rows; r++)
-    for (int64_t c = 0; c < cols; c++) out[(i + r) * row + (j + c) * col] = (float)tile->sum[r][c];
+    for (int64_t c = 0; c < cols; c++)
+      ref_store(out->data, out->dtype, out->at + (i + r) * out->row + (j + c) * out->col,
+                (float)tile->sum[r][c]);
 }
 
-void ref_tile_accumulate(const ref_tile_t *tile, float *out, int64_t row, int64_t col, int64_t m,
-                         int64_t n, int64_t i, int64_t j) {
+void ref_tile_accumulate(const ref_tile_t *tile, const ref_place_t *out, int64_t m, int64_t n,
+                         int64_t i, int64_t j) {
   int64_t rows = ref_min(m - i, REF_TILE_ROWS), cols = ref_min(n - j, REF_TILE_COLS);
   for (int64_t r = 0; r < rows; r++) {
     for (int64_t c = 0; c < cols; c++) {
-      float *to = &out[(i + r) * row + (j + c) * col];
-      *to = (float)(*to + tile->sum[r][c]);
+      int64_t at = out->at + (i + r) * out->row + (j + c) * out->col;
+      double before = ref_load(out->data, out->dtype, at);
+      ref_store(out->data, out->dtype, at, (float)(before + tile->sum[r][c]));
     }
   }
 }
@@ -94,19 +97,17 @@ static double gelu_slope(double x) {
 }
 
 static void matmul_store(const op_matmul_t *op, double value, int64_t i, int64_t j) {
-  const float *c = op->c;
-  float *d = op->d, *aux = op->aux;
   if (op->bias) value += ref_load(op->bias, op->b_dtype, j);
   value *= backend_factor(op->alpha);
-  if (c) value += c[i * op->ldc + j];
+  if (op->c) value += ref_load(op->c, op->d_dtype, i * op->ldc + j);
   int64_t at = i * op->ldd + j;
   if (op->epilogue == MATMUL_GELU) {
-    if (aux) aux[at] = (float)value;
+    if (op->aux) ref_store(op->aux, op->d_dtype, at, (float)value);
     value = gelu(value);
   } else if (op->epilogue == MATMUL_GELU_BWD) {
-    value *= gelu_slope(aux[at]);
+    value *= gelu_slope(ref_load(op->aux, op->d_dtype, at));
   }
-  d[at] = (float)value;
+  ref_store(op->d, op->d_dtype, at, (float)value);
 }
 
 static void matmul_tile(void *context, int64_t item, int32_t thread) {
@@ -114,8 +115,10 @@ static void matmul_tile(void *context, int64_t item, int32_t thread) {
   (void)thread;
   int64_t across = ref_blocks(op->n, REF_TILE_COLS);
   int64_t i = item / across * REF_TILE_ROWS, j = item % across * REF_TILE_COLS;
-  ref_matrix_t a = {op->a, NN_F32, op->trans_a ? 1 : op->lda, op->trans_a ? op->lda : 1, NULL};
-  ref_matrix_t b = {op->b, op->b_dtype, op->trans_b ? 1 : op->ldb, op->trans_b ? op->ldb : 1, NULL};
+  ref_matrix_t a = {.data = op->a, .dtype = op->a_dtype, .row = op->lda, .col = 1};
+  ref_matrix_t b = {.data = op->b, .dtype = op->b_dtype, .row = op->ldb, .col = 1};
+  if (op->trans_a) a.row = 1, a.col = op->lda;
+  if (op->trans_b) b.row = 1, b.col = op->ldb;
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, &a, &b, op->m, op->n, op->k, i, j);
   int64_t rows = ref_min(op->m - i, REF_TILE_ROWS), cols = ref_min(op->n - j, REF_TILE_COLS);

@@ -19,20 +19,23 @@ static int64_t norm_at(int64_t group, int64_t groups, int64_t hidden, int64_t ld
 }
 
 static void norm_group(const op_norm_t *op, int64_t group) {
-  const float *x = op->x;
-  float *y = op->y;
-  x += norm_at(group, op->groups, op->hidden, op->ldx);
-  y += norm_at(group, op->groups, op->hidden, op->ldy);
+  int64_t from = norm_at(group, op->groups, op->hidden, op->ldx);
+  int64_t to = norm_at(group, op->groups, op->hidden, op->ldy);
   double mean = 0, square = 0;
   if (op->kind == NN_NORM_LAYER) {
-    for (int64_t c = 0; c < op->hidden; c++) mean += x[c];
+    for (int64_t c = 0; c < op->hidden; c++) mean += ref_load(op->x, op->act_dtype, from + c);
     mean /= (double)op->hidden;
   }
-  for (int64_t c = 0; c < op->hidden; c++) square += (x[c] - mean) * (x[c] - mean);
+  for (int64_t c = 0; c < op->hidden; c++) {
+    double x = ref_load(op->x, op->act_dtype, from + c);
+    square += (x - mean) * (x - mean);
+  }
   double rstd = 1 / sqrt(square / (double)op->hidden + op->eps);
   for (int64_t c = 0; c < op->hidden; c++) {
     double bias = op->b ? ref_load(op->b, op->weight_dtype, c) : 0;
-    y[c] = (float)((x[c] - mean) * rstd * ref_load(op->w, op->weight_dtype, c) + bias);
+    double normed = (ref_load(op->x, op->act_dtype, from + c) - mean) * rstd;
+    float y = (float)(normed * ref_load(op->w, op->weight_dtype, c) + bias);
+    ref_store(op->y, op->act_dtype, to + c, y);
   }
   if (op->mean && op->kind == NN_NORM_LAYER) op->mean[group] = (float)mean;
   if (op->rstd) op->rstd[group] = (float)rstd;
@@ -56,22 +59,23 @@ static double norm_mean(const op_norm_bwd_t *op, int64_t group) {
 }
 
 static void norm_bwd_group(const op_norm_bwd_t *op, int64_t group) {
-  const float *x = op->x, *dy = op->dy;
-  float *dx = op->dx;
   int64_t at = norm_at(group, op->groups, op->hidden, op->ldy);
-  x += norm_at(group, op->groups, op->hidden, op->ldx), dy += at, dx += at;
+  int64_t from = norm_at(group, op->groups, op->hidden, op->ldx);
   double mean = norm_mean(op, group), rstd = op->rstd[group], sum = 0, dot = 0;
   for (int64_t c = 0; c < op->hidden; c++) {
-    double g = (double)dy[c] * ref_load(op->w, op->weight_dtype, c);
+    double dy = ref_load(op->dy, op->act_dtype, at + c);
+    double g = dy * ref_load(op->w, op->weight_dtype, c);
     sum += g;
-    dot += g * (x[c] - mean) * rstd;
+    dot += g * (ref_load(op->x, op->act_dtype, from + c) - mean) * rstd;
   }
   sum = op->kind == NN_NORM_LAYER ? sum / (double)op->hidden : 0;
   dot /= (double)op->hidden;
   for (int64_t c = 0; c < op->hidden; c++) {
-    double g = (double)dy[c] * ref_load(op->w, op->weight_dtype, c);
-    double before = op->assign ? 0 : dx[c];
-    dx[c] = (float)(before + rstd * (g - sum - (x[c] - mean) * rstd * dot));
+    double dy = ref_load(op->dy, op->act_dtype, at + c);
+    double g = dy * ref_load(op->w, op->weight_dtype, c);
+    double xhat = (ref_load(op->x, op->act_dtype, from + c) - mean) * rstd;
+    double before = op->assign ? 0 : ref_load(op->dx, op->act_dtype, at + c);
+    ref_store(op->dx, op->act_dtype, at + c, (float)(before + rstd * (g - sum - xhat * dot)));
   }
 }
 
@@ -88,13 +92,13 @@ static void norm_bwd_columns(void *context, int64_t item, int32_t thread) {
   double dw[NORM_COLS] = {0}, db[NORM_COLS] = {0};
   int64_t begin = item * NORM_COLS, cols = ref_min(op->hidden - begin, NORM_COLS);
   for (int64_t group = 0; group < op->n * norm_groups(op->groups); group++) {
-    const float *x = op->x, *dy = op->dy;
-    x += norm_at(group, op->groups, op->hidden, op->ldx) + begin;
-    dy += norm_at(group, op->groups, op->hidden, op->ldy) + begin;
+    int64_t from = norm_at(group, op->groups, op->hidden, op->ldx) + begin;
+    int64_t at = norm_at(group, op->groups, op->hidden, op->ldy) + begin;
     double mean = norm_mean(op, group), rstd = op->rstd[group];
     for (int64_t c = 0; c < cols; c++) {
-      dw[c] += dy[c] * (x[c] - mean) * rstd;
-      db[c] += dy[c];
+      double dy = ref_load(op->dy, op->act_dtype, at + c);
+      dw[c] += dy * (ref_load(op->x, op->act_dtype, from + c) - mean) * rstd;
+      db[c] += dy;
     }
   }
   for (int64_t c = 0; c < cols; c++) op->dw[begin + c] = (float)(op->dw[begin + c] + dw[c]);

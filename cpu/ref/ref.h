@@ -28,6 +28,21 @@ static inline float ref_load(const void *data, int32_t dtype, int64_t i) {
   return value;
 }
 
+/* The same, written; rounded to nearest, ties to even. */
+static inline void ref_store(void *data, int32_t dtype, int64_t i, float value) {
+  if (dtype == NN_F32) ((float *)data)[i] = value;
+  else if (dtype == NN_F16) ((uint16_t *)data)[i] = dtype_f32_to_f16(value);
+  else ((uint16_t *)data)[i] = dtype_f32_to_bf16(value);
+}
+
+/* n elements from element `at` on as floats: where they lie, or in room [n]. */
+static inline const float *ref_row(const void *data, int32_t dtype, int64_t at, int64_t n,
+                                   float *room) {
+  if (dtype == NN_F32) return (const float *)data + at;
+  for (int64_t i = 0; i < n; i++) room[i] = ref_load(data, dtype, at + i);
+  return room;
+}
+
 /* <a, b> in double, eight interleaved partial sums. */
 double ref_dot(const float *a, const float *b, int64_t n);
 
@@ -50,13 +65,14 @@ static inline void *ref_take(char **at, int64_t rows, int64_t cols, size_t size)
 
 enum { REF_TILE_ROWS = 16, REF_TILE_COLS = 64 };
 
-/* A matrix where it lies: element (i, j) is data[r * row + j * col] with r = index[i], or i where
- * index is NULL. */
+/* A matrix where it lies: element (i, j) is data[at + r * row + j * col] with r = index[i], or i
+ * where index is NULL. */
 typedef struct ref_matrix {
   const void *data;
   int32_t dtype;
   int64_t row, col;
   const int32_t *index;
+  int64_t at;
 } ref_matrix_t;
 
 typedef struct ref_tile {
@@ -68,12 +84,18 @@ typedef struct ref_tile {
 void ref_tile_add(ref_tile_t *tile, const ref_matrix_t *a, const ref_matrix_t *b, int64_t m,
                   int64_t n, int64_t k, int64_t i, int64_t j);
 
-/* Rows i .. and columns j .. of out [m, n] take the tile (or add it); element (i, j) of out is at
- * i * row + j * col. */
-void ref_tile_assign(const ref_tile_t *tile, float *out, int64_t row, int64_t col, int64_t m,
-                     int64_t n, int64_t i, int64_t j);
-void ref_tile_accumulate(const ref_tile_t *tile, float *out, int64_t row, int64_t col, int64_t m,
-                         int64_t n, int64_t i, int64_t j);
+/* Where a product [m, n] goes: element (i, j) to data[at + i * row + j * col]. */
+typedef struct ref_place {
+  void *data;
+  int32_t dtype;
+  int64_t at, row, col;
+} ref_place_t;
+
+/* Rows i .. and columns j .. take the tile, or add it. */
+void ref_tile_assign(const ref_tile_t *tile, const ref_place_t *out, int64_t m, int64_t n,
+                     int64_t i, int64_t j);
+void ref_tile_accumulate(const ref_tile_t *tile, const ref_place_t *out, int64_t m, int64_t n,
+                         int64_t i, int64_t j);
 
 /* ---- glu.c: the activation of gated linear units --------------------------------------------- */
 

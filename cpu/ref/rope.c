@@ -5,26 +5,26 @@
 enum { ROPE_ROWS = 8 };
 
 /* Pair i is elements i * step and i * step + apart. */
-static void rope_head(float *x, int64_t step, int64_t apart, const float *table, int64_t half,
-                      double sign) {
+static void rope_head(const op_rope_t *op, int64_t at, int64_t step, int64_t apart,
+                      const float *table, int64_t half, double sign) {
   for (int64_t i = 0; i < half; i++) {
-    float *first = x + i * step, *second = first + apart;
-    double a = *first, b = *second, c = table[i], s = sign * table[half + i];
-    *first = (float)(a * c - b * s);
-    *second = (float)(b * c + a * s);
+    int64_t first = at + i * step, second = first + apart;
+    double a = ref_load(op->x, op->act_dtype, first), b = ref_load(op->x, op->act_dtype, second);
+    double c = table[i], s = sign * table[half + i];
+    ref_store(op->x, op->act_dtype, first, (float)(a * c - b * s));
+    ref_store(op->x, op->act_dtype, second, (float)(b * c + a * s));
   }
 }
 
 static void rope_rows(void *context, int64_t item, int32_t thread) {
   const op_rope_t *op = context;
   (void)thread;
-  float *x = op->x;
   int64_t width = op->rotary_dim ? op->rotary_dim : op->head_dim, half = width / 2;
   int64_t step = op->interleaved ? 2 : 1, apart = op->interleaved ? 1 : half;
   int64_t end = ref_min(op->n, (item + 1) * ROPE_ROWS);
   for (int64_t row = item * ROPE_ROWS; row < end; row++)
     for (int64_t head = 0; head < op->heads; head++)
-      rope_head(x + row * op->ldx + head * op->head_dim, step, apart,
+      rope_head(op, row * op->ldx + head * op->head_dim, step, apart,
                 op->table + op->position[row] * width, half, op->inverse ? -1 : 1);
 }
 

@@ -15,12 +15,13 @@ enum { ROUTE_ROWS = REF_TILE_ROWS };
 
 /* Logits of a block of tokens, kept in prob until the softmax. */
 static void route_logits(const op_route_t *op, int64_t begin) {
-  ref_matrix_t x = {op->x, NN_F32, op->hidden, 1, NULL};
-  ref_matrix_t w = {op->w, op->weight_dtype, 1, op->hidden, NULL};
+  ref_matrix_t x = {.data = op->x, .dtype = op->act_dtype, .row = op->hidden, .col = 1};
+  ref_matrix_t w = {.data = op->w, .dtype = op->weight_dtype, .row = 1, .col = op->hidden};
+  ref_place_t logits = {.data = op->prob, .row = op->experts, .col = 1};
   for (int64_t e = 0; e < op->experts; e += REF_TILE_COLS) {
     ref_tile_t tile = {{{0}}};
     ref_tile_add(&tile, &x, &w, op->n, op->experts, op->hidden, begin, e);
-    ref_tile_assign(&tile, op->prob, op->experts, 1, op->n, op->experts, begin, e);
+    ref_tile_assign(&tile, &logits, op->n, op->experts, begin, e);
   }
 }
 
@@ -175,12 +176,13 @@ static void route_bwd_rows(void *context, int64_t item, int32_t thread) {
   (void)thread;
   int64_t begin = item * ROUTE_ROWS, end = ref_min(op->n, begin + ROUTE_ROWS);
   for (int64_t t = begin; t < end; t++) route_dlogit(op, t, bwd->dlogit + t * op->experts);
-  ref_matrix_t dlogit = {bwd->dlogit, NN_F32, op->experts, 1, NULL};
-  ref_matrix_t w = {op->w, op->weight_dtype, op->hidden, 1, NULL};
+  ref_matrix_t dlogit = {.data = bwd->dlogit, .row = op->experts, .col = 1};
+  ref_matrix_t w = {.data = op->w, .dtype = op->weight_dtype, .row = op->hidden, .col = 1};
+  ref_place_t dx = {.data = op->dx, .dtype = op->act_dtype, .row = op->hidden, .col = 1};
   for (int64_t c = 0; c < op->hidden; c += REF_TILE_COLS) {
     ref_tile_t tile = {{{0}}};
     ref_tile_add(&tile, &dlogit, &w, op->n, op->hidden, op->experts, begin, c);
-    ref_tile_accumulate(&tile, op->dx, op->hidden, 1, op->n, op->hidden, begin, c);
+    ref_tile_accumulate(&tile, &dx, op->n, op->hidden, begin, c);
   }
 }
 
@@ -190,11 +192,12 @@ static void route_bwd_weights(void *context, int64_t item, int32_t thread) {
   (void)thread;
   int64_t across = ref_blocks(op->hidden, REF_TILE_COLS);
   int64_t e = item / across * REF_TILE_ROWS, c = item % across * REF_TILE_COLS;
-  ref_matrix_t dlogit = {bwd->dlogit, NN_F32, 1, op->experts, NULL};
-  ref_matrix_t x = {op->x, NN_F32, op->hidden, 1, NULL};
+  ref_matrix_t dlogit = {.data = bwd->dlogit, .row = 1, .col = op->experts};
+  ref_matrix_t x = {.data = op->x, .dtype = op->act_dtype, .row = op->hidden, .col = 1};
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, &dlogit, &x, op->experts, op->hidden, op->n, e, c);
-  ref_tile_accumulate(&tile, op->dw, op->hidden, 1, op->experts, op->hidden, e, c);
+  ref_place_t dw = {.data = op->dw, .row = op->hidden, .col = 1};
+  ref_tile_accumulate(&tile, &dw, op->experts, op->hidden, e, c);
 }
 
 static void route_bwd_bias(const route_bwd_t *bwd) {

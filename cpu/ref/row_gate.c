@@ -11,11 +11,10 @@ static void row_gate_rows(void *context, int64_t item, int32_t thread) {
   (void)thread;
   int64_t end = ref_min(op->n, (item + 1) * GATE_ROWS);
   for (int64_t row = item * GATE_ROWS; row < end; row++) {
-    const float *x = op->x;
-    x += row * op->width;
     double sum = 0;
     for (int64_t c = 0; c < op->width; c++)
-      sum += (double)x[c] * ref_load(op->w, op->weight_dtype, c);
+      sum += (double)ref_load(op->x, op->act_dtype, row * op->width + c) *
+             ref_load(op->w, op->weight_dtype, c);
     op->gate[row] = (float)(1 / (1 + exp(-sum)));
   }
 }
@@ -33,13 +32,13 @@ static void row_gate_bwd_columns(void *context, int64_t item, int32_t thread) {
   int64_t begin = item * GATE_COLS, cols = ref_min(op->width - begin, GATE_COLS);
   double sum[GATE_COLS] = {0};
   for (int64_t row = 0; row < op->n; row++) {
-    const float *x = op->x;
-    float *dx = op->dx;
-    x += row * op->width + begin, dx += row * op->width + begin;
+    int64_t at = row * op->width + begin;
     double gate = op->gate[row], d = op->dgate[row] * gate * (1 - gate);
     for (int64_t c = 0; c < cols; c++) {
-      sum[c] += d * x[c];
-      dx[c] = (float)(dx[c] + d * ref_load(op->w, op->weight_dtype, begin + c));
+      sum[c] += d * ref_load(op->x, op->act_dtype, at + c);
+      double dx = ref_load(op->dx, op->act_dtype, at + c);
+      dx += d * ref_load(op->w, op->weight_dtype, begin + c);
+      ref_store(op->dx, op->act_dtype, at + c, (float)dx);
     }
   }
   for (int64_t c = 0; c < cols; c++) op->dw[begin + c] = (float)(op->dw[begin + c] + sum[c]);

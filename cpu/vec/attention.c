@@ -10,7 +10,7 @@
 #include "vec/attention.h"
 #include "vec/ops.h"
 
-enum { AHEAD_KEYS = 16, LINE_FLOATS = 16 };
+enum { AHEAD_KEYS = 16, LINE_BYTES = 64 };
 
 typedef struct attention {
   const op_attention_t *op;
@@ -24,7 +24,7 @@ typedef struct attention {
 /* What one item computes: a tile of rows against keys begin .. end - 1. */
 typedef struct attention_item {
   attention_rows_t tile;
-  const float *k, *v; /* of the sequence and key-value head */
+  const void *k, *v; /* of the sequence and key-value head */
   int64_t begin, end, chunk;
   int64_t past; /* keys older than query 0 */
 } attention_item_t;
@@ -40,9 +40,8 @@ static void attention_item(const attention_t *job, int64_t index, attention_item
   item->chunk = rest / op->kv_heads % job->chunks;
 
   int64_t place = (op->sequence ? op->sequence[batch] : batch) * op->kv_batch + head * op->head_dim;
-  const float *k = op->k, *v = op->v;
-  item->k = k + place;
-  item->v = v + place;
+  item->k = vec_at(op->k, place, op->act_dtype);
+  item->v = vec_at(op->v, place, op->act_dtype);
   item->past = (op->kv_len ? op->kv_len[batch] : op->q_len) - op->q_len;
   item->begin = attention_begin(&item->tile, item->past) + item->chunk * job->chunk;
   item->end = attention_seen(&item->tile, item->past);
@@ -56,7 +55,7 @@ static void attention_start(const attention_t *job, const attention_item_t *item
   *max = -FLT_MAX; /* not -infinity, whose difference to itself is NaN */
   *sum = 0.0f;
   if (!op->sinks || item->chunk || item->past < 0) return;
-  *max = vec_weight(op->sinks, item->tile.head[r], op->weight_dtype);
+  *max = vec_load_as(op->sinks, item->tile.head[r], op->weight_dtype);
   *sum = 1.0f;
 }
 
@@ -75,11 +74,17 @@ static void attention_row_out(const attention_t *job, const attention_item_t *it
   }
 }
 
-/* Where the rows of o go: o itself, or the chunk's part of it. */
-static float *attention_out(const attention_t *job, const attention_item_t *item, int64_t *ld) {
+/* Where the rows of o go, ld elements apart: o itself, or the chunk's part of it. */
+typedef struct attention_out {
+  void *data;
+  int64_t ld;
+  int32_t dtype;
+} attention_out_t;
+
+static attention_out_t attention_out(const attention_t *job, const attention_item_t *item) {
   int64_t width = job->op->heads * job->op->head_dim;
-  *ld = job->chunks * width;
-  return job->chunks > 1 ? job->part_o + item->chunk * width : job->op->o;
+  if (job->chunks == 1) return (attention_out_t){job->op->o, width, job->op->act_dtype};
+  return (attention_out_t){job->part_o + item->chunk * width, job->chunks * width, NN_F32};
 }
 
 /* ---- tiles ----------------------------------------------------------------------------------- */
@@ -109,8 +114,8 @@ VEC_INLINE vf attention_softmax(float *score, int64_t count, int64_t j, vf last_
   return factor;
 }
 
-static void attention_scores(const outer_t *product) { outer_run(product, OUTER_ASSIGN, NN_F32); }
-static void attention_values(const outer_t *product) { outer_run(product, OUTER_SCALE, NN_F32); }
+static void attention_scores(const outer_t *product) { outer_run(product, OUTER_ASSIGN); }
+static void attention_values(const outer_t *product) { outer_run(product, OUTER_SCALE); }
 
 static void attention_tile(const attention_t *job, const attention_item_t *item, float *work) {
   const op_attention_t *op = job->op;
@@ -119,8 +124,9 @@ static void attention_tile(const attention_t *job, const attention_item_t *item,
   float *q = work, *o = q + dim * ATTENTION_ROWS, *score = o + dim * ATTENTION_ROWS;
   float *last_key = score + ATTENTION_KEYS * ATTENTION_ROWS, *max = last_key + ATTENTION_ROWS;
   float *sum = max + ATTENTION_ROWS, *factor = sum + ATTENTION_ROWS;
+  float *room = factor + ATTENTION_ROWS;
 
-  attention_pack(tile, op->q, op->ldq, op->scale, q, NULL);
+  attention_pack(tile, op->q, op->ldq, op->scale, q, NULL, op->act_dtype);
   int64_t vectors = attention_last_keys(tile, item->past, last_key);
   memset(o, 0, (size_t)(dim * ATTENTION_ROWS) * sizeof *o);
   for (int64_t r = 0; r < vectors * VEC_WIDTH; r++)
@@ -129,8 +135,10 @@ static void attention_tile(const attention_t *job, const attention_item_t *item,
     int64_t count = vec_min(ATTENTION_KEYS, item->end - j);
     int64_t first = attention_first_vector(last_key, vectors, j) * VEC_WIDTH;
     int64_t columns = vectors * VEC_WIDTH - first;
+    attention_keys_t keys =
+        attention_keys(item->k, op->ldkv, j, count, dim, op->act_dtype, room);
     attention_scores(&(outer_t){.rows = count, .columns = columns, .terms = dim,
-                                .a = item->k + j * op->ldkv, .step_x = op->ldkv, .step_t = 1,
+                                .a = keys.data, .step_x = keys.ld, .step_t = 1,
                                 .b = q + first, .ldb = ATTENTION_ROWS,
                                 .c = score + first, .ldc = ATTENTION_ROWS});
     for (int64_t r = first; r < vectors * VEC_WIDTH; r += VEC_WIDTH) {
@@ -141,16 +149,16 @@ static void attention_tile(const attention_t *job, const attention_item_t *item,
                  : attention_softmax(score + r, count, j, last, op->window, 0, max + r, sum + r);
       vf_store(factor + r, scale);
     }
+    keys = attention_keys(item->v, op->ldkv, j, count, dim, op->act_dtype, room);
     attention_values(&(outer_t){.rows = dim, .columns = columns, .terms = count,
-                                .a = item->v + j * op->ldkv, .step_x = 1, .step_t = op->ldkv,
+                                .a = keys.data, .step_x = 1, .step_t = keys.ld,
                                 .b = score + first, .ldb = ATTENTION_ROWS,
                                 .c = o + first, .ldc = ATTENTION_ROWS, .factor = factor + first});
   }
   for (int64_t r = 0; r < vectors * VEC_WIDTH; r++)
     factor[r] = job->chunks > 1 ? 1.0f : sum[r] == 0.0f ? 0.0f : 1.0f / sum[r];
-  int64_t ld;
-  float *out = attention_out(job, item, &ld);
-  attention_unpack(tile, o, factor, out, ld);
+  attention_out_t out = attention_out(job, item);
+  attention_unpack(tile, o, factor, out.data, out.ld, out.dtype);
   for (int64_t r = 0; r < tile->rows; r++) attention_row_out(job, item, r, max[r], sum[r]);
 }
 
@@ -159,14 +167,15 @@ static void attention_tile(const attention_t *job, const attention_item_t *item,
 /* score[r, i] = <q_r, key i>, four keys at a time; those past the end are taken as the last one.
  * A head's part of a row is too short a run for the processor to ask for the next in time, so we
  * do. */
-static void attention_dots(const float *q, int64_t rows, int64_t dim, const float *k, int64_t ld,
-                           int64_t count, float *score) {
+VEC_INLINE void attention_dots(const float *q, int64_t rows, int64_t dim, const void *k, int64_t ld,
+                               int64_t count, float *score, int32_t dtype) {
+  int64_t row_bytes = ld * vec_dtype_bytes(dtype), dim_bytes = dim * vec_dtype_bytes(dtype);
   for (int64_t i = 0; i < count; i += 4) {
-    const float *key[4];
+    const char *key[4];
     VEC_UNROLL for (int u = 0; u < 4; u++) {
-      key[u] = k + vec_min(i + u, count - 1) * ld;
-      for (int64_t d = 0; d < dim; d += LINE_FLOATS)
-        _mm_prefetch((const char *)(key[u] + AHEAD_KEYS * ld + d), _MM_HINT_T0);
+      key[u] = (const char *)k + vec_min(i + u, count - 1) * row_bytes;
+      for (int64_t d = 0; d < dim_bytes; d += LINE_BYTES)
+        _mm_prefetch(key[u] + AHEAD_KEYS * row_bytes + d, _MM_HINT_T0);
     }
     for (int64_t r = 0; r < rows; r++) {
       vf sum[4];
@@ -174,7 +183,7 @@ static void attention_dots(const float *q, int64_t rows, int64_t dim, const floa
       for (int64_t d = 0; d < dim; d += VEC_WIDTH) {
         vf x = vf_load_next(q + r * dim + d, dim - d);
         VEC_UNROLL for (int u = 0; u < 4; u++)
-          sum[u] = vf_fma(x, vf_load_next(key[u] + d, dim - d), sum[u]);
+          sum[u] = vf_fma(x, vf_load_as_next(key[u], d, dim - d, dtype), sum[u]);
       }
       _mm_storeu_ps(score + r * ATTENTION_DIRECT_KEYS + i, vf_sum4(sum));
     }
@@ -203,20 +212,24 @@ static float attention_softmax_row(float *score, int64_t count, float *max, floa
 
 static void attention_direct(const attention_t *job, const attention_item_t *item, float *work) {
   const op_attention_t *op = job->op;
+  int32_t act = op->act_dtype;
   const attention_rows_t *tile = &item->tile;
   int64_t dim = op->head_dim;
   float *q = work, *o = q + ATTENTION_DIRECT_ROWS * dim, *score = o + ATTENTION_DIRECT_ROWS * dim;
+  float *room = score + ATTENTION_DIRECT_ROWS * ATTENTION_DIRECT_KEYS;
   float max[ATTENTION_DIRECT_ROWS], sum[ATTENTION_DIRECT_ROWS];
   memset(o, 0, (size_t)(tile->rows * dim) * sizeof *o);
   for (int64_t r = 0; r < tile->rows; r++) {
-    const float *row = op->q;
-    row += attention_offset(tile, r, op->ldq);
-    for (int64_t d = 0; d < dim; d++) q[r * dim + d] = op->scale * row[d];
+    int64_t at = attention_offset(tile, r, op->ldq);
+    for (int64_t d = 0; d < dim; d += VEC_WIDTH)
+      vf_store_next(q + r * dim + d, dim - d,
+                    vf_mul(vf_set1(op->scale), vf_load_as_next(op->q, at + d, dim - d, act)));
     attention_start(job, item, r, max + r, sum + r);
   }
   for (int64_t j = item->begin; j < item->end; j += ATTENTION_DIRECT_KEYS) {
     int64_t count = vec_min(ATTENTION_DIRECT_KEYS, item->end - j);
-    attention_dots(q, tile->rows, dim, item->k + j * op->ldkv, op->ldkv, count, score);
+    const void *k = vec_at(item->k, j * op->ldkv, act);
+    VEC_BY_ACT(act, attention_dots(q, tile->rows, dim, k, op->ldkv, count, score, VEC_ACT));
     for (int64_t r = 0; r < tile->rows; r++) {
       float *row = score + r * ATTENTION_DIRECT_KEYS;
       int64_t own = item->past + tile->query[r], seen = own + 1 - j;
@@ -226,17 +239,19 @@ static void attention_direct(const attention_t *job, const attention_item_t *ite
       float factor = attention_softmax_row(row, count, max + r, sum + r);
       for (int64_t d = 0; d < dim; d++) o[r * dim + d] *= factor;
     }
+    attention_keys_t v = attention_keys(item->v, op->ldkv, j, count, dim, act, room);
     outer_run(&(outer_t){.rows = tile->rows, .columns = dim, .terms = count,
                          .a = score, .step_x = ATTENTION_DIRECT_KEYS, .step_t = 1,
-                         .b = item->v + j * op->ldkv, .ldb = op->ldkv, .c = o, .ldc = dim},
-              OUTER_ADD, NN_F32);
+                         .b = v.data, .ldb = v.ld, .c = o, .ldc = dim},
+              OUTER_ADD);
   }
-  int64_t ld;
-  float *out = attention_out(job, item, &ld);
+  attention_out_t out = attention_out(job, item);
   for (int64_t r = 0; r < tile->rows; r++) {
     float factor = job->chunks > 1 ? 1.0f : sum[r] == 0.0f ? 0.0f : 1.0f / sum[r];
-    float *row = out + attention_offset(tile, r, ld);
-    for (int64_t d = 0; d < dim; d++) row[d] = factor * o[r * dim + d];
+    int64_t at = attention_offset(tile, r, out.ld);
+    for (int64_t d = 0; d < dim; d += VEC_WIDTH)
+      vf_store_as_next(out.data, at + d, dim - d, out.dtype,
+                       vf_mul(vf_set1(factor), vf_load_next(o + r * dim + d, dim - d)));
     attention_row_out(job, item, r, max[r], sum[r]);
   }
 }
@@ -246,7 +261,8 @@ static void attention_run(void *context, int64_t index, int32_t thread) {
   attention_item_t item;
   attention_item(job, index, &item);
   float *work = job->work + thread * attention_work(job->op->head_dim, ATTENTION_ROWS);
-  if (job->op->q_len * job->group <= ATTENTION_DIRECT_ROWS) attention_direct(job, &item, work);
+  if (job->op->q_len * job->group <= ATTENTION_DIRECT_ROWS)
+    attention_direct(job, &item, work);
   else attention_tile(job, &item, work);
 }
 
@@ -261,9 +277,7 @@ static void attention_merge(void *context, int64_t index, int32_t thread) {
   float max = -FLT_MAX, sum = 0.0f;
   for (int64_t c = 0; c < chunks; c++)
     if (!(job->part_max[at + c * heads] <= max)) max = job->part_max[at + c * heads];
-  float *o = job->op->o;
-  o += index * dim;
-  memset(o, 0, (size_t)dim * sizeof *o);
+  float o[ATTENTION_DIM] = {0};
   for (int64_t c = 0; c < chunks; c++) {
     float factor = expf(job->part_max[at + c * heads] - max);
     const float *part = job->part_o + (at + c * heads) * dim;
@@ -271,7 +285,8 @@ static void attention_merge(void *context, int64_t index, int32_t thread) {
     for (int64_t d = 0; d < dim; d++) o[d] += factor * part[d];
   }
   float scale = sum == 0.0f ? 0.0f : 1.0f / sum;
-  for (int64_t d = 0; d < dim; d++) o[d] *= scale;
+  for (int64_t d = 0; d < dim; d++)
+    vec_store_as(job->op->o, index * dim + d, job->op->act_dtype, o[d] * scale);
   if (job->op->lse) job->op->lse[index] = max + logf(sum);
 }
 

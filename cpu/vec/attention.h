@@ -11,6 +11,7 @@
 #include "vec/outer.h"
 
 enum {
+  ATTENTION_DIM = 256,   /* largest head dim */
   ATTENTION_VECTORS = 4, /* of a tile's rows */
   ATTENTION_ROWS = ATTENTION_VECTORS * VEC_WIDTH
 };
@@ -68,14 +69,16 @@ VEC_INLINE int64_t attention_offset(const attention_rows_t *tile, int64_t r, int
 
 /* packed[d, r] = scale * x[row r, d], 0 for rows past the end; where plain is given also
  * plain[r, d] = scale * x[row r, d]. packed: [head_dim, ATTENTION_ROWS], plain: [rows,
- * head_dim]. */
-VEC_INLINE void attention_pack(const attention_rows_t *tile, const float *x, int64_t ld,
-                               float scale, float *packed, float *plain) {
+ * head_dim], x: of dtype. */
+VEC_INLINE void attention_pack(const attention_rows_t *tile, const void *x, int64_t ld, float scale,
+                               float *packed, float *plain, int32_t dtype) {
+  float room[VEC_WIDTH][ATTENTION_DIM];
   int64_t dim = tile->head_dim;
   for (int64_t r0 = 0; r0 < tile->rows; r0 += VEC_WIDTH) {
     const float *row[VEC_WIDTH];
     int64_t rows = vec_min(VEC_WIDTH, tile->rows - r0);
-    for (int64_t r = 0; r < rows; r++) row[r] = x + attention_offset(tile, r0 + r, ld);
+    for (int64_t r = 0; r < rows; r++)
+      row[r] = vec_row(x, attention_offset(tile, r0 + r, ld), dim, dtype, room[r]);
     for (int64_t d = 0; d < dim; d += VEC_WIDTH) {
       int64_t count = vec_min(VEC_WIDTH, dim - d);
       vmask mask = vf_mask(count);
@@ -95,12 +98,14 @@ VEC_INLINE void attention_pack(const attention_rows_t *tile, const float *x, int
 
 /* y[row r, d] = packed[d, r] * factor[r]: the way back. */
 VEC_INLINE void attention_unpack(const attention_rows_t *tile, const float *packed,
-                                 const float *factor, float *y, int64_t ld) {
+                                 const float *factor, void *y, int64_t ld, int32_t dtype) {
+  float room[VEC_WIDTH][ATTENTION_DIM];
   int64_t dim = tile->head_dim;
   for (int64_t r0 = 0; r0 < tile->rows; r0 += VEC_WIDTH) {
     float *row[VEC_WIDTH];
     int64_t rows = vec_min(VEC_WIDTH, tile->rows - r0);
-    for (int64_t r = 0; r < rows; r++) row[r] = y + attention_offset(tile, r0 + r, ld);
+    for (int64_t r = 0; r < rows; r++)
+      row[r] = dtype == NN_F32 ? (float *)y + attention_offset(tile, r0 + r, ld) : room[r];
     vf scale = vf_load(factor + r0);
     for (int64_t d = 0; d < dim; d += VEC_WIDTH) {
       int64_t count = vec_min(VEC_WIDTH, dim - d);
@@ -113,7 +118,23 @@ VEC_INLINE void attention_unpack(const attention_rows_t *tile, const float *pack
       for (int r = 0; r < VEC_WIDTH; r++)
         if (r < rows) vf_store_mask(row[r] + d, mask, block[r]);
     }
+    for (int64_t r = 0; dtype != NN_F32 && r < rows; r++)
+      vec_row_to_bf16(room[r], dim, (uint16_t *)y + attention_offset(tile, r0 + r, ld));
   }
+}
+
+/* Rows of keys or values as floats, ld apart. */
+typedef struct attention_keys {
+  const float *data;
+  int64_t ld;
+} attention_keys_t;
+
+/* Rows j .. j + count - 1 of x, ld apart: where they lie, or widened in room [count, dim]. */
+static inline attention_keys_t attention_keys(const void *x, int64_t ld, int64_t j, int64_t count,
+                                              int64_t dim, int32_t dtype, float *room) {
+  if (dtype == NN_F32) return (attention_keys_t){(const float *)x + j * ld, ld};
+  for (int64_t i = 0; i < count; i++) vec_row(x, (j + i) * ld, dim, dtype, room + i * dim);
+  return (attention_keys_t){room, dim};
 }
 
 /* last_key[r]: the last key that row r sees, `past` keys being older than query 0. Rows past the

@@ -4,13 +4,13 @@
 
 enum { COPY_ROWS = 16 };
 
-static void copy_sum(const op_copy_heads_t *op, const float *x, float *y) {
+VEC_INLINE void copy_sum(const op_copy_heads_t *op, int64_t row, int32_t act) {
   for (int64_t j = 0; j < op->width; j += VEC_WIDTH) {
     int64_t left = op->width - j;
     vf sum = vf_zero();
     for (int64_t h = 0; h < op->heads; h++)
-      sum = vf_add(sum, vf_load_next(x + h * op->step_x + j, left));
-    vf_store_next(y + j, left, sum);
+      sum = vf_add(sum, vf_load_as_next(op->x, row * op->ldx + h * op->step_x + j, left, act));
+    vf_store_as_next(op->y, row * op->ldy + j, left, act, sum);
   }
 }
 
@@ -18,15 +18,15 @@ static void copy_rows(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const op_copy_heads_t *op = context;
   int64_t end = vec_min(op->n, (item + 1) * COPY_ROWS);
-  size_t bytes = (size_t)op->width * sizeof(float), zeros = (size_t)op->zeros * sizeof(float);
+  size_t element = (size_t)vec_dtype_bytes(op->act_dtype);
+  size_t bytes = (size_t)op->width * element, zeros = (size_t)op->zeros * element;
   for (int64_t row = item * COPY_ROWS; row < end; row++) {
-    const float *x = op->x;
-    float *y = op->y;
-    x += row * op->ldx, y += row * op->ldy;
-    if (!op->step_y) copy_sum(op, x, y);
+    if (!op->step_y) VEC_BY_ACT(op->act_dtype, copy_sum(op, row, VEC_ACT));
     for (int64_t h = 0; h < op->heads; h++) {
-      if (op->step_y) memcpy(y + h * op->step_y, x + h * op->step_x, bytes);
-      if (zeros) memset(y + h * op->step_y + op->width, 0, zeros);
+      char *y = vec_to(op->y, row * op->ldy + h * op->step_y, op->act_dtype);
+      if (op->step_y)
+        memcpy(y, vec_at(op->x, row * op->ldx + h * op->step_x, op->act_dtype), bytes);
+      if (zeros) memset(y + bytes, 0, zeros);
     }
   }
 }

@@ -19,13 +19,14 @@
  * among the rows of the chunk (token, act, y, dot), where experts follow each other too. */
 typedef struct experts {
   int64_t n, hidden, ffn, experts, top_k;
+  int32_t weight_dtype, act_dtype;
   const routing_t *routing;
   int64_t begin, end;    /* tokens of the chunk */
   gemm_group_t *groups;  /* [E] */
   int64_t *rows;         /* [E] how many of the chunk's rows are this expert's, */
   int64_t *row, *local;  /* [E] the first one's places in the routing and in the chunk */
   int32_t *token;        /* [rows] */
-  float *act;            /* [rows, F] a; backward: weight a */
+  void *act;             /* [rows, F] a; backward: weight a; of act_dtype */
   float *y;              /* [rows, hidden] of each row: y; backward: dx */
   float *dot;            /* [rows, parts] backward: parts of dweight, GEMM_NR columns each */
   const op_experts_t *forward;
@@ -57,7 +58,8 @@ static void experts_lay_out(experts_t *experts, const backend_device_t *device,
   experts->row = experts_take(&at, experts->experts, sizeof(int64_t));
   experts->local = experts_take(&at, experts->experts, sizeof(int64_t));
   experts->token = experts_take(&at, rows, sizeof(int32_t));
-  experts->act = experts_take(&at, rows * experts->ffn, sizeof(float));
+  experts->act = experts_take(&at, rows * experts->ffn,
+                              (size_t)vec_dtype_bytes(experts->act_dtype));
   experts->y = experts_take(&at, rows * experts->hidden, sizeof(float));
   experts->dot = experts_take(&at, rows * experts_parts(experts), sizeof(float));
 }
@@ -104,14 +106,12 @@ static nn_status_t experts_product(backend_device_t *device, experts_t *experts,
                                    gemm_store_fn store, backend_scratch_t scratch) {
   for (int64_t e = 0; e < experts->experts; e++)
     experts->groups[e] = experts->rows[e] ? describe(experts, e) : (gemm_group_t){0};
-  int32_t dtype =
-      experts->forward ? experts->forward->weight_dtype : experts->backward->weight_dtype;
   gemm_t gemm = {.groups = experts->groups,
                  .count = experts->experts,
                  .store = store,
                  .context = experts,
                  .scratch = scratch.data,
-                 .rounds = dtype == NN_BF16};
+                 .rounds = experts->weight_dtype == NN_BF16};
   return VEC(gemm_run)(device, &gemm);
 }
 
@@ -121,9 +121,25 @@ static nn_status_t experts_combine(backend_device_t *device, experts_t *experts,
   return vec_run(device, vec_blocks(tokens, EXPERTS_TOKENS), work, fn, experts);
 }
 
+/* What the rows of an expert's tokens are in x or dout. */
+static gemm_operand_t experts_gathered(const experts_t *experts, const void *x, int64_t e) {
+  return (gemm_operand_t){.data = x,
+                          .ld = experts->hidden,
+                          .gather = experts->token + experts->local[e],
+                          .dtype = experts->act_dtype};
+}
+
+/* What an expert's rows are in act. */
+static gemm_operand_t experts_act(const experts_t *experts, int64_t e) {
+  int64_t first = experts->local[e] * experts->ffn;
+  return (gemm_operand_t){.data = vec_at(experts->act, first, experts->act_dtype),
+                          .ld = experts->ffn,
+                          .dtype = experts->act_dtype};
+}
+
 /* An expert's matrix, by expert 0's. */
 static const void *experts_weight(const void *first, int64_t stride, int32_t dtype, int64_t e) {
-  return (const char *)first + e * stride * vec_dtype_bytes(dtype);
+  return vec_at(first, e * stride, dtype);
 }
 
 /* Elements between the rows of gate, or of up. */
@@ -134,10 +150,10 @@ static int64_t experts_row(int64_t hidden, int32_t interleaved) {
 /* Of a bias, the vector from element f on; those in turn with another's are two apart. */
 static vf experts_bias(const void *bias, int64_t first, int64_t f, int64_t left,
                        int32_t interleaved, int32_t dtype) {
-  if (!interleaved) return vf_load_weight_next(bias, first + f, left, dtype);
+  if (!interleaved) return vf_load_as_next(bias, first + f, left, dtype);
   float lanes[VEC_WIDTH] = {0};
   for (int64_t l = 0; l < vec_min(left, VEC_WIDTH); l++)
-    lanes[l] = vec_weight(bias, first + 2 * (f + l), dtype);
+    lanes[l] = vec_load_as(bias, first + 2 * (f + l), dtype);
   return vf_load(lanes);
 }
 
@@ -149,10 +165,7 @@ static gemm_group_t experts_up(const experts_t *experts, int64_t e) {
   return (gemm_group_t){.m = experts->rows[e],
                         .n = gemm_pair_columns(op->ffn),
                         .k = op->hidden,
-                        .a = {.data = op->x,
-                              .ld = op->hidden,
-                              .gather = experts->token + experts->local[e],
-                              .dtype = NN_F32},
+                        .a = experts_gathered(experts, op->x, e),
                         .b = {.data = experts_weight(op->gate, stride, op->weight_dtype, e),
                               .second = experts_weight(op->up, stride, op->weight_dtype, e),
                               .pair = op->ffn,
@@ -161,18 +174,15 @@ static gemm_group_t experts_up(const experts_t *experts, int64_t e) {
 }
 
 /* A tile is VEC_WIDTH columns of g beside the same of u. */
-static void experts_up_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,
-                             int64_t columns, const float *tile) {
-  const experts_t *experts = context;
+VEC_INLINE void experts_up_rows(const experts_t *experts, int64_t e, int64_t i, int64_t rows,
+                                int64_t j, const float *tile, int32_t act) {
   const op_experts_t *op = experts->forward;
-  (void)columns;
   /* All in variables of its own, which what is stored cannot change. */
   const int64_t ffn = op->ffn, f = j / 2, left = ffn - f, first = e * op->bias_stride;
   const float limit = op->limit;
   const int biased = op->gate_bias != NULL;
-  float *pre = op->pre, *act = op->out ? experts->act : NULL;
-  if (pre) pre += (experts->row[e] + i) * 2 * ffn + f;
-  if (act) act += (experts->local[e] + i) * ffn + f;
+  const int64_t pre_at = (experts->row[e] + i) * 2 * ffn + f, at = (experts->local[e] + i) * ffn + f;
+  void *pre = op->pre, *out = op->out ? experts->act : NULL;
   vf g_bias = vf_zero(), u_bias = vf_zero();
   if (biased) {
     g_bias = experts_bias(op->gate_bias, first, f, left, op->interleaved, op->weight_dtype);
@@ -182,11 +192,18 @@ static void experts_up_store(void *context, int64_t e, int64_t i, int64_t rows, 
     vf g = vf_load(tile), u = vf_load(tile + VEC_WIDTH);
     if (biased) g = vf_add(g, g_bias), u = vf_add(u, u_bias);
     if (pre) {
-      vf_store_next(pre + r * 2 * ffn, left, g);
-      vf_store_next(pre + r * 2 * ffn + ffn, left, u);
+      vf_store_as_next(pre, pre_at + r * 2 * ffn, left, act, g);
+      vf_store_as_next(pre, pre_at + r * 2 * ffn + ffn, left, act, u);
     }
-    if (act) vf_store_next(act + r * ffn, left, glu_act(g, u, limit));
+    if (out) vf_store_as_next(out, at + r * ffn, left, act, glu_act(g, u, limit));
   }
+}
+
+static void experts_up_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,
+                             int64_t columns, const float *tile) {
+  const experts_t *experts = context;
+  (void)columns;
+  VEC_BY_ACT(experts->act_dtype, experts_up_rows(experts, e, i, rows, j, tile, VEC_ACT));
 }
 
 static gemm_group_t experts_down(const experts_t *experts, int64_t e) {
@@ -196,7 +213,7 @@ static gemm_group_t experts_down(const experts_t *experts, int64_t e) {
       .m = experts->rows[e],
       .n = op->hidden,
       .k = op->ffn,
-      .a = {.data = experts->act + experts->local[e] * op->ffn, .ld = op->ffn, .dtype = NN_F32},
+      .a = experts_act(experts, e),
       .b = {.data = down, .ld = op->ffn, .dtype = op->weight_dtype},
       .d = experts->y + experts->local[e] * op->hidden,
       .ldd = op->hidden};
@@ -211,32 +228,34 @@ static void experts_down_store(void *context, int64_t e, int64_t i, int64_t rows
     float *y = experts->y + (experts->local[e] + r) * experts->hidden + j;
     for (int64_t q = 0; q < columns; q += VEC_WIDTH) {
       int64_t left = columns - q, at = e * op->bias_stride + j + q;
-      vf bias = vf_load_weight_next(op->down_bias, at, left, op->weight_dtype);
+      vf bias = vf_load_as_next(op->down_bias, at, left, op->weight_dtype);
       vf_store_next(y + q, left, vf_add(vf_load(tile + q), bias));
     }
   }
 }
 
+VEC_INLINE void experts_combine_token(const experts_t *experts, int64_t t, int32_t act) {
+  const op_experts_t *op = experts->forward;
+  for (int64_t c = 0; c < op->hidden; c += VEC_WIDTH) {
+    int64_t left = op->hidden - c, at = t * op->hidden + c;
+    vf sum = op->residual ? vf_load_as_next(op->residual, at, left, act) : vf_zero();
+    for (int64_t s = t * op->top_k; s < (t + 1) * op->top_k; s++) {
+      int64_t row = experts_local_row(experts, s);
+      if (row < 0) continue;
+      vf y = vf_load_next(experts->y + row * op->hidden + c, left);
+      sum = vf_fma(vf_set1(op->routing.weight[s]), y, sum);
+    }
+    vf_store_as_next(op->out, at, left, act, sum);
+  }
+}
+
 static void experts_combine_item(void *context, int64_t item, int32_t thread) {
   const experts_t *experts = context;
-  const op_experts_t *op = experts->forward;
   (void)thread;
-  const float *residual = op->residual;
-  float *out = op->out;
   int64_t first = experts->begin + item * EXPERTS_TOKENS;
   int64_t last = vec_min(first + EXPERTS_TOKENS, experts->end);
   for (int64_t t = first; t < last; t++)
-    for (int64_t c = 0; c < op->hidden; c += VEC_WIDTH) {
-      int64_t left = op->hidden - c;
-      vf sum = residual ? vf_load_next(residual + t * op->hidden + c, left) : vf_zero();
-      for (int64_t s = t * op->top_k; s < (t + 1) * op->top_k; s++) {
-        int64_t row = experts_local_row(experts, s);
-        if (row < 0) continue;
-        vf y = vf_load_next(experts->y + row * op->hidden + c, left);
-        sum = vf_fma(vf_set1(op->routing.weight[s]), y, sum);
-      }
-      vf_store_next(out + t * op->hidden + c, left, sum);
-    }
+    VEC_BY_ACT(experts->act_dtype, experts_combine_token(experts, t, VEC_ACT));
 }
 
 nn_status_t VEC(experts)(backend_device_t *device, const op_experts_t *op,
@@ -246,6 +265,8 @@ nn_status_t VEC(experts)(backend_device_t *device, const op_experts_t *op,
                        .ffn = op->ffn,
                        .experts = op->experts,
                        .top_k = op->top_k,
+                       .weight_dtype = op->weight_dtype,
+                       .act_dtype = op->act_dtype,
                        .routing = &op->routing,
                        .forward = op};
   experts_lay_out(&experts, device, scratch);
@@ -262,9 +283,17 @@ nn_status_t VEC(experts)(backend_device_t *device, const op_experts_t *op,
 
 /* ---- backward -------------------------------------------------------------------------------- */
 
-static float *experts_pre(const experts_t *experts, int64_t e) {
-  float *pre = experts->backward->pre;
-  return pre + experts->row[e] * 2 * experts->ffn;
+/* An expert's rows of pre: its numbers g, or with half = 1 its numbers u. */
+static gemm_operand_t experts_pre(const experts_t *experts, int64_t e, int64_t half) {
+  int64_t first = (experts->row[e] * 2 + half) * experts->ffn;
+  return (gemm_operand_t){.data = vec_at(experts->backward->pre, first, experts->act_dtype),
+                          .ld = 2 * experts->ffn,
+                          .dtype = experts->act_dtype};
+}
+
+static gemm_operand_t along_k(gemm_operand_t operand) {
+  operand.along_k = 1;
+  return operand;
 }
 
 /* d = dout down: [rows, F]. */
@@ -274,45 +303,50 @@ static gemm_group_t experts_bwd_down(const experts_t *experts, int64_t e) {
   return (gemm_group_t){.m = experts->rows[e],
                         .n = op->ffn,
                         .k = op->hidden,
-                        .a = {.data = op->dout,
-                              .ld = op->hidden,
-                              .gather = experts->token + experts->local[e],
-                              .dtype = NN_F32},
+                        .a = experts_gathered(experts, op->dout, e),
                         .b = {.data = down,
                               .ld = op->ffn,
                               .dtype = op->weight_dtype,
                               .along_k = 1},
-                        .c = experts_pre(experts, e),
-                        .ldc = 2 * op->ffn};
+                        .c = experts_pre(experts, e, 0).data,
+                        .ldc = 2 * op->ffn,
+                        .d_dtype = op->act_dtype};
 }
 
-/* Replaces g and u by their gradients, keeps weight a; returns the lanes' parts of <d, a>. What
- * is read beyond `left` is 0. */
-VEC_INLINE vf experts_bwd_activation(float *pre_g, float *pre_u, float *act, vf d, vf weight,
-                                     float limit, int64_t left) {
-  vf g = vf_load_next(pre_g, left), u = vf_load_next(pre_u, left);
-  vf a = glu_act_bwd(&g, &u, vf_mul(weight, d), limit);
-  vf_store_next(pre_g, left, g);
-  vf_store_next(pre_u, left, u);
-  vf_store_next(act, left, vf_mul(weight, a));
+/* At element g of pre and `at` of act, replaces g and u by their gradients, keeps weight a; returns
+ * the lanes' parts of <d, a>. What is read beyond `left` is 0. */
+VEC_INLINE vf experts_bwd_activation(const experts_t *experts, int64_t at_g, int64_t at, vf d,
+                                     vf weight, int64_t left, int32_t act) {
+  const op_experts_bwd_t *op = experts->backward;
+  vf g = vf_load_as_next(op->pre, at_g, left, act);
+  vf u = vf_load_as_next(op->pre, at_g + op->ffn, left, act);
+  vf a = glu_act_bwd(&g, &u, vf_mul(weight, d), op->limit);
+  vf_store_as_next(op->pre, at_g, left, act, g);
+  vf_store_as_next(op->pre, at_g + op->ffn, left, act, u);
+  vf_store_as_next(experts->act, at, left, act, vf_mul(weight, a));
   return vf_mul(d, a);
+}
+
+VEC_INLINE void experts_bwd_down_rows(const experts_t *experts, int64_t e, int64_t i, int64_t rows,
+                                      int64_t j, int64_t columns, const float *tile, int32_t act) {
+  const op_experts_bwd_t *op = experts->backward;
+  for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
+    int64_t local = experts->local[e] + r;
+    int64_t g = (experts->row[e] + r) * 2 * op->ffn + j, at = local * op->ffn + j;
+    vf weight = vf_set1(op->routing.weight[op->routing.row_slot[experts->row[e] + r]]);
+    vf dot = vf_zero();
+    for (int64_t q = 0; q < columns; q += VEC_WIDTH)
+      dot = vf_add(dot, experts_bwd_activation(experts, g + q, at + q, vf_load(tile + q), weight,
+                                               columns - q, act));
+    experts->dot[local * experts_parts(experts) + j / GEMM_NR] = vf_sum(dot);
+  }
 }
 
 static void experts_bwd_down_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,
                                    int64_t columns, const float *tile) {
   const experts_t *experts = context;
-  const op_experts_bwd_t *op = experts->backward;
-  for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
-    int64_t local = experts->local[e] + r;
-    float *g = experts_pre(experts, e) + r * 2 * op->ffn + j;
-    float *act = experts->act + local * op->ffn + j;
-    vf weight = vf_set1(op->routing.weight[op->routing.row_slot[experts->row[e] + r]]);
-    vf dot = vf_zero();
-    for (int64_t q = 0; q < columns; q += VEC_WIDTH)
-      dot = vf_add(dot, experts_bwd_activation(g + q, g + op->ffn + q, act + q, vf_load(tile + q),
-                                               weight, op->limit, columns - q));
-    experts->dot[local * experts_parts(experts) + j / GEMM_NR] = vf_sum(dot);
-  }
+  VEC_BY_ACT(experts->act_dtype,
+             experts_bwd_down_rows(experts, e, i, rows, j, columns, tile, VEC_ACT));
 }
 
 /* [hidden, F] += dout^T (weight a), over the rows. */
@@ -322,15 +356,8 @@ static gemm_group_t experts_bwd_ddown(const experts_t *experts, int64_t e) {
   return (gemm_group_t){.m = op->hidden,
                         .n = op->ffn,
                         .k = experts->rows[e],
-                        .a = {.data = op->dout,
-                              .ld = op->hidden,
-                              .gather = experts->token + experts->local[e],
-                              .dtype = NN_F32,
-                              .along_k = 1},
-                        .b = {.data = experts->act + experts->local[e] * op->ffn,
-                              .ld = op->ffn,
-                              .dtype = NN_F32,
-                              .along_k = 1},
+                        .a = along_k(experts_gathered(experts, op->dout, e)),
+                        .b = along_k(experts_act(experts, e)),
                         .c = ddown,
                         .ldc = op->ffn,
                         .d = ddown,
@@ -345,7 +372,7 @@ static gemm_group_t experts_bwd_dx(const experts_t *experts, int64_t e) {
       .m = experts->rows[e],
       .n = op->hidden,
       .k = 2 * op->ffn,
-      .a = {.data = experts_pre(experts, e), .ld = 2 * op->ffn, .dtype = NN_F32},
+      .a = experts_pre(experts, e, 0),
       .b = {.data = experts_weight(op->gate, stride, op->weight_dtype, e),
             .second = experts_weight(op->up, stride, op->weight_dtype, e),
             .split = op->ffn,
@@ -364,12 +391,8 @@ static gemm_group_t experts_bwd_dgate(const experts_t *experts, int64_t e) {
       .m = op->ffn,
       .n = op->hidden,
       .k = experts->rows[e],
-      .a = {.data = experts_pre(experts, e), .ld = 2 * op->ffn, .dtype = NN_F32, .along_k = 1},
-      .b = {.data = op->x,
-            .ld = op->hidden,
-            .gather = experts->token + experts->local[e],
-            .dtype = NN_F32,
-            .along_k = 1},
+      .a = along_k(experts_pre(experts, e, 0)),
+      .b = along_k(experts_gathered(experts, op->x, e)),
       .c = dgate,
       .ldc = experts_row(op->hidden, op->interleaved),
       .d = dgate,
@@ -380,19 +403,18 @@ static gemm_group_t experts_bwd_dgate(const experts_t *experts, int64_t e) {
 static gemm_group_t experts_bwd_dup(const experts_t *experts, int64_t e) {
   const op_experts_bwd_t *op = experts->backward;
   gemm_group_t group = experts_bwd_dgate(experts, e);
-  group.a.data = experts_pre(experts, e) + op->ffn;
+  group.a = along_k(experts_pre(experts, e, 1));
   group.c = group.d = op->dup + e * op->expert_stride;
   return group;
 }
 
 /* <dout_t, down_bias_e> of a slot. */
-static float experts_bias_dot(const op_experts_bwd_t *op, int64_t t, int64_t e) {
-  const float *dout = op->dout;
+static float experts_bias_dot(const op_experts_bwd_t *op, int64_t t, int64_t e, int32_t act) {
   vf sum = vf_zero();
   for (int64_t c = 0; c < op->hidden; c += VEC_WIDTH) {
     int64_t left = op->hidden - c;
-    sum = vf_fma(vf_load_next(dout + t * op->hidden + c, left),
-                 vf_load_weight_next(op->down_bias, e * op->bias_stride + c, left,
+    sum = vf_fma(vf_load_as_next(op->dout, t * op->hidden + c, left, act),
+                 vf_load_as_next(op->down_bias, e * op->bias_stride + c, left,
                                      op->weight_dtype),
                  sum);
   }
@@ -400,15 +422,15 @@ static float experts_bias_dot(const op_experts_bwd_t *op, int64_t t, int64_t e) 
 }
 
 /* out[c * step] += sum over the chunk's rows of an expert, in order, of
- * factor(r) x[index(r) * ld + c]. */
-static void experts_sum_rows(float *out, int64_t step, int64_t width, const float *x, int64_t ld,
-                             int64_t rows, const int32_t *index, const op_experts_bwd_t *op,
-                             int64_t first) {
+ * factor(r) x[r, c]; the factor of gathered rows is their weight, that of others 1. */
+static void experts_sum_rows(float *out, int64_t step, int64_t width, const gemm_operand_t *x,
+                             int64_t rows, const op_experts_bwd_t *op, int64_t first,
+                             int32_t act) {
   for (int64_t c = 0; c < width; c += VEC_WIDTH) {
     vf sum = vf_zero();
     for (int64_t r = 0; r < rows; r++) {
-      vf value = vf_load_next(x + (index ? index[r] : r) * ld + c, width - c);
-      float weight = index ? op->routing.weight[op->routing.row_slot[first + r]] : 1.0f;
+      vf value = vf_load_as_next(gemm_row(x, r), c, width - c, act);
+      float weight = x->gather ? op->routing.weight[op->routing.row_slot[first + r]] : 1.0f;
       sum = vf_fma(vf_set1(weight), value, sum);
     }
     float lanes[VEC_WIDTH];
@@ -423,12 +445,17 @@ static void experts_bwd_biases(void *context, int64_t e, int32_t thread) {
   const op_experts_bwd_t *op = experts->backward;
   (void)thread;
   int64_t rows = experts->rows[e], first = experts->row[e], at = e * op->bias_stride;
-  const float *pre = experts_pre(experts, e);
-  const int32_t *token = experts->token + experts->local[e];
-  int64_t f = op->ffn, h = op->hidden, step = op->interleaved ? 2 : 1;
-  experts_sum_rows(op->dgate_bias + at, step, f, pre, 2 * f, rows, NULL, op, first);
-  experts_sum_rows(op->dup_bias + at, step, f, pre + f, 2 * f, rows, NULL, op, first);
-  experts_sum_rows(op->ddown_bias + at, 1, h, op->dout, h, rows, token, op, first);
+  int64_t step = op->interleaved ? 2 : 1;
+  struct {
+    float *out;
+    int64_t step, width;
+    gemm_operand_t x;
+  } sums[] = {{op->dgate_bias + at, step, op->ffn, experts_pre(experts, e, 0)},
+              {op->dup_bias + at, step, op->ffn, experts_pre(experts, e, 1)},
+              {op->ddown_bias + at, 1, op->hidden, experts_gathered(experts, op->dout, e)}};
+  for (int i = 0; i < 3; i++)
+    experts_sum_rows(sums[i].out, sums[i].step, sums[i].width, &sums[i].x, rows, op, first,
+                     op->act_dtype);
 }
 
 static float experts_dweight(const experts_t *experts, int64_t row) {
@@ -439,30 +466,32 @@ static float experts_dweight(const experts_t *experts, int64_t row) {
   return sum;
 }
 
-static void experts_bwd_combine_item(void *context, int64_t item, int32_t thread) {
-  const experts_t *experts = context;
+VEC_INLINE void experts_bwd_combine_token(const experts_t *experts, int64_t t, int32_t act) {
   const op_experts_bwd_t *op = experts->backward;
-  (void)thread;
-  float *dx = op->dx;
-  int64_t first = experts->begin + item * EXPERTS_TOKENS;
-  int64_t last = vec_min(first + EXPERTS_TOKENS, experts->end);
-  for (int64_t t = first; t < last; t++) {
+  for (int64_t s = t * op->top_k; s < (t + 1) * op->top_k; s++) {
+    int64_t row = experts_local_row(experts, s);
+    op->dweight[s] = experts_dweight(experts, row);
+    if (op->down_bias && row >= 0)
+      op->dweight[s] += experts_bias_dot(op, t, op->routing.expert[s], act);
+  }
+  for (int64_t c = 0; c < op->hidden; c += VEC_WIDTH) {
+    int64_t left = op->hidden - c;
+    vf sum = vf_zero();
     for (int64_t s = t * op->top_k; s < (t + 1) * op->top_k; s++) {
       int64_t row = experts_local_row(experts, s);
-      op->dweight[s] = experts_dweight(experts, row);
-      if (op->down_bias && row >= 0)
-        op->dweight[s] += experts_bias_dot(op, t, op->routing.expert[s]);
+      if (row >= 0) sum = vf_add(sum, vf_load_next(experts->y + row * op->hidden + c, left));
     }
-    for (int64_t c = 0; c < op->hidden; c += VEC_WIDTH) {
-      int64_t left = op->hidden - c;
-      vf sum = vf_zero();
-      for (int64_t s = t * op->top_k; s < (t + 1) * op->top_k; s++) {
-        int64_t row = experts_local_row(experts, s);
-        if (row >= 0) sum = vf_add(sum, vf_load_next(experts->y + row * op->hidden + c, left));
-      }
-      vf_store_next(dx + t * op->hidden + c, left, sum);
-    }
+    vf_store_as_next(op->dx, t * op->hidden + c, left, act, sum);
   }
+}
+
+static void experts_bwd_combine_item(void *context, int64_t item, int32_t thread) {
+  const experts_t *experts = context;
+  (void)thread;
+  int64_t first = experts->begin + item * EXPERTS_TOKENS;
+  int64_t last = vec_min(first + EXPERTS_TOKENS, experts->end);
+  for (int64_t t = first; t < last; t++)
+    VEC_BY_ACT(experts->act_dtype, experts_bwd_combine_token(experts, t, VEC_ACT));
 }
 
 nn_status_t VEC(experts_bwd)(backend_device_t *device, const op_experts_bwd_t *op,
@@ -472,6 +501,8 @@ nn_status_t VEC(experts_bwd)(backend_device_t *device, const op_experts_bwd_t *o
                        .ffn = op->ffn,
                        .experts = op->experts,
                        .top_k = op->top_k,
+                       .weight_dtype = op->weight_dtype,
+                       .act_dtype = op->act_dtype,
                        .routing = &op->routing,
                        .backward = op};
   experts_lay_out(&experts, device, scratch);

@@ -30,6 +30,7 @@ _Static_assert(GEMM_MB % GEMM_MR == 0 && GEMM_NB % GEMM_NR == 0 && GEMM_NC % GEM
                "blocks are whole panels");
 _Static_assert(GEMM_THIN_COLUMNS % GEMM_NR == 0 && GEMM_NR * GEMM_NR <= GEMM_SUM_FLOATS,
                "items of few rows are whole tiles, and one has room");
+_Static_assert((int)GEMM_STREAM_WIDE <= (int)GEMM_A_FLOATS, "a widened row has room");
 _Static_assert(4 * (GEMM_A_FLOATS + GEMM_B_FLOATS + GEMM_SUM_FLOATS) <= GEMM_THREAD_BYTES,
                "a thread's panels and sums fit in its scratch");
 
@@ -110,6 +111,17 @@ static void gemm_item_pack_b(const gemm_item_t *item, int64_t j, int64_t n, int6
                              item->b + q * steps + gemm_steps(item->gemm, p) * GEMM_NR);
 }
 
+/* Row r of the product, `columns` of it from column j on, takes a row of a tile. */
+VEC_INLINE void gemm_put_row(const gemm_group_t *group, int64_t r, int64_t j, int64_t columns,
+                             const float *tile, int32_t dtype) {
+  for (int64_t q = 0; q < columns; q += VEC_WIDTH) {
+    vf v = vf_load(tile + q);
+    if (group->c)
+      v = vf_add(v, vf_load_as_next(group->c, r * group->ldc + j + q, columns - q, dtype));
+    vf_store_as_next(group->d, r * group->ldd + j + q, columns - q, dtype, v);
+  }
+}
+
 /* Hands a tile of the product to where it goes. */
 static void gemm_put(const gemm_t *gemm, const gemm_group_t *group, int64_t i, int64_t rows,
                      int64_t j, int64_t columns, const float *tile) {
@@ -117,15 +129,8 @@ static void gemm_put(const gemm_t *gemm, const gemm_group_t *group, int64_t i, i
     gemm->store(gemm->context, group - gemm->groups, i, rows, j, columns, tile);
     return;
   }
-  for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR) {
-    float *d = group->d + r * group->ldd + j;
-    const float *c = group->c ? group->c + r * group->ldc + j : NULL;
-    for (int64_t q = 0; q < columns; q += VEC_WIDTH) {
-      vf v = vf_load(tile + q);
-      if (c) v = vf_add(v, vf_load_next(c + q, columns - q));
-      vf_store_next(d + q, columns - q, v);
-    }
-  }
+  for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR)
+    VEC_BY_ACT(group->d_dtype, gemm_put_row(group, r, j, columns, tile, VEC_ACT));
 }
 
 /* Length of the blocks of k but the last: a function of k alone, a multiple of the widest
@@ -189,8 +194,9 @@ static void gemm_tile_at(const gemm_stripe_t *stripe, int64_t panel, int64_t col
                                           : item->b + (column - stripe->column) * steps,
                           .ldb = b_in_place ? group->b.ld : GEMM_NR,
                           .sum = first ? NULL : tile,
-                          .c = direct && group->c ? group->c + i * group->ldc + j : NULL,
-                          .d = direct ? group->d + i * group->ldd + j : tile,
+                          .c = direct && group->c ? (const float *)group->c + i * group->ldc + j
+                                                  : NULL,
+                          .d = direct ? (float *)group->d + i * group->ldd + j : tile,
                           .ldc = group->ldc,
                           .ldd = direct ? group->ldd : GEMM_NR,
                           .runs = requests.run,
@@ -252,7 +258,7 @@ static int gemm_by_rows(const gemm_t *gemm, const gemm_group_t *group) {
   if (gemm_many_rows(gemm, group)) return 1;
   return gemm->form == &form_numbers && (!a->along_k || gemm_extent(a, group->k) <= GEMM_NEAR) &&
          gemm_extent(b, b->along_k ? group->k : group->n) <= GEMM_NEAR &&
-         (!group->c || group->m * group->ldc * (int64_t)sizeof *group->c <= GEMM_NEAR);
+         (!group->c || group->m * group->ldc * vec_dtype_bytes(group->d_dtype) <= GEMM_NEAR);
 }
 
 /* Copies what the item reads of a in [k0, k0 + k), row by row. */
@@ -264,7 +270,7 @@ static void gemm_item_copy_a(const gemm_item_t *item, int64_t k0, int64_t k) {
   for (int64_t r = 0; r < rows; r++, to += width) {
     const void *row = gemm_row(a, first + r);
     for (int64_t q = 0; q < width; q += VEC_WIDTH)
-      vf_store_next(to + q, width - q, vf_load_weight_next(row, from + q, width - q, a->dtype));
+      vf_store_next(to + q, width - q, vf_load_as_next(row, from + q, width - q, a->dtype));
   }
 }
 
@@ -306,9 +312,9 @@ static void gemm_item_columns(const gemm_item_t *item, int64_t column, int64_t k
     return;
   }
   if (last) {
-    panels.c = group->c ? group->c + i * group->ldc + j : NULL;
+    panels.c = group->c ? (const float *)group->c + i * group->ldc + j : NULL;
     panels.ldc = group->ldc;
-    panels.d = group->d + i * group->ldd + j;
+    panels.d = (float *)group->d + i * group->ldd + j;
     panels.ldd = group->ldd;
   }
   VEC(gemm_kernel_rows)(item->m, !group->a.along_k, &panels);
@@ -367,25 +373,55 @@ static void gemm_item_thin(gemm_item_t *item) {
 }
 #endif
 
-static void gemm_item_streamed(gemm_item_t *item) {
-  const gemm_t *gemm = item->gemm;
-  const gemm_group_t *group = item->group;
-#if VEC_AVX512
-  /* rows of a, rounded, must fit where panels are packed */
-  int pairs = gemm->form == &form_pairs && group->b.dtype == NN_BF16 &&
-              group->m * VEC(gemm_stream_pairs)(group->k) <= GEMM_A_FLOATS;
-  if (pairs) VEC(gemm_stream_round)(group, item->a);
-#endif
+/* The columns of an item for the rows of the group from `row` on that `part` has, as floats. */
+static void gemm_item_stream(const gemm_item_t *item, const gemm_group_t *part, int64_t row) {
   for (int64_t column = 0; column < item->n; column += GEMM_NR) {
     int64_t columns = vec_min(item->n - column, GEMM_NR);
-#if VEC_AVX512
-    if (pairs)
-      VEC(gemm_stream_bf16)(group, item->a, item->j + column, columns, item->sum);
-    else
-#endif
-      VEC(gemm_stream)(group, item->j + column, columns, item->sum);
-    gemm_put(gemm, group, 0, item->m, item->j + column, columns, item->sum);
+    VEC(gemm_stream)(part, item->j + column, columns, item->sum);
+    gemm_put(item->gemm, item->group, row, part->m, item->j + column, columns, item->sum);
   }
+}
+
+/* Rows of 16 bits are widened, as many at a time as fit where panels are packed. */
+static void gemm_item_stream_wide(const gemm_item_t *item) {
+  const gemm_group_t *group = item->group;
+  int64_t step = GEMM_A_FLOATS / group->k;
+  gemm_group_t part = *group;
+  part.a = (gemm_operand_t){.data = item->a, .ld = group->k, .dtype = NN_F32};
+  for (int64_t row = 0; row < group->m; row += part.m) {
+    part.m = vec_min(step, group->m - row);
+    for (int64_t r = 0; r < part.m; r++)
+      vec_row(gemm_row(&group->a, row + r), 0, group->k, group->a.dtype, item->a + r * group->k);
+    gemm_item_stream(item, &part, row);
+  }
+}
+
+#if VEC_AVX512
+/* Whether rows of a, rounded, fit where panels are packed. */
+static int gemm_streams_pairs(const gemm_t *gemm, const gemm_group_t *group) {
+  return gemm->form == &form_pairs && group->b.dtype == NN_BF16 &&
+         group->m * VEC(gemm_stream_pairs)(group->k) <= GEMM_A_FLOATS;
+}
+
+static void gemm_item_stream_pairs(const gemm_item_t *item) {
+  VEC(gemm_stream_round)(item->group, item->a);
+  for (int64_t column = 0; column < item->n; column += GEMM_NR) {
+    int64_t columns = vec_min(item->n - column, GEMM_NR);
+    VEC(gemm_stream_bf16)(item->group, item->a, item->j + column, columns, item->sum);
+    gemm_put(item->gemm, item->group, 0, item->m, item->j + column, columns, item->sum);
+  }
+}
+#endif
+
+static void gemm_item_streamed(const gemm_item_t *item) {
+#if VEC_AVX512
+  if (gemm_streams_pairs(item->gemm, item->group)) {
+    gemm_item_stream_pairs(item);
+    return;
+  }
+#endif
+  if (item->group->a.dtype == NN_F32) gemm_item_stream(item, item->group, 0);
+  else gemm_item_stream_wide(item);
 }
 
 static const gemm_group_t *gemm_group_of(const gemm_t *gemm, int64_t item) {
@@ -439,7 +475,7 @@ static void gemm_item(void *context, int64_t index, int32_t thread) {
 #endif
   const gemm_operand_t *a = &item.group->a, *b = &item.group->b;
   int by_rows = gemm_by_rows(gemm, item.group);
-  item.direct = !gemm->store;
+  item.direct = !gemm->store && item.group->d_dtype == NN_F32;
   item.a_in_place = gemm_in_place(gemm, a) && (a->along_k || by_rows);
   item.b_in_place = gemm_in_place(gemm, b) && b->along_k;
   if (by_rows) {

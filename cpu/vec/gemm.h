@@ -23,6 +23,7 @@ enum { GEMM_MR = 6 };
 enum {
   GEMM_NR = 2 * VEC_WIDTH,
   GEMM_PACK_STEP = 16,  /* rows along k that are packed together */
+  GEMM_STREAM_WIDE = 1 << 17, /* longest rows of 16 bits there */
   GEMM_STREAM_ROWS = 16, /* most rows of a group that takes the streaming path; */
   GEMM_STREAM_FEW = 8,   /* with more than these, only where */
   GEMM_STREAM_SHORT = 128 /* k is longer: the sums over lanes take their time too */
@@ -48,9 +49,10 @@ typedef struct gemm_group {
   gemm_operand_t a, b;
   /* d[i, j] = v + c[i, j] (c may be NULL, or d) where there is no store function. One that reads c
    * or writes d at the same places names them too, so that they are requested in time. */
-  const float *c;
-  float *d;
+  const void *c;
+  void *d;
   int64_t ldc, ldd;
+  int32_t d_dtype; /* of c and d: NN_F32 or NN_BF16 */
   int64_t first_item, row_blocks; /* set by gemm_run */
 } gemm_group_t;
 
@@ -76,8 +78,10 @@ typedef struct gemm {
 /* Columns of a product whose b is a pair of p rows each. */
 static inline int64_t gemm_pair_columns(int64_t p) { return 2 * vec_round_up(p, VEC_WIDTH); }
 
-/* Whether a group takes the streaming path: few rows, and weights stored along k. */
+/* Whether a group takes the streaming path: few rows, and weights stored along k. Rows of 16 bits
+ * are widened before, where there is room for at least one. */
 static inline int gemm_streams(const gemm_group_t *group) {
+  if (group->a.dtype != NN_F32 && group->k > GEMM_STREAM_WIDE) return 0;
   return group->m <= GEMM_STREAM_ROWS && !group->a.along_k && !group->b.along_k &&
          (group->m <= GEMM_STREAM_FEW || group->k > GEMM_STREAM_SHORT);
 }

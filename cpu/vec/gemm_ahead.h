@@ -104,10 +104,10 @@ static inline void gemm_request_ahead(gemm_requests_t *requests, gemm_ahead_t *a
 /* What the last block of k adds to and writes, of `count` rows from (i, j) on. */
 static inline void gemm_request_result(gemm_requests_t *requests, const gemm_group_t *group,
                                        int64_t i, int64_t count, int64_t j, int64_t columns) {
-  const float *at = group->c ? group->c : group->d;
-  int64_t ld = group->c ? group->ldc : group->ldd;
-  for (int64_t q = 0; at && q < columns; q += VEC_WIDTH)
-    gemm_request(requests, at + i * ld + j + q, ld * (int64_t)sizeof *at, count);
+  const void *at = group->c ? group->c : group->d;
+  int64_t ld = group->c ? group->ldc : group->ldd, size = vec_dtype_bytes(group->d_dtype);
+  for (int64_t q = 0; at && q < columns; q += GEMM_LINE / size)
+    gemm_request(requests, vec_at(at, i * ld + j + q, group->d_dtype), ld * size, count);
 }
 
 /* Ends the list, with a line that is in the cache already. Returns the steps between two requests:

@@ -195,7 +195,7 @@ int64_t VEC(gemm_stream_pairs)(int64_t k) { return vec_round_up(vec_blocks(k, PA
 void VEC(gemm_stream_round)(const gemm_group_t *group, float *x) {
   int64_t stride = VEC(gemm_stream_pairs)(group->k);
   for (int64_t i = 0; i < group->m; i++) {
-    const float *row = gemm_row(&group->a, i);
+    const void *row = gemm_row(&group->a, i);
     for (int64_t p = 0; p < group->k; p += PAIR_NUMBERS)
       _mm512_storeu_si512(x + i * stride + p / PAIR,
                           pairs_load(row, p, group->k - p, group->a.dtype));

@@ -21,7 +21,7 @@ VEC_INLINE void pack_square(const void *const *row, int64_t rows, int64_t ahead,
     r[i] = vf_zero();
     if (i >= rows) continue;
     pack_request(row[i], k0, ahead, dtype);
-    r[i] = vf_load_weight_next(row[i], k0, steps, dtype);
+    r[i] = vf_load_as_next(row[i], k0, steps, dtype);
   }
   vf_transpose(r);
   VEC_UNROLL for (int i = 0; i < VEC_WIDTH; i++)
@@ -69,8 +69,8 @@ VEC_INLINE void pack_columns_b(const gemm_operand_t *operand, int64_t ahead, int
     const void *row = gemm_row(operand, k0 + p);
     pack_request(row, first, ahead, dtype);
     pack_request(row, first + VEC_WIDTH, ahead, dtype);
-    vf_store(out, vf_load_weight_next(row, first, low, dtype));
-    vf_store(out + VEC_WIDTH, vf_load_weight_next(row, first + low, high, dtype));
+    vf_store(out, vf_load_as_next(row, first, low, dtype));
+    vf_store(out + VEC_WIDTH, vf_load_as_next(row, first + low, high, dtype));
   }
 }
 
@@ -81,10 +81,10 @@ VEC_INLINE void pack_columns_a(const gemm_operand_t *operand, int64_t ahead, int
   for (int64_t p = 0; p + 1 < k; p++, out += count) {
     const void *row = gemm_row(operand, k0 + p);
     pack_request(row, first, ahead, dtype);
-    vf_store(out, vf_load_weight_part(row, first, count, dtype));
+    vf_store(out, vf_load_as_part(row, first, count, dtype));
   }
   const void *row = gemm_row(operand, k0 + k - 1);
-  vf_store_part(out, count, vf_load_weight_part(row, first, count, dtype));
+  vf_store_part(out, count, vf_load_as_part(row, first, count, dtype));
 }
 
 VEC_INLINE void pack_along_product(const gemm_operand_t *operand, int64_t first, int64_t count,

@@ -19,7 +19,7 @@ VEC_INLINE void stream_step(const int x_rows, const float *const *x, const void 
   VEC_UNROLL for (int j = 0; j < STREAM_W; j++) {
     uintptr_t here = (uintptr_t)w[j] + (uintptr_t)(p * vec_dtype_bytes(dtype));
     if (ahead) _mm_prefetch((const char *)(here + (uintptr_t)ahead), _MM_HINT_T0);
-    v[j] = vf_load_weight_next(w[j], p, count, dtype);
+    v[j] = vf_load_as_next(w[j], p, count, dtype);
   }
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
     if (i >= x_rows) continue;

@@ -6,21 +6,25 @@
 
 enum { GLU_ROWS = 8 };
 
+VEC_INLINE void glu_row(const op_glu_t *op, int64_t row, int32_t dtype) {
+  const op_glu_t args = *op; /* which what is stored cannot change */
+  op = &args;
+  vf weight = vf_set1(op->weight ? op->weight[row] : 1.0f);
+  for (int64_t f = 0; f < op->ffn; f += VEC_WIDTH) {
+    int64_t left = op->ffn - f, at = row * 2 * op->ffn + f;
+    vf g = vf_load_as_next(op->x, at, left, dtype);
+    vf u = vf_load_as_next(op->x, at + op->ffn, left, dtype);
+    vf act = glu_act(g, u, op->limit);
+    vf_store_as_next(op->y, row * op->ffn + f, left, dtype, vf_mul(weight, act));
+  }
+}
+
 static void glu_rows(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const op_glu_t *op = context;
   int64_t end = vec_min(op->n, (item + 1) * GLU_ROWS);
-  for (int64_t row = item * GLU_ROWS; row < end; row++) {
-    const float *g = op->x;
-    float *y = op->y;
-    g += row * 2 * op->ffn, y += row * op->ffn;
-    vf weight = vf_set1(op->weight ? op->weight[row] : 1.0f);
-    for (int64_t f = 0; f < op->ffn; f += VEC_WIDTH) {
-      int64_t left = op->ffn - f;
-      vf act = glu_act(vf_load_next(g + f, left), vf_load_next(g + op->ffn + f, left), op->limit);
-      vf_store_next(y + f, left, vf_mul(weight, act));
-    }
-  }
+  for (int64_t row = item * GLU_ROWS; row < end; row++)
+    VEC_BY_ACT(op->act_dtype, glu_row(op, row, VEC_ACT));
 }
 
 VEC_OP(glu, op_glu_t) {
@@ -29,19 +33,21 @@ VEC_OP(glu, op_glu_t) {
   return vec_run(device, vec_blocks(op->n, GLU_ROWS), op->n * op->ffn, glu_rows, &job);
 }
 
-static void glu_bwd_row(const op_glu_bwd_t *op, int64_t row) {
-  const float *x = op->x, *dy = op->dy;
-  float *dx = op->dx, *y = op->y;
-  x += row * 2 * op->ffn, dx += row * 2 * op->ffn, dy += row * op->ffn;
+VEC_INLINE void glu_bwd_row(const op_glu_bwd_t *op, int64_t row, int32_t dtype) {
+  const op_glu_bwd_t args = *op; /* which what is stored cannot change */
+  op = &args;
   vf weight = vf_set1(op->weight ? op->weight[row] : 1.0f), dot = vf_zero();
   for (int64_t f = 0; f < op->ffn; f += VEC_WIDTH) {
-    int64_t left = op->ffn - f;
-    vf g = vf_load_next(x + f, left), u = vf_load_next(x + op->ffn + f, left);
-    vf d = vf_load_next(dy + f, left), act = glu_act_bwd(&g, &u, vf_mul(weight, d), op->limit);
+    int64_t left = op->ffn - f, at = row * op->ffn + f;
+    int64_t at_g = row * 2 * op->ffn + f, at_u = at_g + op->ffn;
+    vf g = vf_load_as_next(op->x, at_g, left, dtype);
+    vf u = vf_load_as_next(op->x, at_u, left, dtype);
+    vf d = vf_load_as_next(op->dy, at, left, dtype);
+    vf act = glu_act_bwd(&g, &u, vf_mul(weight, d), op->limit);
     dot = vf_fma(d, act, dot);
-    vf_store_next(dx + f, left, g);
-    vf_store_next(dx + op->ffn + f, left, u);
-    if (y) vf_store_next(y + row * op->ffn + f, left, vf_mul(weight, act));
+    vf_store_as_next(op->dx, at_g, left, dtype, g);
+    vf_store_as_next(op->dx, at_u, left, dtype, u);
+    if (op->y) vf_store_as_next(op->y, at, left, dtype, vf_mul(weight, act));
   }
   if (op->weight) op->dweight[row] = vf_sum(dot);
 }
@@ -50,7 +56,8 @@ static void glu_bwd_rows(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const op_glu_bwd_t *op = context;
   int64_t end = vec_min(op->n, (item + 1) * GLU_ROWS);
-  for (int64_t row = item * GLU_ROWS; row < end; row++) glu_bwd_row(op, row);
+  for (int64_t row = item * GLU_ROWS; row < end; row++)
+    VEC_BY_ACT(op->act_dtype, glu_bwd_row(op, row, VEC_ACT));
 }
 
 VEC_OP(glu_bwd, op_glu_bwd_t) {

@@ -87,13 +87,13 @@ static void head_loss_item(void *context, int64_t item, int32_t thread) {
 static nn_status_t head_loss_forward(backend_device_t *device, head_chunk_t *chunk,
                                      backend_scratch_t scratch) {
   const op_head_loss_t *op = chunk->op;
-  const float *x = op->x;
   op_matmul_t logits = {.m = chunk->rows,
                         .n = op->vocab,
                         .k = op->hidden,
                         .trans_b = 1,
-                        .a = x + chunk->begin * op->hidden,
+                        .a = vec_at(op->x, chunk->begin * op->hidden, op->act_dtype),
                         .lda = op->hidden,
+                        .a_dtype = op->act_dtype,
                         .b = op->w,
                         .ldb = op->hidden,
                         .b_dtype = op->weight_dtype,
@@ -109,8 +109,6 @@ static nn_status_t head_loss_forward(backend_device_t *device, head_chunk_t *chu
 static nn_status_t head_loss_backward(backend_device_t *device, const head_chunk_t *chunk,
                                       backend_scratch_t scratch) {
   const op_head_loss_t *op = chunk->op;
-  const float *x = op->x;
-  float *dx_rows = op->dx;
   op_matmul_t dx = {.m = chunk->rows,
                     .n = op->hidden,
                     .k = op->vocab,
@@ -119,17 +117,18 @@ static nn_status_t head_loss_backward(backend_device_t *device, const head_chunk
                     .b = op->w,
                     .ldb = op->hidden,
                     .b_dtype = op->weight_dtype,
-                    .d = dx_rows + chunk->begin * op->hidden,
-                    .ldd = op->hidden};
+                    .d = vec_to(op->dx, chunk->begin * op->hidden, op->act_dtype),
+                    .ldd = op->hidden,
+                    .d_dtype = op->act_dtype};
   op_matmul_t dw = {.m = op->vocab,
                     .n = op->hidden,
                     .k = chunk->rows,
                     .trans_a = 1,
                     .a = chunk->logits,
                     .lda = op->vocab,
-                    .b = x + chunk->begin * op->hidden,
+                    .b = vec_at(op->x, chunk->begin * op->hidden, op->act_dtype),
                     .ldb = op->hidden,
-                    .b_dtype = NN_F32,
+                    .b_dtype = op->act_dtype,
                     .rounds = op->weight_dtype == NN_BF16,
                     .c = op->dw,
                     .ldc = op->hidden,

@@ -8,18 +8,20 @@
 
 enum { NORM_ROWS = 16, NORM_STRIP = 64 };
 
-/* Sum over the row of x, or of (x - mean)^2. */
-VEC_INLINE float norm_reduce(const float *x, int64_t hidden, int square, float mean) {
+/* Sum over the row that begins at an element of x, or of (x - mean)^2. */
+VEC_INLINE float norm_reduce(const void *x, int64_t at, int64_t hidden, int32_t act, int square,
+                             float mean) {
   vf sum[4] = {vf_zero(), vf_zero(), vf_zero(), vf_zero()}, center = vf_set1(mean);
   int64_t j = 0;
   for (; j + 4 * VEC_WIDTH <= hidden; j += 4 * VEC_WIDTH)
     for (int u = 0; u < 4; u++) {
-      vf value = vf_sub(vf_load(x + j + u * VEC_WIDTH), center);
+      vf value = vf_sub(vf_load_as(x, at + j + u * VEC_WIDTH, act), center);
       sum[u] = square ? vf_fma(value, value, sum[u]) : vf_add(value, sum[u]);
     }
   for (; j < hidden; j += VEC_WIDTH) {
     vmask mask = vf_mask(vec_min(VEC_WIDTH, hidden - j));
-    vf value = vf_select(mask, vf_sub(vf_load_mask(x + j, mask), center), vf_zero());
+    vf part = vf_load_as_next(x, at + j, hidden - j, act);
+    vf value = vf_select(mask, vf_sub(part, center), vf_zero());
     sum[0] = square ? vf_fma(value, value, sum[0]) : vf_add(value, sum[0]);
   }
   return vf_sum(vf_add(vf_add(sum[0], sum[1]), vf_add(sum[2], sum[3])));
@@ -35,19 +37,24 @@ static norm_shape_t norm_shape(int64_t groups, int64_t hidden, int64_t ldx, int6
   return (norm_shape_t){groups, ldx ? ldx : groups * hidden, ldy ? ldy : groups * hidden};
 }
 
-/* i: of the group, counted over all rows. */
-VEC_INLINE void norm_group(const op_norm_t *op, const float *x, float *y, int64_t i,
-                           int32_t dtype) {
+/* The group whose first elements of x and y are `from` and `to`; i: its number over all rows. */
+VEC_INLINE void norm_group(const op_norm_t *op, int64_t from, int64_t to, int64_t i, int32_t dtype,
+                           int32_t act) {
+  const op_norm_t args = *op; /* which what is stored cannot change */
+  op = &args;
   int64_t hidden = op->hidden;
-  float mean = op->kind == NN_NORM_LAYER ? norm_reduce(x, hidden, 0, 0.0f) / (float)hidden : 0.0f;
-  float rstd = 1.0f / sqrtf(norm_reduce(x, hidden, 1, mean) / (float)hidden + op->eps);
+  float mean = 0.0f;
+  if (op->kind == NN_NORM_LAYER)
+    mean = norm_reduce(op->x, from, hidden, act, 0, 0.0f) / (float)hidden;
+  float square = norm_reduce(op->x, from, hidden, act, 1, mean);
+  float rstd = 1.0f / sqrtf(square / (float)hidden + op->eps);
   vf center = vf_set1(mean), scale = vf_set1(rstd);
   for (int64_t j = 0; j < hidden; j += VEC_WIDTH) {
     int64_t left = hidden - j;
-    vf normal = vf_mul(vf_sub(vf_load_next(x + j, left), center), scale);
-    vf out = vf_mul(normal, vf_load_weight_next(op->w, j, left, dtype));
-    if (op->b) out = vf_add(out, vf_load_weight_next(op->b, j, left, dtype));
-    vf_store_next(y + j, left, out);
+    vf normal = vf_mul(vf_sub(vf_load_as_next(op->x, from + j, left, act), center), scale);
+    vf out = vf_mul(normal, vf_load_as_next(op->w, j, left, dtype));
+    if (op->b) out = vf_add(out, vf_load_as_next(op->b, j, left, dtype));
+    vf_store_as_next(op->y, to + j, left, act, out);
   }
   if (op->mean && op->kind == NN_NORM_LAYER) op->mean[i] = mean;
   if (op->rstd) op->rstd[i] = rstd;
@@ -57,14 +64,12 @@ static void norm_rows(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const op_norm_t *op = context;
   norm_shape_t shape = norm_shape(op->groups, op->hidden, op->ldx, op->ldy);
-  const float *x = op->x;
-  float *y = op->y;
   int64_t end = vec_min(op->n, (item + 1) * NORM_ROWS);
   for (int64_t i = item * NORM_ROWS; i < end; i++)
     for (int64_t g = 0; g < shape.groups; g++) {
-      const float *from = x + i * shape.ldx + g * op->hidden;
-      float *to = y + i * shape.ldy + g * op->hidden;
-      VEC_BY_DTYPE(op->weight_dtype, norm_group(op, from, to, i * shape.groups + g, VEC_DTYPE));
+      int64_t from = i * shape.ldx + g * op->hidden, to = i * shape.ldy + g * op->hidden;
+      VEC_BY_DTYPES(op->weight_dtype, op->act_dtype,
+                    norm_group(op, from, to, i * shape.groups + g, VEC_DTYPE, VEC_ACT));
     }
 }
 
@@ -84,19 +89,22 @@ typedef struct norm_bwd {
   float *partial;       /* [blocks, 2, hidden]: dw, db */
 } norm_bwd_t;
 
-/* With g = dy * w and the normalised row z: dx += rstd * (g - mean(g) - z * mean(g z)), where
+/* x, dy: the group's first elements, the latter of dy and dx; i: its number over all rows.
+ * With g = dy * w and the normalised row z: dx += rstd * (g - mean(g) - z * mean(g z)), where
  * RMS has no mean(g); dw += dy * z; db += dy. */
-VEC_INLINE void norm_bwd_group(const op_norm_bwd_t *op, const float *x, const float *dy, float *dx,
-                               int64_t i, int32_t dtype, float *dw, float *db) {
+VEC_INLINE void norm_bwd_group(const op_norm_bwd_t *op, int64_t x, int64_t dy, int64_t i,
+                               int32_t dtype, int32_t act, float *dw, float *db) {
+  const op_norm_bwd_t args = *op; /* which what is stored cannot change */
+  op = &args;
   int64_t hidden = op->hidden;
   int layer = op->kind == NN_NORM_LAYER;
   vf center = vf_set1(layer ? op->mean[i] : 0.0f), scale = vf_set1(op->rstd[i]);
   vf sum = vf_zero(), product = vf_zero();
   for (int64_t j = 0; j < hidden; j += VEC_WIDTH) {
     int64_t left = hidden - j;
-    vf d = vf_load_next(dy + j, left);
-    vf z = vf_mul(vf_sub(vf_load_next(x + j, left), center), scale);
-    vf g = vf_mul(d, vf_load_weight_next(op->w, j, left, dtype));
+    vf d = vf_load_as_next(op->dy, dy + j, left, act);
+    vf z = vf_mul(vf_sub(vf_load_as_next(op->x, x + j, left, act), center), scale);
+    vf g = vf_mul(d, vf_load_as_next(op->w, j, left, dtype));
     sum = vf_add(sum, g);
     product = vf_fma(g, z, product);
     vf_store_next(dw + j, left, vf_fma(d, z, vf_load_next(dw + j, left)));
@@ -106,11 +114,12 @@ VEC_INLINE void norm_bwd_group(const op_norm_bwd_t *op, const float *x, const fl
   vf slope = vf_set1(vf_sum(product) / (float)hidden);
   for (int64_t j = 0; j < hidden; j += VEC_WIDTH) {
     int64_t left = hidden - j;
-    vf z = vf_mul(vf_sub(vf_load_next(x + j, left), center), scale);
-    vf g = vf_mul(vf_load_next(dy + j, left), vf_load_weight_next(op->w, j, left, dtype));
+    vf z = vf_mul(vf_sub(vf_load_as_next(op->x, x + j, left, act), center), scale);
+    vf d = vf_load_as_next(op->dy, dy + j, left, act);
+    vf g = vf_mul(d, vf_load_as_next(op->w, j, left, dtype));
     vf inner = vf_fnma(z, slope, vf_sub(g, mean));
-    vf before = op->assign ? vf_zero() : vf_load_next(dx + j, left);
-    vf_store_next(dx + j, left, vf_fma(scale, inner, before));
+    vf before = op->assign ? vf_zero() : vf_load_as_next(op->dx, dy + j, left, act);
+    vf_store_as_next(op->dx, dy + j, left, act, vf_fma(scale, inner, before));
   }
 }
 
@@ -120,15 +129,12 @@ static void norm_bwd_block(void *context, int64_t item, int32_t thread) {
   const op_norm_bwd_t *op = job->op;
   float *dw = job->partial + item * 2 * op->hidden, *db = dw + op->hidden;
   memset(dw, 0, 2 * (size_t)op->hidden * sizeof *dw);
-  const float *x = op->x, *dy = op->dy;
-  float *dx = op->dx;
   int64_t end = vec_min(op->n, (item + 1) * job->rows), groups = job->shape.groups;
   for (int64_t i = item * job->rows; i < end; i++)
     for (int64_t g = 0; g < groups; g++) {
-      const float *from = x + i * job->shape.ldx + g * op->hidden;
-      int64_t at = i * job->shape.ldy + g * op->hidden, group = i * groups + g;
-      VEC_BY_DTYPE(op->weight_dtype,
-                   norm_bwd_group(op, from, dy + at, dx + at, group, VEC_DTYPE, dw, db));
+      int64_t x = i * job->shape.ldx + g * op->hidden, dy = i * job->shape.ldy + g * op->hidden;
+      VEC_BY_DTYPES(op->weight_dtype, op->act_dtype,
+                    norm_bwd_group(op, x, dy, i * groups + g, VEC_DTYPE, VEC_ACT, dw, db));
     }
 }
 

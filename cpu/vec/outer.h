@@ -13,7 +13,7 @@ typedef struct outer {
   int64_t rows, columns, terms;
   const float *a;
   int64_t step_x, step_t;
-  const void *b; /* [terms, columns], stride ldb */
+  const float *b; /* [terms, columns], stride ldb */
   int64_t ldb;
   float *c; /* [rows, columns], stride ldc */
   int64_t ldc;
@@ -27,8 +27,8 @@ enum { OUTER_ROWS = 6, OUTER_VECTORS = VEC_WIDTH == 16 ? 4 : 2 };
 
 /* The block at (x0, j0): `height` x `vectors` registers, constants at every call. Rows past the
  * end are computed from the last one and not stored. */
-VEC_INLINE void outer_block(const outer_t *p, outer_start_t start, int32_t b_dtype, int height,
-                            int vectors, int64_t x0, int64_t j0) {
+VEC_INLINE void outer_block(const outer_t *p, outer_start_t start, int height, int vectors,
+                            int64_t x0, int64_t j0) {
   int64_t rows = vec_min(height, p->rows - x0);
   int64_t last = vec_min(VEC_WIDTH, p->columns - j0 - (vectors - 1) * VEC_WIDTH);
   vmask full = vf_mask(VEC_WIDTH), tail = vf_mask(last);
@@ -45,17 +45,12 @@ VEC_INLINE void outer_block(const outer_t *p, outer_start_t start, int32_t b_dty
         sum[x][v] = vf_mul(sum[x][v], vf_load_mask(p->factor + j0 + v * VEC_WIDTH, mask));
     }
   }
-  int64_t element = vec_dtype_bytes(b_dtype), row_bytes = p->ldb * element, step = p->step_t;
-  const char *row = (const char *)p->b + j0 * element;
-  int64_t end = p->terms * step;
-  for (int64_t t = 0; t != end; t += step, row += row_bytes) {
+  int64_t step = p->step_t, end = p->terms * step;
+  const float *row = p->b + j0;
+  for (int64_t t = 0; t != end; t += step, row += p->ldb) {
     vf b[OUTER_VECTORS];
-    VEC_UNROLL for (int v = 0; v < vectors - 1; v++)
-      b[v] = vf_load_weight(row, v * VEC_WIDTH, b_dtype);
-    b[vectors - 1] =
-        b_dtype == NN_F32
-            ? vf_load_mask((const float *)(const void *)row + (vectors - 1) * VEC_WIDTH, tail)
-            : vf_load_weight_next(row, (vectors - 1) * VEC_WIDTH, last, b_dtype);
+    VEC_UNROLL for (int v = 0; v < vectors - 1; v++) b[v] = vf_load(row + v * VEC_WIDTH);
+    b[vectors - 1] = vf_load_mask(row + (vectors - 1) * VEC_WIDTH, tail);
     VEC_UNROLL for (int x = 0; x < height; x++) {
       vf scalar = vf_set1(a[x][t]);
       VEC_UNROLL for (int v = 0; v < vectors; v++) sum[x][v] = vf_fma(scalar, b[v], sum[x][v]);
@@ -69,22 +64,21 @@ VEC_INLINE void outer_block(const outer_t *p, outer_start_t start, int32_t b_dty
 }
 
 /* All rows of the columns from j0 that `vectors` registers hold. */
-VEC_INLINE void outer_columns(const outer_t *p, outer_start_t start, int32_t b_dtype, int vectors,
-                              int64_t j0) {
+VEC_INLINE void outer_columns(const outer_t *p, outer_start_t start, int vectors, int64_t j0) {
   int64_t x = 0;
-  for (; x + 4 < p->rows; x += 6) outer_block(p, start, b_dtype, 6, vectors, x, j0);
-  if (x + 2 < p->rows) outer_block(p, start, b_dtype, 4, vectors, x, j0);
-  else if (x < p->rows) outer_block(p, start, b_dtype, 2, vectors, x, j0);
+  for (; x + 4 < p->rows; x += 6) outer_block(p, start, 6, vectors, x, j0);
+  if (x + 2 < p->rows) outer_block(p, start, 4, vectors, x, j0);
+  else if (x < p->rows) outer_block(p, start, 2, vectors, x, j0);
 }
 
-VEC_INLINE void outer_run(const outer_t *p, outer_start_t start, int32_t b_dtype) {
+VEC_INLINE void outer_run(const outer_t *p, outer_start_t start) {
   for (int64_t j = 0; j < p->columns; j += OUTER_VECTORS * VEC_WIDTH)
     switch (vec_min(OUTER_VECTORS, vec_blocks(p->columns - j, VEC_WIDTH))) {
-      case 1: outer_columns(p, start, b_dtype, 1, j); break;
-      case 2: outer_columns(p, start, b_dtype, 2, j); break;
+      case 1: outer_columns(p, start, 1, j); break;
+      case 2: outer_columns(p, start, 2, j); break;
 #if VEC_AVX512
-      case 3: outer_columns(p, start, b_dtype, 3, j); break;
-      default: outer_columns(p, start, b_dtype, 4, j); break;
+      case 3: outer_columns(p, start, 3, j); break;
+      default: outer_columns(p, start, 4, j); break;
 #endif
     }
 }

@@ -5,39 +5,43 @@
 
 enum { ROPE_ROWS = 16 };
 
-static void rope_head(float *x, const float *table, int64_t half, int32_t inverse) {
+VEC_INLINE void rope_head(void *x, int64_t at, const float *table, int64_t half, int32_t inverse,
+                          int32_t act) {
   vf sign = vf_set1(inverse ? -1.0f : 1.0f);
   for (int64_t i = 0; i < half; i += VEC_WIDTH) {
     int64_t left = half - i;
-    vf a = vf_load_next(x + i, left), b = vf_load_next(x + half + i, left);
+    vf a = vf_load_as_next(x, at + i, left, act), b = vf_load_as_next(x, at + half + i, left, act);
     vf c = vf_load_next(table + i, left);
     vf s = vf_mul(sign, vf_load_next(table + half + i, left));
-    vf_store_next(x + i, left, vf_fnma(b, s, vf_mul(a, c)));
-    vf_store_next(x + half + i, left, vf_fma(a, s, vf_mul(b, c)));
+    vf_store_as_next(x, at + i, left, act, vf_fnma(b, s, vf_mul(a, c)));
+    vf_store_as_next(x, at + half + i, left, act, vf_fma(a, s, vf_mul(b, c)));
   }
 }
 
-static void rope_pairs(float *x, const float *table, int64_t half, int32_t inverse) {
+VEC_INLINE void rope_pairs(void *x, int64_t at, const float *table, int64_t half, int32_t inverse,
+                           int32_t act) {
   float sign = inverse ? -1.0f : 1.0f;
   for (int64_t i = 0; i < half; i++) {
-    float a = x[2 * i], b = x[2 * i + 1], c = table[i], s = sign * table[half + i];
-    x[2 * i] = a * c - b * s;
-    x[2 * i + 1] = b * c + a * s;
+    float a = vec_load_as(x, at + 2 * i, act), b = vec_load_as(x, at + 2 * i + 1, act);
+    float c = table[i], s = sign * table[half + i];
+    vec_store_as(x, at + 2 * i, act, a * c - b * s);
+    vec_store_as(x, at + 2 * i + 1, act, b * c + a * s);
   }
 }
 
 static void rope_rows(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const op_rope_t *op = context;
-  float *x = op->x;
   int64_t width = op->rotary_dim ? op->rotary_dim : op->head_dim;
   int64_t end = vec_min(op->n, (item + 1) * ROPE_ROWS);
   for (int64_t i = item * ROPE_ROWS; i < end; i++) {
     const float *table = op->table + op->position[i] * width;
     for (int64_t head = 0; head < op->heads; head++) {
-      float *at = x + i * op->ldx + head * op->head_dim;
-      if (op->interleaved) rope_pairs(at, table, width / 2, op->inverse);
-      else rope_head(at, table, width / 2, op->inverse);
+      int64_t at = i * op->ldx + head * op->head_dim;
+      if (op->interleaved)
+        VEC_BY_ACT(op->act_dtype, rope_pairs(op->x, at, table, width / 2, op->inverse, VEC_ACT));
+      else
+        VEC_BY_ACT(op->act_dtype, rope_head(op->x, at, table, width / 2, op->inverse, VEC_ACT));
     }
   }
 }

@@ -19,7 +19,7 @@
 enum {
   ROUTE_TOKENS = VEC_WIDTH == 16 ? 4 : 2, /* tokens x experts whose products share registers */
   ROUTE_EXPERTS = 4,
-  ROUTE_STRIP = 32 /* columns of dw */
+  ROUTE_STRIP = 32 /* columns of dw, and of dx where these or w are of 16 bits */
 };
 
 typedef struct route {
@@ -32,12 +32,12 @@ typedef struct route {
 
 /* Logits of tokens t .. and experts e .., written where prob will be. Those past `end` and the last
  * expert are computed from the last ones and not stored. */
-VEC_INLINE void route_dots(const op_route_t *op, int64_t t, int64_t end, int64_t e, int32_t dtype) {
-  const float *rows = op->x, *x[ROUTE_TOKENS];
-  int64_t w[ROUTE_EXPERTS];
+VEC_INLINE void route_dots(const op_route_t *op, int64_t t, int64_t end, int64_t e, int32_t dtype,
+                           int32_t act) {
+  int64_t x[ROUTE_TOKENS], w[ROUTE_EXPERTS];
   vf sum[ROUTE_TOKENS][ROUTE_EXPERTS];
   int64_t hidden = op->hidden;
-  VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) x[i] = rows + vec_min(t + i, end - 1) * hidden;
+  VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) x[i] = vec_min(t + i, end - 1) * hidden;
   VEC_UNROLL for (int j = 0; j < ROUTE_EXPERTS; j++)
     w[j] = vec_min(e + j, op->experts - 1) * hidden;
   VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++)
@@ -45,9 +45,10 @@ VEC_INLINE void route_dots(const op_route_t *op, int64_t t, int64_t end, int64_t
   for (int64_t h = 0; h < hidden; h += VEC_WIDTH) {
     int64_t left = hidden - h;
     vf row[ROUTE_TOKENS];
-    VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) row[i] = vf_load_next(x[i] + h, left);
+    VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++)
+      row[i] = vf_load_as_next(op->x, x[i] + h, left, act);
     VEC_UNROLL for (int j = 0; j < ROUTE_EXPERTS; j++) {
-      vf weight = vf_load_weight_next(op->w, w[j] + h, left, dtype);
+      vf weight = vf_load_as_next(op->w, w[j] + h, left, dtype);
       VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++)
         sum[i][j] = vf_fma(row[i], weight, sum[i][j]);
     }
@@ -82,7 +83,7 @@ static float route_scores(int32_t score, float *row, int64_t experts) {
 static void route_add_bias(const op_route_t *op, float *row) {
   for (int64_t e = 0; e < op->experts; e += VEC_WIDTH) {
     int64_t left = op->experts - e;
-    vf bias = vf_load_weight_next(op->router.bias, e, left, op->weight_dtype);
+    vf bias = vf_load_as_next(op->router.bias, e, left, op->weight_dtype);
     vf_store_next(row + e, left, vf_add(vf_load_next(row + e, left), bias));
   }
 }
@@ -91,7 +92,7 @@ static void route_add_bias(const op_route_t *op, float *row) {
 static void route_token(const op_route_t *op, const float *prob, int32_t *expert, float *weight) {
   float choice[CHOICE_EXPERTS], sum = 0.0f, scale = backend_factor(op->router.scale);
   for (int64_t e = 0; op->router.choice_bias && e < op->experts; e++)
-    choice[e] = prob[e] + vec_weight(op->router.choice_bias, e, op->weight_dtype);
+    choice[e] = prob[e] + vec_load_as(op->router.choice_bias, e, op->weight_dtype);
   choice_make(&op->router, op->router.choice_bias ? choice : prob, op->experts, op->top_k, expert);
   for (int64_t j = 0; j < op->top_k; j++) sum += prob[expert[j]];
   if (op->router.norm == NN_ROUTER_NORM_NONE) sum = 1.0f;
@@ -121,7 +122,8 @@ static void route_block(void *context, int64_t item, int32_t thread) {
   int64_t begin = item * ROUTE_BLOCK, end = vec_min(op->n, begin + ROUTE_BLOCK);
   for (int64_t t = begin; t < end; t += ROUTE_TOKENS)
     for (int64_t e = 0; e < op->experts; e += ROUTE_EXPERTS)
-      VEC_BY_DTYPE(op->weight_dtype, route_dots(op, t, end, e, VEC_DTYPE));
+      VEC_BY_DTYPES(op->weight_dtype, op->act_dtype,
+                    route_dots(op, t, end, e, VEC_DTYPE, VEC_ACT));
   double *sums = job->sums + item * (op->experts + 1);
   int32_t *count = job->place + item * op->experts;
   memset(sums, 0, (size_t)(op->experts + 1) * sizeof *sums);
@@ -235,31 +237,65 @@ static void route_dlogit(const op_route_bwd_t *op, int64_t t, float *dlogit) {
                  backend_factor(op->router.scale), dlogit);
 }
 
+static void route_add_product(const outer_t *product) { outer_run(product, OUTER_ADD); }
+
+/* Rows of a matrix [rows, columns], ld elements apart, as floats where they lie, or in room. */
+static const float *route_rows(const void *x, int64_t at, int64_t rows, int64_t columns, int64_t ld,
+                               int32_t dtype, float *room) {
+  if (dtype == NN_F32) return (const float *)x + at;
+  for (int64_t r = 0; r < rows; r++) vec_row(x, at + r * ld, columns, dtype, room + r * columns);
+  return room;
+}
+
+/* dx of a block's tokens += dlogit w in columns column .. column + columns - 1. */
+static void route_bwd_dx(const op_route_bwd_t *op, const float *dlogit, int64_t begin, int64_t rows,
+                         int64_t column, int64_t columns) {
+  float dx_room[ROUTE_BLOCK * ROUTE_STRIP], w_room[ROUTE_BLOCK * ROUTE_STRIP];
+  int wide = op->act_dtype == NN_F32;
+  int64_t first = begin * op->hidden + column, step = op->weight_dtype == NN_F32 ? op->experts : ROUTE_BLOCK;
+  route_rows(op->dx, first, rows, columns, op->hidden, op->act_dtype, dx_room);
+  float *dx = wide ? (float *)op->dx + first : dx_room;
+  for (int64_t e = 0; e < op->experts; e += step) {
+    int64_t terms = vec_min(step, op->experts - e);
+    const float *w = route_rows(op->w, e * op->hidden + column, terms, columns, op->hidden,
+                                op->weight_dtype, w_room);
+    route_add_product(&(outer_t){.rows = rows, .columns = columns, .terms = terms,
+                                 .a = dlogit + e, .step_x = op->experts, .step_t = 1,
+                                 .b = w, .ldb = w == w_room ? columns : op->hidden,
+                                 .c = dx, .ldc = wide ? op->hidden : columns});
+  }
+  for (int64_t r = 0; !wide && r < rows; r++)
+    vec_row_to_bf16(dx_room + r * columns, columns, (uint16_t *)op->dx + first + r * op->hidden);
+}
+
 static void route_bwd_block(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const route_bwd_t *job = context;
   const op_route_bwd_t *op = job->op;
   int64_t begin = item * ROUTE_BLOCK, end = vec_min(op->n, begin + ROUTE_BLOCK);
-  float *dlogit = job->dlogit + begin * op->experts, *rows = op->dx;
+  float *dlogit = job->dlogit + begin * op->experts;
   for (int64_t t = begin; t < end; t++) route_dlogit(op, t, dlogit + (t - begin) * op->experts);
-  outer_t dx = {.rows = end - begin, .columns = op->hidden, .terms = op->experts,
-                .a = dlogit, .step_x = op->experts, .step_t = 1, .b = op->w, .ldb = op->hidden,
-                .c = rows + begin * op->hidden, .ldc = op->hidden};
-  VEC_BY_DTYPE(op->weight_dtype, outer_run(&dx, OUTER_ADD, VEC_DTYPE));
+  int direct = op->act_dtype == NN_F32 && op->weight_dtype == NN_F32;
+  int64_t step = direct ? op->hidden : ROUTE_STRIP;
+  for (int64_t c = 0; c < op->hidden; c += step)
+    route_bwd_dx(op, dlogit, begin, end - begin, c, vec_min(step, op->hidden - c));
 }
 
 static void route_bwd_strip(void *context, int64_t item, int32_t thread) {
   (void)thread;
   const route_bwd_t *job = context;
   const op_route_bwd_t *op = job->op;
-  const float *x = op->x;
-  int64_t column = item * ROUTE_STRIP;
+  int64_t column = item * ROUTE_STRIP, columns = vec_min(ROUTE_STRIP, op->hidden - column);
+  float room[ROUTE_BLOCK * ROUTE_STRIP];
   for (int64_t t = 0; t < op->n; t += ROUTE_BLOCK) {
-    outer_t dw = {.rows = op->experts, .columns = vec_min(ROUTE_STRIP, op->hidden - column),
-                  .terms = vec_min(ROUTE_BLOCK, op->n - t), .a = job->dlogit + t * op->experts,
-                  .step_x = 1, .step_t = op->experts, .b = x + t * op->hidden + column,
-                  .ldb = op->hidden, .c = op->dw + column, .ldc = op->hidden};
-    outer_run(&dw, OUTER_ADD, NN_F32);
+    int64_t terms = vec_min(ROUTE_BLOCK, op->n - t);
+    const float *x = route_rows(op->x, t * op->hidden + column, terms, columns, op->hidden,
+                                op->act_dtype, room);
+    route_add_product(&(outer_t){.rows = op->experts, .columns = columns, .terms = terms,
+                                 .a = job->dlogit + t * op->experts, .step_x = 1,
+                                 .step_t = op->experts,
+                                 .b = x, .ldb = x == room ? columns : op->hidden,
+                                 .c = op->dw + column, .ldc = op->hidden});
   }
 }
 

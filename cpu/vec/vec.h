@@ -18,6 +18,7 @@
 
 #define VEC_INLINE static inline __attribute__((always_inline))
 #define VEC_APART static __attribute__((noinline))
+#define VEC_RARE static __attribute__((noinline, unused)) /* small, but asked for in many places */
 
 /* Before a loop over an array of registers: unless it is unrolled whole, they live in memory. */
 #if defined(__clang__)
@@ -78,6 +79,24 @@ VEC_INLINE vf vf_load_f16_part(const uint16_t *p, int64_t count) {
 }
 VEC_INLINE void vf_store_f16(uint16_t *p, vf x) {
   _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+/* To bf16, to the nearest, ties to even, as dtype_f32_to_bf16() does: infinite beyond the range, NaN
+ * stays NaN, subnormals are kept. */
+VEC_INLINE __m256i vf_to_bf16(vf x) {
+  __m512i bits = _mm512_castps_si512(x), high = _mm512_srli_epi32(bits, 16);
+  __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
+  __m512i sum = _mm512_add_epi32(bits, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff)));
+  __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  __m512i rounded = _mm512_mask_or_epi32(_mm512_srli_epi32(sum, 16), nan, high,
+                                         _mm512_set1_epi32(0x40));
+  return _mm512_cvtepi32_epi16(rounded);
+}
+VEC_INLINE void vf_store_bf16(uint16_t *p, vf x) {
+  _mm256_storeu_si256((__m256i *)p, vf_to_bf16(x));
+}
+VEC_INLINE void vf_store_bf16_part(uint16_t *p, int64_t count, vf x) {
+  _mm256_mask_storeu_epi16(p, vf_mask(count), vf_to_bf16(x));
 }
 
 /* Lanes where a >= b. */
@@ -177,7 +196,7 @@ VEC_INLINE vf vf_load_bf16(const uint16_t *p) {
   __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
   return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
 }
-VEC_INLINE vf vf_load_bf16_part(const uint16_t *p, int64_t count) {
+VEC_RARE vf vf_load_bf16_part(const uint16_t *p, int64_t count) {
   uint16_t part[VEC_WIDTH] = {0};
   memcpy(part, p, (size_t)count * sizeof *p);
   return vf_load_bf16(part);
@@ -187,13 +206,33 @@ VEC_INLINE vf vf_load_bf16_part(const uint16_t *p, int64_t count) {
 VEC_INLINE vf vf_load_f16(const uint16_t *p) {
   return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p));
 }
-VEC_INLINE vf vf_load_f16_part(const uint16_t *p, int64_t count) {
+VEC_RARE vf vf_load_f16_part(const uint16_t *p, int64_t count) {
   uint16_t part[VEC_WIDTH] = {0};
   memcpy(part, p, (size_t)count * sizeof *p);
   return vf_load_f16(part);
 }
 VEC_INLINE void vf_store_f16(uint16_t *p, vf x) {
   _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
+/* To bf16, to the nearest, ties to even, as dtype_f32_to_bf16() does: infinite beyond the range, NaN
+ * stays NaN, subnormals are kept. */
+VEC_INLINE __m128i vf_to_bf16(vf x) {
+  __m256i bits = _mm256_castps_si256(x), high = _mm256_srli_epi32(bits, 16);
+  __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+  __m256i sum = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+  __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+  __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+  __m256i rounded = _mm256_blendv_epi8(_mm256_srli_epi32(sum, 16), quiet, nan);
+  return _mm_packus_epi32(_mm256_castsi256_si128(rounded), _mm256_extracti128_si256(rounded, 1));
+}
+VEC_INLINE void vf_store_bf16(uint16_t *p, vf x) {
+  _mm_storeu_si128((__m128i *)p, vf_to_bf16(x));
+}
+VEC_RARE void vf_store_bf16_part(uint16_t *p, int64_t count, vf x) {
+  uint16_t part[VEC_WIDTH];
+  vf_store_bf16(part, x);
+  memcpy(p, part, (size_t)count * sizeof *p);
 }
 
 /* Lanes where a >= b. */
@@ -275,28 +314,87 @@ VEC_INLINE void vf_store_next(float *p, int64_t left, vf x) {
     }                                  \
   } while (0)
 
+/* The same with VEC_ACT too, a constant of what activations are: NN_BF16, beside parameters of
+ * NN_BF16 alone, or NN_F32. */
+#define VEC_BY_ACT(act, ...)           \
+  do {                                 \
+    if ((act) == NN_BF16) {            \
+      enum { VEC_ACT = NN_BF16 };      \
+      __VA_ARGS__;                     \
+    } else {                           \
+      enum { VEC_ACT = NN_F32 };       \
+      __VA_ARGS__;                     \
+    }                                  \
+  } while (0)
+#define VEC_BY_DTYPES(weight, act, ...)                \
+  do {                                                 \
+    if ((act) == NN_BF16) {                            \
+      enum { VEC_DTYPE = NN_BF16, VEC_ACT = NN_BF16 }; \
+      __VA_ARGS__;                                     \
+    } else {                                           \
+      enum { VEC_ACT = NN_F32 };                       \
+      VEC_BY_DTYPE(weight, __VA_ARGS__);               \
+    }                                                  \
+  } while (0)
+
 VEC_INLINE int64_t vec_dtype_bytes(int32_t dtype) { return dtype == NN_F32 ? 4 : 2; }
 
-/* VEC_WIDTH (or count) elements from element i of a parameter of any dtype. */
-VEC_INLINE vf vf_load_weight(const void *w, int64_t i, int32_t dtype) {
+/* Element i of an array of a dtype. */
+VEC_INLINE const void *vec_at(const void *data, int64_t i, int32_t dtype) {
+  return (const char *)data + i * vec_dtype_bytes(dtype);
+}
+VEC_INLINE void *vec_to(void *data, int64_t i, int32_t dtype) {
+  return (char *)data + i * vec_dtype_bytes(dtype);
+}
+
+/* VEC_WIDTH (or count) elements from element i of an array of a dtype: widened as they are read,
+ * rounded as they are written. This is all that operations know of other dtypes than fp32. */
+VEC_INLINE vf vf_load_as(const void *w, int64_t i, int32_t dtype) {
   if (dtype == NN_BF16) return vf_load_bf16((const uint16_t *)w + i);
   if (dtype == NN_F16) return vf_load_f16((const uint16_t *)w + i);
   return vf_load((const float *)w + i);
 }
-VEC_INLINE vf vf_load_weight_part(const void *w, int64_t i, int64_t count, int32_t dtype) {
+VEC_INLINE vf vf_load_as_part(const void *w, int64_t i, int64_t count, int32_t dtype) {
   if (dtype == NN_BF16) return vf_load_bf16_part((const uint16_t *)w + i, count);
   if (dtype == NN_F16) return vf_load_f16_part((const uint16_t *)w + i, count);
   return vf_load_part((const float *)w + i, count);
 }
-VEC_INLINE vf vf_load_weight_next(const void *w, int64_t i, int64_t left, int32_t dtype) {
-  return left >= VEC_WIDTH ? vf_load_weight(w, i, dtype) : vf_load_weight_part(w, i, left, dtype);
+VEC_INLINE vf vf_load_as_next(const void *w, int64_t i, int64_t left, int32_t dtype) {
+  return left >= VEC_WIDTH ? vf_load_as(w, i, dtype) : vf_load_as_part(w, i, left, dtype);
 }
 
-/* One element of it. */
-VEC_INLINE float vec_weight(const void *w, int64_t i, int32_t dtype) {
+/* fp32 or bf16. */
+VEC_INLINE void vf_store_as_next(void *p, int64_t i, int64_t left, int32_t dtype, vf x) {
+  uint16_t *half = (uint16_t *)p + i;
+  if (dtype == NN_F32) vf_store_next((float *)p + i, left, x);
+  else if (left >= VEC_WIDTH) vf_store_bf16(half, x);
+  else vf_store_bf16_part(half, left, x);
+}
+
+/* One element; written as fp32 or bf16. */
+VEC_INLINE float vec_load_as(const void *w, int64_t i, int32_t dtype) {
   if (dtype == NN_F32) return ((const float *)w)[i];
   const uint16_t *bits = (const uint16_t *)w + i;
   return dtype == NN_BF16 ? dtype_bf16_to_f32(*bits) : dtype_f16_to_f32(*bits);
+}
+VEC_INLINE void vec_store_as(void *p, int64_t i, int32_t dtype, float x) {
+  if (dtype == NN_F32) ((float *)p)[i] = x;
+  else ((uint16_t *)p)[i] = dtype_f32_to_bf16(x);
+}
+
+/* n elements from element i on as floats: where they lie, or in room [n]. For what would otherwise be
+ * made once for each dtype, and is large. */
+static inline const float *vec_row(const void *x, int64_t i, int64_t n, int32_t dtype,
+                                   float *room) {
+  if (dtype == NN_F32) return (const float *)x + i;
+  for (int64_t j = 0; j < n; j += VEC_WIDTH)
+    vf_store_next(room + j, n - j, vf_load_as_next(x, i + j, n - j, dtype));
+  return room;
+}
+/* The way back from room. */
+static inline void vec_row_to_bf16(const float *room, int64_t n, uint16_t *y) {
+  for (int64_t j = 0; j < n; j += VEC_WIDTH)
+    vf_store_as_next(y, j, n - j, NN_BF16, vf_load_next(room + j, n - j));
 }
 
 /* ---- over the lanes: halves are folded onto each other until one lane is left ---------------- */

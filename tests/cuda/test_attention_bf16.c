@@ -140,6 +140,7 @@ static gpu_tensor_t *self_rows(const self_case_t *c, float growth) {
 
 static void check_self(const self_case_t *c, int32_t backward, int32_t dtype, float growth) {
   int64_t rows = c->batch * c->q_len, width = c->heads * c->dim;
+  if (gpu_leaves(dtype, (backward ? 7.0 : 2.0) * (double)(rows * c->q_len * width))) return;
   backend_limits_t limits = {.rows = rows, .batch = c->batch, .hidden = width, .heads = c->heads,
                              .kv_heads = c->kv_heads, .head_dim = c->dim, .training = backward};
   gpu_begin(dtype, limits,
@@ -278,6 +279,7 @@ static gpu_tensor_t *cache_make(const cache_case_t *c, const cache_shape_t *shap
 static void check_cache(const cache_case_t *c, const cache_shape_t *shape, int64_t window,
                         int32_t with_sinks, int32_t dtype) {
   int64_t rows = c->batch * c->q_len, width = shape->heads * shape->dim, kv = shape->kv_heads;
+  if (gpu_leaves(dtype, 4.0 * (double)(rows * shape->room * width))) return;
   backend_limits_t limits = {.rows = rows, .batch = c->batch, .kv_len = shape->room,
                              .hidden = width, .heads = shape->heads, .kv_heads = kv,
                              .head_dim = shape->dim};

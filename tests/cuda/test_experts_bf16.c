@@ -247,6 +247,7 @@ static void check_route_backward(const route_case_t *c, route_tensors_t *t) {
 
 static void check_route(const route_case_t *c, const route_kind_t *kind, int32_t dtype) {
   if (!route_possible(c, &kind->router)) return;
+  if (gpu_leaves(dtype, 3.0 * (double)(c->n * c->hidden * c->experts))) return;
   backend_limits_t limits = {.rows = c->n, .hidden = c->hidden, .experts = c->experts,
                              .top_k = c->top_k, .training = 1};
   gpu_begin(dtype, limits, "route n %lld, hidden %lld, %lld of %lld, capacity %lld, %s",
@@ -516,6 +517,7 @@ static void check_experts_backward(const experts_case_t *c, const experts_tensor
 }
 
 static void check_experts(const experts_case_t *c, const experts_kind_t *kind, int32_t dtype) {
+  if (gpu_leaves(dtype, 9.0 * (double)(c->n * c->top_k * c->hidden * c->ffn))) return;
   backend_limits_t limits = {.rows = c->n, .hidden = c->hidden, .ffn = c->ffn,
                              .experts = c->experts, .top_k = c->top_k, .training = 1};
   gpu_begin(dtype, limits,

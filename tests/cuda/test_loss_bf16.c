@@ -30,6 +30,7 @@ static gpu_tensor_t *loss_targets(const loss_case_t *c) {
 
 static void check_loss(const loss_case_t *c, int32_t dtype) {
   int64_t h = c->hidden;
+  if (gpu_leaves(dtype, 3.0 * (double)(c->n * h * c->vocab))) return;
   backend_limits_t limits = {.rows = c->n, .hidden = h, .vocab = c->vocab, .training = 1};
   gpu_begin(dtype, limits, "head_loss n %lld, hidden %lld, vocab %lld", (long long)c->n,
             (long long)h, (long long)c->vocab);

@@ -1,6 +1,7 @@
 /* Embedding and its backward pass. */
 #include <math.h>
 
+#include "base/dtype.h"
 #include "ops.h"
 
 enum { VOCAB = 11, CONTEXT = 70 };
@@ -114,10 +115,50 @@ static void test_backward(void **state) {
   }
 }
 
+/* Half a unit in the last place of a bf16 number as bf16, or next to it; of either sign. */
+static uint16_t half_unit(uint16_t of, int64_t which) {
+  int32_t half = (of & 0x7f80) - (8 << 7);
+  if (half <= 0x80) return 0;
+  return (uint16_t)((half + (which % 3 - 1)) | (which % 2) << 15);
+}
+
+/* Rows of 16 bits: each element is the fp32 sum, rounded to the nearest, ties to even; the largest
+ * become infinite, and what is no number stays so. wte has every sign and exponent. */
+static void test_rounding(void **state) {
+  (void)state;
+  enum { WIDTH = 67, ROWS = 128, COUNT = ROWS * WIDTH };
+  uint16_t *wte = ops_memory(COUNT, sizeof *wte), *wpe = ops_memory(COUNT, sizeof *wpe);
+  uint16_t *want = ops_memory(COUNT, sizeof *want);
+  int32_t *row = ops_ints(ROWS);
+  for (int32_t t = 0; t < ROWS; t++) row[t] = t;
+  for (int64_t i = 0; i < COUNT; i++) {
+    wte[i] = (uint16_t)(i * 0xffff / (COUNT - 1));
+    wpe[i] = half_unit(wte[i], i);
+    want[i] = dtype_f32_to_bf16((float)ops_weight(wte, NN_BF16, i) +
+                                (float)ops_weight(wpe, NN_BF16, i));
+  }
+  op_embed_t op = {.n = ROWS, .hidden = WIDTH, .ids = row, .position = row, .wte = wte, .wpe = wpe,
+                   .weight_dtype = NN_BF16, .act_dtype = NN_BF16};
+  ops_trial_t trial;
+  ops_begin(&trial, (backend_limits_t){.rows = ROWS, .hidden = WIDTH, .weight_dtype = NN_BF16,
+                                       .act_dtype = NN_BF16});
+  while (ops_next(&trial)) {
+    uint16_t *out = op.out = ops_memory(COUNT, sizeof *out);
+    OPS_RUN(&trial, embed, &op);
+    for (int64_t i = 0; i < COUNT; i++)
+      if (out[i] != want[i] && !(isnan(ops_weight(out, NN_BF16, i)) &&
+                                 isnan(ops_weight(want, NN_BF16, i))))
+        fail_msg("%s: %#x and %#x are %#x, not %#x", trial.path_name, wte[i], wpe[i], out[i],
+                 want[i]);
+  }
+  ops_free();
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_forward),
       cmocka_unit_test(test_backward),
+      cmocka_unit_test(test_rounding),
   };
   return cmocka_run_group_tests_name("embed", tests, NULL, NULL);
 }

@@ -14,6 +14,7 @@
 #include "base/dtype.h"
 #include "base/plugin.h"
 #include "base/status.h"
+#include "dispatch.h"
 
 enum { TENSORS = 128, BLOCKS = 256, GUARD = 256, GUARD_BYTE = 0xff };
 
@@ -28,7 +29,15 @@ struct gpu_tensor {
   char *spare;            /* room for the next run's */
 };
 
+/* A device that is open. */
+typedef struct gpu_place {
+  const backend_t *table;
+  backend_device_t *device;
+} gpu_place_t;
+
 static struct {
+  gpu_place_t turn[2]; /* what even and odd runs of the GPU's side take place on */
+  double most;         /* multiply-adds of a case where the CPU is in the GPU's place; 0: no bound */
   const backend_t *table[GPU_SIDES];
   backend_device_t *device[GPU_SIDES];
   atomic_int cancel;
@@ -60,19 +69,64 @@ static void gpu_log(void *user, int32_t level, const char *message) {
   print_message("log (%d): %s\n", level, message);
 }
 
-static nn_status_t gpu_open_side(int side, backend_open_fn open) {
-  long cores = sysconf(_SC_NPROCESSORS_ONLN);
+static nn_status_t gpu_open_place(backend_open_fn open, int32_t threads, int32_t cpu_paths,
+                                  gpu_place_t *place) {
   backend_options_t options = {.struct_size = sizeof options,
-                               .threads = cores > 1 ? (int32_t)cores : 1,
-                               .cpu_paths = NN_CPU_REFERENCE | NN_CPU_AVX2 | NN_CPU_AVX512,
+                               .threads = threads,
+                               .cpu_paths = NN_CPU_REFERENCE | cpu_paths,
                                .cancelled = gpu_cancelled,
                                .cancel_user = &gpu,
                                .fail = gpu_fail,
                                .log = gpu_log};
-  return open(&options, &gpu.table[side], &gpu.device[side]);
+  return open(&options, &place->table, &place->device);
 }
 
-/* The GPU alone may be absent; whatever else goes wrong is a failure. */
+static void gpu_take(int side, gpu_place_t place) {
+  gpu.table[side] = place.table;
+  gpu.device[side] = place.device;
+}
+
+/* The plugin's device in the GPU's place. */
+static nn_status_t gpu_open_plugin(void) {
+  backend_open_fn open;
+  STATUS_TRY(plugin_open(CUDA_BACKEND_LIBRARY, CUDA_BACKEND_OPEN, &open));
+  STATUS_TRY(gpu_open_place(open, 1, 0, &gpu.turn[0]));
+  gpu.turn[1] = gpu.turn[0];
+  return NN_OK;
+}
+
+static const struct {
+  const char *name;
+  int32_t bits;
+} gpu_paths[] = {{"reference", NN_CPU_REFERENCE},
+                 {"avx2", NN_CPU_AVX2},
+                 {"avx512", NN_CPU_AVX512},
+                 {"avx512bf16", NN_CPU_AVX512 | NN_CPU_AVX512_BF16}};
+
+/* The CPU by one of its paths in the GPU's place: three threads in even runs, one in odd ones. */
+static nn_status_t gpu_open_path(const char *name) {
+  int32_t bits = 0;
+  for (size_t i = 0; i < sizeof gpu_paths / sizeof *gpu_paths; i++)
+    if (!strcmp(gpu_paths[i].name, name)) bits = gpu_paths[i].bits;
+  if (!bits) return status_fail(NN_ERR_ARGUMENT, "there is no path \"%s\"", name);
+  gpu.most = bits == NN_CPU_REFERENCE ? 0x1p26 : 0x1p29;
+  if ((dispatch_paths() & bits) == bits) {
+    STATUS_TRY(gpu_open_place(cpu_backend_open, 3, bits, &gpu.turn[0]));
+    return gpu_open_place(cpu_backend_open, 1, bits, &gpu.turn[1]);
+  }
+  return status_fail(NN_ERR_UNSUPPORTED, "this processor has no %s", name);
+}
+
+static nn_status_t gpu_open_cpu(void) {
+  long cores = sysconf(_SC_NPROCESSORS_ONLN);
+  gpu_place_t place;
+  STATUS_TRY(gpu_open_place(cpu_backend_open, cores > 1 ? (int32_t)cores : 1,
+                            NN_CPU_AVX2 | NN_CPU_AVX512, &place));
+  gpu_take(GPU_CPU, place);
+  return NN_OK;
+}
+
+/* The GPU, or a path of the CPU, alone may be absent; whatever else goes wrong is a failure. */
 int gpu_open(void) {
 #ifdef __GLIBC__ /* what a case gives back is the next one's: new pages are dear in large numbers */
   mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, INT32_MAX);
@@ -82,14 +136,15 @@ int gpu_open(void) {
 #ifdef MOENN_PLUGIN_DIR
   setenv("MOENN_PLUGIN_PATH", MOENN_PLUGIN_DIR, 0);
 #endif
-  backend_open_fn open;
-  nn_status_t status = plugin_open(CUDA_BACKEND_LIBRARY, CUDA_BACKEND_OPEN, &open);
-  if (status == NN_OK) status = gpu_open_side(GPU_GPU, open);
+  const char *name = getenv("MOENN_TEST_DEVICE");
+  int cpu = name && !strncmp(name, "cpu:", 4);
+  nn_status_t status = cpu ? gpu_open_path(name + 4) : gpu_open_plugin();
   if (status == NN_ERR_NOT_FOUND || status == NN_ERR_UNSUPPORTED) {
-    printf("skipped, for there is no GPU to test: %s\n", nn_last_error());
+    printf("skipped, for there is nothing to test: %s\n", nn_last_error());
     return GPU_SKIPPED;
   }
-  if (status == NN_OK) status = gpu_open_side(GPU_CPU, cpu_backend_open);
+  gpu_take(GPU_GPU, gpu.turn[0]);
+  if (status == NN_OK) status = gpu_open_cpu();
   if (status != NN_OK) {
     printf("a backend could not be opened: %s\n", nn_last_error());
     return 1;
@@ -102,9 +157,10 @@ int gpu_open(void) {
 
 int gpu_close(void **state) {
   (void)state;
-  for (int s = 0; s < GPU_SIDES; s++) {
-    void (*close)(backend_device_t *) = gpu.table[s]->close; /* the table goes with the device */
-    close(gpu.device[s]);
+  gpu_place_t places[] = {{gpu.table[GPU_CPU], gpu.device[GPU_CPU]}, gpu.turn[0], gpu.turn[1]};
+  for (int i = 0; i < (gpu.turn[0].device == gpu.turn[1].device ? 2 : 3); i++) {
+    void (*close)(backend_device_t *) = places[i].table->close; /* the table goes with the device */
+    close(places[i].device);
   }
   return 0;
 }
@@ -113,6 +169,10 @@ int32_t gpu_dtype(int side) { return side == GPU_CPU ? NN_F32 : gpu.dtype; }
 const backend_t *gpu_table(int side) { return gpu.table[side]; }
 backend_device_t *gpu_device(int side) { return gpu.device[side]; }
 void gpu_cancel(int32_t raised) { atomic_store(&gpu.cancel, raised); }
+
+int gpu_leaves(int32_t dtype, double work) {
+  return gpu.most > 0 && (dtype != NN_BF16 || work > gpu.most);
+}
 
 void gpu_expect(nn_status_t want, nn_status_t got, const char *operation) {
   if (got != want)
@@ -267,6 +327,7 @@ void gpu_change(gpu_tensor_t *t, const void *values) {
 /* ---- cases ----------------------------------------------------------------------------------- */
 
 static void gpu_lend(int side, backend_limits_t limits) {
+  if (side == GPU_GPU) gpu_take(side, gpu.turn[0]); /* of all turns the one with most threads */
   limits.weight_dtype = limits.act_dtype = gpu_dtype(side);
   if (gpu.dtype == NN_F32) limits.rows += limits.rows / 2 + 3; /* limits are upper bounds */
   gpu.scratch_bytes[side] = gpu.table[side]->workspace_bytes(gpu.device[side], &limits);
@@ -329,6 +390,7 @@ static void gpu_soil_scratch(int run) {
 }
 
 void gpu_prepare(int side, int run) {
+  if (side == GPU_GPU) gpu_take(side, gpu.turn[run % 2]);
   for (int i = 0; i < gpu.tensor_count; i++)
     if (gpu.tensors[i]->use != GPU_READ) gpu_upload(gpu.tensors[i], side);
   if (side == GPU_GPU) gpu_soil_scratch(run);

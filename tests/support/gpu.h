@@ -12,7 +12,10 @@
  * On the CPU activations and weights are fp32; on the GPU they have the case's dtype, and inputs
  * are rounded to it before either side sees them. What is assigned is full of NaN before each run. The
  * GPU runs everything twice and must give the same bits, write nothing to its inputs, and nothing
- * behind tensors and scratch. */
+ * behind tensors and scratch.
+ *
+ * Where MOENN_TEST_DEVICE is "cpu:PATH", the CPU by that path (reference, avx2, avx512, avx512bf16)
+ * takes the GPU's place, with three threads and then with one. */
 #ifndef NN_TEST_GPU_H
 #define NN_TEST_GPU_H
 
@@ -27,7 +30,7 @@
 
 enum { GPU_SIDES = 2, GPU_CPU = 0, GPU_GPU = 1, GPU_SKIPPED = 77 };
 
-/* 0, or what main() has to return: GPU_SKIPPED after the reason is printed. The plugin is looked for
+/* 0, or what main() has to return: GPU_SKIPPED after the reason is printed. A GPU's plugin is looked for
  * in MOENN_PLUGIN_PATH or, where that is not set, in the folder that the build puts it in. */
 int gpu_open(void);
 int gpu_close(void **state); /* a group teardown */
@@ -42,6 +45,11 @@ extern int32_t gpu_dtypes[2];
 void gpu_begin(int32_t dtype, backend_limits_t limits, const char *format, ...)
     __attribute__((format(printf, 3, 4)));
 void gpu_end(void);
+
+/* Whether a case of so many multiply-adds is left out, to be quick: on a GPU none is. A CPU in its
+ * place is there for bf16 alone, since fp32 has tests of its own (tests/ops), and for what its path
+ * does in a second. */
+int gpu_leaves(int32_t dtype, double work);
 
 /* Of activations and weights on a side. */
 int32_t gpu_dtype(int side);
