@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/dtype.h"
 #include "fixture.h"
 
 enum { BATCH = 2, SEQ = 13, TOKENS = BATCH * SEQ, VOCAB = 67 };
@@ -18,14 +19,36 @@ typedef struct trained {
   nn_loss_t loss;
 } trained_t;
 
-/* A model with norms that are not 1 and biases that are not 0, and one backward pass. */
-static trained_t trained_open(nn_device_t *device, const nn_model_config_t *config,
+/* Norms that are not 1, biases that are not 0. */
+static void move_parameters(nn_model_t *model) {
+  int64_t before = 0;
+  for (int64_t p = 0; p < nn_model_parameter_count(model); p++) {
+    nn_tensor_t *tensor;
+    CHECK(nn_model_parameter(model, nn_model_parameter_name(model, p), &tensor));
+    nn_tensor_info_t info = STRUCT(nn_tensor_info_t);
+    CHECK(nn_tensor_info(tensor, &info));
+    size_t bytes = (size_t)info.elements * nn_dtype_bytes(info.dtype);
+    void *bits = fixture_memory(bytes);
+    float *values = fixture_memory((size_t)info.elements * sizeof *values);
+    CHECK(nn_tensor_copy_out(tensor, bits, bytes));
+    dtype_convert(values, NN_F32, bits, info.dtype, info.elements);
+    for (int64_t i = 0; i < info.elements; i++)
+      values[i] += 0.05f * (float)sin(0.7 * (double)(before + i));
+    dtype_convert(bits, info.dtype, values, NN_F32, info.elements);
+    CHECK(nn_tensor_copy_in(tensor, bits, bytes));
+    before += info.elements;
+    free(values);
+    free(bits);
+    nn_tensor_destroy(tensor);
+  }
+}
+
+/* A model of a dtype, and one backward pass. */
+static trained_t trained_open(nn_device_t *device, const nn_model_config_t *config, int32_t dtype,
                               int32_t recompute) {
-  trained_t t = {.model = fixture_model(device, config, 11), .loss = STRUCT(nn_loss_t)};
-  float *values = fixture_parameters(t.model, &t.count);
-  for (int64_t i = 0; i < t.count; i++) values[i] += 0.05f * (float)sin(0.7 * (double)i);
-  fixture_set_parameters(t.model, values);
-  free(values);
+  trained_t t = {.loss = STRUCT(nn_loss_t)};
+  CHECK(nn_model_create(device, config, dtype, 11, &t.model));
+  move_parameters(t.model);
   int32_t tokens[TOKENS], targets[TOKENS];
   fixture_tokens(tokens, TOKENS, VOCAB, 5);
   fixture_targets(targets, TOKENS, VOCAB, 6);
@@ -48,15 +71,17 @@ static void check_same(const trained_t *a, const trained_t *b) {
   assert_true(a->loss.loss == b->loss.loss && a->loss.aux_loss == b->loss.aux_loss);
 }
 
+static const int32_t dtypes[] = {NN_F32, NN_BF16};
+
 static void test_recomputation_changes_no_bit(void **state) {
   (void)state;
   nn_device_t *device = fixture_device(2, 0);
-  for (int32_t i = 0; i < FIXTURE_FAMILIES; i++) {
-    nn_model_config_t config = fixture_family(i);
-    trained_t kept = trained_open(device, &config, NN_RECOMPUTE_NONE);
+  for (int32_t i = 0; i < 2 * FIXTURE_FAMILIES; i++) {
+    nn_model_config_t config = fixture_family(i / 2);
+    trained_t kept = trained_open(device, &config, dtypes[i % 2], NN_RECOMPUTE_NONE);
     static const int32_t ways[] = {NN_RECOMPUTE_BLOCK, NN_RECOMPUTE_FFN};
     for (int w = 0; w < 2; w++) {
-      trained_t again = trained_open(device, &config, ways[w]);
+      trained_t again = trained_open(device, &config, dtypes[i % 2], ways[w]);
       check_same(&kept, &again);
       trained_close(&again);
     }
@@ -68,13 +93,13 @@ static void test_recomputation_changes_no_bit(void **state) {
 static void test_threads_change_no_bit(void **state) {
   (void)state;
   for (int p = 0; p < FIXTURE_PATHS; p++)
-    for (int32_t i = 0; i < FIXTURE_FAMILIES; i++) {
-      nn_model_config_t config = fixture_family(i);
+    for (int32_t i = 0; i < 2 * FIXTURE_FAMILIES; i++) {
+      nn_model_config_t config = fixture_family(i / 2);
       nn_device_t *one = fixture_device_of_path(1, fixture_path[p]);
       nn_device_t *three = fixture_device_of_path(3, fixture_path[p]);
       if (one && three) {
-        trained_t a = trained_open(one, &config, NN_RECOMPUTE_NONE);
-        trained_t b = trained_open(three, &config, NN_RECOMPUTE_NONE);
+        trained_t a = trained_open(one, &config, dtypes[i % 2], NN_RECOMPUTE_NONE);
+        trained_t b = trained_open(three, &config, dtypes[i % 2], NN_RECOMPUTE_NONE);
         check_same(&a, &b);
         trained_close(&a), trained_close(&b);
       }
@@ -89,13 +114,13 @@ static void test_paths_agree(void **state) {
   for (int32_t i = 0; i < FIXTURE_FAMILIES; i++) {
     nn_model_config_t config = fixture_family(i);
     nn_device_t *plain = fixture_device_of_path(1, fixture_path[0]);
-    trained_t a = trained_open(plain, &config, NN_RECOMPUTE_NONE);
+    trained_t a = trained_open(plain, &config, NN_F32, NN_RECOMPUTE_NONE);
     double logits = TOLERANCE * fixture_largest(a.logits, TOKENS * VOCAB);
     double gradients = 4 * TOLERANCE * fixture_largest(a.gradients, a.count);
     for (int p = 1; p < FIXTURE_PATHS; p++) {
       nn_device_t *device = fixture_device_of_path(1, fixture_path[p]);
       if (!device) continue;
-      trained_t b = trained_open(device, &config, NN_RECOMPUTE_NONE);
+      trained_t b = trained_open(device, &config, NN_F32, NN_RECOMPUTE_NONE);
       fixture_near("logits", b.logits, a.logits, TOKENS * VOCAB, logits);
       fixture_near("gradients", b.gradients, a.gradients, a.count, gradients);
       trained_close(&b);
@@ -111,11 +136,11 @@ static void test_a_clamp_that_nothing_reaches_changes_no_bit(void **state) {
   nn_device_t *device = fixture_device(2, 0);
   nn_model_config_t config = fixture_family(4);
   assert_int_equal(config.family, NN_FAMILY_OLMOE);
-  trained_t near = trained_open(device, &config, NN_RECOMPUTE_NONE);
+  trained_t near = trained_open(device, &config, NN_F32, NN_RECOMPUTE_NONE);
   config.qkv_clip = 0;
-  trained_t without = trained_open(device, &config, NN_RECOMPUTE_NONE);
+  trained_t without = trained_open(device, &config, NN_F32, NN_RECOMPUTE_NONE);
   config.qkv_clip = 1e6f;
-  trained_t far = trained_open(device, &config, NN_RECOMPUTE_NONE);
+  trained_t far = trained_open(device, &config, NN_F32, NN_RECOMPUTE_NONE);
   check_same(&without, &far);
   assert_memory_not_equal(without.logits, near.logits, TOKENS * VOCAB * sizeof(float));
   trained_close(&near), trained_close(&without), trained_close(&far);
