@@ -43,13 +43,19 @@ void *gpu_zeros(gpu_t *gpu, size_t bytes) {
   return data;
 }
 
-int32_t *gpu_ids(gpu_t *gpu, int64_t count, int64_t step, int64_t first, int64_t bound) {
+int32_t *gpu_ids_often(gpu_t *gpu, int64_t count, int64_t step, int64_t first, int64_t bound,
+                       int64_t often) {
   int32_t *ids = bench_alloc((size_t)count * sizeof *ids);
-  for (int64_t i = 0; i < count; i++) ids[i] = (int32_t)((i * step + first) % bound);
+  for (int64_t i = 0; i < count; i++)
+    ids[i] = (int32_t)(((i % often ? i * step : 0) + first) % bound);
   int32_t *data = gpu_alloc(gpu, (size_t)count * sizeof *ids);
   TRY(gpu->table->copy_in(gpu->place, data, ids, (size_t)count * sizeof *ids));
   mem_free(ids);
   return data;
+}
+
+int32_t *gpu_ids(gpu_t *gpu, int64_t count, int64_t step, int64_t first, int64_t bound) {
+  return gpu_ids_often(gpu, count, step, first, bound, count + 1);
 }
 
 /* ---- timing ---- */

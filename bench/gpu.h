@@ -33,6 +33,9 @@ void *gpu_normal(gpu_t *gpu, int64_t count, int32_t dtype, float std);
 void *gpu_bf16(gpu_t *gpu, int64_t count);
 /* i -> (i * step + first) % bound. */
 int32_t *gpu_ids(gpu_t *gpu, int64_t count, int64_t step, int64_t first, int64_t bound);
+/* The same, but `first` for every i that is a multiple of `often`. */
+int32_t *gpu_ids_often(gpu_t *gpu, int64_t count, int64_t step, int64_t first, int64_t bound,
+                       int64_t often);
 
 /* Times an operation, called again and again. */
 typedef nn_status_t (*gpu_fn)(backend_device_t *, const void *, backend_scratch_t);

@@ -79,6 +79,9 @@ static void gpu_elementwise(gpu_t *gpu) {
   embed_bwd.act_dtype = NN_BF16;
   embed_bwd.position = rope.position;
   RUN(gpu, "embedding backward", embed_bwd, embed_bwd, gpu_bytes(gpu, 5 * row));
+  op_embed_bwd_t often = embed_bwd;
+  often.ids = gpu_ids_often(gpu, GPU_TOKENS, 7919, 0, vocab, 20);
+  RUN(gpu, "embedding backward, a twentieth one token", embed_bwd, often, gpu_bytes(gpu, 5 * row));
 }
 
 /* What the other families have beside these, at widths like theirs. */

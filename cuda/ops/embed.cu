@@ -1,6 +1,7 @@
 /* Embedding. Forward assigns out[t] = alpha wte[ids[t]] + wpe[position[t]]. Backward accumulates
  * alpha dout[t] and dout[t] into those rows in order of t, without atomics: rows are dealt out to blocks, each of which looks
  * for its tokens among all; a warp has a tile of columns of a row. */
+#include "launch.cuh"
 #include "ops/wide.cuh"
 
 enum {
@@ -66,6 +67,7 @@ typedef struct embed_list {
   int32_t row[2 * EMBED_SCAN];
   uint16_t times[2 * EMBED_SCAN]; /* tokens of the row, at its first one; 0 at the others */
   uint16_t many[2 * EMBED_SCAN / EMBED_MANY]; /* first tokens of rows with EMBED_MANY or more */
+  int queue[EMBED_WARPS][EMBED_FAR + 32];
   int many_count;
   alignas(16) int found[2][EMBED_WARPS]; /* of a scan, by its warps; of two scans in turn */
 } embed_list_t;
@@ -170,39 +172,55 @@ static __device__ __forceinline__ void embed_add(const embed_list_t &list, int f
   if (inside) wide_store<W>(to, sum);
 }
 
-/* The same with EMBED_FAR rows of dout ahead. */
+/* sum += alpha times rows of dout, in order: of EMBED_FAR tokens where FULL, else of `now` fewer,
+ * without branches: behind the last, the last is read again, and not added. */
+template <typename T, int W, bool FULL>
+static __device__ __forceinline__ void embed_add_queue(const int *queue, int now, int64_t hidden,
+                                                       const T *from, float alpha,
+                                                       float (&sum)[W]) {
+  typedef typename embed_raw<W * sizeof(T)>::type raw_t;
+  raw_t x[EMBED_FAR];
+#pragma unroll
+  for (int u = 0; u < EMBED_FAR; u++)
+    x[u] = *(const raw_t *)(from + queue[FULL ? u : min(u, now - 1)] * hidden);
+#pragma unroll
+  for (int u = 0; u < EMBED_FAR; u++) {
+    if (!FULL && u >= now) continue;
+#pragma unroll
+    for (int j = 0; j < W; j++) sum[j] = fmaf(alpha, to_float(((const T *)&x[u])[j]), sum[j]);
+  }
+}
+
+/* The same of a row with many tokens: these are queued first, so that EMBED_FAR rows of dout are
+ * on their way at once. queue: the warp's, [EMBED_FAR + 32]. */
 template <typename T, int W>
 static __device__ __forceinline__ void embed_add_many(const embed_list_t &list, int first,
                                                       int count, int64_t hidden, int64_t column,
-                                                      const T *dout, float alpha, float *table) {
-  typedef typename embed_raw<W * sizeof(T)>::type raw_t;
-  int lane = threadIdx.x & 31;
+                                                      const T *dout, float alpha, float *table,
+                                                      int *queue) {
+  int lane = threadIdx.x & 31, waiting = 0;
   int32_t row = list.row[first];
   bool inside = column < hidden;
   float *to = table + row * hidden + column, sum[W] = {0};
   if (inside) wide_load<W>(to, sum);
   const T *from = dout + (inside ? column : 0);
-  int any = list.token[first];
   for (int base = first; base < count; base += 32) {
-    uint32_t same = __ballot_sync(0xffffffffu, base + lane < count && list.row[base + lane] == row);
-#pragma unroll 1
-    for (int half = 0; half < 32; half += EMBED_FAR, same >>= EMBED_FAR) {
-      raw_t x[EMBED_FAR];
-      /* without branches: a token of another row is read as the first one, and not added */
-#pragma unroll
-      for (int u = 0; u < EMBED_FAR; u++) {
-        int token = list.token[min(base + half + u, count - 1)];
-        x[u] = *(const raw_t *)(from + (same >> u & 1 ? token : any) * hidden);
-      }
-#pragma unroll
-      for (int u = 0; u < EMBED_FAR; u++)
-#pragma unroll
-        for (int j = 0; j < W; j++) {
-          float more = fmaf(alpha, to_float(((const T *)&x[u])[j]), sum[j]);
-          sum[j] = same >> u & 1 ? more : sum[j];
-        }
+    bool here = base + lane < count && list.row[base + lane] == row;
+    uint32_t same = __ballot_sync(0xffffffffu, here);
+    if (here) queue[waiting + __popc(same & ((1u << lane) - 1))] = list.token[base + lane];
+    waiting += __popc(same);
+    __syncwarp();
+    while (waiting >= EMBED_FAR) {
+      embed_add_queue<T, W, true>(queue, EMBED_FAR, hidden, from, alpha, sum);
+      waiting -= EMBED_FAR;
+      int rest = queue[EMBED_FAR + lane]; /* of which `waiting` are tokens */
+      __syncwarp();
+      queue[lane] = rest;
+      __syncwarp();
     }
   }
+  if (waiting) embed_add_queue<T, W, false>(queue, waiting, hidden, from, alpha, sum);
+  __syncwarp();
   if (inside) wide_store<W>(to, sum);
 }
 
@@ -232,11 +250,15 @@ static __device__ __forceinline__ void embed_add_list(embed_list_t &list, int co
                                                       const T *dout, float alpha, float *table) {
   constexpr int NARROW = W > 1 ? 4 / sizeof(T) : 1;
   int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  /* what is read comes near meanwhile */
+  for (int i = threadIdx.x; i < count; i += EMBED_BWD_THREADS)
+    launch_prefetch(dout + list.token[i] * hidden, hidden * (int64_t)sizeof(T));
   embed_count(list, count);
   int tiles = (int)((hidden + 32 * NARROW - 1) / (32 * NARROW));
   for (int u = warp; u < list.many_count * tiles; u += EMBED_WARPS)
     embed_add_many<T, NARROW>(list, list.many[u / tiles], count, hidden,
-                              (u % tiles * 32 + lane) * NARROW, dout, alpha, table);
+                              (u % tiles * 32 + lane) * NARROW, dout, alpha, table,
+                              list.queue[warp]);
   tiles = (int)((hidden + 32 * W - 1) / (32 * W));
   for (int u = warp; u < count * tiles; u += EMBED_WARPS) {
     int first = u / tiles, times = list.times[first];
