@@ -147,8 +147,10 @@ static bool project_fits(const op_project_t *op) {
          norm->n == product->m && norm->hidden == product->k && product->lda == product->k &&
          (((uintptr_t)norm->x | (uintptr_t)norm->w | (uintptr_t)norm->y) & 15) == 0 &&
          (!turns || product->d_dtype == product->a_dtype) &&
-         (!op->rope.n || (op->rope.head_dim % 2 == 0 && product->n % op->rope.head_dim == 0 &&
-                          op->rope.x == product->d && op->rope.ldx == product->ldd));
+         (!op->rope.n || (op->rope.n == product->m && op->rope.head_dim % 2 == 0 &&
+                          product->n % op->rope.head_dim == 0 && op->rope.x == product->d &&
+                          op->rope.ldx == product->ldd)) &&
+         (!op->store.n || (op->store.n == product->m && op->store.ld == product->ldd));
 }
 
 CUDA_OP(project, op_project_t) {
