@@ -123,10 +123,14 @@ static cudaError_t backend_get(backend_device_t *device, void *host, const void 
 /* No recording may hold a copy, which other threads may ask for at any time. */
 static nn_status_t backend_copy_in(backend_device_t *device, void *data, const void *host,
                                    size_t bytes) {
+  enum { LARGE = 1 << 18 }; /* bytes; fewer gain nothing by a way round */
+  size_t done = 0;
   CUDA_TRY(cuda_select(device, "copy_in"));
-  if (!bytes) return NN_OK;
+  if (bytes >= LARGE) CUDA_TRY(cuda_copy_in(device, data, host, bytes, &done));
+  if (done == bytes) return NN_OK;
   pthread_mutex_lock(&device->recording);
-  cudaError_t error = backend_put(device, data, host, bytes);
+  cudaError_t error =
+      backend_put(device, (char *)data + done, (const char *)host + done, bytes - done);
   pthread_mutex_unlock(&device->recording);
   return cuda_check(device, "copy_in", error);
 }
@@ -233,6 +237,7 @@ static void backend_close(backend_device_t *device) {
   if (cudaSetDevice(device->index) == cudaSuccess) {
     if (device->stream) cudaStreamSynchronize(device->stream);
     cuda_matmul_close(device);
+    cuda_copy_close(device);
     cudaFree(device->done);
     cudaFreeHost(device->stage);
     if (device->stream) cudaStreamDestroy(device->stream);
@@ -322,6 +327,7 @@ static nn_status_t backend_begin(backend_device_t *device) {
   CUDA_TRY(cuda_check(device, "open",
                       cudaHostAlloc((void **)&device->stage, CUDA_STAGE_BYTES,
                                     cudaHostAllocDefault)));
+  CUDA_TRY(cuda_copy_open(device));
   return cuda_matmul_open(device);
 }
 

@@ -11,6 +11,7 @@
 enum { CUDA_STAGE_BYTES = 64 << 10, CUDA_STAGE_MOST = 8 << 10 /* of one copy */ };
 
 typedef struct matmul_plans matmul_plans_t; /* ops/matmul.cu */
+typedef struct copy_pieces copy_pieces_t;   /* copy.cu */
 
 struct backend_device {
   backend_t table;
@@ -26,6 +27,7 @@ struct backend_device {
   char *stage;   /* [CUDA_STAGE_BYTES] of the host that the GPU reads by itself: small copies */
   size_t staged; /* bytes of it that copies in flight may still read; of `recording` */
   unsigned *done; /* [1] in device memory: blocks of a kernel that are done; 0 between kernels */
+  copy_pieces_t *copies;
   cublasLtHandle_t lt;
   matmul_plans_t *plans;
   volatile int lost;  /* 1 after an error that no later call can succeed after */
@@ -115,6 +117,13 @@ CUDA_OP(sample, op_sample_t);
 CUDA_OP(fill_normal, op_fill_normal_t);
 CUDA_OP(project, op_project_t);
 CUDA_OP(moe, op_moe_t);
+
+/* copy.cu: copies by way of page-locked memory, returning once `host` is read. *done: bytes that
+ * went that way; fewer than were asked for where the system has no such memory. */
+nn_status_t cuda_copy_open(backend_device_t *device);
+void cuda_copy_close(backend_device_t *device);
+nn_status_t cuda_copy_in(backend_device_t *device, void *data, const void *host, size_t bytes,
+                         size_t *done);
 
 /* ops/matmul.cu: the handle's plans. */
 nn_status_t cuda_matmul_open(backend_device_t *device);

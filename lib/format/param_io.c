@@ -64,7 +64,7 @@ typedef struct reader {
   atomic_llong moved; /* bytes that the callback has not heard of */
   pthread_mutex_t lock; /* of all below */
   bool ended;           /* no more is to be read: all is, or something failed */
-  nn_status_t status;   /* of a thread that is not the caller's; its message */
+  nn_status_t status;   /* the first failure, of whichever thread, and its message */
   char message[512];
   param_item_t item; /* under way */
   plan_t plan;       /* of a run of it */
