@@ -98,6 +98,11 @@ __device__ __forceinline__ void hopper_take_registers() {
 
 /* ---- copies ---------------------------------------------------------------------------------- */
 
+/* Has a map at hand before the first copy. */
+__device__ __forceinline__ void hopper_prefetch(const CUtensorMap &map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+
 /* Copies the box at these coordinates; what is outside of the tensor becomes 0 and counts as bytes
  * all the same. */
 __device__ __forceinline__ void hopper_copy(const CUtensorMap &map, uint32_t to, uint32_t barrier,

@@ -7,38 +7,28 @@
  * tensor cores, which multiply exactly and add in fp32; warps share out rows and, the fewer rows
  * there are, the columns. route_rows counts the experts of each block, route_place turns these
  * counts into first rows and places the slots; up to ROUTE_TILE tokens, one block does it all in
- * one launch, and route_few.cu where experts are few too. Sums over tokens are in double: tokens in
- * a thread, threads in a warp, warps, blocks, each in one order. Only integers are added by
- * atomics. */
+ * one launch, and route_few.cu where experts are few too. route_sm90.cu has route_rows's part where
+ * the bulk copy engine can bring x. Sums over tokens are in double: tokens in a thread, threads in
+ * a warp, warps, blocks, each in one order. Only integers are added by atomics. */
 #include "launch.cuh"
-#include "ops/route_any.cuh"
+#include "ops/route_choose.cuh"
 #include "ops/wide.cuh"
 
 enum {
   ROUTE_BLOCKS = 256, /* most blocks: each reads the counts of all */
+  ROUTE_LEAST = 16,   /* tokens of a block */
   ROUTE_EXPERTS = 1024
 };
 
-typedef struct route_plan {
-  int64_t tokens;  /* of a block, a multiple of ROUTE_TILE */
-  int blocks;
-  int wide;        /* threads side by side over experts: the power of two from E on, at most all */
-  int vectors;     /* x and w may be read in 16 bytes */
-  int32_t *count;  /* [blocks, E] slots of each block's tokens that chose e */
-  double *prob;    /* [blocks, E] sums over each block's tokens */
-  double *lse2;    /* [blocks] */
-} route_plan_t;
-
 static route_plan_t route_layout(cuda_arena_t *arena, int64_t n, int64_t experts) {
   route_plan_t plan = {};
-  int64_t most = cuda_blocks(n, ROUTE_TILE);
+  int64_t most = cuda_blocks(n, ROUTE_LEAST);
   if (most > ROUTE_BLOCKS) most = ROUTE_BLOCKS;
   plan.tokens = ROUTE_TILE * cuda_blocks(n, (int64_t)ROUTE_TILE * ROUTE_BLOCKS);
   plan.blocks = plan.tokens ? (int)cuda_blocks(n, plan.tokens) : 0;
   for (plan.wide = 1; plan.wide < experts && plan.wide < ROUTE_THREADS;) plan.wide *= 2;
   plan.count = (int32_t *)cuda_take(arena, most * experts, sizeof(int32_t));
-  plan.prob = (double *)cuda_take(arena, most * experts, sizeof(double));
-  plan.lse2 = (double *)cuda_take(arena, most, sizeof(double));
+  plan.sums = (double *)cuda_take(arena, most * (experts + 1), sizeof(double));
   return plan;
 }
 
@@ -67,93 +57,17 @@ static __device__ void route_logits_wide(const op_route_t &op, route_logits_t<NT
   }
 }
 
-/* ---- the choice ------------------------------------------------------------------------------ */
-
-/* A key grows with the probability and, among equals, falls with the index; NaN counts as 0. */
-template <int LANES, int PER>
-static __device__ __forceinline__ void route_keys(const float (&p)[PER], int q, int experts,
-                                                  uint64_t (&key)[PER]) {
-#pragma unroll
-  for (int j = 0; j < PER; j++) {
-    uint32_t e = q + LANES * j;
-    uint64_t high = p[j] > 0 ? __float_as_uint(p[j]) : 0;
-    key[j] = e < experts ? high << 32 | ~e : 0;
-  }
-}
-
-/* The score of the expert with this key, in all lanes of the group. */
-template <int LANES, int PER, bool ANY>
-static __device__ __forceinline__ float route_score(const float (&p)[PER],
-                                                    const uint64_t (&key)[PER], uint64_t best) {
-  if (!ANY) return __uint_as_float((uint32_t)(best >> 32));
-  float score = 0;
-#pragma unroll
-  for (int j = 0; j < PER; j++) score = key[j] == best ? p[j] : score;
-  return lanes_sum<LANES>(score);
-}
-
-/* The k largest keys in falling order. Once taken, a key is 0. row: shared, of the token, used with
- * lse where ANY. */
-template <typename T, int LANES, int PER, bool ANY>
-static __device__ void route_choose(const op_route_t &op, const float (&p)[PER], int q,
-                                    int64_t token, bool live, float lse, float *row,
-                                    int32_t *count) {
-  constexpr int KEEP = PER < 64 / LANES ? PER : 64 / LANES;
-  uint64_t key[PER];
-  if constexpr (ANY)
-    route_any_keys<T, LANES>(op.router, p, q, (int)op.experts, live, row, key);
-  else
-    route_keys<LANES>(p, q, (int)op.experts, key);
-  uint64_t mine[KEEP] = {};
-  float score[KEEP] = {}, sum = 0, first = 0, second = 0;
-  int first_expert = 0;
-#pragma unroll
-  for (int i = 0; i < KEEP; i++) {
-    for (int l = 0; l < LANES && i * LANES + l < op.top_k; l++) {
-      uint64_t best = 0;
-#pragma unroll
-      for (int j = 0; j < PER; j++) best = key[j] > best ? key[j] : best;
-#pragma unroll
-      for (int step = LANES / 2; step; step >>= 1) {
-        uint64_t other = __shfl_xor_sync(0xffffffffu, best, step);
-        best = other > best ? other : best;
-      }
-      float taken = route_score<LANES, PER, ANY>(p, key, best);
-#pragma unroll
-      for (int j = 0; j < PER; j++) key[j] = key[j] == best ? 0 : key[j];
-      sum += taken;
-      if (q == l) mine[i] = best, score[i] = taken;
-      if (ANY && i == 0 && l == 0) first = taken, first_expert = (int)~(uint32_t)best;
-      if (ANY && i == 0 && l == 1) second = taken;
-    }
-  }
-  sum = route_divisor(op.router, sum, isnan(p[0]));
-  if (ANY && op.router.score == NN_SCORE_SPARSE_MIXER) {
-    uint32_t near;
-    float one = route_any_near<LANES>(op.router, p, lse, q, 0, first_expert, first, &near);
-    float two = route_any_near<LANES>(op.router, p, lse, q, 1, first_expert, second, &near);
-    sum = q ? two : one; /* lanes 0 and 1 have the two choices */
-  }
-#pragma unroll
-  for (int i = 0; i < KEEP; i++) {
-    int64_t j = i * LANES + q;
-    if (!live || j >= op.top_k) continue;
-    uint32_t e = ~(uint32_t)mine[i];
-    op.out.expert[token * op.top_k + j] = (int32_t)e;
-    op.out.weight[token * op.top_k + j] = route_weight(op.router, score[i], sum);
-    atomicAdd(&count[e], 1);
-  }
-}
-
 /* ---- sorting --------------------------------------------------------------------------------- */
 
-/* Shared memory of placing, in int32_t, eight per expert. */
+/* Shared memory of placing by so many threads, in int32_t per expert. */
+static inline int route_room_ints(int threads) { return 4 + threads / 64; }
+
 typedef struct route_room {
   int32_t *chosen; /* [E] slots of all blocks */
   int32_t *cursor; /* [E] the row that the next slot would get */
   int32_t *limit;  /* [E] the row behind the last */
   int32_t *added;  /* [E] slots of a chunk */
-  uint16_t *warp;  /* [ROUTE_WARPS, E] slots of a chunk in the warps before */
+  uint16_t *warp;  /* [warps, E] slots of a chunk in the warps before */
 } route_room_t;
 
 __device__ __forceinline__ route_room_t route_room(int32_t *from, int64_t experts) {
@@ -161,91 +75,144 @@ __device__ __forceinline__ route_room_t route_room(int32_t *from, int64_t expert
           (uint16_t *)(from + 4 * experts)};
 }
 
-/* Fills chosen, cursor and limit for a block from the counts of all. */
-static __device__ void route_first_rows(const op_route_t &op, const route_plan_t &plan, int block,
-                                        const int32_t *count, const route_room_t &room) {
-  int experts = (int)op.experts, lane = threadIdx.x & 31;
-  for (int e = threadIdx.x; e < experts; e += ROUTE_THREADS) room.chosen[e] = room.cursor[e] = 0;
-  __syncthreads();
-  int parts = ROUTE_THREADS / plan.wide, part = threadIdx.x / plan.wide;
-  for (int e = threadIdx.x % plan.wide; e < experts; e += plan.wide) {
-    int32_t all = 0, before = 0;
-#pragma unroll 16
-    for (int b = part; b < plan.blocks; b += parts) {
-      int32_t here = count[b * experts + e];
-      all += here, before += b < block ? here : 0;
-    }
-    atomicAdd(&room.chosen[e], all);
-    atomicAdd(&room.cursor[e], before);
-  }
-  __syncthreads();
-  if (threadIdx.x < 32) {
-    int32_t first = 0;
-    for (int e = lane; e - lane < experts; e += 32) {
-      int32_t kept = e < experts ? room.chosen[e] : 0;
-      if (op.capacity && op.capacity < kept) kept = (int32_t)op.capacity;
-      int32_t end = kept;
-#pragma unroll
-      for (int step = 1; step < 32; step <<= 1) {
-        int32_t other = __shfl_up_sync(0xffffffffu, end, step);
-        end += lane >= step ? other : 0;
-      }
-      if (e < experts) room.cursor[e] += first + end - kept, room.limit[e] = first + end;
-      first += __shfl_sync(0xffffffffu, end, 31);
-    }
-  }
-  __syncthreads();
+/* What slot number i of a block chose; -1 behind the last. */
+static __device__ __forceinline__ int32_t route_expert(const op_route_t &op,
+                                                       const route_plan_t &plan, int block,
+                                                       int64_t i) {
+  int64_t begin = block * plan.tokens, end = min(begin + plan.tokens, op.n);
+  i += begin * op.top_k;
+  return i < end * op.top_k ? op.out.expert[i] : -1;
 }
 
-/* Gives a block's slots their rows: ROUTE_THREADS at a time, in order. A slot comes behind those of
- * its expert in earlier blocks, chunks and warps, and in lower lanes. */
-static __device__ void route_place_slots(const op_route_t &op, const route_plan_t &plan, int block,
-                                         const route_room_t &room) {
-  int experts = (int)op.experts, warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
-  int64_t begin = block * plan.tokens, end = min(begin + plan.tokens, op.n) * op.top_k;
-  for (int64_t base = begin * op.top_k; base < end; base += ROUTE_THREADS) {
-    for (int i = threadIdx.x; i < ROUTE_WARPS * experts; i += ROUTE_THREADS) room.warp[i] = 0;
-    __syncthreads();
-    int64_t slot = base + threadIdx.x;
-    int32_t e = slot < end ? op.out.expert[slot] : -1;
-    uint32_t same = __match_any_sync(0xffffffffu, e);
-    int rank = __popc(same & ((1u << lane) - 1));
-    if (e >= 0 && rank == 0) room.warp[warp * experts + e] = (uint16_t)__popc(same);
-    __syncthreads();
-    for (int i = threadIdx.x; i < experts; i += ROUTE_THREADS) {
-      int32_t sum = 0;
+/* Ranks a chunk of slots, of which the thread's chose e: returns how many of its warp's lower lanes
+ * chose the same; once a barrier follows, room.warp and room.added say the rest. */
+template <int THREADS>
+static __device__ __forceinline__ int route_rank(int experts, int32_t e, const route_room_t &room) {
+  constexpr int WARPS = THREADS / 32;
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31;
+  for (int j = threadIdx.x; j < WARPS * experts; j += THREADS) room.warp[j] = 0;
+  __syncthreads();
+  uint32_t same = __match_any_sync(0xffffffffu, e);
+  int rank = __popc(same & ((1u << lane) - 1));
+  if (e >= 0 && rank == 0) room.warp[warp * experts + e] = (uint16_t)__popc(same);
+  __syncthreads();
+  for (int j = threadIdx.x; j < experts; j += THREADS) {
+    int32_t sum = 0;
 #pragma unroll
-      for (int w = 0; w < ROUTE_WARPS; w++) {
-        int32_t here = room.warp[w * experts + i];
-        room.warp[w * experts + i] = (uint16_t)sum;
-        sum += here;
-      }
-      room.added[i] = sum;
+    for (int w = 0; w < WARPS; w++) {
+      int32_t here = room.warp[w * experts + j];
+      room.warp[w * experts + j] = (uint16_t)sum;
+      sum += here;
     }
-    __syncthreads();
+    room.added[j] = sum;
+  }
+  return rank;
+}
+
+/* Counts that a thread has on their way early. */
+template <int THREADS>
+static constexpr int route_early = THREADS > ROUTE_THREADS ? 8 : 1;
+
+/* The counts [blocks, E] of all blocks into chosen and cursor, which are 0, of one expert by a
+ * thread and its neighbours that are plan.wide apart. early: what the thread has read already. */
+template <int THREADS>
+static __device__ __forceinline__ void
+route_add_counts(const op_route_t &op, const route_plan_t &plan, int block, const int32_t *count,
+                 int e, const int32_t (&early)[route_early<THREADS>], const route_room_t &room) {
+  int parts = THREADS / plan.wide, b = threadIdx.x / plan.wide, experts = (int)op.experts;
+  int32_t all = 0, before = 0;
+#pragma unroll
+  for (int i = 0; i < route_early<THREADS>; i++, b += parts)
+    all += early[i], before += b < block ? early[i] : 0;
+#pragma unroll 8
+  for (; b < plan.blocks; b += parts) {
+    int32_t here = count[b * experts + e];
+    all += here, before += b < block ? here : 0;
+  }
+  atomicAdd(&room.chosen[e], all);
+  atomicAdd(&room.cursor[e], before);
+}
+
+template <int THREADS>
+static __device__ __forceinline__ void route_read_counts(const op_route_t &op,
+                                                         const route_plan_t &plan,
+                                                         const int32_t *count, int e,
+                                                         int32_t (&early)[route_early<THREADS>]) {
+  int parts = THREADS / plan.wide, b = threadIdx.x / plan.wide, experts = (int)op.experts;
+#pragma unroll
+  for (int i = 0; i < route_early<THREADS>; i++, b += parts)
+    early[i] = e < experts && b < plan.blocks ? count[b * experts + e] : 0;
+}
+
+/* From how often experts were chosen, in chosen, and before the block, in cursor: the first rows
+ * and the last ones; by a warp. */
+static __device__ __forceinline__ void route_first_rows(const op_route_t &op,
+                                                        const route_room_t &room) {
+  int experts = (int)op.experts, lane = threadIdx.x & 31;
+  int32_t first = 0;
+  for (int e = lane; e - lane < experts; e += 32) {
+    int32_t kept = e < experts ? room.chosen[e] : 0;
+    if (op.capacity && op.capacity < kept) kept = (int32_t)op.capacity;
+    int32_t end = kept;
+#pragma unroll
+    for (int step = 1; step < 32; step <<= 1) {
+      int32_t other = __shfl_up_sync(0xffffffffu, end, step);
+      end += lane >= step ? other : 0;
+    }
+    if (e < experts) room.cursor[e] += first + end - kept, room.limit[e] = first + end;
+    first += __shfl_sync(0xffffffffu, end, 31);
+  }
+}
+
+/* Gives a block's slots their rows: THREADS at a time, in order. A slot comes behind those of its
+ * expert in earlier blocks, chunks and warps, and in lower lanes. A block behind the last has no
+ * slots. count [blocks, E]: of all blocks, on its way while the first slots are ranked. Ends with
+ * chosen and limit filled in. */
+template <int THREADS>
+static __device__ void route_place_slots(const op_route_t &op, const route_plan_t &plan, int block,
+                                         const int32_t *count, const route_room_t &room) {
+  int experts = (int)op.experts, warp = threadIdx.x >> 5, own = threadIdx.x % plan.wide;
+  int64_t begin = block * plan.tokens;
+  int64_t first = begin * op.top_k, slots = (min(begin + plan.tokens, op.n) - begin) * op.top_k;
+  int32_t early[route_early<THREADS>], e = route_expert(op, plan, block, threadIdx.x);
+  route_read_counts<THREADS>(op, plan, count, own, early);
+  for (int j = threadIdx.x; j < experts; j += THREADS) room.chosen[j] = room.cursor[j] = 0;
+  int rank = route_rank<THREADS>(experts, e, room);
+  for (int j = own; j < experts; j += plan.wide) {
+    if (j != own) route_read_counts<THREADS>(op, plan, count, j, early);
+    route_add_counts<THREADS>(op, plan, block, count, j, early, room);
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) route_first_rows(op, room);
+  __syncthreads();
+  for (int64_t i = threadIdx.x;; i += THREADS) {
     if (e >= 0) {
       int32_t row = room.cursor[e] + room.warp[warp * experts + e] + rank;
       bool kept = row < room.limit[e];
-      op.out.slot_row[slot] = kept ? row : -1;
-      if (kept) op.out.row_slot[row] = (int32_t)slot;
+      op.out.slot_row[first + i] = kept ? row : -1;
+      if (kept) op.out.row_slot[row] = (int32_t)(first + i);
     }
+    if (i - threadIdx.x + THREADS >= slots) break;
+    e = route_expert(op, plan, block, i + THREADS);
     __syncthreads();
-    for (int i = threadIdx.x; i < experts; i += ROUTE_THREADS) room.cursor[i] += room.added[i];
+    for (int j = threadIdx.x; j < experts; j += THREADS) room.cursor[j] += room.added[j];
+    rank = route_rank<THREADS>(experts, e, room);
+    __syncthreads();
   }
 }
 
 /* ---- statistics ------------------------------------------------------------------------------ */
 
-enum { ROUTE_STATISTICS_ROOM = ROUTE_THREADS + 32 }; /* doubles */
-
 /* What was chosen; run by one block. */
+template <int THREADS>
 static __device__ void route_shares(const op_route_t &op, const route_room_t &room) {
   int experts = (int)op.experts;
   int64_t slots = op.n * op.top_k;
-  for (int e = threadIdx.x; e < experts; e += ROUTE_THREADS) {
+  for (int e = threadIdx.x; e < experts; e += THREADS) {
+    int64_t count = op.stat_count ? op.stat_count[e] : 0;
     op.out.offset[e + 1] = room.limit[e];
     op.share[e] = (float)((double)room.chosen[e] / (double)slots);
-    if (op.stat_count) op.stat_count[e] += room.chosen[e];
+    if (op.stat_count) op.stat_count[e] = count + room.chosen[e];
   }
   if (threadIdx.x == 0) {
     op.out.offset[0] = 0;
@@ -253,29 +220,31 @@ static __device__ void route_shares(const op_route_t &op, const route_room_t &ro
   }
 }
 
-/* From the sums of the blocks, prob [blocks, E] and lse2 [blocks]; run by one block. */
+/* From the sums of the blocks [blocks, E + 1], probabilities and squares of log-sum-exps; run by
+ * one block. room: shared, [THREADS]. */
+template <int THREADS>
 static __device__ void route_statistics(const op_route_t &op, const route_plan_t &plan,
-                                        const double *prob, const double *lse2, double *sums) {
-  int experts = (int)op.experts;
-  double n = (double)op.n, square = 0;
-  for (int b = threadIdx.x; b < plan.blocks; b += ROUTE_THREADS) square += lse2[b];
-  square = block_sum(square, sums + ROUTE_THREADS);
-  if (threadIdx.x == 0) *op.mean_lse2 = (float)(square / n);
-  int parts = ROUTE_THREADS / plan.wide, part = threadIdx.x / plan.wide;
-  for (int e = threadIdx.x % plan.wide; e - (int)threadIdx.x % plan.wide < experts;
-       e += plan.wide) {
-    double sum = 0;
-    if (e < experts) {
-#pragma unroll 16
-      for (int b = part; b < plan.blocks; b += parts) sum += prob[b * experts + e];
+                                        const double *sums, double *room) {
+  int columns = (int)op.experts + 1, wide = plan.wide;
+  if (wide < columns && wide < THREADS) wide *= 2;
+  int parts = THREADS / wide, part = threadIdx.x / wide, own = threadIdx.x % wide;
+  for (int e = own; e - own < columns; e += wide) {
+    double sum = 0, old = 0;
+    if (e < columns) {
+      if (op.stat_prob && !part && e < op.experts) old = op.stat_prob[e];
+#pragma unroll 8
+      for (int b = part; b < plan.blocks; b += parts) sum += sums[b * columns + e];
     }
     __syncthreads();
-    sums[threadIdx.x] = sum;
+    room[threadIdx.x] = sum;
     __syncthreads();
-    if (part || e >= experts) continue;
-    for (int i = 1; i < parts; i++) sum += sums[i * plan.wide + threadIdx.x];
-    op.mean_prob[e] = (float)(sum / n);
-    if (op.stat_prob) op.stat_prob[e] += sum;
+    if (part || e >= columns) continue;
+#pragma unroll 8
+    for (int i = 1; i < parts; i++) sum += room[i * wide + own];
+    float mean = (float)(sum / (double)op.n);
+    if (e == op.experts) *op.mean_lse2 = mean;
+    else op.mean_prob[e] = mean;
+    if (op.stat_prob && e < op.experts) op.stat_prob[e] = old + sum;
   }
 }
 
@@ -312,7 +281,7 @@ static __global__ void __launch_bounds__(ROUTE_THREADS, PER <= 8 ? 2 : 1)
   constexpr int PART = 16 * ROUTE_WARPS * route_logits_t<NT>::stride;
   /* where the statistics' room begins: behind what they read of the placing's */
   constexpr int BEHIND = NT == 2 ? 1024 : 4 * ROUTE_EXPERTS;
-  static_assert(8 * MOST <= PART && BEHIND + 2 * ROUTE_STATISTICS_ROOM <= PART &&
+  static_assert(8 * MOST <= PART && BEHIND + 2 * ROUTE_THREADS <= PART &&
                     BEHIND >= 3 * MOST && (MOST <= 64 || GROUPS * MOST <= PART),
                 "placing, statistics and the choice work where the logits were");
   __shared__ alignas(16) float part[PART];
@@ -367,39 +336,36 @@ static __global__ void __launch_bounds__(ROUTE_THREADS, PER <= 8 ? 2 : 1)
     }
   }
   route_add_warps<LANES>(prob_sum, lse2_sum, experts, total);
-  if (plan.blocks == 1) {
+  if ((ANY || MOST > ROUTE_FEW) && plan.blocks == 1) { /* else route_few.cu has done it */
     route_room_t room = route_room((int32_t *)part, experts);
-    route_first_rows(op, plan, 0, count, room);
-    route_place_slots(op, plan, 0, room);
+    route_place_slots<ROUTE_THREADS>(op, plan, 0, count, room);
     __syncthreads();
-    route_shares(op, room);
-    route_statistics(op, plan, total, total + experts, (double *)(part + BEHIND));
+    route_shares<ROUTE_THREADS>(op, room);
+    route_statistics<ROUTE_THREADS>(op, plan, total, (double *)(part + BEHIND));
     return;
   }
-  for (int e = threadIdx.x; e < experts; e += ROUTE_THREADS) {
-    plan.count[blockIdx.x * experts + e] = count[e];
-    plan.prob[blockIdx.x * experts + e] = total[e];
+  for (int e = threadIdx.x; e <= experts; e += ROUTE_THREADS) {
+    if (e < experts) plan.count[blockIdx.x * experts + e] = count[e];
+    plan.sums[blockIdx.x * (experts + 1) + e] = total[e];
   }
-  if (threadIdx.x == 0) plan.lse2[blockIdx.x] = total[experts];
 }
 
-/* A block per block of route_rows, and two more for the statistics. */
-static __global__ void __launch_bounds__(ROUTE_THREADS)
+/* A block per block of the kernel before, and two more for the statistics. Dynamic shared memory:
+ * the room of placing. */
+template <int THREADS>
+static __global__ void __launch_bounds__(THREADS, 1)
     route_place(const op_route_t op, const route_plan_t plan) {
-  __shared__ int32_t ints[8 * ROUTE_EXPERTS];
-  __shared__ double sums[ROUTE_STATISTICS_ROOM];
+  extern __shared__ int32_t ints[];
+  __shared__ double sums[THREADS];
   route_room_t room = route_room(ints, op.experts);
   launch_next();
   launch_wait();
   if (blockIdx.x > plan.blocks) {
-    route_statistics(op, plan, plan.prob, plan.lse2, sums);
+    route_statistics<THREADS>(op, plan, plan.sums, sums);
     return;
   }
-  route_first_rows(op, plan, blockIdx.x, plan.count, room);
-  if (blockIdx.x < plan.blocks)
-    route_place_slots(op, plan, blockIdx.x, room);
-  else
-    route_shares(op, room);
+  route_place_slots<THREADS>(op, plan, blockIdx.x, plan.count, room);
+  if (blockIdx.x == plan.blocks) route_shares<THREADS>(op, room);
 }
 
 /* ---- the operation --------------------------------------------------------------------------- */
@@ -429,9 +395,16 @@ CUDA_OP(route, op_route_t) {
     route_few(device, &whole, plan.vectors);
     return cuda_launched(device, "route");
   }
-  CUDA_BY_DTYPE(op->act_dtype, route_launch, device, &whole, &plan);
-  if (plan.blocks > 1)
-    launch_chained(device, route_place, (unsigned)plan.blocks + 2, ROUTE_THREADS, 0, 0, whole,
-                   plan);
+  if (route90_takes(device, &whole, &plan))
+    CUDA_TRY(route90(device, &whole, &plan));
+  else
+    CUDA_BY_DTYPE(op->act_dtype, route_launch, device, &whole, &plan);
+  if (plan.blocks > 1) {
+    bool few = op->experts <= ROUTE_THREADS; /* shared memory has room for more threads */
+    int threads = few ? 2 * ROUTE_THREADS : ROUTE_THREADS;
+    size_t shared = route_room_ints(threads) * (size_t)op->experts * sizeof(int32_t);
+    launch_chained(device, few ? route_place<2 * ROUTE_THREADS> : route_place<ROUTE_THREADS>,
+                   (unsigned)plan.blocks + 2, threads, shared, 0, whole, plan);
+  }
   return cuda_launched(device, "route");
 }

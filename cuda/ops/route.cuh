@@ -24,10 +24,23 @@ static inline int route_plain(const op_router_t *router) {
          !router->choice_bias;
 }
 
+typedef struct route_plan {
+  int64_t tokens;  /* of a block */
+  int blocks;
+  int wide;        /* threads side by side over experts: the power of two from E on, at most all */
+  int vectors;     /* x and w may be read in 16 bytes */
+  int32_t *count;  /* [blocks, E] slots of each block's tokens that chose e */
+  double *sums;    /* [blocks, E + 1] over each block's tokens: probabilities, lse^2 */
+} route_plan_t;
+
 /* route_few.cu: what route_plain says, up to ROUTE_TILE tokens and ROUTE_FEW experts. vectors: x and w
  * may be read in 16 bytes. */
 enum { ROUTE_FEW = 64 };
 void route_few(backend_device_t *device, const op_route_t *op, int vectors);
+
+/* route_sm90.cu: the first kernel, where it is for this device and operation; fills in the plan. */
+int route90_takes(const backend_device_t *device, const op_route_t *op, const route_plan_t *plan);
+nn_status_t route90(backend_device_t *device, const op_route_t *op, route_plan_t *plan);
 
 /* route_bwd.cu */
 size_t route_bwd_scratch(const backend_device_t *device, const backend_limits_t *limits);

@@ -140,8 +140,9 @@ static __device__ float route_softmax(float (&p)[PER], int q, int experts) {
     sum += p[j];
   }
   sum = lanes_sum<LANES>(sum);
+  float share = 1 / sum; /* of at least 1 */
 #pragma unroll
-  for (int j = 0; j < PER; j++) p[j] /= sum;
+  for (int j = 0; j < PER; j++) p[j] *= share;
   return most + logf(sum);
 }
 

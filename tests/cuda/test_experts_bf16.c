@@ -19,6 +19,8 @@ static const route_case_t route_cases[] = {
     {1, 128, 64, 8, 0},    {5, 128, 64, 8, 0},   {300, 770, 64, 8, 30}, {4096, 128, 64, 8, 0},
     {33, 8, 3, 1, 0},      {70, 16, 5, 5, 0},    {40, 96, 128, 8, 0}, {70, 64, 256, 6, 40},
     {300, 96, 16, 2, 0},   {40, 64, 100, 2, 0},
+    /* strips of columns and turns of a block that are not whole */
+    {2500, 72, 5, 2, 0},   {17100, 8, 16, 4, 5000},
 };
 
 /* Ways of routing: those of the families, and all of them at once. */
