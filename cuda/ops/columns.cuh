@@ -68,39 +68,47 @@ __device__ __forceinline__ void columns_put(const float (&sum)[W], float *room, 
     out[column] += total;
 }
 
+template <int W>
 static __global__ void __launch_bounds__(32 * COLUMNS_GROUPS)
     columns_finish_kernel(const float *part, int64_t parts, int64_t width, float *out) {
-  __shared__ float room[COLUMNS_GROUPS][32];
+  __shared__ alignas(16) float room[COLUMNS_GROUPS][32 * W];
   int lane = threadIdx.x & 31, group = threadIdx.x >> 5;
-  int64_t column = (int64_t)blockIdx.x * 32 + lane;
-  float sum = 0;
+  int64_t begin = (int64_t)blockIdx.x * 32 * W, column = begin + lane * W;
+  int64_t mine = begin + threadIdx.x;
+  float sum[W] = {};
+  bool last = threadIdx.x < 32 * W && mine < width;
   launch_next();
   launch_wait();
-  float old = !group && column < width ? out[column] : 0;
+  float old = last ? out[mine] : 0;
   for (int64_t first = group; first < parts; first += COLUMNS_GROUPS * COLUMNS_AHEAD) {
-    float x[COLUMNS_AHEAD];
+    float x[COLUMNS_AHEAD][W] = {};
 #pragma unroll
     for (int i = 0; i < COLUMNS_AHEAD; i++) {
       int64_t row = first + i * COLUMNS_GROUPS;
-      x[i] = row < parts && column < width ? part[row * width + column] : 0;
+      if (row < parts && column < width) wide_read<W>(part + row * width + column, x[i]);
     }
 #pragma unroll
-    for (int i = 0; i < COLUMNS_AHEAD; i++) sum += x[i];
+    for (int i = 0; i < COLUMNS_AHEAD; i++)
+#pragma unroll
+      for (int j = 0; j < W; j++) sum[j] += x[i][j];
   }
-  room[group][lane] = sum;
+  wide_write<W>(&room[group][lane * W], sum);
   __syncthreads();
-  if (group || column >= width) return;
+  if (!last) return;
   float total = 0;
 #pragma unroll
-  for (int i = 0; i < COLUMNS_GROUPS; i++) total += room[i][lane];
-  out[column] = old + total;
+  for (int i = 0; i < COLUMNS_GROUPS; i++) total += room[i][threadIdx.x];
+  out[mine] = old + total;
 }
 
-/* The second stage: out[c] += the sum of part[0 .. parts)[c]. */
+/* The second stage: out[c] += the sum of part[0 .. parts)[c]. Wide matrices by four columns a
+ * thread, which changes no order. */
 static inline void columns_finish(backend_device_t *device, const float *part, int64_t parts,
                                   int64_t width, float *out) {
-  launch_chained(device, columns_finish_kernel, (unsigned)cuda_blocks(width, 32),
-                 32 * COLUMNS_GROUPS, 0, 0, part, parts, width, out);
+  bool four = width % 4 == 0 && width >= 64 * device->multiprocessors && wide_aligned(part);
+  launch_chained(device, four ? columns_finish_kernel<4> : columns_finish_kernel<1>,
+                 (unsigned)cuda_blocks(width, four ? 128 : 32), 32 * COLUMNS_GROUPS, 0, 0, part,
+                 parts, width, out);
 }
 
 #endif

@@ -11,11 +11,11 @@
  *
  * bf16 and up to ROUTE_STEP experts, without dbias or mixer: one kernel passes once over x and dx.
  * Its products go through the tensor cores, which take dlogit as the sum of bf16 numbers: of three
- * for dw, as exact as fp32, and of two for dx, far more exact than its own rounding. Otherwise (for
- * fp16 too, whose range is too small for such terms) dlogit, dx and dw have a kernel each, and dx
- * sums over experts in order. */
+ * for dw, as exact as fp32, and of two for dx, far more exact than its own rounding; on sm_90a it
+ * is that of route_bwd_sm90.cu. Otherwise (for fp16 too, whose range is too small for such terms)
+ * dlogit, dx and dw have a kernel each, and dx sums over experts in order. */
 #include "ops/columns.cuh"
-#include "ops/route_any.cuh"
+#include "ops/route_dlogit.cuh"
 
 enum {
   ROUTE_OUTER = 16,           /* rows of a thread's block of results; it has two columns */
@@ -25,26 +25,11 @@ enum {
   ROUTE_STEPS = 64,           /* what shared memory holds of a sum at once */
   ROUTE_SPLITS = 256,         /* most parts of the tokens that dw is summed from */
   ROUTE_SPLIT_TOKENS = 16,    /* least tokens of such a part */
-  /* through the tensor cores */
-  ROUTE_STEP = 16,            /* tokens at once; most experts */
-  ROUTE_STRIP = 64,           /* columns of a warp */
-  ROUTE_STRIPS = 12,          /* most warps of a block */
-  ROUTE_CHUNK = 128,          /* tokens whose dlogits exist at once in a block */
-  ROUTE_CHUNK_LANES = 2,      /* of a token, to compute them */
-  ROUTE_CHUNK_STRIDE = ROUTE_STEP + 4
 };
 
 static const int64_t route_split_bytes = 32 << 20; /* of dw's parts, where it has more than one */
 
 /* ---- scratch --------------------------------------------------------------------------------- */
-
-typedef struct route_bwd_plan {
-  float *dlogit; /* [n, E] */
-  float *part;   /* [splits, E, H] */
-  float *bias_part; /* of dbias */
-  int splits;
-  int64_t tokens; /* of a split */
-} route_bwd_plan_t;
 
 static int64_t route_most_splits(int64_t n) {
   int64_t most = cuda_blocks(n, ROUTE_SPLIT_TOKENS);
@@ -88,81 +73,17 @@ static void route_split(const op_route_bwd_t *op, int64_t splits, int64_t unit,
 
 /* ---- dlogit ---------------------------------------------------------------------------------- */
 
-/* What the sparse mixer adds to a token's dlogits. */
-template <int LANES, int PER>
-static __device__ __forceinline__ void route_dlogit_mixer(const op_route_bwd_t &op, int64_t token,
-                                                          const float (&p)[PER], float lse, int q,
-                                                          float *row) {
-  const int32_t *expert = op.routing.expert + 2 * token;
-  for (int turn = 0; turn < 2; turn++) {
-    uint32_t near;
-    float chosen = op.prob[token * op.experts + expert[turn]];
-    float sum = route_any_near<LANES>(op.router, p, lse, q, turn, expert[0], chosen, &near);
-    float d = op.router.scale * op.dweight[2 * token + turn] * (chosen / sum);
-#pragma unroll
-    for (int j = 0; j < PER; j++) {
-      int e = q + LANES * j;
-      if (e >= op.experts) continue;
-      if (near >> j & 1) row[e] -= d * (p[j] / sum);
-      if (e == expert[turn]) row[e] += d;
-    }
-  }
-}
-
-/* One token by a group of LANES lanes, of which this is lane q, PER experts to a lane; row: shared,
- * gets its dlogits. MIXER: it may be the sparse mixer's. */
 template <int LANES, int PER, bool MIXER>
-static __device__ __forceinline__ void route_dlogit_row(const op_route_bwd_t &op, int64_t token,
-                                                        int q, float *row) {
-  int experts = (int)op.experts;
-  const int32_t *expert = op.routing.expert + token * op.top_k;
-  const float *weight = op.routing.weight + token * op.top_k;
-  const float *dweight = op.dweight + token * op.top_k, *prob = op.prob + token * experts;
-  float p[PER], lse = op.lse[token];
-#pragma unroll
-  for (int j = 0; j < PER; j++) p[j] = q + LANES * j < experts ? prob[q + LANES * j] : 0;
-  double share = 1.0 / (double)op.n, chosen = 0, mean = 0, dot = 0, scale = op.router.scale;
-  for (int64_t j = q; j < op.top_k; j += LANES) {
-    chosen += prob[expert[j]];
-    mean += (double)dweight[j] * weight[j];
-  }
-  chosen = 1 / lanes_sum<LANES>(chosen), mean = lanes_sum<LANES>(mean);
-  if (op.router.norm == NN_ROUTER_NORM_NONE) chosen = 1, mean = 0;
-  bool mixer = MIXER && op.router.score == NN_SCORE_SPARSE_MIXER;
-  if (mixer) scale = 0;
-#pragma unroll
-  for (int j = 0; j < PER; j++) {
-    int e = q + LANES * j;
-    if (e < experts) row[e] = (float)((double)(op.aux_scale * op.aux_share[e]) * share);
-  }
-  __syncwarp();
-  for (int64_t j = q; j < op.top_k; j += LANES)
-    row[expert[j]] = (float)(row[expert[j]] + (scale * dweight[j] - mean) * chosen);
-  __syncwarp();
-#pragma unroll
-  for (int j = 0; j < PER; j++)
-    if (q + LANES * j < experts) dot += (double)p[j] * row[q + LANES * j];
-  dot = lanes_sum<LANES>(dot);
-  double z = 2.0 * op.z_scale * lse * share;
-  bool sigmoid = op.router.score == NN_SCORE_SIGMOID;
-#pragma unroll
-  for (int j = 0; j < PER; j++) {
-    int e = q + LANES * j;
-    if (e >= experts) continue;
-    row[e] = (float)(sigmoid ? p[j] * (1 - p[j]) * row[e] : p[j] * (row[e] - dot + z));
-  }
-  if (mixer) route_dlogit_mixer<LANES>(op, token, p, lse, q, row);
-}
-
-template <int LANES, int PER, bool MIXER>
-static __global__ void __launch_bounds__(ROUTE_THREADS)
+static __global__ void __launch_bounds__(ROUTE_THREADS, 1)
     route_dlogit(const op_route_bwd_t op, float *dlogit) {
   constexpr int GROUPS = ROUTE_THREADS / LANES, STRIDE = LANES * PER + 4;
   __shared__ float rows[GROUPS * STRIDE];
   int q = threadIdx.x % LANES, group = threadIdx.x / LANES, experts = (int)op.experts;
   int64_t token = (int64_t)blockIdx.x * GROUPS + group;
   float *row = rows + group * STRIDE;
-  route_dlogit_row<LANES, PER, MIXER>(op, min(token, op.n - 1), q, row);
+  route_token_t<LANES, PER> from;
+  from.load(op, min(token, op.n - 1), q);
+  route_dlogit_row<LANES, PER, MIXER>(op, min(token, op.n - 1), from, q, row);
   if (token >= op.n) return;
   for (int e = q; e < experts; e += LANES) dlogit[token * experts + e] = row[e];
 }
@@ -297,61 +218,6 @@ static __global__ void __launch_bounds__(ROUTE_OUTER_THREADS)
 
 /* ---- through the tensor cores ---------------------------------------------------------------- */
 
-/* Fragments of a step's dlogits, in the order in which lanes load them: as rows of tokens for dx,
- * which is rounded to bf16 and needs two terms, and as rows of experts for dw. */
-typedef struct route_fragments {
-  uint4 by_token[2][32], by_expert[3][32];
-} route_fragments_t;
-
-/* Two fp32 numbers as three pairs of bf16 whose sums they are. */
-static __device__ __forceinline__ void route_terms(float x, float y, uint32_t (&term)[3]) {
-#pragma unroll
-  for (int i = 0; i < 3; i++) {
-    __nv_bfloat162 near = __floats2bfloat162_rn(x, y);
-    term[i] = *reinterpret_cast<uint32_t *>(&near);
-    x -= __low2float(near), y -= __high2float(near);
-  }
-}
-
-/* One lane's fragments of a step, whose dlogits begin at row. */
-static __device__ __forceinline__ void route_cut(const float *row, int lane,
-                                                 route_fragments_t &out) {
-  int g = lane >> 2, t = 2 * (lane & 3);
-  uint32_t token[4][3], expert[4][3];
-#pragma unroll
-  for (int i = 0; i < 4; i++) {
-    int m = g + i % 2 * 8, k = t + i / 2 * 8;
-    route_terms(row[m * ROUTE_CHUNK_STRIDE + k], row[m * ROUTE_CHUNK_STRIDE + k + 1], token[i]);
-    route_terms(row[k * ROUTE_CHUNK_STRIDE + m], row[(k + 1) * ROUTE_CHUNK_STRIDE + m], expert[i]);
-  }
-#pragma unroll
-  for (int i = 0; i < 3; i++) {
-    if (i < 2)
-      out.by_token[i][lane] = make_uint4(token[0][i], token[1][i], token[2][i], token[3][i]);
-    out.by_expert[i][lane] = make_uint4(expert[0][i], expert[1][i], expert[2][i], expert[3][i]);
-  }
-}
-
-/* The dlogits of `count` tokens from first on, and zeros up to ROUTE_CHUNK, as fragments; by the
- * whole block. */
-static __device__ __forceinline__ void route_chunk(const op_route_bwd_t &op, int64_t first,
-                                                   int count, float *rows,
-                                                   route_fragments_t *fragments) {
-  int q = threadIdx.x % ROUTE_CHUNK_LANES, groups = blockDim.x / ROUTE_CHUNK_LANES;
-  __syncthreads();
-  for (int i = threadIdx.x / ROUTE_CHUNK_LANES; i < ROUTE_CHUNK; i += groups) {
-    float *row = rows + i * ROUTE_CHUNK_STRIDE;
-    route_dlogit_row<ROUTE_CHUNK_LANES, ROUTE_STEP / ROUTE_CHUNK_LANES, false>(
-        op, first + min(i, count - 1), q, row);
-    for (int e = q; e < ROUTE_STEP; e += ROUTE_CHUNK_LANES)
-      if (i >= count || e >= op.experts) row[e] = 0;
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < ROUTE_CHUNK * 2; i += blockDim.x)
-    route_cut(rows + i / 32 * ROUTE_STEP * ROUTE_CHUNK_STRIDE, i % 32, fragments[i / 32]);
-  __syncthreads();
-}
-
 /* Where a lane's pieces lie from a split's first token on. */
 typedef struct route_pieces_at_t {
   const bf16_t *x;
@@ -408,28 +274,12 @@ static __device__ __forceinline__ void route_dx_step(const route_pieces_at_t &at
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     float sum[4][4] = {};
+    route_dx_product(a, w, h, sum);
 #pragma unroll
-    for (int i = 1; i >= 0; i--)
-#pragma unroll
-      for (int j = 0; j < 4; j++)
-        half_multiply<bf16_t>(sum[j], a[i].x, a[i].y, a[i].z, a[i].w, w[4 * h + j][0],
-                              w[4 * h + j][1]);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      const uint4 &old = dx[2 * i + h];
-      const uint32_t pair[4] = {old.x, old.y, old.z, old.w};
-      uint32_t to[4];
-#pragma unroll
-      for (int j = 0; j < 4; j++) {
-        float low = __uint_as_float(pair[j] << 16) + sum[j][2 * i];
-        float high = __uint_as_float(pair[j] & 0xffff0000u) + sum[j][2 * i + 1];
-        __nv_bfloat162 both = __floats2bfloat162_rn(low, high);
-        to[j] = *reinterpret_cast<uint32_t *>(&both);
-      }
+    for (int i = 0; i < 2; i++)
       if (first + 8 * i < at.dx_end[h])
         *(uint4 *)(at.dx + (int64_t)(first + 8 * i) * at.hidden + 32 * h) =
-            make_uint4(to[0], to[1], to[2], to[3]);
-    }
+            route_dx_add(dx[2 * i + h], sum, i);
   }
 }
 
@@ -474,21 +324,18 @@ static __global__ void __launch_bounds__(32 * ROUTE_STRIPS)
   route_pieces_at_t at = route_find(op, begin, tokens, column);
   uint4 x[4], dx[4];
   route_load_x(at, 0, x), route_load_dx(at, 0, dx);
+  route_dx_rows_t w_rows;
   uint32_t w[8][2];
-#pragma unroll
-  for (int i = 0; i < 16; i++) {
-    int e = 2 * t + i % 2 * 8;
-    int64_t c = column + i / 8 * 32 + g / 2 * 8 + i / 2 % 4 * 2 + g % 2;
-    const uint16_t *from = (const uint16_t *)op.w + e * op.hidden + c;
-    uint32_t low = e < experts && c < op.hidden ? from[0] : 0;
-    uint32_t high = e + 1 < experts && c < op.hidden ? from[op.hidden] : 0;
-    w[i / 2][i % 2] = low | high << 16;
-  }
+  route_dx_read(op, column, w_rows), route_dx_pack(w_rows, w);
   float sum[8][4] = {};
   for (int first = 0; first < tokens; first += ROUTE_STEP) {
     int step = first % ROUTE_CHUNK / ROUTE_STEP;
-    if (step == 0)
-      route_chunk(op, begin + first, min(tokens - first, (int)ROUTE_CHUNK), rows, fragments);
+    if (step == 0) {
+      int count = min(tokens - first, (int)ROUTE_CHUNK);
+      route_chunk_token_t token;
+      route_chunk_read(op, begin + first, count, token);
+      route_chunk(op, begin + first, count, token, rows, fragments);
+    }
     uint4 next[4];
     route_load_x(at, first + ROUTE_STEP, next);
     route_dx_step(at, first, w, fragments[step], dx);
@@ -511,13 +358,15 @@ static __global__ void __launch_bounds__(32 * ROUTE_STRIPS)
 
 /* ---- the operation --------------------------------------------------------------------------- */
 
-static void route_launch_mma(backend_device_t *device, const op_route_bwd_t *op,
-                             route_bwd_plan_t *plan) {
+static nn_status_t route_launch_mma(backend_device_t *device, const op_route_bwd_t *op,
+                                    route_bwd_plan_t *plan) {
   int64_t strips = cuda_blocks(op->hidden, ROUTE_STRIP), across = cuda_blocks(strips, ROUTE_STRIPS);
   int64_t warps = cuda_blocks(strips, across);
   route_split(op, device->multiprocessors * (ROUTE_STRIPS / warps) / across, ROUTE_STEP, plan);
+  if (route90_bwd_takes(device)) return route90_bwd_launch(device, op, plan, warps, across);
   dim3 grid((unsigned)plan->splits, (unsigned)across);
   launch_chained(device, route_bwd_mma, grid, 32 * (unsigned)warps, 0, 0, *op, *plan);
+  return NN_OK;
 }
 
 /* T is not used: probabilities are fp32. */
@@ -562,8 +411,8 @@ CUDA_OP(route_bwd, op_route_bwd_t) {
   op_route_bwd_t whole = *op;
   whole.router.scale = backend_factor(op->router.scale);
   if (op->act_dtype == NN_BF16 && op->experts <= ROUTE_STEP && op->hidden % 8 == 0 && !op->dbias &&
-      op->router.score != NN_SCORE_SPARSE_MIXER && wide_aligned(op->x, op->dx))
-    route_launch_mma(device, &whole, &plan);
+      op->router.score != NN_SCORE_SPARSE_MIXER && wide_aligned(op->x, op->w, op->dx))
+    CUDA_TRY(route_launch_mma(device, &whole, &plan));
   else
     CUDA_BY_DTYPE(op->act_dtype, route_launch_bwd, device, &whole, &plan);
   columns_finish(device, plan.part, plan.splits, op->experts * op->hidden, op->dw);

@@ -1,0 +1,170 @@
+/* Routing's gradients on sm_90a, bf16: a warp has ROUTE_STRIP columns of a split of the tokens, in
+ * steps of ROUTE_STEP. The bulk copy engine brings the next steps of x and dx, each warp its own,
+ * so that memory is busy also while dlogits are computed; products as route_bwd.cu has them. */
+#include "hopper.cuh"
+#include "ops/route_dlogit.cuh"
+
+enum {
+  ROUTE90_BWD_STAGES = 4,
+  ROUTE90_BOX = ROUTE_STEP * HOPPER_ROW_BYTES,
+  ROUTE90_BWD_STAGE = 2 * ROUTE90_BOX, /* of a warp: x, dx */
+  ROUTE90_BWD_SHARED =
+      HOPPER_ALIGN + ROUTE_STRIPS * ROUTE90_BWD_STAGES * ROUTE90_BWD_STAGE +
+      ROUTE_CHUNK * ROUTE_CHUNK_STRIDE * 4 +
+      ROUTE_CHUNK / ROUTE_STEP * (int)sizeof(route_fragments_t)
+};
+static_assert(ROUTE_STRIP * sizeof(bf16_t) == HOPPER_ROW_BYTES, "a box is of a strip's columns");
+
+typedef struct route90_maps {
+  CUtensorMap x, dx;
+} route90_maps_t;
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+/* sum += dw of a step; product j has columns 8 j + n of the strip, n < 8. x: the step's box. */
+static __device__ __forceinline__ void route90_dw_step(const route_fragments_t &dlogit, uint32_t x,
+                                                       float (&sum)[8][4]) {
+  int lane = threadIdx.x & 31;
+  uint4 a[3] = {dlogit.by_expert[0][lane], dlogit.by_expert[1][lane], dlogit.by_expert[2][lane]};
+#pragma unroll
+  for (int j = 0; j < 8; j += 2) {
+    uint32_t b[4];
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                 : "r"(x + (lane & 15) * HOPPER_ROW_BYTES + ((j + (lane >> 4)) ^ (lane & 7)) * 16));
+#pragma unroll
+    for (int i = 2; i >= 0; i--) { /* the smallest terms first */
+      half_multiply<bf16_t>(sum[j], a[i].x, a[i].y, a[i].z, a[i].w, b[0], b[1]);
+      half_multiply<bf16_t>(sum[j + 1], a[i].x, a[i].y, a[i].z, a[i].w, b[2], b[3]);
+    }
+  }
+}
+
+/* dx of a step, whose first row's columns begin at `to`; dx: its box; tokens: of the split from
+ * this step on. */
+static __device__ __forceinline__ void route90_dx_step(const route_fragments_t &dlogit,
+                                                       const char *dx, const uint32_t (&w)[8][2],
+                                                       bf16_t *to, int hidden, int columns,
+                                                       int tokens) {
+  int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  uint4 a[2] = {dlogit.by_token[0][lane], dlogit.by_token[1][lane]};
+#pragma unroll
+  for (int h = 0; h < 2; h++) {
+    float sum[4][4] = {};
+    route_dx_product(a, w, h, sum);
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      int row = g + 8 * i, c = 32 * h + 8 * t;
+      uint4 old = *(const uint4 *)(dx + row * HOPPER_ROW_BYTES + ((4 * h + t) ^ g) * 16);
+      if (row < tokens && c < columns)
+        *(uint4 *)(to + (int64_t)row * hidden + c) = route_dx_add(old, sum, i);
+    }
+  }
+}
+
+static __device__ __forceinline__ void route90_bwd_body(const route90_maps_t &maps,
+                                                        const op_route_bwd_t &op,
+                                                        const route_bwd_plan_t &plan) {
+  extern __shared__ char dynamic[];
+  __shared__ uint64_t barriers[ROUTE_STRIPS * ROUTE90_BWD_STAGES];
+  int warp = threadIdx.x >> 5, lane = threadIdx.x & 31, hidden = (int)op.hidden;
+  uint32_t start = (uint32_t)__cvta_generic_to_shared(dynamic);
+  char *stages = dynamic + (-start & (HOPPER_ALIGN - 1));
+  float *rows = (float *)(stages + ROUTE_STRIPS * ROUTE90_BWD_STAGES * ROUTE90_BWD_STAGE);
+  route_fragments_t *fragments = (route_fragments_t *)(rows + ROUTE_CHUNK * ROUTE_CHUNK_STRIDE);
+  char *own = stages + warp * ROUTE90_BWD_STAGES * ROUTE90_BWD_STAGE;
+  uint32_t boxes = (uint32_t)__cvta_generic_to_shared(own);
+  uint32_t full = (uint32_t)__cvta_generic_to_shared(barriers + warp * ROUTE90_BWD_STAGES);
+  int64_t begin = blockIdx.x * plan.tokens;
+  int tokens = (int)(min(begin + plan.tokens, op.n) - begin);
+  int column = (int)(blockIdx.y * (blockDim.x / 32) + warp) * ROUTE_STRIP;
+  auto fetch = [&](int first, int slot) {
+    uint32_t to = boxes + slot * ROUTE90_BWD_STAGE;
+    hopper_expect(full + 8 * slot, ROUTE90_BWD_STAGE);
+    hopper_copy(maps.x, to, full + 8 * slot, column, (int)begin + first, 0);
+    hopper_copy(maps.dx, to + ROUTE90_BOX, full + 8 * slot, column, (int)begin + first, 0);
+  };
+  if (threadIdx.x == 0) hopper_prefetch(maps.x), hopper_prefetch(maps.dx);
+  if (lane == 0) {
+    for (int i = 0; i < ROUTE90_BWD_STAGES; i++) hopper_barrier_init(full + 8 * i, 1);
+    hopper_barrier_ready();
+  }
+  launch_next();
+  launch_wait();
+  route_chunk_token_t token;
+  route_dx_rows_t w_rows;
+  uint32_t w[8][2];
+  route_chunk_read(op, begin, min(tokens, (int)ROUTE_CHUNK), token);
+  route_dx_read(op, column, w_rows);
+  for (int i = 0; lane == 0 && i < ROUTE90_BWD_STAGES; i++)
+    if (i * ROUTE_STEP < tokens) fetch(i * ROUTE_STEP, i);
+  float sum[8][4] = {};
+  bf16_t *dx = (bf16_t *)op.dx + begin * hidden + column;
+  uint32_t slot = 0, parity = 0;
+  for (int first = 0; first < tokens; first += ROUTE_STEP) {
+    int step = first % ROUTE_CHUNK / ROUTE_STEP;
+    if (step == 0) {
+      int count = min(tokens - first, (int)ROUTE_CHUNK);
+      if (first) route_chunk_read(op, begin + first, count, token);
+      route_chunk(op, begin + first, count, token, rows, fragments);
+    }
+    if (first == 0) route_dx_pack(w_rows, w);
+    hopper_wait(full + 8 * slot, parity);
+    const char *box = own + slot * ROUTE90_BWD_STAGE;
+    route90_dx_step(fragments[step], box + ROUTE90_BOX, w, dx + (int64_t)first * hidden, hidden,
+                    hidden - column, tokens - first);
+    route90_dw_step(fragments[step], boxes + slot * ROUTE90_BWD_STAGE, sum);
+    __syncwarp();
+    int next = first + ROUTE90_BWD_STAGES * ROUTE_STEP;
+    if (lane == 0 && next < tokens) fetch(next, slot);
+    if (++slot == ROUTE90_BWD_STAGES) slot = 0, parity ^= 1;
+  }
+  int g = lane >> 2, t = lane & 3;
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    int e = g + 8 * i;
+    float *to = plan.part + (blockIdx.x * op.experts + e) * op.hidden + column;
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+      int c = 8 * j + 2 * t;
+      if (e < op.experts && column + c < hidden)
+        *(float2 *)(to + c) = make_float2(sum[j][2 * i], sum[j][2 * i + 1]);
+    }
+  }
+}
+
+#endif
+
+/* A block: a split of the tokens, ROUTE_STRIP columns for each of its warps. */
+static __global__ void __launch_bounds__(32 * ROUTE_STRIPS, 1)
+    route90_bwd(const __grid_constant__ route90_maps_t maps, const op_route_bwd_t op,
+                const route_bwd_plan_t plan) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  route90_bwd_body(maps, op, plan);
+#endif
+}
+
+int route90_bwd_takes(const backend_device_t *device) {
+  return device->capability == 90 && device->shared_bytes >= ROUTE90_BWD_SHARED + 1024;
+}
+
+nn_status_t route90_bwd_launch(backend_device_t *device, const op_route_bwd_t *op,
+                               const route_bwd_plan_t *plan, int64_t warps, int64_t across) {
+  route90_maps_t maps;
+  hopper_tensor_t tensor = {op->x,
+                            NN_BF16,
+                            3,
+                            {op->hidden, op->n, 1},
+                            {op->hidden, op->hidden * op->n},
+                            {ROUTE_STRIP, ROUTE_STEP, 1}};
+  CUDA_TRY(hopper_map(device, "route_bwd", &tensor, &maps.x));
+  tensor.base = op->dx;
+  CUDA_TRY(hopper_map(device, "route_bwd", &tensor, &maps.dx));
+  CUDA_TRY(cuda_check(device, "route_bwd",
+                      cudaFuncSetAttribute(route90_bwd, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           ROUTE90_BWD_SHARED)));
+  dim3 grid((unsigned)plan->splits, (unsigned)across);
+  launch_chained(device, route90_bwd, grid, 32 * (unsigned)warps, ROUTE90_BWD_SHARED, 0, maps, *op,
+                 *plan);
+  return NN_OK;
+}

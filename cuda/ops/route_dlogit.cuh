@@ -1,0 +1,279 @@
+/* The gradients of routing's logits, and as operands of the tensor cores: what the ways of its
+ * backward pass share. */
+#ifndef NN_CUDA_ROUTE_DLOGIT_CUH
+#define NN_CUDA_ROUTE_DLOGIT_CUH
+
+#include "launch.cuh"
+#include "ops/route_any.cuh"
+
+enum {
+  ROUTE_STEP = 16,            /* tokens at once; most experts */
+  ROUTE_STRIP = 64,           /* columns of a warp */
+  ROUTE_STRIPS = 12,          /* most warps of a block */
+  ROUTE_CHUNK = 128,          /* tokens whose dlogits exist at once in a block */
+  ROUTE_CHUNK_LANES = 2,      /* of a token, to compute them */
+  ROUTE_CHUNK_STRIDE = ROUTE_STEP + 4
+};
+
+typedef struct route_bwd_plan {
+  float *dlogit; /* [n, E] */
+  float *part;   /* [splits, E, H] */
+  float *bias_part; /* of dbias */
+  int splits;
+  int64_t tokens; /* of a split */
+} route_bwd_plan_t;
+
+/* route_bwd_sm90.cu: whether it is for this device; x, dx and dw's parts, as route_bwd_mma. */
+int route90_bwd_takes(const backend_device_t *device);
+nn_status_t route90_bwd_launch(backend_device_t *device, const op_route_bwd_t *op,
+                               const route_bwd_plan_t *plan, int64_t warps, int64_t across);
+
+/* ---- dlogit ---------------------------------------------------------------------------------- */
+
+/* What the sparse mixer adds to a token's dlogits. */
+template <int LANES, int PER>
+static __device__ __forceinline__ void route_dlogit_mixer(const op_route_bwd_t &op, int64_t token,
+                                                          const float (&p)[PER], float lse, int q,
+                                                          float *row) {
+  const int32_t *expert = op.routing.expert + 2 * token;
+  for (int turn = 0; turn < 2; turn++) {
+    uint32_t near;
+    float chosen = op.prob[token * op.experts + expert[turn]];
+    float sum = route_any_near<LANES>(op.router, p, lse, q, turn, expert[0], chosen, &near);
+    float d = op.router.scale * op.dweight[2 * token + turn] * (chosen / sum);
+#pragma unroll
+    for (int j = 0; j < PER; j++) {
+      int e = q + LANES * j;
+      if (e >= op.experts) continue;
+      if (near >> j & 1) row[e] -= d * (p[j] / sum);
+      if (e == expert[turn]) row[e] += d;
+    }
+  }
+}
+
+/* A token's choices, of which lane q of LANES has those that are q more than a multiple: f(expert,
+ * weight, dweight). The first ones are read at once. */
+template <int LANES>
+struct route_choices_t {
+  static constexpr int EARLY = LANES < 32 ? 2 : 1;
+  int32_t expert[EARLY];
+  float weight[EARLY], dweight[EARLY];
+
+  __device__ __forceinline__ void load(const op_route_bwd_t &op, int64_t token, int q) {
+#pragma unroll
+    for (int i = 0; i < EARLY; i++) {
+      if (q + LANES * i >= op.top_k) continue;
+      int64_t at = token * op.top_k + q + LANES * i;
+      expert[i] = op.routing.expert[at], weight[i] = op.routing.weight[at];
+      dweight[i] = op.dweight[at];
+    }
+  }
+
+  template <typename F>
+  __device__ __forceinline__ void each(const op_route_bwd_t &op, int64_t token, int q, F f) const {
+#pragma unroll
+    for (int i = 0; i < EARLY; i++)
+      if (q + LANES * i < op.top_k) f(expert[i], weight[i], dweight[i]);
+    for (int64_t j = q + LANES * EARLY; j < op.top_k; j += LANES) {
+      int64_t at = token * op.top_k + j;
+      f(op.routing.expert[at], op.routing.weight[at], op.dweight[at]);
+    }
+  }
+};
+
+/* What a token's gradients are computed from, by a group of LANES lanes, of which this is lane q,
+ * PER experts to a lane. */
+template <int LANES, int PER>
+struct route_token_t {
+  float p[PER], share[PER], lse;
+  route_choices_t<LANES> choices;
+
+  __device__ __forceinline__ void load(const op_route_bwd_t &op, int64_t token, int q) {
+    int experts = (int)op.experts;
+#pragma unroll
+    for (int j = 0; j < PER; j++) {
+      int e = q + LANES * j;
+      p[j] = e < experts ? op.prob[token * experts + e] : 0;
+      share[j] = e < experts ? op.aux_share[e] : 0;
+    }
+    lse = op.lse[token];
+    choices.load(op, token, q);
+  }
+};
+
+/* row: shared, gets the token's dlogits. MIXER: it may be the sparse mixer's. */
+template <int LANES, int PER, bool MIXER>
+static __device__ __forceinline__ void route_dlogit_row(const op_route_bwd_t &op, int64_t token,
+                                                        const route_token_t<LANES, PER> &from,
+                                                        int q, float *row) {
+  int experts = (int)op.experts;
+  double share = 1.0 / (double)op.n, chosen = 0, mean = 0, dot = 0, scale = op.router.scale;
+#pragma unroll
+  for (int j = 0; j < PER; j++)
+    if (q + LANES * j < experts) row[q + LANES * j] = from.p[j];
+  __syncwarp();
+  from.choices.each(op, token, q, [&](int32_t expert, float weight, float dweight) {
+    chosen += row[expert];
+    mean += (double)dweight * weight;
+  });
+  chosen = 1 / lanes_sum<LANES>(chosen), mean = lanes_sum<LANES>(mean);
+  if (op.router.norm == NN_ROUTER_NORM_NONE) chosen = 1, mean = 0;
+  bool mixer = MIXER && op.router.score == NN_SCORE_SPARSE_MIXER;
+  if (mixer) scale = 0;
+  __syncwarp();
+#pragma unroll
+  for (int j = 0; j < PER; j++) {
+    int e = q + LANES * j;
+    if (e < experts) row[e] = (float)((double)(op.aux_scale * from.share[j]) * share);
+  }
+  __syncwarp();
+  from.choices.each(op, token, q, [&](int32_t expert, float, float dweight) {
+    row[expert] = (float)(row[expert] + (scale * dweight - mean) * chosen);
+  });
+  __syncwarp();
+#pragma unroll
+  for (int j = 0; j < PER; j++)
+    if (q + LANES * j < experts) dot += (double)from.p[j] * row[q + LANES * j];
+  dot = lanes_sum<LANES>(dot);
+  double z = 2.0 * op.z_scale * from.lse * share;
+  bool sigmoid = op.router.score == NN_SCORE_SIGMOID;
+#pragma unroll
+  for (int j = 0; j < PER; j++) {
+    int e = q + LANES * j;
+    float p = from.p[j];
+    if (e >= experts) continue;
+    row[e] = (float)(sigmoid ? p * (1 - p) * row[e] : p * (row[e] - dot + z));
+  }
+  if (mixer) route_dlogit_mixer<LANES>(op, token, from.p, from.lse, q, row);
+}
+
+/* ---- through the tensor cores ---------------------------------------------------------------- */
+
+/* Fragments of a step's dlogits, in the order in which lanes load them: as rows of tokens for dx,
+ * which is rounded to bf16 and needs two terms, and as rows of experts for dw. */
+typedef struct route_fragments {
+  uint4 by_token[2][32], by_expert[3][32];
+} route_fragments_t;
+
+/* Two fp32 numbers as three pairs of bf16 whose sums they are. */
+static __device__ __forceinline__ void route_terms(float x, float y, uint32_t (&term)[3]) {
+#pragma unroll
+  for (int i = 0; i < 3; i++) {
+    __nv_bfloat162 near = __floats2bfloat162_rn(x, y);
+    term[i] = *reinterpret_cast<uint32_t *>(&near);
+    x -= __low2float(near), y -= __high2float(near);
+  }
+}
+
+/* One lane's fragments of a step, whose dlogits begin at row. */
+static __device__ __forceinline__ void route_cut(const float *row, int lane,
+                                                 route_fragments_t &out) {
+  int g = lane >> 2, t = 2 * (lane & 3);
+  uint32_t token[4][3], expert[4][3];
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    int m = g + i % 2 * 8, k = t + i / 2 * 8;
+    route_terms(row[m * ROUTE_CHUNK_STRIDE + k], row[m * ROUTE_CHUNK_STRIDE + k + 1], token[i]);
+    route_terms(row[k * ROUTE_CHUNK_STRIDE + m], row[(k + 1) * ROUTE_CHUNK_STRIDE + m], expert[i]);
+  }
+#pragma unroll
+  for (int i = 0; i < 3; i++) {
+    if (i < 2)
+      out.by_token[i][lane] = make_uint4(token[0][i], token[1][i], token[2][i], token[3][i]);
+    out.by_expert[i][lane] = make_uint4(expert[0][i], expert[1][i], expert[2][i], expert[3][i]);
+  }
+}
+
+/* A block computes the dlogits of up to ROUTE_CHUNK tokens at a time, ROUTE_CHUNK_LANES lanes to
+ * each. What a thread's first token of a chunk takes is read before, for it would come late behind
+ * the rows of x and dx. */
+typedef route_token_t<ROUTE_CHUNK_LANES, ROUTE_STEP / ROUTE_CHUNK_LANES> route_chunk_token_t;
+
+static __device__ __forceinline__ void route_chunk_read(const op_route_bwd_t &op, int64_t first,
+                                                        int count, route_chunk_token_t &token) {
+  int i = min((int)threadIdx.x / ROUTE_CHUNK_LANES, count - 1);
+  token.load(op, first + i, threadIdx.x % ROUTE_CHUNK_LANES);
+}
+
+/* The dlogits of `count` tokens from first on, and zeros up to ROUTE_CHUNK, as fragments; by the
+ * whole block. */
+static __device__ __forceinline__ void route_chunk(const op_route_bwd_t &op, int64_t first,
+                                                   int count, route_chunk_token_t &token,
+                                                   float *rows, route_fragments_t *fragments) {
+  int q = threadIdx.x % ROUTE_CHUNK_LANES, groups = blockDim.x / ROUTE_CHUNK_LANES;
+  int begin = threadIdx.x / ROUTE_CHUNK_LANES;
+  __syncthreads();
+  for (int i = begin; i < ROUTE_CHUNK; i += groups) {
+    float *row = rows + i * ROUTE_CHUNK_STRIDE;
+    int64_t at = first + min(i, count - 1);
+    if (i != begin) token.load(op, at, q);
+    route_dlogit_row<ROUTE_CHUNK_LANES, ROUTE_STEP / ROUTE_CHUNK_LANES, false>(op, at, token, q,
+                                                                              row);
+    for (int e = q; e < ROUTE_STEP; e += ROUTE_CHUNK_LANES)
+      if (i >= count || e >= op.experts) row[e] = 0;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < ROUTE_CHUNK * 2; i += blockDim.x)
+    route_cut(rows + i / 32 * ROUTE_STEP * ROUTE_CHUNK_STRIDE, i % 32, fragments[i / 32]);
+  __syncthreads();
+}
+
+/* Fragments of w [E, H] for dx: product 4 h + j has columns 32 h + 8 t + 2 j, + 1 of the strip that
+ * begins at `column`. Read first, in rows e and e + 1 of a pair, and packed later. */
+typedef struct route_dx_rows {
+  uint4 row[2][2][2]; /* [half of the strip, first or second eight experts, row of the pair] */
+} route_dx_rows_t;
+
+static __device__ __forceinline__ void route_dx_read(const op_route_bwd_t &op, int64_t column,
+                                                     route_dx_rows_t &w) {
+  int g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
+#pragma unroll
+  for (int i = 0; i < 8; i++) {
+    int64_t e = i / 2 % 2 * 8 + 2 * t + i % 2, c = column + i / 4 * 32 + g / 2 * 8;
+    w.row[i / 4][i / 2 % 2][i % 2] =
+        e < op.experts && c < op.hidden ? *(const uint4 *)((const bf16_t *)op.w + e * op.hidden + c)
+                                        : make_uint4(0, 0, 0, 0);
+  }
+}
+
+static __device__ __forceinline__ void route_dx_pack(const route_dx_rows_t &from,
+                                                     uint32_t (&w)[8][2]) {
+  uint32_t odd = threadIdx.x >> 2 & 1, half = odd ? 0x7632 : 0x5410;
+#pragma unroll
+  for (int i = 0; i < 4; i++) {
+    const uint4 &low = from.row[i / 2][i % 2][0], &high = from.row[i / 2][i % 2][1];
+    uint32_t(*to)[2] = w + i / 2 * 4;
+    to[0][i % 2] = __byte_perm(low.x, high.x, half);
+    to[1][i % 2] = __byte_perm(low.y, high.y, half);
+    to[2][i % 2] = __byte_perm(low.z, high.z, half);
+    to[3][i % 2] = __byte_perm(low.w, high.w, half);
+  }
+}
+
+/* sum = what half h of a strip gets in a step; a: the two terms of the dlogits, whose smaller one
+ * is taken first. */
+static __device__ __forceinline__ void route_dx_product(const uint4 (&a)[2],
+                                                        const uint32_t (&w)[8][2], int h,
+                                                        float (&sum)[4][4]) {
+#pragma unroll
+  for (int i = 1; i >= 0; i--)
+#pragma unroll
+    for (int j = 0; j < 4; j++)
+      half_multiply<bf16_t>(sum[j], a[i].x, a[i].y, a[i].z, a[i].w, w[4 * h + j][0],
+                            w[4 * h + j][1]);
+}
+
+/* Eight columns of token g (+ 8 where i is 1) with their sums. */
+static __device__ __forceinline__ uint4 route_dx_add(const uint4 &old, const float (&sum)[4][4],
+                                                     int i) {
+  const uint32_t pair[4] = {old.x, old.y, old.z, old.w};
+  uint32_t to[4];
+#pragma unroll
+  for (int j = 0; j < 4; j++) {
+    float2 x = half_unpack<bf16_t>(pair[j]);
+    to[j] = half_pair<bf16_t>(x.x + sum[j][2 * i], x.y + sum[j][2 * i + 1]);
+  }
+  return make_uint4(to[0], to[1], to[2], to[3]);
+}
+
+#endif
