@@ -9,11 +9,11 @@
  * and then dx [n, H] += dlogit w, dw [E, H] += dlogit^T x and dbias += dlogit, in fp32. dw sums tokens
  * in order in each block, then blocks as columns.cuh says, and so does dbias.
  *
- * bf16 and up to ROUTE_STEP experts, without dbias or mixer: one kernel passes once over x and dx.
- * Its products go through the tensor cores, which take dlogit as the sum of bf16 numbers: of three
- * for dw, as exact as fp32, and of two for dx, far more exact than its own rounding; on sm_90a it
- * is that of route_bwd_sm90.cu. Otherwise (for fp16 too, whose range is too small for such terms)
- * dlogit, dx and dw have a kernel each, and dx sums over experts in order. */
+ * 16 bits and up to ROUTE_STEP experts, without dbias or mixer: one kernel passes once over x and
+ * dx, on sm_90a that of route_bwd_sm90.cu. Its products go through the tensor cores, which take
+ * dlogit as the sum of bf16 numbers: of three for dw, as exact as fp32, and of two for dx, far more
+ * exact than its own rounding. fp16 has too small a range for such terms; its 11 bits are two bf16
+ * numbers. Otherwise dlogit, dx and dw have a kernel each, and dx sums over experts in order. */
 #include "ops/columns.cuh"
 #include "ops/route_dlogit.cuh"
 
@@ -220,8 +220,8 @@ static __global__ void __launch_bounds__(ROUTE_OUTER_THREADS)
 
 /* Where a lane's pieces lie from a split's first token on. */
 typedef struct route_pieces_at_t {
-  const bf16_t *x;
-  bf16_t *dx;
+  const uint16_t *x;
+  uint16_t *dx;
   int hidden;
   int x_end, dx_end[2]; /* the split's tokens from the lane's first on; 0 without columns */
 } route_pieces_at_t;
@@ -231,8 +231,8 @@ static __device__ __forceinline__ route_pieces_at_t route_find(const op_route_bw
                                                                int64_t column) {
   int lane = threadIdx.x & 31;
   int64_t x = column + (lane >> 2) * 8, dx = column + (lane & 3) * 8;
-  return {(const bf16_t *)op.x + (begin + (lane & 3) * 2) * op.hidden + x,
-          (bf16_t *)op.dx + (begin + (lane >> 2)) * op.hidden + dx, (int)op.hidden,
+  return {(const uint16_t *)op.x + (begin + (lane & 3) * 2) * op.hidden + x,
+          (uint16_t *)op.dx + (begin + (lane >> 2)) * op.hidden + dx, (int)op.hidden,
           x < op.hidden ? (int)tokens - (lane & 3) * 2 : 0,
           {dx < op.hidden ? (int)tokens - (lane >> 2) : 0,
            dx + 32 < op.hidden ? (int)tokens - (lane >> 2) : 0}};
@@ -242,7 +242,7 @@ static __device__ __forceinline__ route_pieces_at_t route_find(const op_route_bw
  * split. */
 static __device__ __forceinline__ void route_load_x(const route_pieces_at_t &at, int first,
                                                     uint4 (&x)[4]) {
-  const bf16_t *from = at.x + (int64_t)first * at.hidden;
+  const uint16_t *from = at.x + (int64_t)first * at.hidden;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     int row = i % 2 + i / 2 * 8;
@@ -254,7 +254,7 @@ static __device__ __forceinline__ void route_load_x(const route_pieces_at_t &at,
 /* A step of dx: two tokens' 8 columns from 8 t and from 32 + 8 t on, t = lane % 4. */
 static __device__ __forceinline__ void route_load_dx(const route_pieces_at_t &at, int first,
                                                      uint4 (&dx)[4]) {
-  const bf16_t *from = at.dx + (int64_t)first * at.hidden;
+  const uint16_t *from = at.dx + (int64_t)first * at.hidden;
 #pragma unroll
   for (int i = 0; i < 4; i++) {
     int row = i / 2 * 8;
@@ -265,6 +265,7 @@ static __device__ __forceinline__ void route_load_dx(const route_pieces_at_t &at
 }
 
 /* dx of a step. w: fragments; product 4 h + j has columns 32 h + 8 t + 2 j, + 1 of the strip. */
+template <typename T>
 static __device__ __forceinline__ void route_dx_step(const route_pieces_at_t &at, int first,
                                                      const uint32_t (&w)[8][2],
                                                      const route_fragments_t &dlogit,
@@ -274,16 +275,17 @@ static __device__ __forceinline__ void route_dx_step(const route_pieces_at_t &at
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     float sum[4][4] = {};
-    route_dx_product(a, w, h, sum);
+    route_dx_product<T>(a, w, h, sum);
 #pragma unroll
     for (int i = 0; i < 2; i++)
       if (first + 8 * i < at.dx_end[h])
         *(uint4 *)(at.dx + (int64_t)(first + 8 * i) * at.hidden + 32 * h) =
-            route_dx_add(dx[2 * i + h], sum, i);
+            route_dx_add<T>(dx[2 * i + h], sum, i);
   }
 }
 
 /* sum += dw of a step; product j has columns 8 n + j of the strip, n < 8. */
+template <typename T>
 static __device__ __forceinline__ void route_dw_step(const route_fragments_t &dlogit,
                                                      const uint4 (&rows)[4], float (&sum)[8][4]) {
   int lane = threadIdx.x & 31;
@@ -302,15 +304,12 @@ static __device__ __forceinline__ void route_dw_step(const route_fragments_t &dl
       b[j / 2][j % 2] = __byte_perm(x[j % 2 * 2][word], x[j % 2 * 2 + 1][word],
                                     j / 2 % 2 ? 0x7632 : 0x5410);
     }
-#pragma unroll
-    for (int i = 2; i >= 0; i--) /* the smallest terms first */
-#pragma unroll
-      for (int j = 0; j < 4; j++)
-        half_multiply<bf16_t>(sum[h + j], a[i].x, a[i].y, a[i].z, a[i].w, b[j][0], b[j][1]);
+    route_multiply<T>(sum + h, a, b);
   }
 }
 
 /* A block: a split of the tokens, ROUTE_STRIP columns for each of its warps. */
+template <typename T>
 static __global__ void __launch_bounds__(32 * ROUTE_STRIPS)
     route_bwd_mma(const op_route_bwd_t op, const route_bwd_plan_t plan) {
   __shared__ alignas(16) float rows[ROUTE_CHUNK * ROUTE_CHUNK_STRIDE];
@@ -338,9 +337,9 @@ static __global__ void __launch_bounds__(32 * ROUTE_STRIPS)
     }
     uint4 next[4];
     route_load_x(at, first + ROUTE_STEP, next);
-    route_dx_step(at, first, w, fragments[step], dx);
+    route_dx_step<T>(at, first, w, fragments[step], dx);
     route_load_dx(at, first + ROUTE_STEP, dx);
-    route_dw_step(fragments[step], x, sum);
+    route_dw_step<T>(fragments[step], x, sum);
 #pragma unroll
     for (int i = 0; i < 4; i++) x[i] = next[i];
   }
@@ -365,7 +364,8 @@ static nn_status_t route_launch_mma(backend_device_t *device, const op_route_bwd
   route_split(op, device->multiprocessors * (ROUTE_STRIPS / warps) / across, ROUTE_STEP, plan);
   if (route90_bwd_takes(device)) return route90_bwd_launch(device, op, plan, warps, across);
   dim3 grid((unsigned)plan->splits, (unsigned)across);
-  launch_chained(device, route_bwd_mma, grid, 32 * (unsigned)warps, 0, 0, *op, *plan);
+  auto kernel = op->act_dtype == NN_F16 ? route_bwd_mma<f16_t> : route_bwd_mma<bf16_t>;
+  launch_chained(device, kernel, grid, 32 * (unsigned)warps, 0, 0, *op, *plan);
   return NN_OK;
 }
 
@@ -410,8 +410,8 @@ CUDA_OP(route_bwd, op_route_bwd_t) {
   route_bwd_plan_t plan = route_bwd_layout(device, &arena, op->n, op->experts, op->hidden);
   op_route_bwd_t whole = *op;
   whole.router.scale = backend_factor(op->router.scale);
-  if (op->act_dtype == NN_BF16 && op->experts <= ROUTE_STEP && op->hidden % 8 == 0 && !op->dbias &&
-      op->router.score != NN_SCORE_SPARSE_MIXER && wide_aligned(op->x, op->w, op->dx))
+  if (cuda_is_half(op->act_dtype) && op->experts <= ROUTE_STEP && op->hidden % 8 == 0 &&
+      !op->dbias && op->router.score != NN_SCORE_SPARSE_MIXER && wide_aligned(op->x, op->w, op->dx))
     CUDA_TRY(route_launch_mma(device, &whole, &plan));
   else
     CUDA_BY_DTYPE(op->act_dtype, route_launch_bwd, device, &whole, &plan);

@@ -1,6 +1,7 @@
-/* Routing's gradients on sm_90a, bf16: a warp has ROUTE_STRIP columns of a split of the tokens, in
- * steps of ROUTE_STEP. The bulk copy engine brings the next steps of x and dx, each warp its own,
- * so that memory is busy also while dlogits are computed; products as route_bwd.cu has them. */
+/* Routing's gradients on sm_90a, T bf16 or fp16: a warp has ROUTE_STRIP columns of a split of the
+ * tokens, in steps of ROUTE_STEP. The bulk copy engine brings the next steps of x and dx, each warp
+ * its own, so that memory is busy also while dlogits are computed; products as route_bwd.cu has
+ * them. */
 #include "hopper.cuh"
 #include "ops/route_dlogit.cuh"
 
@@ -22,46 +23,45 @@ typedef struct route90_maps {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
 /* sum += dw of a step; product j has columns 8 j + n of the strip, n < 8. x: the step's box. */
+template <typename T>
 static __device__ __forceinline__ void route90_dw_step(const route_fragments_t &dlogit, uint32_t x,
                                                        float (&sum)[8][4]) {
   int lane = threadIdx.x & 31;
   uint4 a[3] = {dlogit.by_expert[0][lane], dlogit.by_expert[1][lane], dlogit.by_expert[2][lane]};
 #pragma unroll
   for (int j = 0; j < 8; j += 2) {
-    uint32_t b[4];
+    uint32_t b[2][2];
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(b[0]), "=r"(b[1]), "=r"(b[2]), "=r"(b[3])
+                 : "=r"(b[0][0]), "=r"(b[0][1]), "=r"(b[1][0]), "=r"(b[1][1])
                  : "r"(x + (lane & 15) * HOPPER_ROW_BYTES + ((j + (lane >> 4)) ^ (lane & 7)) * 16));
-#pragma unroll
-    for (int i = 2; i >= 0; i--) { /* the smallest terms first */
-      half_multiply<bf16_t>(sum[j], a[i].x, a[i].y, a[i].z, a[i].w, b[0], b[1]);
-      half_multiply<bf16_t>(sum[j + 1], a[i].x, a[i].y, a[i].z, a[i].w, b[2], b[3]);
-    }
+    route_multiply<T>(sum + j, a, b);
   }
 }
 
 /* dx of a step, whose first row's columns begin at `to`; dx: its box; tokens: of the split from
  * this step on. */
+template <typename T>
 static __device__ __forceinline__ void route90_dx_step(const route_fragments_t &dlogit,
                                                        const char *dx, const uint32_t (&w)[8][2],
-                                                       bf16_t *to, int hidden, int columns,
+                                                       T *to, int hidden, int columns,
                                                        int tokens) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   uint4 a[2] = {dlogit.by_token[0][lane], dlogit.by_token[1][lane]};
 #pragma unroll
   for (int h = 0; h < 2; h++) {
     float sum[4][4] = {};
-    route_dx_product(a, w, h, sum);
+    route_dx_product<T>(a, w, h, sum);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
       int row = g + 8 * i, c = 32 * h + 8 * t;
       uint4 old = *(const uint4 *)(dx + row * HOPPER_ROW_BYTES + ((4 * h + t) ^ g) * 16);
       if (row < tokens && c < columns)
-        *(uint4 *)(to + (int64_t)row * hidden + c) = route_dx_add(old, sum, i);
+        *(uint4 *)(to + (int64_t)row * hidden + c) = route_dx_add<T>(old, sum, i);
     }
   }
 }
 
+template <typename T>
 static __device__ __forceinline__ void route90_bwd_body(const route90_maps_t &maps,
                                                         const op_route_bwd_t &op,
                                                         const route_bwd_plan_t &plan) {
@@ -99,7 +99,7 @@ static __device__ __forceinline__ void route90_bwd_body(const route90_maps_t &ma
   for (int i = 0; lane == 0 && i < ROUTE90_BWD_STAGES; i++)
     if (i * ROUTE_STEP < tokens) fetch(i * ROUTE_STEP, i);
   float sum[8][4] = {};
-  bf16_t *dx = (bf16_t *)op.dx + begin * hidden + column;
+  T *dx = (T *)op.dx + begin * hidden + column;
   uint32_t slot = 0, parity = 0;
   for (int first = 0; first < tokens; first += ROUTE_STEP) {
     int step = first % ROUTE_CHUNK / ROUTE_STEP;
@@ -113,7 +113,7 @@ static __device__ __forceinline__ void route90_bwd_body(const route90_maps_t &ma
     const char *box = own + slot * ROUTE90_BWD_STAGE;
     route90_dx_step(fragments[step], box + ROUTE90_BOX, w, dx + (int64_t)first * hidden, hidden,
                     hidden - column, tokens - first);
-    route90_dw_step(fragments[step], boxes + slot * ROUTE90_BWD_STAGE, sum);
+    route90_dw_step<T>(fragments[step], boxes + slot * ROUTE90_BWD_STAGE, sum);
     __syncwarp();
     int next = first + ROUTE90_BWD_STAGES * ROUTE_STEP;
     if (lane == 0 && next < tokens) fetch(next, slot);
@@ -136,11 +136,12 @@ static __device__ __forceinline__ void route90_bwd_body(const route90_maps_t &ma
 #endif
 
 /* A block: a split of the tokens, ROUTE_STRIP columns for each of its warps. */
+template <typename T>
 static __global__ void __launch_bounds__(32 * ROUTE_STRIPS, 1)
     route90_bwd(const __grid_constant__ route90_maps_t maps, const op_route_bwd_t op,
                 const route_bwd_plan_t plan) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  route90_bwd_body(maps, op, plan);
+  route90_bwd_body<T>(maps, op, plan);
 #endif
 }
 
@@ -160,11 +161,12 @@ nn_status_t route90_bwd_launch(backend_device_t *device, const op_route_bwd_t *o
   CUDA_TRY(hopper_map(device, "route_bwd", &tensor, &maps.x));
   tensor.base = op->dx;
   CUDA_TRY(hopper_map(device, "route_bwd", &tensor, &maps.dx));
+  auto kernel = op->act_dtype == NN_F16 ? route90_bwd<f16_t> : route90_bwd<bf16_t>;
   CUDA_TRY(cuda_check(device, "route_bwd",
-                      cudaFuncSetAttribute(route90_bwd, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            ROUTE90_BWD_SHARED)));
   dim3 grid((unsigned)plan->splits, (unsigned)across);
-  launch_chained(device, route90_bwd, grid, 32 * (unsigned)warps, ROUTE90_BWD_SHARED, 0, maps, *op,
+  launch_chained(device, kernel, grid, 32 * (unsigned)warps, ROUTE90_BWD_SHARED, 0, maps, *op,
                  *plan);
   return NN_OK;
 }

@@ -150,7 +150,7 @@ static __device__ __forceinline__ void route_dlogit_row(const op_route_bwd_t &op
 /* ---- through the tensor cores ---------------------------------------------------------------- */
 
 /* Fragments of a step's dlogits, in the order in which lanes load them: as rows of tokens for dx,
- * which is rounded to bf16 and needs two terms, and as rows of experts for dw. */
+ * which is rounded to 16 bits and needs two terms, and as rows of experts for dw. */
 typedef struct route_fragments {
   uint4 by_token[2][32], by_expert[3][32];
 } route_fragments_t;
@@ -250,28 +250,61 @@ static __device__ __forceinline__ void route_dx_pack(const route_dx_rows_t &from
   }
 }
 
-/* sum = what half h of a strip gets in a step; a: the two terms of the dlogits, whose smaller one
- * is taken first. */
+/* Pairs of T as sums of pairs of bf16: themselves, or of fp16's 11 bits the upper 8 and the
+ * rest. */
+template <typename T>
+constexpr int route_parts = half_is_f16<T> ? 2 : 1;
+template <typename T>
+static __device__ __forceinline__ void route_part(uint32_t pair, uint32_t (&part)[route_parts<T>]) {
+  part[0] = pair;
+  if constexpr (half_is_f16<T>) {
+    float2 all = half_unpack<T>(pair);
+    part[0] = half_pair<bf16_t>(all.x, all.y);
+    float2 upper = half_unpack<bf16_t>(part[0]);
+    part[1] = half_pair<bf16_t>(all.x - upper.x, all.y - upper.y);
+  }
+}
+
+/* sum[j] += a b[j], a being a sum of terms; the smallest products first, and those left out that
+ * are smaller than a's last term leaves unsaid. */
+template <typename T, int TERMS, int N>
+static __device__ __forceinline__ void route_multiply(float (*sum)[4], const uint4 (&a)[TERMS],
+                                                      const uint32_t (&b)[N][2]) {
+  uint32_t part[N][2][route_parts<T>];
+#pragma unroll
+  for (int i = 0; i < 2 * N; i++) route_part<T>(b[i / 2][i % 2], part[i / 2][i % 2]);
+#pragma unroll
+  for (int i = TERMS - 1; i >= 0; i--)
+#pragma unroll
+    for (int p = route_parts<T> - 1; p >= 0; p--)
+#pragma unroll
+      for (int j = 0; j < N; j++)
+        if (i + p < TERMS)
+          half_multiply<bf16_t>(sum[j], a[i].x, a[i].y, a[i].z, a[i].w, part[j][0][p],
+                                part[j][1][p]);
+}
+
+/* sum = what half h of a strip gets in a step; a: the two terms of the dlogits. */
+template <typename T>
 static __device__ __forceinline__ void route_dx_product(const uint4 (&a)[2],
                                                         const uint32_t (&w)[8][2], int h,
                                                         float (&sum)[4][4]) {
+  uint32_t b[4][2];
 #pragma unroll
-  for (int i = 1; i >= 0; i--)
-#pragma unroll
-    for (int j = 0; j < 4; j++)
-      half_multiply<bf16_t>(sum[j], a[i].x, a[i].y, a[i].z, a[i].w, w[4 * h + j][0],
-                            w[4 * h + j][1]);
+  for (int i = 0; i < 8; i++) b[i / 2][i % 2] = w[4 * h + i / 2][i % 2];
+  route_multiply<T>(sum, a, b);
 }
 
 /* Eight columns of token g (+ 8 where i is 1) with their sums. */
+template <typename T>
 static __device__ __forceinline__ uint4 route_dx_add(const uint4 &old, const float (&sum)[4][4],
                                                      int i) {
   const uint32_t pair[4] = {old.x, old.y, old.z, old.w};
   uint32_t to[4];
 #pragma unroll
   for (int j = 0; j < 4; j++) {
-    float2 x = half_unpack<bf16_t>(pair[j]);
-    to[j] = half_pair<bf16_t>(x.x + sum[j][2 * i], x.y + sum[j][2 * i + 1]);
+    float2 x = half_unpack<T>(pair[j]);
+    to[j] = half_pair<T>(x.x + sum[j][2 * i], x.y + sum[j][2 * i + 1]);
   }
   return make_uint4(to[0], to[1], to[2], to[3]);
 }
