@@ -14,7 +14,8 @@ static void copy_row(const op_copy_heads_t *op, int64_t x, int64_t y) {
   }
   for (int64_t h = 0; h < op->heads && op->step_y; h++)
     for (int64_t c = 0; c < op->width; c++)
-      ref_store(op->y, dtype, y + h * op->step_y + c, ref_load(op->x, dtype, x + h * op->step_x + c));
+      ref_store(op->y, dtype, y + h * op->step_y + c,
+                ref_load(op->x, dtype, x + h * op->step_x + c));
   for (int64_t h = 0; h < op->heads; h++)
     for (int64_t c = 0; c < op->zeros; c++)
       ref_store(op->y, dtype, y + h * op->step_y + op->width + c, 0);

@@ -225,8 +225,8 @@ static void attention_bwd_sink(void *context, int64_t head, int32_t thread) {
 
 /* ---- parts ----------------------------------------------------------------------------------- */
 
-/* The vectors at an element of dk and dv, key j and dimension d of a pair: the sum of their parts, in
- * order. */
+/* The vectors at an element of dk and dv, key j and dimension d of a pair: the sum of their parts,
+ * in order. */
 static void attention_bwd_total(const attention_bwd_t *job, int64_t pair, int64_t j, int64_t d,
                                 int32_t act) {
   const op_attention_bwd_t *op = job->op;
@@ -267,7 +267,8 @@ static nn_status_t attention_bwd_turn(backend_device_t *device, attention_bwd_t 
   }
   if (!job->part) return NN_OK;
   return vec_run(device, job->pairs * vec_blocks(op->q_len, BWD_REDUCE_KEYS),
-                 job->pairs * job->splits * 2 * op->q_len * op->head_dim, attention_bwd_reduce, job);
+                 job->pairs * job->splits * 2 * op->q_len * op->head_dim, attention_bwd_reduce,
+                 job);
 }
 
 VEC_OP(attention_bwd, op_attention_bwd_t) {

@@ -181,7 +181,8 @@ VEC_INLINE void experts_up_rows(const experts_t *experts, int64_t e, int64_t i, 
   const int64_t ffn = op->ffn, f = j / 2, left = ffn - f, first = e * op->bias_stride;
   const float limit = op->limit;
   const int biased = op->gate_bias != NULL;
-  const int64_t pre_at = (experts->row[e] + i) * 2 * ffn + f, at = (experts->local[e] + i) * ffn + f;
+  const int64_t pre_at = (experts->row[e] + i) * 2 * ffn + f;
+  const int64_t at = (experts->local[e] + i) * ffn + f;
   void *pre = op->pre, *out = op->out ? experts->act : NULL;
   vf g_bias = vf_zero(), u_bias = vf_zero();
   if (biased) {

@@ -19,8 +19,8 @@ enum {
 };
 
 /* Floats of one thread's tiles; tile_rows is at most ATTENTION_MAX_ROWS.
- * Forward: q and o transposed, scores, four numbers a row, keys or values widened; or q, o and scores
- * of few rows. */
+ * Forward: q and o transposed, scores, four numbers a row, keys or values widened; or q, o and
+ * scores of few rows. */
 static inline int64_t attention_work(int64_t head_dim, int64_t tile_rows) {
   return (2 * head_dim + ATTENTION_KEYS + 4) * tile_rows + ATTENTION_DIRECT_KEYS * head_dim +
          ATTENTION_DIRECT_ROWS * ATTENTION_DIRECT_KEYS;

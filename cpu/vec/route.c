@@ -252,9 +252,10 @@ static void route_bwd_dx(const op_route_bwd_t *op, const float *dlogit, int64_t 
                          int64_t column, int64_t columns) {
   float dx_room[ROUTE_BLOCK * ROUTE_STRIP], w_room[ROUTE_BLOCK * ROUTE_STRIP];
   int wide = op->act_dtype == NN_F32;
-  int64_t first = begin * op->hidden + column, step = op->weight_dtype == NN_F32 ? op->experts : ROUTE_BLOCK;
-  route_rows(op->dx, first, rows, columns, op->hidden, op->act_dtype, dx_room);
+  int64_t first = begin * op->hidden + column;
+  int64_t step = op->weight_dtype == NN_F32 ? op->experts : ROUTE_BLOCK; /* that w_room holds */
   float *dx = wide ? (float *)op->dx + first : dx_room;
+  if (!wide) route_rows(op->dx, first, rows, columns, op->hidden, op->act_dtype, dx_room);
   for (int64_t e = 0; e < op->experts; e += step) {
     int64_t terms = vec_min(step, op->experts - e);
     const float *w = route_rows(op->w, e * op->hidden + column, terms, columns, op->hidden,

@@ -10,7 +10,8 @@ VEC_INLINE float row_gate_dot(const op_row_gate_t *op, int64_t at, int32_t dtype
   vf sum = vf_zero();
   for (int64_t j = 0; j < op->width; j += VEC_WIDTH) {
     int64_t left = op->width - j;
-    sum = vf_fma(vf_load_as_next(op->x, at + j, left, act), vf_load_as_next(op->w, j, left, dtype), sum);
+    sum = vf_fma(vf_load_as_next(op->x, at + j, left, act),
+                 vf_load_as_next(op->w, j, left, dtype), sum);
   }
   return vf_sum(sum);
 }

@@ -81,8 +81,8 @@ VEC_INLINE void vf_store_f16(uint16_t *p, vf x) {
   _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
-/* To bf16, to the nearest, ties to even, as dtype_f32_to_bf16() does: infinite beyond the range, NaN
- * stays NaN, subnormals are kept. */
+/* To bf16, to the nearest, ties to even, as dtype_f32_to_bf16() does: infinite beyond the range,
+ * NaN stays NaN, subnormals are kept. */
 VEC_INLINE __m256i vf_to_bf16(vf x) {
   __m512i bits = _mm512_castps_si512(x), high = _mm512_srli_epi32(bits, 16);
   __m512i odd = _mm512_and_si512(high, _mm512_set1_epi32(1));
@@ -215,8 +215,8 @@ VEC_INLINE void vf_store_f16(uint16_t *p, vf x) {
   _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
-/* To bf16, to the nearest, ties to even, as dtype_f32_to_bf16() does: infinite beyond the range, NaN
- * stays NaN, subnormals are kept. */
+/* To bf16, to the nearest, ties to even, as dtype_f32_to_bf16() does: infinite beyond the range,
+ * NaN stays NaN, subnormals are kept. */
 VEC_INLINE __m128i vf_to_bf16(vf x) {
   __m256i bits = _mm256_castps_si256(x), high = _mm256_srli_epi32(bits, 16);
   __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
@@ -348,7 +348,8 @@ VEC_INLINE void *vec_to(void *data, int64_t i, int32_t dtype) {
 }
 
 /* VEC_WIDTH (or count) elements from element i of an array of a dtype: widened as they are read,
- * rounded as they are written. This is all that operations know of other dtypes than fp32. */
+ * rounded as they are written. With vec_row below
+ * this is all that operations know of other dtypes than fp32. */
 VEC_INLINE vf vf_load_as(const void *w, int64_t i, int32_t dtype) {
   if (dtype == NN_BF16) return vf_load_bf16((const uint16_t *)w + i);
   if (dtype == NN_F16) return vf_load_f16((const uint16_t *)w + i);
@@ -382,8 +383,8 @@ VEC_INLINE void vec_store_as(void *p, int64_t i, int32_t dtype, float x) {
   else ((uint16_t *)p)[i] = dtype_f32_to_bf16(x);
 }
 
-/* n elements from element i on as floats: where they lie, or in room [n]. For what would otherwise be
- * made once for each dtype, and is large. */
+/* n elements from element i on as floats: where they lie, or in room [n]. For what would otherwise
+ * be made once for each dtype, and is large. */
 static inline const float *vec_row(const void *x, int64_t i, int64_t n, int32_t dtype,
                                    float *room) {
   if (dtype == NN_F32) return (const float *)x + i;

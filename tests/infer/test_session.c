@@ -416,8 +416,8 @@ static void test_bf16_model(void **state) {
     CHECK(nn_session_prefill(session, 0, tokens, 10, NULL));
     for (int64_t t = 10; t < CONTEXT; t++) {
       CHECK(nn_session_decode(session, tokens + t, logits));
-      /* A weight, and each activation on the way, is off by up to 2^-8 of itself, and a logit passes
-       * through a dozen products: a few per cent at most. */
+      /* A weight, and each activation on the way, is off by up to 2^-8 of itself, and a logit
+       * passes through a dozen products: a few per cent at most. */
       fixture_near("bf16 against fp32", logits, full + t * VOCAB, VOCAB, 0.03 * largest);
     }
     free(full);

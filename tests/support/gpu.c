@@ -37,7 +37,7 @@ typedef struct gpu_place {
 
 static struct {
   gpu_place_t turn[2]; /* what even and odd runs of the GPU's side take place on */
-  double most;         /* multiply-adds of a case where the CPU is in the GPU's place; 0: no bound */
+  double most;         /* multiply-adds of a case with the CPU in the GPU's place; 0: no bound */
   const backend_t *table[GPU_SIDES];
   backend_device_t *device[GPU_SIDES];
   atomic_int cancel;

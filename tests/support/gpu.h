@@ -30,8 +30,8 @@
 
 enum { GPU_SIDES = 2, GPU_CPU = 0, GPU_GPU = 1, GPU_SKIPPED = 77 };
 
-/* 0, or what main() has to return: GPU_SKIPPED after the reason is printed. A GPU's plugin is looked for
- * in MOENN_PLUGIN_PATH or, where that is not set, in the folder that the build puts it in. */
+/* 0, or what main() has to return: GPU_SKIPPED after the reason is printed. A GPU's plugin is looked
+ * for in MOENN_PLUGIN_PATH or, where that is not set, in the folder that the build puts it in. */
 int gpu_open(void);
 int gpu_close(void **state); /* a group teardown */
 
