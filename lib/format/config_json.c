@@ -103,8 +103,8 @@ static nn_status_t finish_sizes(reading_t *reading) {
   int64_t head_dim = config->head_dim;
   const float partial = reading->partial_rotary;
   if (partial > 0 && partial != 1 && head_dim <= INT32_MAX) {
-    config->rotary_dim = (int64_t)((double)head_dim * (double)partial);
-    if (partial > 1 || !config->rotary_dim)
+    if (partial < 1) config->rotary_dim = (int64_t)((double)head_dim * (double)partial);
+    if (!config->rotary_dim)
       return status_fail(NN_ERR_FORMAT,
                          "config.json: partial_rotary_factor is %g; of head_dim, which is %lld, it "
                          "must leave from 2 to all",

@@ -254,6 +254,8 @@ static void patterns_have_room_for_256_layers(void **state) {
          "{\"model_type\":\"qwen3_moe\"," MANY "\"mlp_only_layers\":[3]}");
   refuse(NN_ERR_UNSUPPORTED, "some of 300 layers are dense|256",
          "{\"model_type\":\"glm4_moe\",\"num_hidden_layers\":300}");
+  refuse(NN_ERR_FORMAT, "partial_rotary_factor|1e+30|from 2 to all",
+         "{\"model_type\":\"glm4_moe\",\"partial_rotary_factor\":1e30}");
 }
 
 static void switches_of_families_must_stand_where_they_are_computed(void **state) {
