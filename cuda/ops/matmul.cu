@@ -1,8 +1,8 @@
 /* Dense products by cuBLASLt, in its column-major view: d^T [n, m] = op(b)^T [n, k] op(a)^T [k, m].
  * alpha, bias, c and, in 16 bits, GELU go into the product; where alpha is not 1, a bias follows it,
- * for cuBLASLt does not multiply that. in fp32 GELU follows it, for cuBLASLt's tanh
- * is good to fewer bits. A product keeps its algorithm in a table of plans, so that the search for
- * one is made once. Few rows against a weight are streamed by rows.cu. */
+ * for cuBLASLt does not multiply that. In fp32 GELU follows it, for cuBLASLt's tanh is good to fewer
+ * bits. A product keeps its algorithm in a table of plans, so that the search for one is made once.
+ * Few rows against a weight are streamed by rows.cu. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -74,10 +74,11 @@ static cudaDataType_t matmul_type(int32_t dtype) {
   return dtype == NN_BF16 ? CUDA_R_16BF : dtype == NN_F16 ? CUDA_R_16F : CUDA_R_32F;
 }
 
-/* The largest power of two, at most 16, that divides all addresses. */
+/* The largest power of two, at most 16, that divides all addresses. The bias's counts: whether
+ * cuBLASLt multiplies may depend on it, and a plan that fails once is not tried again. */
 static int32_t matmul_alignment(const op_matmul_t *op) {
   uintptr_t all = (uintptr_t)op->a | (uintptr_t)op->b | (uintptr_t)op->c | (uintptr_t)op->d |
-                  (uintptr_t)op->aux | 16;
+                  (uintptr_t)op->bias | (uintptr_t)op->aux | 16;
   return (int32_t)(all & (~all + 1));
 }
 
