@@ -32,10 +32,13 @@ static void serving_decode(void *context) {
   TRY(nn_session_sample(job->session, 0, NULL, &chosen));
 }
 
+/* From the prompt to the choice of the token behind it, which waits for all before. */
 static void serving_prefill(void *context) {
   serving_t *job = context;
+  int32_t chosen;
   TRY(nn_session_truncate(job->session, 0, 0));
   TRY(nn_session_prefill(job->session, 0, job->prompt, PROMPT, NULL));
+  TRY(nn_session_sample(job->session, 0, NULL, &chosen));
 }
 
 static void serving_load(void *context) {
