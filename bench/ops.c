@@ -94,8 +94,8 @@ static bench_work_t bytes(const ops_t *ops, double amount, bool writes) {
 
 /* ---- products ---- */
 
-/* A weight of a dtype: bf16 numbers are the upper halves of the fp32 ones. */
-static void *ops_take_weight(ops_t *ops, int64_t count, int32_t dtype) {
+/* Numbers of a dtype: bf16 ones are the upper halves of the fp32 ones. */
+static void *ops_take_as(ops_t *ops, int64_t count, int32_t dtype) {
   float *wide = ops_take(ops, count);
   uint16_t *narrow = (uint16_t *)(void *)wide;
   for (int64_t i = 0; dtype == NN_BF16 && i < count; i++) {
@@ -116,8 +116,8 @@ static void ops_linear(ops_t *ops, int64_t rows, int64_t out, int64_t in, int32_
     snprintf(name, sizeof name, "matmul %s %s %dx%dx%d", dtype == NN_BF16 ? "bf16" : "fp32", forms[form],
              (int)rows, (int)out, (int)in);
     if (!report_wanted("ops", name)) continue;
-    void *x = ops_take_weight(ops, rows * in, dtype), *y = ops_take_weight(ops, rows * out, dtype);
-    void *w = ops_take_weight(ops, out * in, dtype);
+    void *x = ops_take_as(ops, rows * in, dtype), *y = ops_take_as(ops, rows * out, dtype);
+    void *w = ops_take_as(ops, out * in, dtype);
     float *dw = ops_take(ops, out * in);
     op_matmul_t op = {.m = rows, .n = out, .k = in, .trans_b = 1, .a = x, .lda = in, .b = w};
     op.ldb = in, op.d = y, op.ldd = out, op.d_dtype = dtype;
