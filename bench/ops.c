@@ -94,8 +94,8 @@ static bench_work_t bytes(const ops_t *ops, double amount, bool writes) {
 
 /* ---- products ---- */
 
-/* Numbers of a dtype: bf16 ones are the upper halves of the fp32 ones. */
-static void *ops_take_as(ops_t *ops, int64_t count, int32_t dtype) {
+/* A weight of a dtype: bf16 numbers are the upper halves of the fp32 ones. */
+static void *ops_take_weight(ops_t *ops, int64_t count, int32_t dtype) {
   float *wide = ops_take(ops, count);
   uint16_t *narrow = (uint16_t *)(void *)wide;
   for (int64_t i = 0; dtype == NN_BF16 && i < count; i++) {
@@ -116,20 +116,16 @@ static void ops_linear(ops_t *ops, int64_t rows, int64_t out, int64_t in, int32_
     snprintf(name, sizeof name, "matmul %s %s %dx%dx%d", dtype == NN_BF16 ? "bf16" : "fp32", forms[form],
              (int)rows, (int)out, (int)in);
     if (!report_wanted("ops", name)) continue;
-    void *x = ops_take_as(ops, rows * in, dtype), *y = ops_take_as(ops, rows * out, dtype);
-    void *w = ops_take_as(ops, out * in, dtype);
-    float *dw = ops_take(ops, out * in);
-    op_matmul_t op = {.m = rows, .n = out, .k = in, .trans_b = 1, .a = x, .lda = in, .b = w};
-    op.ldb = in, op.d = y, op.ldd = out, op.d_dtype = dtype;
-    if (form == 1) {
-      op = (op_matmul_t){.m = rows, .n = in, .k = out, .a = y, .lda = out, .b = w, .ldb = in};
-      op.d = x, op.ldd = in, op.d_dtype = dtype;
-    }
-    if (form == 2) {
-      op = (op_matmul_t){.m = out, .n = in, .k = rows, .trans_a = 1, .a = y, .lda = out, .b = x};
-      op.ldb = in, op.c = dw, op.ldc = in, op.d = dw, op.ldd = in;
-    }
-    op.a_dtype = op.b_dtype = dtype;
+    float *x = ops_take(ops, rows * in), *y = ops_take(ops, rows * out), *dw = ops_take(ops, out * in);
+    void *w = ops_take_weight(ops, out * in, dtype);
+    op_matmul_t op = {.m = rows, .n = out, .k = in, .trans_b = 1, .a = x, .lda = in, .b = w, .ldb = in};
+    op.d = y, op.ldd = out;
+    if (form == 1)
+      op = (op_matmul_t){.m = rows, .n = in, .k = out, .a = y, .lda = out, .b = w, .ldb = in, .d = x, .ldd = in};
+    if (form == 2)
+      op = (op_matmul_t){.m = out, .n = in, .k = rows, .trans_a = 1, .a = y, .lda = out, .b = x,
+                         .ldb = in, .c = dw, .ldc = in, .d = dw, .ldd = in};
+    op.b_dtype = form == 2 ? NN_F32 : dtype, op.rounds = dtype == NN_BF16;
     RUN(ops, name, matmul, op, -1, 0, work);
   }
 }
