@@ -117,7 +117,8 @@ part "gcc, release" build_and_test release -DMOENN_WERROR=ON "${cuda_options[@]}
 part "the same on AVX2 alone" again avx2
 part "the same in plain C" again reference
 part "gcc, address and undefined-behaviour sanitizers" build_and_test asan -- --label-exclude "e2e"
-part "gcc, thread sanitizer" build_and_test tsan -- --tests-regex "^(ops|train|infer)|threads"
+part "gcc, thread sanitizer" build_and_test tsan -- --tests-regex "^(ops|train|infer)|threads" \
+  --label-exclude "^paths\$"
 part "clang, release, no warnings" build_clang
 part "clang, fuzzing for 5 s each" fuzz 5
 part "reference without warnings" build_docs
