@@ -421,8 +421,8 @@ static void test_bf16_model(void **state) {
     fixture_tokens(tokens, CONTEXT, VOCAB, 3);
     float *full = forward_logits(model, tokens, CONTEXT), logits[VOCAB];
     double largest = fixture_largest(full, CONTEXT * VOCAB);
-    /* Weights rounded to bf16 in an fp32 model: with fp32 activations that products do not round, as on most
-     * CPU paths, products and sums are the same, so is the tolerance. */
+    /* Weights rounded to bf16 in an fp32 model: with fp32 activations that products do not round, as
+     * on most CPU paths, products and sums are the same, so is the tolerance. */
     nn_device_info_t place = STRUCT(nn_device_info_t);
     CHECK(nn_device_info(device, &place));
     bool wide = strcmp(place.name, "cpu") == 0 && !(place.cpu_paths & NN_CPU_AVX512_BF16);
