@@ -1,5 +1,6 @@
-/* A GPU's operations by themselves. Each is called many times between two events in the device's
- * stream, so that launches overlap as they do in a step. */
+/* A GPU's operations by themselves. Many calls of one are recorded as a graph, as training and
+ * decoding steps are, which runs between two events in the device's stream: launches by the host
+ * take longer than short kernels, and would be what is measured. */
 #include "gpu.h"
 
 #include <stdio.h>
@@ -8,7 +9,7 @@
 #include "base/device.h"
 #include "base/mem.h"
 
-enum { SAMPLES = 9 };
+enum { SAMPLES = 9, GRAPH_CALLS = 256 };
 
 /* ---- memory ---- */
 
@@ -65,29 +66,49 @@ static int gpu_compare(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
+/* NULL where the operation cannot be recorded. */
+static backend_graph_t *gpu_record(const gpu_t *gpu, gpu_fn fn, const void *op, int64_t calls) {
+  backend_graph_t *graph;
+  nn_status_t status = NN_OK;
+  TRY(gpu->table->record_begin(gpu->place));
+  for (int64_t i = 0; i < calls && status == NN_OK; i++)
+    status = fn(gpu->place, op, gpu->scratch);
+  TRY(gpu->table->record_end(gpu->place, &graph));
+  return graph;
+}
+
+/* Seconds of `turns` runs of the graph, or of calls without one. */
+static double gpu_turns(const gpu_t *gpu, gpu_fn fn, const void *op, backend_graph_t *graph,
+                        int64_t turns) {
+  gpu_clock_begin(gpu->clock);
+  for (int64_t i = 0; i < turns; i++)
+    TRY(graph ? gpu->table->graph_run(gpu->place, graph) : fn(gpu->place, op, gpu->scratch));
+  return gpu_clock_end(gpu->clock);
+}
+
 gpu_time_t gpu_time(const gpu_t *gpu, gpu_fn fn, const void *op) {
   double times[SAMPLES];
-  double once = 0;
-  for (int i = 0; i < 4; i++) { /* the last after three for warming up */
-    gpu_clock_begin(gpu->clock);
-    TRY(fn(gpu->place, op, gpu->scratch));
-    once = gpu_clock_end(gpu->clock);
-  }
-  int64_t turns = (int64_t)(0.02 / once) + 1;
-  for (int i = 0; i < SAMPLES; i++) {
-    gpu_clock_begin(gpu->clock);
-    for (int64_t t = 0; t < turns; t++) TRY(fn(gpu->place, op, gpu->scratch));
-    times[i] = gpu_clock_end(gpu->clock) / (double)turns;
-  }
+  gpu_turns(gpu, fn, op, NULL, 3); /* for warming up */
+  int64_t runs = (int64_t)(0.02 / gpu_turns(gpu, fn, op, NULL, 1)) + 1;
+  int64_t calls = runs < GRAPH_CALLS ? runs : GRAPH_CALLS, turns = (runs + calls - 1) / calls;
+  backend_graph_t *graph = gpu_record(gpu, fn, op, calls);
+  if (graph)
+    gpu_turns(gpu, fn, op, graph, 1); /* the first run brings the graph to the device */
+  else
+    turns = runs, calls = 1;
+  for (int i = 0; i < SAMPLES; i++)
+    times[i] = gpu_turns(gpu, fn, op, graph, turns) / (double)(turns * calls);
+  gpu->table->graph_free(gpu->place, graph);
   qsort(times, SAMPLES, sizeof *times, gpu_compare);
-  return (gpu_time_t){times[SAMPLES / 2], times[0], turns * SAMPLES};
+  return (gpu_time_t){times[SAMPLES / 2], times[0], turns * calls * SAMPLES,
+                      graph ? "" : "called, not recorded"};
 }
 
 gpu_time_t gpu_run(const gpu_t *gpu, const char *name, gpu_fn fn, const void *op,
                    bench_work_t work) {
   if (!report_wanted("gpu", name)) return (gpu_time_t){0};
   gpu_time_t time = gpu_time(gpu, fn, op);
-  report_line("gpu", name, time.median, time.fastest, time.runs, work, "");
+  report_line("gpu", name, time.median, time.fastest, time.runs, work, time.note);
   return time;
 }
 

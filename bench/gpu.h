@@ -37,11 +37,12 @@ int32_t *gpu_ids(gpu_t *gpu, int64_t count, int64_t step, int64_t first, int64_t
 int32_t *gpu_ids_often(gpu_t *gpu, int64_t count, int64_t step, int64_t first, int64_t bound,
                        int64_t often);
 
-/* Times an operation, called again and again. */
+/* Times an operation, in a graph of many calls where it can be recorded. */
 typedef nn_status_t (*gpu_fn)(backend_device_t *, const void *, backend_scratch_t);
 typedef struct gpu_time {
   double median, fastest;
   int64_t runs;
+  const char *note; /* says where it was called instead; else "" */
 } gpu_time_t;
 gpu_time_t gpu_time(const gpu_t *gpu, gpu_fn fn, const void *op);
 

@@ -152,7 +152,7 @@ static void mixture_backward(gpu_t *gpu, const mixture_case_t *c, const op_exper
   if (!up.runs) up = gpu_time(gpu, (gpu_fn)(void (*)(void))gpu->table->experts, &pair.up);
   gpu_time_t both = gpu_time(gpu, mixture_pair, &pair);
   report_line("gpu", name, both.median - up.median, both.fastest - up.fastest, both.runs,
-              gpu_flops(gpu, 2 * work), "");
+              gpu_flops(gpu, 2 * work), both.note);
 }
 
 static void mixture_training(gpu_t *gpu, const mixture_case_t *c) {
