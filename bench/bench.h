@@ -2,6 +2,7 @@
 #ifndef BENCH_H
 #define BENCH_H
 
+#include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -47,6 +48,13 @@ double bench_now(void);
 typedef void (*bench_fn)(void *context);
 /* Median seconds of one run: warm-up apart, at least 5 runs, at least `seconds` in all. */
 double bench_time(bench_fn fn, void *context, double seconds, double *fastest, int64_t *runs);
+
+/* ---- pin.c ---- */
+int32_t pin_cpus(void);          /* logical CPUs that this program was started with */
+int32_t pin_cpu(int32_t thread); /* the logical CPU for a thread, 0 being the program's own */
+/* pthread_create on that CPU. */
+void pin_start(pthread_t *id, int32_t thread, void *(*run)(void *context), void *context);
+void pin_self(bool pinned); /* the calling thread on CPU 0 of the process, or on any of them */
 
 /* ---- report.c ---- */
 void report_begin(const bench_options_t *options, int argc, char **argv, const char *cpu,

@@ -91,7 +91,7 @@ static double ceiling_rate(int32_t threads, void (*loop)(void), int kind, double
   pthread_barrier_init(&barrier, NULL, (unsigned)threads);
   for (int32_t t = 0; t < threads; t++) {
     jobs[t] = (ceiling_job_t){.loop = loop, .kind = kind, .count = count, .barrier = &barrier};
-    if (pthread_create(&ids[t], NULL, ceiling_thread, &jobs[t])) exit(1);
+    pin_start(&ids[t], t, ceiling_thread, &jobs[t]);
   }
   double slowest = 0;
   for (int32_t t = 0; t < threads; t++) {

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/mem.h"
 #include "bench.h"
 
 static const char usage[] =
@@ -119,17 +120,36 @@ static void bench_cuda(nn_device_t *device, const bench_options_t *options) {
 }
 #endif
 
+static nn_device_t *open_gpu(const bench_options_t *options) {
+  nn_device_options_t asked = {.struct_size = sizeof asked, .threads = options->threads};
+  nn_device_t *device;
+  TRY(nn_device_create(options->device, &asked, &device));
+  return device;
+}
+
+/* Each thread on a CPU of its own, this one included. */
+static nn_device_t *open_cpu(const bench_options_t *options) {
+  int32_t threads = options->threads ? options->threads : pin_cpus();
+  int32_t *affinity = bench_alloc((size_t)threads * sizeof *affinity);
+  for (int32_t t = 0; t < threads; t++) affinity[t] = pin_cpu(t);
+  nn_device_options_t asked = {
+      .struct_size = sizeof asked, .threads = threads, .affinity = affinity};
+  nn_device_t *device;
+  TRY(nn_device_create(options->device, &asked, &device));
+  mem_free(affinity);
+  pin_self(true);
+  return device;
+}
+
 int main(int argc, char **argv) {
   bench_options_t options = parse(argc, argv);
   find_plugin();
-  nn_device_t *device;
-  nn_device_options_t asked = {.struct_size = sizeof asked, .threads = options.threads};
-  TRY(nn_device_create(options.device, &asked, &device));
+  bool gpu = strcmp(options.device, "cpu") != 0;
+  nn_device_t *device = gpu ? open_gpu(&options) : open_cpu(&options);
   nn_device_info_t info = {.struct_size = sizeof info};
   TRY(nn_device_info(device, &info));
   char cpu[128];
   cpu_name(cpu, sizeof cpu);
-  bool gpu = strcmp(options.device, "cpu") != 0;
   report_begin(&options, argc, argv, gpu ? info.model : cpu, info.threads, info.cpu_paths);
   if (gpu)
     bench_cuda(device, &options);

@@ -122,7 +122,7 @@ static void seed_side_by_side(void *context) {
   seed_thread_t threads[8];
   for (int i = 0; i < job->count; i++) {
     threads[i] = (seed_thread_t){&job->models[i], job->fn};
-    if (pthread_create(&ids[i], NULL, seed_work, &threads[i])) exit(1);
+    pin_start(&ids[i], i, seed_work, &threads[i]);
   }
   for (int i = 0; i < job->count; i++) pthread_join(ids[i], NULL);
 }

@@ -129,6 +129,7 @@ static void serving_opening(serving_t *job, nn_model_t **model, const nn_plan_t 
   nn_model_destroy(*model);
   *model = NULL;
   job->folder = folder;
+  pin_self(false); /* files are read by threads that inherit this one's CPUs */
   report_run("load", names[2], serving_load, job,
              (bench_work_t){UNIT_BYTE, (double)plan->parameter_bytes, 0});
   if (nftw(folder, serving_remove, 16, FTW_DEPTH | FTW_PHYS))
