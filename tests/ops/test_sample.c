@@ -1,5 +1,8 @@
 /* The choice of a token: each filter by the definition, their order, ties, frequencies, and logits
- * that are not numbers. */
+ * that are not numbers.
+ *
+ * MOENN_TEST_DRAWS is how many draws each filter's frequencies are seen in, for tools in which each
+ * takes many milliseconds; at most DRAWS, which is what they are without. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,6 +10,8 @@
 #include "ops.h"
 
 enum { DRAWS = 4000, REPEATED = 200, MOST = 600 };
+
+static int draws = DRAWS, repeated = REPEATED;
 
 typedef struct sample_case {
   int64_t vocab;
@@ -74,14 +79,14 @@ static void check_frequencies(const op_sample_t *op, const int32_t *drawn) {
   static int32_t count[MOST];
   expected_probabilities(op, probability);
   memset(count, 0, sizeof count);
-  for (int i = 0; i < DRAWS; i++) {
+  for (int i = 0; i < draws; i++) {
     assert_in_range(drawn[i], 0, op->vocab - 1);
     count[drawn[i]]++;
   }
   for (int64_t i = 0; i < op->vocab; i++) {
-    double p = probability[i], off = fabs(count[i] - DRAWS * p);
+    double p = probability[i], off = fabs(count[i] - draws * p);
     if (p == 0) assert_int_equal(count[i], 0);
-    else assert_true(off <= 5 * sqrt(DRAWS * p * (1 - p)) + 1);
+    else assert_true(off <= 5 * sqrt(draws * p * (1 - p)) + 1);
   }
 }
 
@@ -97,22 +102,23 @@ static op_sample_t sample_make(const sample_case_t *c) {
 
 static void check_sample(const sample_case_t *c) {
   op_sample_t op = sample_make(c);
-  int32_t *drawn = ops_ints(DRAWS), *first = ops_ints(DRAWS);
+  int32_t *drawn = ops_ints(draws), *first = ops_ints(draws);
   int begun = 0;
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .vocab = c->vocab});
   while (ops_next(&trial)) {
-    for (int i = 0; i < (begun ? REPEATED : DRAWS); i++) {
+    for (int i = 0; i < (begun ? repeated : draws); i++) {
       op.seed = 77, op.counter = (uint64_t)i, op.token = &drawn[i];
       drawn[i] = -1;
       OPS_RUN(&trial, sample, &op);
     }
     if (!begun) {
       check_frequencies(&op, drawn);
-      memcpy(first, drawn, DRAWS * sizeof *first);
+      memcpy(first, drawn, (size_t)draws * sizeof *first);
       begun = 1;
     }
-    assert_memory_equal(drawn, first, REPEATED * sizeof *drawn); /* the same choice on every path */
+    /* the same choice on every path */
+    assert_memory_equal(drawn, first, (size_t)repeated * sizeof *drawn);
     OPS_RUN_CANCELLED(&trial, sample, &op);
   }
   ops_free();
@@ -265,7 +271,14 @@ static void test_logits_that_are_not_numbers(void **state) {
   ops_free();
 }
 
+static void choose_draws(void) {
+  const char *text = getenv("MOENN_TEST_DRAWS");
+  if (text && atoi(text) > 0 && atoi(text) < DRAWS) draws = atoi(text);
+  if (repeated > draws) repeated = draws;
+}
+
 int main(void) {
+  choose_draws();
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_filters),
       cmocka_unit_test(test_greedy),
