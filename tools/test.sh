@@ -114,6 +114,7 @@ build_clang() { configure clang -DMOENN_TESTS=OFF && cmake --build --preset clan
 
 part "gcc, release" build_and_test release -DMOENN_WERROR=ON "${cuda_options[@]}" \
   -- --label-exclude '^conformance$'
+part "the same on AVX-512 without its bf16 products" again avx512
 part "the same on AVX2 alone" again avx2
 part "the same in plain C" again reference
 part "gcc, address and undefined-behaviour sanitizers" build_and_test asan -- --label-exclude "e2e"

@@ -86,6 +86,32 @@ static void test_sleeping_workers_wake(void **state) {
   pool_destroy(pool);
 }
 
+/* Processor time that this process has used. */
+static double used_seconds(void) {
+  struct timespec used;
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &used);
+  return (double)used.tv_sec + 1e-9 * (double)used.tv_nsec;
+}
+
+/* Workers that have nothing to do leave their cores alone: after a region each may spin for some 50
+ * microseconds, a few times as long where a sanitizer slows it. One that went on spinning would use
+ * all of the tenth of a second; a fifth of that is allowed. */
+static void test_idle_workers_sleep(void **state) {
+  (void)state;
+  atomic_int cancel = 0;
+  pool_t *pool;
+  assert_int_equal(open_pool(2, NULL, &cancel, &pool), NN_OK);
+  static count_t count;
+  memset(&count, 0, sizeof count);
+  count.threads = 2;
+  assert_int_equal(pool_run(pool, 50, count_item, &count), NN_OK);
+  double before = used_seconds();
+  usleep(100000);
+  double used = used_seconds() - before;
+  if (used > 0.02) fail_msg("an idle pool used %.4f s of 0.1", used);
+  pool_destroy(pool);
+}
+
 static void wait_for_the_other(void *context, int64_t item, int32_t thread) {
   atomic_int *arrived = context;
   (void)item;
@@ -228,6 +254,7 @@ int main(void) {
       cmocka_unit_test(test_every_item_once),
       cmocka_unit_test(test_more_threads_than_cores),
       cmocka_unit_test(test_sleeping_workers_wake),
+      cmocka_unit_test(test_idle_workers_sleep),
       cmocka_unit_test(test_items_run_at_the_same_time),
       cmocka_unit_test(test_cancel),
       cmocka_unit_test(test_affinity),
