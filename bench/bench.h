@@ -25,6 +25,7 @@ typedef struct bench_options {
   const char *text;      /* file to encode; NULL: made-up words */
   double seconds;      /* least time spent measuring a scenario */
   bool cold;           /* operations: work through buffers that exceed the last-level cache */
+  bool tf32;           /* nn_device_options_t's, of a GPU */
 } bench_options_t;
 
 /* Units of work. */

@@ -17,7 +17,8 @@ static const char usage[] =
     "  --layers N      layers of moe-6.9b in decode, prefill and load (default: all 30, 15 GB)\n"
     "  --tokenizer P   of the group tokenizer: a tokenizer file or folder (default: the bytes')\n"
     "  --text FILE     what it encodes (default: 10 MB of made-up words)\n"
-    "  --cold          operations work through buffers that exceed the caches\n"
+    "  --cold          a CPU's operations work through buffers that exceed the caches\n"
+    "  --tf32          a GPU may round what it multiplies in fp32 to TF32\n"
     "  --json FILE     write the report as JSON too\n"
     "  --help          print this\n";
 
@@ -43,6 +44,9 @@ static bench_options_t parse(int argc, char **argv) {
       exit(0);
     } else if (!strcmp(option, "--cold")) {
       options.cold = true;
+      continue;
+    } else if (!strcmp(option, "--tf32")) {
+      options.tf32 = true;
       continue;
     } else if (!strcmp(option, "--device") && value) {
       options.device = value;
@@ -123,6 +127,7 @@ static void bench_cuda(nn_device_t *device, const bench_options_t *options) {
 static nn_device_t *open_gpu(const bench_options_t *options) {
   nn_device_options_t asked = {.struct_size = sizeof asked, .threads = options->threads};
   nn_device_t *device;
+  asked.tf32 = options->tf32;
   TRY(nn_device_create(options->device, &asked, &device));
   return device;
 }

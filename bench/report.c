@@ -17,19 +17,21 @@ void report_begin(const bench_options_t *options, int argc, char **argv, const c
   char command[1024] = "";
   for (int i = 0; i < argc; i++) {
     size_t used = strlen(command);
-    snprintf(command + used, sizeof command - used, "%s%s", i ? " " : "", argv[i]);
+    const char *quote = strchr(argv[i], ' ') ? "\"" : "";
+    snprintf(command + used, sizeof command - used, "%s%s%s%s", i ? " " : "", quote, argv[i], quote);
   }
   char path_names[64];
   snprintf(path_names, sizeof path_names, "reference%s%s%s", paths & NN_CPU_AVX2 ? ", avx2" : "",
            paths & NN_CPU_AVX512 ? ", avx512" : "", paths & NN_CPU_AVX512_BF16 ? ", avx512bf16" : "");
-  printf("libmoenn %s\ncommand  %s\ncpu      %s\nthreads  %d\npaths    %s\ncompiler %s\n\n", nn_version(),
-         command, cpu, threads, path_names, __VERSION__);
+  printf("libmoenn %s\ncommand  %s\ncpu      %s\nthreads  %d\npaths    %s\ncompiler %s\nflags    %s\n\n",
+         nn_version(), command, cpu, threads, path_names, __VERSION__, BENCH_FLAGS);
   json_object_set_new(report_json, "version", json_string(nn_version()));
   json_object_set_new(report_json, "command", json_string(command));
   json_object_set_new(report_json, "cpu", json_string(cpu));
   json_object_set_new(report_json, "threads", json_integer(threads));
   json_object_set_new(report_json, "paths", json_string(path_names));
   json_object_set_new(report_json, "compiler", json_string(__VERSION__));
+  json_object_set_new(report_json, "flags", json_string(BENCH_FLAGS));
   json_object_set(report_json, "scenarios", report_rows);
 }
 
