@@ -171,9 +171,7 @@ VEC_INLINE void stream_dots(const int x_rows, const int32_t *x, int64_t x_stride
   if (p < k) stream_step(x_rows, x, x_stride, w, p, k - p, ahead, acc);
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
     if (i >= x_rows) continue;
-    __m128 low = _mm_hadd_ps(vec_fold_sum(acc[i][0]), vec_fold_sum(acc[i][1]));
-    __m128 high = _mm_hadd_ps(vec_fold_sum(acc[i][2]), vec_fold_sum(acc[i][3]));
-    _mm_storeu_ps(tile + i * GEMM_NR, _mm_hadd_ps(low, high));
+    _mm_storeu_ps(tile + i * GEMM_NR, vf_sum4(acc[i]));
   }
 }
 
