@@ -58,8 +58,9 @@ static block_acts_t *run_acts(const nn_model_t *model, int64_t layer) {
   return &model->training->buffers.acts[shared ? 0 : layer];
 }
 
-/* From tokens to the final norm's output. */
-static nn_status_t run_blocks(nn_model_t *model, const pass_t *pass) {
+/* From tokens to the final norm's output. What only a backward pass that does not recompute it reads
+ * is kept where `gradients` follow. */
+static nn_status_t run_blocks(nn_model_t *model, const pass_t *pass, bool gradients) {
   training_buffers_t *buffers = &model->training->buffers;
   const nn_model_config_t *config = &model->config;
   int64_t n = pass->batch * pass->q_len;
@@ -69,9 +70,12 @@ static nn_status_t run_blocks(nn_model_t *model, const pass_t *pass) {
   embed.alpha = config->embedding_scale;
   embed.act_dtype = pass->act_dtype, embed.out = run_x(model, pass, 0);
   STATUS_TRY(pass->backend->embed(pass->place, &embed, pass->scratch));
-  for (int64_t l = 0; l < config->layers; l++)
-    STATUS_TRY(block_forward(pass, l, run_x(model, pass, l), run_x(model, pass, l + 1),
-                             run_acts(model, l)));
+  bool keep = gradients && model->training->options.recompute == NN_RECOMPUTE_NONE;
+  for (int64_t l = 0; l < config->layers; l++) {
+    block_acts_t acts = *run_acts(model, l);
+    if (!keep) acts.expert_pre = NULL;
+    STATUS_TRY(block_forward(pass, l, run_x(model, pass, l), run_x(model, pass, l + 1), &acts));
+  }
   op_norm_t norm = final_norm(pass, n, run_x(model, pass, config->layers), buffers->y,
                               buffers->mean, buffers->rstd);
   return PASS_RUN(pass, norm, norm);
@@ -83,7 +87,7 @@ nn_status_t run_forward(nn_model_t *model, const int32_t *tokens, int64_t batch,
   const nn_model_config_t *config = &model->config;
   pass_t pass;
   STATUS_TRY(run_begin(model, tokens, batch, seq_len, &pass));
-  STATUS_TRY(run_blocks(model, &pass));
+  STATUS_TRY(run_blocks(model, &pass, false));
   for (int64_t row = 0, n = batch * seq_len; row < n; row += buffers->logits_rows) {
     op_matmul_t op = {.n = config->vocab_size, .k = config->hidden, .trans_b = 1};
     op.m = n - row < buffers->logits_rows ? n - row : buffers->logits_rows;
@@ -222,7 +226,7 @@ typedef struct run_work {
 /* From tokens to the losses and, if asked for, gradients, without a look at any of them. */
 static nn_status_t run_work(const void *context) {
   const run_work_t *work = context;
-  STATUS_TRY(run_blocks(work->model, work->pass));
+  STATUS_TRY(run_blocks(work->model, work->pass, work->gradients));
   STATUS_TRY(run_head(work->model, work->pass, work->gradients, work->scale, work->targets));
   STATUS_TRY(run_router_losses(work->model, work->pass));
   return work->gradients ? run_backward(work->model, work->pass, work->scale) : NN_OK;
