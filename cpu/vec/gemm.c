@@ -1,7 +1,7 @@
 /* Cuts the groups of a product into items and computes each: panels of b and a are packed into
  * the thread's scratch, block by block along k, and the register kernel goes over them; operands
- * whose rows run along k are read where they lie, and so is any a where the rest is near. How items
- * are cut depends on the threads; no element's sum does. */
+ * whose rows run along k are read where they lie, and so is any a where the rest is near or its rows
+ * are few. How items are cut depends on the threads; no element's sum does. */
 #include "vec/gemm_ahead.h"
 
 enum {
@@ -17,6 +17,8 @@ enum {
   GEMM_ROWS_K = 1536,       /* up to this k, */
   GEMM_ROWS_NB = 256,       /* and most columns of such an item: its sums stay in the L2 cache */
   GEMM_PUT_ROWS = 48,       /* rows that are computed, then put where they belong */
+  GEMM_FEW_ROWS = 128,      /* rows that are few: weights from anywhere are packed for them */
+  GEMM_FEW_K = 128,         /* by so much of k, which stays in the first cache, packed and before */
   GEMM_THIN_MOST = 255,     /* rows that are few: of experts, whose weights come from memory */
 
   GEMM_TILE_FLOATS = GEMM_MR * GEMM_NR,
@@ -61,6 +63,7 @@ typedef struct gemm_item {
   const gemm_group_t *group;
   int64_t i, m, j, n, row_panels, low_rows, high_panels;
   bool a_in_place, b_in_place, direct; /* direct: the kernel writes what it can where it belongs */
+  bool few_rows; /* see gemm_few_rows */
   float *a, *b, *sum;
 } gemm_item_t;
 
@@ -251,13 +254,21 @@ static int gemm_many_rows(const gemm_t *gemm, const gemm_group_t *group) {
          group->k <= GEMM_ROWS_K;
 }
 
+/* Whether weights are packed by slices of little of k, each requested beside the one before; a is
+ * read in place or copied as a whole. */
+static int gemm_few_rows(const gemm_t *gemm, const gemm_group_t *group) {
+  return gemm->form == &form_numbers && group->m <= GEMM_FEW_ROWS && !group->a.along_k &&
+         !group->b.along_k && group->m * group->k <= GEMM_A_FLOATS;
+}
+
 /* Whether a group is computed so: all but the rows of an a across, which come one after the other,
- * is near enough that nothing need be requested in time, or these are many. */
+ * is near enough that nothing need be requested in time, or these are many, or few. */
 static int gemm_by_rows(const gemm_t *gemm, const gemm_group_t *group) {
   const gemm_operand_t *a = &group->a, *b = &group->b;
   if (gemm_many_rows(gemm, group)) return 1;
   return gemm->form == &form_numbers && (!a->along_k || gemm_extent(a, group->k) <= GEMM_NEAR) &&
-         gemm_extent(b, b->along_k ? group->k : group->n) <= GEMM_NEAR &&
+         (gemm_few_rows(gemm, group) ||
+          gemm_extent(b, b->along_k ? group->k : group->n) <= GEMM_NEAR) &&
          (!group->c || group->m * group->ldc * vec_dtype_bytes(group->d_dtype) <= GEMM_NEAR);
 }
 
@@ -276,39 +287,85 @@ static void gemm_item_copy_a(const gemm_item_t *item, int64_t k0, int64_t k) {
 
 /* Ends a panel of columns that the kernel cannot write where it belongs: a few rows at a time, so
  * that they are in the first cache when they are put there. */
-static void gemm_item_put(const gemm_item_t *item, int64_t column, gemm_panels_t panels) {
+static void gemm_item_put(const gemm_item_t *item, int64_t column, gemm_panels_t *panels,
+                          gemm_run_t **runs) {
   int64_t columns = vec_min(GEMM_NR, item->n - column), j = item->j + column;
   int across = !item->group->a.along_k;
   for (int64_t r = 0; r < item->m; r += GEMM_PUT_ROWS) {
     int64_t rows = vec_min(item->m - r, GEMM_PUT_ROWS);
-    VEC(gemm_kernel_rows)(rows, across, &panels);
-    gemm_put(item->gemm, item->group, item->i + r, rows, j, columns, panels.d);
-    panels.a += across ? rows * panels.lda : rows;
-    if (!panels.sum) continue;
-    panels.d += rows * GEMM_NR;
-    panels.sum = panels.d;
+    VEC(gemm_kernel_rows)(rows, across, panels, runs);
+    gemm_put(item->gemm, item->group, item->i + r, rows, j, columns, panels->d);
+    panels->a += across ? rows * panels->lda : rows;
+    if (!panels->sum) continue;
+    panels->d += rows * GEMM_NR;
+    panels->sum = panels->d;
   }
 }
 
-/* A panel of columns in the block [k0, k0 + k); panels has a. */
-static void gemm_item_columns(const gemm_item_t *item, int64_t column, int64_t k0,
-                              gemm_panels_t panels) {
+/* What is multiplied at once: a panel of columns, k from k0 on of the block [begin, end) that a is
+ * read or copied by. item NULL: nothing. */
+typedef struct gemm_slice {
+  const gemm_item_t *item;
+  int64_t column, begin, end, k0, k;
+} gemm_slice_t;
+
+static void gemm_slice(gemm_slice_t *slice, const gemm_item_t *item, int64_t column, int64_t begin,
+                       int64_t k0) {
+  int64_t end = item->few_rows ? item->group->k : begin + gemm_k_block(item->group->k);
+  end = vec_min(end, item->group->k);
+  int64_t k = end - k0;
+  if (item->few_rows && k > GEMM_FEW_K) k = GEMM_FEW_K;
+  slice->item = item, slice->column = column;
+  slice->begin = begin, slice->end = end, slice->k0 = k0, slice->k = k;
+}
+
+/* The slice behind another one, and behind the item's last one the first of the item `after`. */
+static void gemm_slice_after(gemm_slice_t *next, const gemm_slice_t *slice,
+                             const gemm_item_t *after) {
+  const gemm_item_t *item = slice->item;
+  int64_t k0 = slice->k0 + slice->k;
+  if (k0 < slice->end) gemm_slice(next, item, slice->column, slice->begin, k0);
+  else if (slice->column + GEMM_NR < item->n)
+    gemm_slice(next, item, slice->column + GEMM_NR, slice->begin, slice->begin);
+  else if (k0 < item->group->k) gemm_slice(next, item, 0, k0, k0);
+  else if (after) gemm_slice(next, after, 0, 0, 0);
+  else next->item = NULL;
+}
+
+/* Requests what a slice packs. */
+static void gemm_request_slice(gemm_requests_t *requests, const gemm_slice_t *slice) {
+  const gemm_item_t *item = slice->item;
+  if (!item || !item->few_rows) return;
+  gemm_ahead_t ahead = {.part = {.operand = &item->group->b,
+                                 .first = item->j + slice->column,
+                                 .count = vec_min(GEMM_NR, item->n - slice->column),
+                                 .k0 = slice->k0,
+                                 .k = slice->k}};
+  ahead.rows = ahead.share = ahead.part.count;
+  gemm_request_ahead(requests, &ahead);
+}
+
+/* One slice; a in its block of k is at `a`. */
+static void gemm_item_slice(const gemm_slice_t *slice, const float *a, int64_t lda,
+                            gemm_requests_t *requests) {
+  const gemm_item_t *item = slice->item;
   const gemm_group_t *group = item->group;
-  int64_t columns = vec_min(GEMM_NR, item->n - column), i = item->i, j = item->j + column;
-  int first = k0 == 0, last = k0 + panels.k == group->k, whole = columns == GEMM_NR;
-  if (item->b_in_place && whole) {
-    panels.b = gemm_place(&group->b, k0, j);
-    panels.ldb = group->b.ld;
-  } else {
-    gemm_item_pack_b(item, j, columns, k0, panels.k);
-    panels.b = item->b;
-    panels.ldb = GEMM_NR;
-  }
-  panels.d = item->sum + (first && last ? 0 : column * item->m);
-  panels.ldd = GEMM_NR;
-  panels.sum = first ? NULL : panels.d;
+  int64_t column = slice->column, columns = vec_min(GEMM_NR, item->n - column);
+  int64_t i = item->i, j = item->j + column;
+  int across = !group->a.along_k, whole = columns == GEMM_NR, in_place = item->b_in_place && whole;
+  int last = slice->k0 + slice->k == group->k;
+  gemm_run_t *runs = requests->run;
+  if (!in_place) gemm_item_pack_b(item, j, columns, slice->k0, slice->k);
+  gemm_panels_t panels = {.k = slice->k,
+                          .a = a + (slice->k0 - slice->begin) * (across ? 1 : lda),
+                          .lda = lda,
+                          .b = in_place ? gemm_place(&group->b, slice->k0, j) : item->b,
+                          .ldb = in_place ? group->b.ld : GEMM_NR,
+                          .ldd = GEMM_NR};
+  panels.d = item->sum + (slice->begin == 0 && slice->end == group->k ? 0 : column * item->m);
+  panels.sum = slice->k0 ? panels.d : NULL;
   if (last && !(item->direct && whole)) {
-    gemm_item_put(item, column, panels);
+    gemm_item_put(item, column, &panels, &runs);
     return;
   }
   if (last) {
@@ -317,23 +374,30 @@ static void gemm_item_columns(const gemm_item_t *item, int64_t column, int64_t k
     panels.d = (float *)group->d + i * group->ldd + j;
     panels.ldd = group->ldd;
   }
-  VEC(gemm_kernel_rows)(item->m, !group->a.along_k, &panels);
+  VEC(gemm_kernel_rows)(item->m, across, &panels, &runs);
 }
 
-static void gemm_item_rows(const gemm_item_t *item) {
-  const gemm_group_t *group = item->group;
-  const gemm_operand_t *a = &group->a;
-  for (int64_t k0 = 0, k; k0 < group->k; k0 += k) {
-    k = vec_min(gemm_k_block(group->k), group->k - k0);
-    gemm_panels_t panels = {.k = k, .a = item->a, .lda = a->along_k ? item->m : k};
+static void gemm_item_rows(const gemm_item_t *item, const gemm_item_t *after) {
+  const gemm_operand_t *a = &item->group->a;
+  gemm_slice_t slices[2], *slice = &slices[0], *next = &slices[1];
+  gemm_requests_t requests;
+  gemm_slice(slice, item, 0, 0, 0);
+  while (slice->item == item) {
+    int64_t k0 = slice->begin, k = slice->end - k0, lda = a->along_k ? item->m : k;
+    const float *at = item->a;
     if (item->a_in_place) {
-      panels.a = a->along_k ? gemm_place(a, k0, item->i) : gemm_place(a, item->i, k0);
-      panels.lda = a->ld;
-    } else {
+      at = a->along_k ? gemm_place(a, k0, item->i) : gemm_place(a, item->i, k0);
+      lda = a->ld;
+    } else if (slice->column == 0 && slice->k0 == k0) {
       gemm_item_copy_a(item, k0, k);
     }
-    for (int64_t column = 0; column < item->n; column += GEMM_NR)
-      gemm_item_columns(item, column, k0, panels);
+    gemm_slice_after(next, slice, after);
+    gemm_requests_begin(&requests, item->m * slice->k / GEMM_ROWS_REQUEST);
+    gemm_request_slice(&requests, next);
+    gemm_requests_end(&requests, item->sum);
+    gemm_item_slice(slice, at, lda, &requests);
+    gemm_slice_t *done = slice;
+    slice = next, next = done;
   }
 }
 
@@ -445,7 +509,7 @@ static int64_t gemm_width(const gemm_t *gemm, const gemm_group_t *group) {
 /* The rows and columns of an item. */
 static gemm_item_t gemm_item_at(const gemm_t *gemm, int64_t index) {
   const gemm_group_t *group = gemm_group_of(gemm, index);
-  gemm_item_t item = {.gemm = gemm, .group = group};
+  gemm_item_t item = {.gemm = gemm, .group = group, .few_rows = gemm_few_rows(gemm, group)};
   int64_t width = gemm_width(gemm, group);
   index -= group->first_item;
   /* Row blocks of the same columns follow each other, so that b is still in a cache. */
@@ -478,18 +542,19 @@ static void gemm_item(void *context, int64_t index, int32_t thread) {
   item.direct = !gemm->store && item.group->d_dtype == NN_F32;
   item.a_in_place = gemm_in_place(gemm, a) && (a->along_k || by_rows);
   item.b_in_place = gemm_in_place(gemm, b) && b->along_k;
+  /* Most likely this thread's next one: items go to threads in turn. */
+  int64_t next = index + gemm->threads;
+  gemm_item_t following;
+  if (next < gemm->items) following = gemm_item_at(gemm, next);
+  const gemm_item_t *after = next < gemm->items ? &following : NULL;
   if (by_rows) {
-    gemm_item_rows(&item);
+    gemm_item_rows(&item, after);
     return;
   }
   item.row_panels = vec_blocks(item.m, GEMM_MR);
   item.low_rows = item.m / item.row_panels;
   item.high_panels = item.m % item.row_panels;
-  /* Most likely this thread's next one: items go to threads in turn. */
-  int64_t next = index + gemm->threads;
-  gemm_item_t after;
-  if (next < gemm->items) after = gemm_item_at(gemm, next);
-  gemm_item_packed(&item, next < gemm->items ? &after : NULL);
+  gemm_item_packed(&item, after);
 }
 
 /* ---- the cut --------------------------------------------------------------------------------- */

@@ -4,9 +4,9 @@
  *
  * Order of summation: k is cut into equal blocks of at most GEMM_KC, a function of k alone; a
  * block is summed in order by fused multiply-adds from zero, blocks are added in order. Groups
- * that take the streaming path (see gemm_streams) sum each VEC_WIDTH-th product in order, then
- * the lanes; gemm_bf16.c says what products of bf16 do. Neither depends on the threads, nor an
- * element on its neighbours. */
+ * computed by rows (see gemm_by_rows) sum all of k as one block. Groups that take the streaming
+ * path (see gemm_streams) sum each VEC_WIDTH-th product in order, then the lanes; gemm_bf16.c says
+ * what products of bf16 do. None depends on the threads, nor an element on its neighbours. */
 #ifndef NN_CPU_VEC_GEMM_H
 #define NN_CPU_VEC_GEMM_H
 
@@ -24,6 +24,7 @@ enum {
   GEMM_NR = 2 * VEC_WIDTH,
   GEMM_PACK_STEP = 16,  /* rows along k that are packed together */
   GEMM_STREAM_WIDE = 1 << 17, /* longest rows of 16 bits there */
+  GEMM_ROWS_REQUEST = 16, /* see gemm_kernel_rows */
   GEMM_STREAM_ROWS = 16, /* most rows of a group that takes the streaming path; */
   GEMM_STREAM_FEW = 8,   /* with more than these, only where */
   GEMM_STREAM_SHORT = 128 /* k is longer: the sums over lanes take their time too */
@@ -110,8 +111,10 @@ typedef struct gemm_panels {
 
 void VEC(gemm_kernel)(int64_t rows, const gemm_panels_t *panels);
 
-/* The same for any number m of rows, without requests. With across, a is [m, k], rows lda apart. */
-void VEC(gemm_kernel_rows)(int64_t m, int across, const gemm_panels_t *panels);
+/* d[m, GEMM_NR] = sum + a . b + c for any number m of rows, the products added to sum one by one.
+ * With across, a is [m, k], rows lda apart. Requests a line every GEMM_ROWS_REQUEST multiply-adds of
+ * GEMM_NR columns, and leaves in *runs what it did not come to. */
+void VEC(gemm_kernel_rows)(int64_t m, int across, const gemm_panels_t *panels, gemm_run_t **runs);
 
 /* Packs count rows or columns of an operand from `first` on, restricted to k0 .. k0 + k - 1, as
  * out[k, width]. For a, width is count; for b it is GEMM_NR, and what is absent becomes 0. From

@@ -1,6 +1,7 @@
-/* The register kernel for numbers: d[m, GEMM_NR] = a . b + sum + c, any number of rows, as one loop
- * over tiles; each sum is a chain of fused multiply-adds in order of k. What is needed next is left
- * to the processor to foresee: a's rows, or those of its panel of columns, follow each other. */
+/* The register kernel for numbers: d[m, GEMM_NR] = sum + a . b + c, any number of rows, as one
+ * loop over tiles; each sum is a chain of fused multiply-adds in order of k. Of a, what is needed next
+ * is left to the processor to foresee: its rows, or those of its panel of columns, follow each other.
+ * Of the rest, a line is requested between steps. */
 #include "vec/gemm.h"
 
 /* Tiles are ROWS_MR x GEMM_NR: the loads of more rows would be fewer, but the end of a tile, where
@@ -22,13 +23,13 @@ VEC_INLINE void rows_steps(const int rows, const int across, const int steps,
     vf b0 = vf_load(*b), b1 = vf_load(*b + VEC_WIDTH);
     VEC_UNROLL for (int i = 0; i < ROWS_MR; i++) {
       if (i >= rows) continue;
-      vf x = vf_set1(across ? fourth[i / 4][i % 4 * lda + p] : fourth[0][p * lda + i]);
+      vf x = vf_set1(across ? fourth[i / 4][i % 4 * lda] : fourth[0][i]);
       acc[i][0] = vf_fma(x, b0, acc[i][0]);
       acc[i][1] = vf_fma(x, b1, acc[i][1]);
     }
     *b += ldb;
+    VEC_UNROLL for (int i = 0; i < ROWS_FOURTHS; i++) fourth[i] += across ? 1 : lda;
   }
-  VEC_UNROLL for (int i = 0; i < ROWS_FOURTHS; i++) fourth[i] += across ? steps : steps * lda;
 }
 
 VEC_INLINE void rows_add(const int rows, vf acc[ROWS_MR][2], const float *c, int64_t ldc) {
@@ -39,19 +40,36 @@ VEC_INLINE void rows_add(const int rows, vf acc[ROWS_MR][2], const float *c, int
   }
 }
 
+VEC_INLINE void rows_load(const int rows, vf acc[ROWS_MR][2], const float *sum) {
+  VEC_UNROLL for (int i = 0; i < ROWS_MR; i++) {
+    if (i >= rows) continue;
+    acc[i][0] = vf_load(sum + i * GEMM_NR);
+    acc[i][1] = vf_load(sum + i * GEMM_NR + VEC_WIDTH);
+  }
+}
+
 /* rows and across are constants where this is called, so that the loops unroll (all to ROWS_MR,
  * which compilers agree on) and acc becomes registers. */
-VEC_INLINE void rows_tile(const int rows, const int across, const gemm_panels_t *panels) {
+VEC_INLINE void rows_tile(const int rows, const int across, const gemm_panels_t *panels,
+                          gemm_run_t **runs) {
   const float *b = panels->b, *fourth[ROWS_FOURTHS];
+  gemm_run_t run = **runs;
   int64_t k = panels->k, lda = panels->lda, ldb = panels->ldb;
   vf acc[ROWS_MR][2];
   VEC_UNROLL for (int i = 0; i < ROWS_MR; i++) acc[i][0] = acc[i][1] = vf_zero();
+  if (panels->sum) rows_load(rows, acc, panels->sum);
   VEC_UNROLL for (int i = 0; i < ROWS_FOURTHS; i++)
     fourth[i] = panels->a + (across && 4 * i < rows ? 4 * i * lda : 0);
-  for (; k >= ROWS_STEPS; k -= ROWS_STEPS)
+  for (; k >= ROWS_STEPS; k -= ROWS_STEPS) {
+    if (across) {
+      _mm_prefetch((const char *)run.line, _MM_HINT_T0);
+      run.line += (uintptr_t)run.step;
+      if (--run.count == 0) run = *++*runs;
+    }
     rows_steps(rows, across, ROWS_STEPS, fourth, &b, lda, ldb, acc);
+  }
+  if (across) **runs = run;
   if (k) rows_steps(rows, across, 1, fourth, &b, lda, ldb, acc);
-  if (panels->sum) rows_add(rows, acc, panels->sum, GEMM_NR);
   if (panels->c) rows_add(rows, acc, panels->c, panels->ldc);
   VEC_UNROLL for (int i = 0; i < ROWS_MR; i++) {
     if (i >= rows) continue;
@@ -61,35 +79,44 @@ VEC_INLINE void rows_tile(const int rows, const int across, const gemm_panels_t 
 }
 
 /* The last m < ROWS_MR rows. */
-VEC_INLINE void rows_rest(int64_t m, const int across, const gemm_panels_t *panels) {
+VEC_INLINE void rows_rest(int64_t m, const int across, const gemm_panels_t *panels,
+                          gemm_run_t **runs) {
   switch (m) {
-    case 1: rows_tile(1, across, panels); break;
-    case 2: rows_tile(2, across, panels); break;
-    case 3: rows_tile(3, across, panels); break;
-    case 4: rows_tile(4, across, panels); break;
-    case 5: rows_tile(5, across, panels); break;
+    case 1: rows_tile(1, across, panels, runs); break;
+    case 2: rows_tile(2, across, panels, runs); break;
+    case 3: rows_tile(3, across, panels, runs); break;
+    case 4: rows_tile(4, across, panels, runs); break;
+    case 5: rows_tile(5, across, panels, runs); break;
 #if VEC_AVX512
-    case 6: rows_tile(6, across, panels); break;
-    case 7: rows_tile(7, across, panels); break;
+    case 6: rows_tile(6, across, panels, runs); break;
+    case 7: rows_tile(7, across, panels, runs); break;
 #endif
     default: break;
   }
 }
 
-VEC_INLINE void rows_all(int64_t m, const int across, gemm_panels_t panels) {
+VEC_INLINE void rows_all(int64_t m, const int across, const gemm_panels_t *panels,
+                         gemm_run_t **runs) {
+  gemm_panels_t at = {.k = panels->k, .a = panels->a, .b = panels->b};
+  at.sum = panels->sum, at.c = panels->c, at.d = panels->d;
+  at.lda = panels->lda, at.ldb = panels->ldb, at.ldc = panels->ldc, at.ldd = panels->ldd;
   for (; m >= ROWS_MR; m -= ROWS_MR) {
-    rows_tile(ROWS_MR, across, &panels);
-    panels.a += across ? ROWS_MR * panels.lda : ROWS_MR;
-    if (panels.sum) panels.sum += ROWS_MR * GEMM_NR;
-    if (panels.c) panels.c += ROWS_MR * panels.ldc;
-    panels.d += ROWS_MR * panels.ldd;
+    rows_tile(ROWS_MR, across, &at, runs);
+    at.a += across ? ROWS_MR * at.lda : ROWS_MR;
+    if (at.sum) at.sum += ROWS_MR * GEMM_NR;
+    if (at.c) at.c += ROWS_MR * at.ldc;
+    at.d += ROWS_MR * at.ldd;
   }
-  rows_rest(m, across, &panels);
+  rows_rest(m, across, &at, runs);
 }
 
-static void rows_across(int64_t m, const gemm_panels_t *panels) { rows_all(m, 1, *panels); }
-static void rows_along(int64_t m, const gemm_panels_t *panels) { rows_all(m, 0, *panels); }
+static void rows_across(int64_t m, const gemm_panels_t *panels, gemm_run_t **runs) {
+  rows_all(m, 1, panels, runs);
+}
+static void rows_along(int64_t m, const gemm_panels_t *panels, gemm_run_t **runs) {
+  rows_all(m, 0, panels, runs);
+}
 
-void VEC(gemm_kernel_rows)(int64_t m, int across, const gemm_panels_t *panels) {
-  (across ? rows_across : rows_along)(m, panels);
+void VEC(gemm_kernel_rows)(int64_t m, int across, const gemm_panels_t *panels, gemm_run_t **runs) {
+  (across ? rows_across : rows_along)(m, panels, runs);
 }
