@@ -1,15 +1,15 @@
-#define _XOPEN_SOURCE 700
+#define _GNU_SOURCE /* sched_getaffinity */
 #include "gpu.h"
 
 #ifdef __GLIBC__
 #include <malloc.h>
 #endif
 #include <math.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "base/dtype.h"
 #include "base/plugin.h"
@@ -117,11 +117,12 @@ static nn_status_t gpu_open_path(const char *name) {
   return status_fail(NN_ERR_UNSUPPORTED, "this processor has no %s", name);
 }
 
+/* A thread for each processor that this process may use. */
 static nn_status_t gpu_open_cpu(void) {
-  long cores = sysconf(_SC_NPROCESSORS_ONLN);
+  cpu_set_t mine;
+  int32_t cores = sched_getaffinity(0, sizeof mine, &mine) == 0 ? CPU_COUNT(&mine) : 1;
   gpu_place_t place;
-  STATUS_TRY(gpu_open_place(cpu_backend_open, cores > 1 ? (int32_t)cores : 1,
-                            NN_CPU_AVX2 | NN_CPU_AVX512, &place));
+  STATUS_TRY(gpu_open_place(cpu_backend_open, cores, NN_CPU_AVX2 | NN_CPU_AVX512, &place));
   gpu_take(GPU_CPU, place);
   return NN_OK;
 }
