@@ -89,7 +89,7 @@ typedef struct op_embed_bwd {
   int32_t act_dtype;
   const void *dout;              /* [n, hidden] */
   float alpha;                   /* of dwte alone */
-  float *dwte;                   /* [V, hidden] accumulates alpha dout, rows in order of n */
+  float *dwte;                   /* [V, hidden] accumulates alpha dout */
   float *dwpe;                   /* [context, hidden] accumulates, or NULL */
 } op_embed_bwd_t;
 
