@@ -21,12 +21,14 @@ void *gpu_alloc(gpu_t *gpu, size_t bytes) {
   return buffer->data;
 }
 
-void gpu_drop(gpu_t *gpu) {
-  while (gpu->buffers) {
+void gpu_drop_to(gpu_t *gpu, int kept) {
+  while (gpu->buffers > kept) {
     gpu_buffer_t buffer = gpu->buffer[--gpu->buffers];
     gpu->table->free(gpu->place, buffer.data, buffer.bytes);
   }
 }
+
+void gpu_drop(gpu_t *gpu) { gpu_drop_to(gpu, 0); }
 
 void *gpu_normal(gpu_t *gpu, int64_t count, int32_t dtype, float std) {
   void *data = gpu_alloc(gpu, (size_t)count * nn_dtype_bytes(dtype));

@@ -24,9 +24,10 @@ typedef struct gpu {
   int buffers;
 } gpu_t;
 
-/* Memory until gpu_drop, which gives all of it back. */
+/* Memory until gpu_drop, which gives all of it back, or gpu_drop_to, all but the first `kept`. */
 void *gpu_alloc(gpu_t *gpu, size_t bytes);
 void gpu_drop(gpu_t *gpu);
+void gpu_drop_to(gpu_t *gpu, int kept);
 void *gpu_zeros(gpu_t *gpu, size_t bytes);
 /* Random numbers. */
 void *gpu_normal(gpu_t *gpu, int64_t count, int32_t dtype, float std);

@@ -75,6 +75,15 @@ static void mixture_routing(gpu_t *gpu, const router_case_t *c, int64_t n) {
   RUN(gpu, name, route_bwd, back, gpu_bytes(gpu, 3 * bytes));
 }
 
+static void mixture_losses(gpu_t *gpu) {
+  enum { LAYERS = 30, EXPERTS = 16 };
+  op_router_loss_t op = {.layers = LAYERS, .experts = EXPERTS, .top_k = 4};
+  op.stats = gpu_normal(gpu, LAYERS * (2 * EXPERTS + 1), NN_F32, 1);
+  op.mean_share = gpu_alloc(gpu, EXPERTS * sizeof(float)), op.loss = gpu_alloc(gpu, 16);
+  RUN(gpu, "router losses of 30 layers", router_loss, op, (bench_work_t){0});
+  gpu_drop(gpu);
+}
+
 /* ---- experts ---- */
 
 /* The plain routing of such a case. */
@@ -190,6 +199,7 @@ void gpu_mixtures(gpu_t *gpu) {
       mixture_routing(gpu, &router_cases[i], n);
       gpu_drop(gpu);
     }
+  mixture_losses(gpu);
   for (size_t i = 0; i < sizeof mixture_cases / sizeof *mixture_cases; i++) {
     mixture_training(gpu, &mixture_cases[i]);
     gpu_drop(gpu);

@@ -45,6 +45,19 @@ static void gpu_dense(gpu_t *gpu) {
   gpu_project(gpu, &op);
 }
 
+/* What GPT-2's network has around its first product. */
+static void gpu_gelu(gpu_t *gpu) {
+  int64_t h = gpu->config.hidden, f = 4 * h;
+  op_matmul_t op = {.m = GPU_TOKENS, .n = f, .k = h, .trans_b = 1, .lda = h, .ldb = h, .ldd = f};
+  op.a = gpu_bf16(gpu, GPU_TOKENS * h), op.b = gpu_bf16(gpu, f * h), op.bias = gpu_bf16(gpu, f);
+  op.d = gpu_bf16(gpu, GPU_TOKENS * f), op.aux = gpu_bf16(gpu, GPU_TOKENS * f);
+  op.a_dtype = op.b_dtype = op.d_dtype = NN_BF16, op.epilogue = MATMUL_GELU;
+  bench_work_t work = gpu_flops(gpu, 2.0 * GPU_TOKENS * (double)(f * h));
+  RUN(gpu, "matmul with bias and GELU", matmul, op, work);
+  op.trans_b = 0, op.ldb = f, op.bias = NULL, op.epilogue = MATMUL_GELU_BWD;
+  RUN(gpu, "matmul with GELU's slope", matmul, op, work);
+}
+
 static void gpu_elementwise(gpu_t *gpu) {
   int64_t h = gpu->config.hidden, heads = gpu->config.heads + gpu->config.kv_heads;
   int64_t qkv = (heads + gpu->config.kv_heads) * 64;
@@ -131,6 +144,16 @@ static void gpu_families(gpu_t *gpu) {
   RUN(gpu, "copy of halves of 32 heads", copy_heads, copy, gpu_bytes(gpu, 1.5 * row));
 }
 
+/* op: all but the parameters and what belongs to them. */
+static void gpu_adamw(gpu_t *gpu, op_adamw_t op, const char *name, int32_t dtype, double moved) {
+  int kept = gpu->buffers;
+  op.weight_dtype = dtype, op.p = gpu_normal(gpu, op.count, dtype, 1);
+  if (dtype == NN_BF16) op.p_low = gpu_zeros(gpu, (size_t)op.count * sizeof(int16_t));
+  if (dtype == NN_F16) op.master = gpu_zeros(gpu, (size_t)op.count * sizeof(float));
+  RUN(gpu, name, adamw, op, gpu_bytes(gpu, moved * (double)op.count));
+  gpu_drop_to(gpu, kept);
+}
+
 static void gpu_optimizer(gpu_t *gpu) {
   int64_t count = 1000000000;
   float *g = gpu_normal(gpu, count, NN_F32, 1);
@@ -140,14 +163,15 @@ static void gpu_optimizer(gpu_t *gpu) {
   TRY(gpu->table->copy_in(gpu->place, now, &host, sizeof host));
   op_grad_norm_t norm = {.count = count, .g = g, .max_norm = 1, .now = now, .out = scale};
   RUN(gpu, "gradient norm, 1e9", grad_norm, norm, gpu_bytes(gpu, 4.0 * (double)count));
-  op_adamw_t adam = {.count = count, .weight_dtype = NN_BF16, .g = g, .scale = scale, .now = now};
-  adam.p = gpu_normal(gpu, count, NN_BF16, 1);
-  adam.p_low = gpu_zeros(gpu, (size_t)count * sizeof(int16_t));
+  op_adamw_t adam = {.count = count, .decayed = count, .g = g, .scale = scale, .now = now};
   adam.m = gpu_zeros(gpu, (size_t)count * sizeof(float));
   adam.v = gpu_zeros(gpu, (size_t)count * sizeof(float));
   adam.beta1 = 0.9f, adam.beta2 = 0.95f, adam.eps = 1e-8f, adam.weight_decay = 0.1f;
-  adam.decayed = count;
-  RUN(gpu, "AdamW, 1e9 bf16 with masters", adamw, adam, gpu_bytes(gpu, 28.0 * (double)count));
+  gpu_adamw(gpu, adam, "AdamW, 1e9 bf16 with masters", NN_BF16, 28);
+  gpu_adamw(gpu, adam, "AdamW, 1e9 fp16 with masters", NN_F16, 32);
+  gpu_adamw(gpu, adam, "AdamW, 1e9 fp32", NN_F32, 28);
+  op_fill_normal_t fill = {.out = adam.m, .count = count, .std = 0.02f, .seed = 7};
+  RUN(gpu, "normal numbers, 1e9", fill_normal, fill, gpu_bytes(gpu, 4.0 * (double)count));
 }
 
 static void gpu_head(gpu_t *gpu) {
@@ -178,8 +202,8 @@ static void gpu_head(gpu_t *gpu) {
 }
 
 void gpu_ops(gpu_t *gpu) {
-  void (*const groups[])(gpu_t *) = {gpu_dense, gpu_elementwise, gpu_families, gpu_optimizer,
-                                     gpu_head};
+  void (*const groups[])(gpu_t *) = {gpu_dense, gpu_gelu, gpu_elementwise, gpu_families,
+                                     gpu_optimizer, gpu_head};
   for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
     groups[i](gpu);
     gpu_drop(gpu);
