@@ -13,13 +13,16 @@
 
 typedef struct loss_case {
   int64_t n, hidden, vocab;
-  int32_t heavy; /* 1: in bf16 only, to be quick */
+  int32_t heavy;  /* 1: in bf16 only, to be quick */
+  int32_t biased; /* and scaled */
 } loss_case_t;
 
 static const loss_case_t loss_cases[] = {
-    {1, 8, 5, 0},       {3, 33, 77, 0},       {1, 768, 1000, 0},   {70, 64, 1000, 0},
-    {300, 768, 1000, 0}, {130, 770, 1001, 0}, {1, 768, 32000, 0},  {70, 768, 32000, 1},
-    {300, 768, 32000, 1}, {9000, 16, 8200, 1}, /* several chunks of rows */
+    {1, 8, 5, 0, 0},        {3, 33, 77, 0, 0},     {1, 768, 1000, 0, 0},
+    {70, 64, 1000, 0, 0},   {300, 768, 1000, 0, 0}, {130, 770, 1001, 0, 0},
+    {1, 768, 32000, 0, 0},  {70, 768, 32000, 1, 0}, {300, 768, 32000, 1, 0},
+    {9000, 16, 8200, 1, 0}, /* several chunks of rows */
+    {3, 33, 77, 0, 1},      {70, 64, 1000, 0, 1},   {9000, 16, 8200, 1, 1},
 };
 
 static gpu_tensor_t *loss_targets(const loss_case_t *c) {
@@ -32,12 +35,14 @@ static void check_loss(const loss_case_t *c, int32_t dtype) {
   int64_t h = c->hidden;
   if (gpu_leaves(dtype, 3.0 * (double)(c->n * h * c->vocab))) return;
   backend_limits_t limits = {.rows = c->n, .hidden = h, .vocab = c->vocab, .training = 1};
-  gpu_begin(dtype, limits, "head_loss n %lld, hidden %lld, vocab %lld", (long long)c->n,
-            (long long)h, (long long)c->vocab);
+  gpu_begin(dtype, limits, "head_loss n %lld, hidden %lld, vocab %lld, biased %d", (long long)c->n,
+            (long long)h, (long long)c->vocab, c->biased);
   gpu_tensor_t *x = gpu_in(c->n * h, 1, 0, 1), *target = loss_targets(c);
   gpu_tensor_t *w = gpu_in(c->vocab * h, 4 / sqrt((double)h), 0, 2); /* logits of order 1 */
   gpu_tensor_t *row_loss = gpu_out(GPU_F32, c->n), *sum = gpu_out(GPU_F64, 1);
   gpu_tensor_t *dx = gpu_out(GPU_ACT, c->n * h), *dw = gpu_sum(GPU_F32, c->vocab * h, 4);
+  gpu_tensor_t *bias = c->biased ? gpu_in(c->vocab, 1, 0, 5) : NULL;
+  gpu_tensor_t *dbias = c->biased ? gpu_sum(GPU_F32, c->vocab, 6) : NULL;
   for (int gradients = 0; gradients < 2; gradients++) {
     op_head_loss_t op[GPU_SIDES];
     for (int s = 0; s < GPU_SIDES; s++)
@@ -48,12 +53,15 @@ static void check_loss(const loss_case_t *c, int32_t dtype) {
                                .w = gpu_at(w, s, 0),
                                .weight_dtype = gpu_dtype(s),
                                .act_dtype = gpu_dtype(s),
+                               .alpha = c->biased ? 0.5f : 0,
+                               .bias = gpu_at(bias, s, 0),
                                .target = gpu_at(target, s, 0),
                                .row_loss = gpu_at(row_loss, s, 0),
                                .loss_sum = gpu_at(sum, s, 0),
                                .scale = 0.75f,
                                .dx = gradients ? gpu_at(dx, s, 0) : NULL,
-                               .dw = gradients ? gpu_at(dw, s, 0) : NULL};
+                               .dw = gradients ? gpu_at(dw, s, 0) : NULL,
+                               .dbias = gradients ? gpu_at(dbias, s, 0) : NULL};
     GPU_RUN(head_loss, op);
     /* logits are sums in fp32, and the loss is made of them */
     double bound = gpu_bound_f32(h) + gpu_bound_f32(c->vocab);
@@ -63,6 +71,7 @@ static void check_loss(const loss_case_t *c, int32_t dtype) {
     /* the logits' gradients, then dx */
     gpu_check(dx, "dx", h, gpu_bound(2, h + c->vocab));
     gpu_check(dw, "dw", h, gpu_bound(1, h + c->n));
+    if (dbias) gpu_check(dbias, "dbias", c->vocab, gpu_bound(1, h + c->n));
   }
   gpu_end();
 }
