@@ -28,6 +28,12 @@ VEC_INLINE void pack_square(const void *const *row, int64_t rows, int64_t ahead,
     if (i < steps) vf_store(out + i * width, r[i]);
 }
 
+/* The same, once for all dtypes: what k leaves is rare, and its code is long. */
+VEC_APART void pack_rest(const void *const *row, int64_t rows, int64_t ahead, int64_t k0,
+                         int64_t steps, int32_t dtype, int64_t width, float *out) {
+  pack_square(row, rows, ahead, k0, steps, dtype, width, out);
+}
+
 /* The same of whole fp32 rows. */
 VEC_INLINE void pack_square_f32(const void *const *row, int64_t k0, int64_t width, float *out) {
   const float *at[VEC_WIDTH];
@@ -58,7 +64,7 @@ VEC_INLINE void pack_rows(const void *const *row, int64_t rows, int64_t ahead, i
     for (; p + VEC_WIDTH <= k; p += VEC_WIDTH) pack_square_f32(row, k0 + p, width, out + p * width);
   for (; p + VEC_WIDTH <= k; p += VEC_WIDTH)
     pack_square(row, rows, ahead, k0 + p, VEC_WIDTH, dtype, width, out + p * width);
-  if (p < k) pack_square(row, rows, ahead, k0 + p, k - p, dtype, width, out + p * width);
+  if (p < k) pack_rest(row, rows, ahead, k0 + p, k - p, dtype, width, out + p * width);
 }
 
 /* Copies GEMM_NR elements, of which `count` exist, of each of k rows from element `first` on. */
