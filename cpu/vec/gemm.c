@@ -82,7 +82,7 @@ static int64_t pack_step(const gemm_operand_t *operand, int64_t k) {
  * well as packed ones unless the stride maps them all to a few sets. */
 static bool gemm_in_place(const gemm_t *gemm, const gemm_operand_t *operand) {
   return gemm->form == &form_numbers && operand->dtype == NN_F32 && !operand->gather &&
-         !operand->second && operand->ld * 4 % GEMM_BAD_STRIDE != 0;
+         operand->ld * 4 % GEMM_BAD_STRIDE != 0;
 }
 
 static const float *gemm_place(const gemm_operand_t *operand, int64_t row, int64_t i) {
@@ -279,9 +279,8 @@ static void gemm_item_copy_a(const gemm_item_t *item, int64_t k0, int64_t k) {
   int64_t first = a->along_k ? k0 : item->i, from = a->along_k ? item->i : k0;
   float *to = item->a;
   for (int64_t r = 0; r < rows; r++, to += width) {
-    const void *row = gemm_row(a, first + r);
-    for (int64_t q = 0; q < width; q += VEC_WIDTH)
-      vf_store_next(to + q, width - q, vf_load_as_next(row, from + q, width - q, a->dtype));
+    const float *row = vec_row(gemm_row(a, first + r), from, width, a->dtype, to);
+    if (row != to) memcpy(to, row, (size_t)width * sizeof *to);
   }
 }
 
@@ -352,15 +351,17 @@ static void gemm_item_slice(const gemm_slice_t *slice, const float *a, int64_t l
   const gemm_group_t *group = item->group;
   int64_t column = slice->column, columns = vec_min(GEMM_NR, item->n - column);
   int64_t i = item->i, j = item->j + column;
-  int across = !group->a.along_k, whole = columns == GEMM_NR, in_place = item->b_in_place && whole;
+  const gemm_operand_t *b = &group->b;
+  int across = !group->a.along_k, whole = columns == GEMM_NR, in_place = whole && item->b_in_place;
+  if (b->second && slice->k0 < b->split && slice->k0 + slice->k > b->split) in_place = 0;
   int last = slice->k0 + slice->k == group->k;
   gemm_run_t *runs = requests->run;
-  if (!in_place) gemm_item_pack_b(item, j, columns, slice->k0, slice->k);
+  if (!in_place) VEC(gemm_pack)(b, j, columns, GEMM_NR, slice->k0, slice->k, item->b);
   gemm_panels_t panels = {.k = slice->k,
                           .a = a + (slice->k0 - slice->begin) * (across ? 1 : lda),
                           .lda = lda,
-                          .b = in_place ? gemm_place(&group->b, slice->k0, j) : item->b,
-                          .ldb = in_place ? group->b.ld : GEMM_NR,
+                          .b = in_place ? (const float *)gemm_row(b, slice->k0) + j : item->b,
+                          .ldb = in_place ? b->ld : GEMM_NR,
                           .ldd = GEMM_NR};
   panels.d = item->sum + (slice->begin == 0 && slice->end == group->k ? 0 : column * item->m);
   panels.sum = slice->k0 ? panels.d : NULL;
@@ -507,7 +508,7 @@ static int64_t gemm_width(const gemm_t *gemm, const gemm_group_t *group) {
 }
 
 /* The rows and columns of an item. */
-static gemm_item_t gemm_item_at(const gemm_t *gemm, int64_t index) {
+VEC_APART gemm_item_t gemm_item_at(const gemm_t *gemm, int64_t index) {
   const gemm_group_t *group = gemm_group_of(gemm, index);
   gemm_item_t item = {.gemm = gemm, .group = group, .few_rows = gemm_few_rows(gemm, group)};
   int64_t width = gemm_width(gemm, group);
@@ -541,7 +542,7 @@ static void gemm_item(void *context, int64_t index, int32_t thread) {
   int by_rows = gemm_by_rows(gemm, item.group);
   item.direct = !gemm->store && item.group->d_dtype == NN_F32;
   item.a_in_place = gemm_in_place(gemm, a) && (a->along_k || by_rows);
-  item.b_in_place = gemm_in_place(gemm, b) && b->along_k;
+  item.b_in_place = gemm_in_place(gemm, b) && b->along_k && (!b->second || by_rows);
   /* Most likely this thread's next one: items go to threads in turn. */
   int64_t next = index + gemm->threads;
   gemm_item_t following;
