@@ -32,6 +32,7 @@ static const router_case_t router_cases[] = {
     {", fp16", 768, 16, 4, NN_F16, {.score = NN_SCORE_SOFTMAX}, 0},
     {", sigmoid and groups", 768, 16, 4, NN_BF16,
      {.score = NN_SCORE_SIGMOID, .groups = 4, .top_groups = 2}, 1},
+    {", 8 of 64", 2048, 64, 8, NN_BF16, {.norm = NN_ROUTER_NORM_NONE}, 0},
     {", 8 of 128", 2048, 128, 8, NN_BF16, {.score = NN_SCORE_SOFTMAX}, 0},
     {", 8 of 256, sigmoid and groups", 2048, 256, 8, NN_BF16,
      {.score = NN_SCORE_SIGMOID, .groups = 8, .top_groups = 4, .group_score = NN_GROUP_TOP2,

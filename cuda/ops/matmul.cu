@@ -17,6 +17,7 @@ static const size_t WORKSPACE_BYTES = 32 << 20; /* what cuBLAS advises for Hoppe
 typedef struct matmul_key {
   int64_t m, n, k, lda, ldb, ldc, ldd;
   int32_t trans_a, trans_b, a_dtype, b_dtype, d_dtype, bias, adds, epilogue, aux, alignment;
+  int32_t fast; /* fp32 may go through TF32 */
 } matmul_key_t;
 
 typedef struct matmul_plan {
@@ -82,7 +83,7 @@ static int32_t matmul_alignment(const op_matmul_t *op) {
   return (int32_t)(all & (~all + 1));
 }
 
-static matmul_key_t matmul_key(const op_matmul_t *op, int32_t epilogue) {
+static matmul_key_t matmul_key(const op_matmul_t *op, int32_t epilogue, bool fast) {
   matmul_key_t key;
   memset(&key, 0, sizeof key); /* compared whole */
   key.m = op->m, key.n = op->n, key.k = op->k;
@@ -92,6 +93,7 @@ static matmul_key_t matmul_key(const op_matmul_t *op, int32_t epilogue) {
   key.bias = op->bias != NULL, key.adds = op->c != NULL;
   key.epilogue = epilogue, key.aux = epilogue != MATMUL_NONE && op->aux;
   key.alignment = matmul_alignment(op);
+  key.fast = fast;
   return key;
 }
 
@@ -103,10 +105,9 @@ static cublasLtEpilogue_t plan_epilogue(const matmul_key_t *key) {
   return key->bias ? CUBLASLT_EPILOGUE_GELU_BIAS : CUBLASLT_EPILOGUE_GELU;
 }
 
-static cublasStatus_t plan_describe(const backend_device_t *device, matmul_plan_t *plan) {
+static cublasStatus_t plan_describe(matmul_plan_t *plan) {
   const matmul_key_t *key = &plan->key;
-  bool fast = key->a_dtype == NN_F32 && device->options.fast_fp32;
-  cublasComputeType_t compute = fast ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
+  cublasComputeType_t compute = key->fast ? CUBLAS_COMPUTE_32F_FAST_TF32 : CUBLAS_COMPUTE_32F;
   cublasOperation_t op_a = key->trans_b ? CUBLAS_OP_T : CUBLAS_OP_N;
   cublasOperation_t op_b = key->trans_a ? CUBLAS_OP_T : CUBLAS_OP_N;
   cudaDataType_t a = matmul_type(key->b_dtype), b = matmul_type(key->a_dtype);
@@ -181,7 +182,7 @@ static nn_status_t matmul_plan(backend_device_t *device, const matmul_key_t *key
   }
   plan_clear(at);
   at->key = *key;
-  cublasStatus_t status = plan_describe(device, at);
+  cublasStatus_t status = plan_describe(at);
   if (status == CUBLAS_STATUS_SUCCESS) status = plan_choose(device, at);
   if (status != CUBLAS_STATUS_SUCCESS) {
     plan_clear(at);
@@ -196,8 +197,8 @@ static nn_status_t matmul_plan(backend_device_t *device, const matmul_key_t *key
 
 /* The product with an epilogue; done is 0 where cuBLASLt has none like it. */
 static nn_status_t matmul_product(backend_device_t *device, const op_matmul_t *op, int32_t epilogue,
-                                  void *d, backend_scratch_t scratch, bool *done) {
-  matmul_key_t key = matmul_key(op, epilogue);
+                                  bool fast, void *d, backend_scratch_t scratch, bool *done) {
+  matmul_key_t key = matmul_key(op, epilogue, fast && op->a_dtype == NN_F32);
   matmul_plan_t *plan = NULL;
   CUDA_TRY(matmul_plan(device, &key, &plan));
   *done = false;
@@ -239,22 +240,35 @@ static nn_status_t matmul_scaled_bias(backend_device_t *device, const op_matmul_
   return cuda_launched(device, "matmul");
 }
 
+/* The product alone. */
+static nn_status_t matmul_bare(backend_device_t *device, const op_matmul_t *op, bool fast, void *d,
+                               backend_scratch_t scratch) {
+  bool done = true;
+  if (matmul_rows_fit(op))
+    matmul_rows(device, op, d);
+  else
+    CUDA_TRY(matmul_product(device, op, MATMUL_NONE, fast, d, scratch, &done));
+  if (!done) matmul_plain(device, op, d);
+  return NN_OK;
+}
+
+nn_status_t matmul_exact(backend_device_t *device, const op_matmul_t *op,
+                         backend_scratch_t scratch) {
+  CUDA_TRY(matmul_bare(device, op, false, op->d, scratch));
+  return cuda_launched(device, "matmul");
+}
+
 CUDA_OP(matmul, op_matmul_t) {
   CUDA_TRY(cuda_enter(device, "matmul"));
   if (!op->m || !op->n) return NN_OK;
-  bool done = false;
+  bool done = false, fast = device->options.fast_fp32;
   if (op->bias && backend_factor(op->alpha) != 1.0f) return matmul_scaled_bias(device, op, scratch);
   if (op->epilogue != MATMUL_NONE && cuda_is_half(op->d_dtype))
-    CUDA_TRY(matmul_product(device, op, op->epilogue, op->d, scratch, &done));
+    CUDA_TRY(matmul_product(device, op, op->epilogue, fast, op->d, scratch, &done));
   if (done) return cuda_launched(device, "matmul");
   /* GELU keeps the product in aux where that is wanted. */
   void *product = op->epilogue == MATMUL_GELU && op->aux ? op->aux : op->d;
-  if (matmul_rows_fit(op)) {
-    matmul_rows(device, op, product);
-  } else {
-    CUDA_TRY(matmul_product(device, op, MATMUL_NONE, product, scratch, &done));
-    if (!done) matmul_plain(device, op, product);
-  }
+  CUDA_TRY(matmul_bare(device, op, fast, product, scratch));
   if (op->epilogue != MATMUL_NONE) matmul_gelu(device, op, product);
   return cuda_launched(device, "matmul");
 }

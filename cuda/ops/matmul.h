@@ -4,6 +4,10 @@
 
 #include "device.h"
 
+/* matmul.cu: the operation without bias and epilogue, never through TF32. */
+nn_status_t matmul_exact(backend_device_t *device, const op_matmul_t *op,
+                         backend_scratch_t scratch);
+
 /* plain.cu: v = alpha (op(a) op(b) + bias) + c for any layout, one thread an element; for what cuBLASLt has no
  * kernel for. d: where v goes. */
 void matmul_plain(backend_device_t *device, const op_matmul_t *op, void *d);

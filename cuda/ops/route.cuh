@@ -24,6 +24,8 @@ static inline int route_plain(const op_router_t *router) {
          !router->choice_bias;
 }
 
+enum { ROUTE_BLOCKS = 256 /* most blocks: each reads the counts of all */ };
+
 typedef struct route_plan {
   int64_t tokens;  /* of a block */
   int blocks;
@@ -41,6 +43,12 @@ void route_few(backend_device_t *device, const op_route_t *op, int vectors);
 /* route_sm90.cu: the first kernel, where it is for this device and operation; fills in the plan. */
 int route90_takes(const backend_device_t *device, const op_route_t *op, const route_plan_t *plan);
 nn_status_t route90(backend_device_t *device, const op_route_t *op, route_plan_t *plan);
+
+/* route_many.cu: logits and the first kernel for more experts than ROUTE_MANY; fills in the
+ * plan. */
+enum { ROUTE_MANY = 16 };
+nn_status_t route_many(backend_device_t *device, const op_route_t *op, route_plan_t *plan,
+                       backend_scratch_t scratch);
 
 /* route_bwd.cu */
 size_t route_bwd_scratch(const backend_device_t *device, const backend_limits_t *limits);

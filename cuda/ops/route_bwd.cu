@@ -13,7 +13,8 @@
  * dx, on sm_90a that of route_bwd_sm90.cu. Its products go through the tensor cores, which take
  * dlogit as the sum of bf16 numbers: of three for dw, as exact as fp32, and of two for dx, far more
  * exact than its own rounding. fp16 has too small a range for such terms; its 11 bits are two bf16
- * numbers. Otherwise dlogit, dx and dw have a kernel each, and dx sums over experts in order. */
+ * numbers. bf16 and more experts are route_bwd_many.cu's. Otherwise dlogit, dx and dw have a kernel
+ * each, and dx sums over experts in order. */
 #include "ops/columns.cuh"
 #include "ops/route_dlogit.cuh"
 
@@ -55,7 +56,8 @@ static route_bwd_plan_t route_bwd_layout(const backend_device_t *device, cuda_ar
 size_t route_bwd_scratch(const backend_device_t *device, const backend_limits_t *limits) {
   cuda_arena_t arena = {};
   route_bwd_layout(device, &arena, limits->rows, limits->experts, limits->hidden);
-  return arena.used;
+  size_t many = route_bwd_many_scratch(device, limits);
+  return arena.used > many ? arena.used : many;
 }
 
 /* At most so many parts, of whole units of tokens. */
@@ -410,6 +412,7 @@ CUDA_OP(route_bwd, op_route_bwd_t) {
   route_bwd_plan_t plan = route_bwd_layout(device, &arena, op->n, op->experts, op->hidden);
   op_route_bwd_t whole = *op;
   whole.router.scale = backend_factor(op->router.scale);
+  if (route_bwd_many_takes(op)) return route_bwd_many(device, &whole, scratch);
   if (cuda_is_half(op->act_dtype) && op->experts <= ROUTE_STEP && op->hidden % 8 == 0 &&
       !op->dbias && op->router.score != NN_SCORE_SPARSE_MIXER && wide_aligned(op->x, op->w, op->dx))
     CUDA_TRY(route_launch_mma(device, &whole, &plan));

@@ -28,6 +28,12 @@ int route90_bwd_takes(const backend_device_t *device);
 nn_status_t route90_bwd_launch(backend_device_t *device, const op_route_bwd_t *op,
                                const route_bwd_plan_t *plan, int64_t warps, int64_t across);
 
+/* route_bwd_many.cu: the whole operation by dense products, where it is for this one. */
+size_t route_bwd_many_scratch(const backend_device_t *device, const backend_limits_t *limits);
+int route_bwd_many_takes(const op_route_bwd_t *op);
+nn_status_t route_bwd_many(backend_device_t *device, const op_route_bwd_t *op,
+                           backend_scratch_t scratch);
+
 /* ---- dlogit ---------------------------------------------------------------------------------- */
 
 /* What the sparse mixer adds to a token's dlogits. */

@@ -21,6 +21,10 @@ static const route_case_t route_cases[] = {
     {300, 96, 16, 2, 0},   {40, 64, 100, 2, 0},
     /* strips of columns and turns of a block that are not whole */
     {2500, 72, 5, 2, 0},   {17100, 8, 16, 4, 5000},
+    /* many experts: a block and more, groups of 32 and others, more choices than a warp has lanes,
+     * rows that products cannot take whole, a block's tokens in more than one turn of its warps */
+    {1, 200, 128, 8, 0},   {32, 264, 256, 8, 0}, {1000, 72, 128, 8, 70}, {1000, 136, 256, 8, 0},
+    {65, 33, 130, 2, 0},   {70, 40, 320, 40, 9}, {90, 24, 1024, 2, 0}, {4500, 8, 72, 3, 0},
 };
 
 /* Ways of routing: those of the families, and all of them at once. */

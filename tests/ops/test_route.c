@@ -40,6 +40,10 @@ static const route_case_t cases[] = {
      .group_score = NN_GROUP_TOP2},
     {.n = 33, .hidden = 20, .experts = 24, .top_k = 5, .score = NN_SCORE_SIGMOID,
      .norm = NN_ROUTER_NORM_NONE, .groups = 8, .top_groups = 3, .biased = 1, .dtype = NN_BF16},
+    {.n = 100, .hidden = 65, .experts = 128, .top_k = 8, .capacity = 7},
+    {.n = 70, .hidden = 36, .experts = 256, .top_k = 8, .score = NN_SCORE_SIGMOID,
+     .choice_biased = 1, .scale = 2.5f, .groups = 8, .top_groups = 4,
+     .group_score = NN_GROUP_TOP2},
     {.n = 17, .hidden = 40, .experts = 12, .top_k = 3, .groups = 12, .top_groups = 5,
      .group_score = NN_GROUP_TOP2, .norm = NN_ROUTER_NORM_NONE},
 };
