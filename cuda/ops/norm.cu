@@ -25,7 +25,8 @@ enum {
 template <typename T>
 static constexpr int norm_lanes = NORM_SHORT / vec_t<T>::width;
 
-/* The operation with groups as rows: n counts them, and a row has whole strides. */
+/* The operation with groups as rows: n counts them, and a row has whole strides. Where there are no
+ * gaps, each is a row of its own. */
 template <typename Op>
 static Op norm_groups(const Op *op) {
   Op all = *op;
@@ -33,15 +34,22 @@ static Op norm_groups(const Op *op) {
   if (!all.ldx) all.ldx = all.groups * op->hidden;
   if (!all.ldy) all.ldy = all.groups * op->hidden;
   all.n = op->n * all.groups;
+  if (all.ldx == all.groups * op->hidden && all.ldy == all.ldx)
+    all.groups = 1, all.ldx = all.ldy = op->hidden;
   return all;
 }
 
-/* Where such a row begins. */
+/* Where such a row begins, in matrices of ldx and of ldy. */
+typedef struct norm_place {
+  int64_t x, y;
+} norm_place_t;
+
 template <typename Op>
-static __device__ __forceinline__ int64_t norm_at(const Op &op, int64_t row, int64_t ld) {
-  if (op.groups == 1) return row * ld;
+static __device__ __forceinline__ norm_place_t norm_at(const Op &op, int64_t row) {
+  if (op.groups == 1) return {row * op.ldx, row * op.ldy};
   uint32_t outer = (uint32_t)row / (uint32_t)op.groups; /* a launch has fewer than 2^31 rows */
-  return outer * ld + ((uint32_t)row - outer * (uint32_t)op.groups) * op.hidden;
+  uint32_t inner = ((uint32_t)row - outer * (uint32_t)op.groups) * (uint32_t)op.hidden;
+  return {outer * op.ldx + inner, outer * op.ldy + inner};
 }
 
 /* ---- forward --------------------------------------------------------------------------------- */
@@ -76,7 +84,8 @@ static __global__ void __launch_bounds__(NORM_THREADS, (PER <= 24 ? 4 : 1))
   bool live = row < op.n;
   if (LANES == 32 && !live) return;
   if (!live) row = op.n - 1; /* a warp's lanes add up together */
-  const T *from = (const T *)op.x + norm_at(op, row, op.ldx);
+  norm_place_t at = norm_at(op, row);
+  const T *from = (const T *)op.x + at.x;
   float x[CHUNKS][W] = {}, mean = 0, square = 0;
   T w[CHUNKS][W] = {};
 #pragma unroll
@@ -91,13 +100,16 @@ static __global__ void __launch_bounds__(NORM_THREADS, (PER <= 24 ? 4 : 1))
 #pragma unroll
       for (int j = 0; j < W; j++) mean += x[i][j];
     mean = lanes_sum<LANES>(mean) / (float)hidden;
+#pragma unroll
+    for (int i = 0; i < CHUNKS; i++)
+#pragma unroll
+      for (int j = 0; j < W; j++)
+        if ((i * LANES + lane) * W < hidden) x[i][j] -= mean;
   }
 #pragma unroll
-  for (int i = 0; i < CHUNKS; i++) {
-    if ((i * LANES + lane) * W >= hidden) continue;
+  for (int i = 0; i < CHUNKS; i++)
 #pragma unroll
-    for (int j = 0; j < W; j++) x[i][j] -= mean, square += x[i][j] * x[i][j];
-  }
+    for (int j = 0; j < W; j++) square += x[i][j] * x[i][j]; /* zeros behind the row */
   float rstd = __frsqrt_rn(lanes_sum<LANES>(square) / (float)hidden + op.eps);
   /* All of w is read before the first store, which it could not pass. */
 #pragma unroll
@@ -108,7 +120,7 @@ static __global__ void __launch_bounds__(NORM_THREADS, (PER <= 24 ? 4 : 1))
     norm_scale<T, W>(op, c, rstd, w[i], x[i]);
   }
   if (!live) return;
-  T *to = (T *)op.y + norm_at(op, row, op.ldy);
+  T *to = (T *)op.y + at.y;
 #pragma unroll
   for (int i = 0; i < CHUNKS; i++)
     if ((i * LANES + lane) * W < hidden) wide_store<W>(to + (i * LANES + lane) * W, x[i]);
@@ -120,8 +132,9 @@ template <typename T, int W>
 static __global__ void __launch_bounds__(NORM_THREADS) norm_block_kernel(const op_norm_t op) {
   __shared__ float room[32];
   int64_t row = blockIdx.x, begin = threadIdx.x * W;
-  const T *from = (const T *)op.x + norm_at(op, row, op.ldx);
-  T *to = (T *)op.y + norm_at(op, row, op.ldy);
+  norm_place_t at = norm_at(op, row);
+  const T *from = (const T *)op.x + at.x;
+  T *to = (T *)op.y + at.y;
   float x[W], mean = 0, square = 0;
   launch_next();
   launch_wait();
@@ -214,8 +227,8 @@ struct norm_bwd_row_t {
   /* What lies behind the row is zero in dy, and adds nothing. */
   __device__ __forceinline__ void load(const op_norm_bwd_t &op, int64_t row) {
     int hidden = (int)op.hidden, lane = threadIdx.x % LANES;
-    int64_t from = (PLAIN ? row * hidden : norm_at(op, row, op.ldx)) + lane * W;
-    int64_t at = PLAIN ? from : norm_at(op, row, op.ldy) + lane * W;
+    int64_t from = (PLAIN ? row * hidden : norm_at(op, row).x) + lane * W;
+    int64_t at = PLAIN ? from : norm_at(op, row).y + lane * W;
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
       if ((i * LANES + lane) * W >= hidden) continue;
@@ -271,8 +284,9 @@ static __device__ __forceinline__ void norm_put(float (&sum)[PER / W][W], float 
   }
 }
 
-/* The grid's groups of LANES lanes take rows in turn; the next row may be on its way while one is worked on.
- * BIAS: db is wanted. Partial sums go to row blockIdx.x of dw_part and db_part [blocks, hidden]. */
+/* A block has neighbouring rows, as many as any other to the nearest one, which its groups of LANES
+ * lanes take in turn; the next row may be on its way while one is worked on. BIAS: db is wanted.
+ * Partial sums go to row blockIdx.x of dw_part and db_part [blocks, hidden]. */
 template <typename T, int PER, int LANES, bool BIAS>
 static __global__ void __launch_bounds__(32 * norm_bwd_plan_t<T, PER, BIAS>::warps, 1)
     norm_bwd_warp_kernel(const op_norm_bwd_t op, float *dw_part, float *db_part) {
@@ -286,20 +300,21 @@ static __global__ void __launch_bounds__(32 * norm_bwd_plan_t<T, PER, BIAS>::war
   bool layer = op.kind == NN_NORM_LAYER;
   float dw[CHUNKS][W] = {}, db[CHUNKS][W] = {};
   constexpr int ROWS = 32 / LANES * WARPS; /* of a block at once */
-  int64_t row = (int64_t)blockIdx.x * ROWS + threadIdx.x / LANES, step = (int64_t)gridDim.x * ROWS;
+  int end = (int)(op.n * (blockIdx.x + 1) / gridDim.x);
+  int row = (int)(op.n * blockIdx.x / gridDim.x) + threadIdx.x / LANES;
   norm_bwd_row_t<T, PER, LANES> now = {}, next = {};
   launch_next();
   launch_wait();
-  if (AHEAD && row < op.n) next.load(op, row);
+  if (AHEAD && row < end) next.load(op, row);
   for (int c = threadIdx.x; c < 32 * PER; c += 32 * WARPS)
     weight[c] = c < hidden ? ((const T *)op.w)[c] : from_float<T>(0);
   __syncthreads();
-  for (; row - threadIdx.x % 32 / LANES < op.n; row += step) {
-    bool live = LANES == 32 || row < op.n; /* a warp's lanes add up together */
+  for (; row - threadIdx.x % 32 / LANES < end; row += ROWS) {
+    bool live = LANES == 32 || row < end; /* a warp's lanes add up together */
     if (AHEAD) now = next;
     if (!AHEAD && live) now.load(op, row);
     if (LANES < 32 && !live) now = {};
-    if (AHEAD && row + step < op.n) next.load(op, row + step);
+    if (AHEAD && row + ROWS < end) next.load(op, row + ROWS);
     float sum = 0, dot = 0;
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++) {
@@ -330,7 +345,7 @@ static __global__ void __launch_bounds__(32 * norm_bwd_plan_t<T, PER, BIAS>::war
         float xhat = (x[j] - now.mean) * now.rstd;
         to[j] += now.rstd * (dy[j] * w[j] - sum - xhat * dot);
       }
-      int64_t at = PLAIN ? row * hidden : norm_at(op, row, op.ldy);
+      int64_t at = PLAIN ? (int64_t)row * hidden : norm_at(op, row).y;
       wide_store<W>((T *)op.dx + at + (i * LANES + lane) * W, to);
     }
   }
@@ -358,8 +373,8 @@ static __device__ __forceinline__ void norm_bwd_load(const op_norm_bwd_t &op, in
                                                      int64_t c, float mean, float rstd,
                                                      float (&xhat)[W], float (&g)[W]) {
   float w[W];
-  wide_load<W>((const T *)op.x + norm_at(op, row, op.ldx) + c, xhat);
-  wide_load<W>((const T *)op.dy + norm_at(op, row, op.ldy) + c, g);
+  wide_load<W>((const T *)op.x + norm_at(op, row).x + c, xhat);
+  wide_load<W>((const T *)op.dy + norm_at(op, row).y + c, g);
   wide_load<W>((const T *)op.w + c, w);
 #pragma unroll
   for (int j = 0; j < W; j++) xhat[j] = (xhat[j] - mean) * rstd, g[j] *= w[j];
@@ -379,7 +394,7 @@ static __global__ void __launch_bounds__(NORM_THREADS)
   }
   sum = layer ? block_sum(sum, room) / (float)op.hidden : 0;
   dot = block_sum(dot, room) / (float)op.hidden;
-  T *to = (T *)op.dx + norm_at(op, row, op.ldy);
+  T *to = (T *)op.dx + norm_at(op, row).y;
   for (int64_t c = begin; c < op.hidden; c += NORM_THREADS * W) {
     float dx[W] = {};
     norm_bwd_load<T, W>(op, row, c, mean, rstd, xhat, g);
@@ -404,8 +419,8 @@ static __global__ void __launch_bounds__(NORM_THREADS)
 #pragma unroll 2
     for (row += warp; row < end; row += COLUMNS_WARPS) {
       float x[W], dy[W], mean = layer ? op.mean[row] : 0, rstd = op.rstd[row];
-      wide_load<W>((const T *)op.x + norm_at(op, row, op.ldx) + column, x);
-      wide_load<W>((const T *)op.dy + norm_at(op, row, op.ldy) + column, dy);
+      wide_load<W>((const T *)op.x + norm_at(op, row).x + column, x);
+      wide_load<W>((const T *)op.dy + norm_at(op, row).y + column, dy);
 #pragma unroll
       for (int j = 0; j < W; j++) dw[j] += dy[j] * ((x[j] - mean) * rstd), db[j] += dy[j];
     }
