@@ -4,9 +4,9 @@
  *
  * Ids fall into runs of SAMPLE_RUN. A block sorts its run and sums its weights from the largest
  * down; then the last token that top-k and top-p keep is a key, found by halving the range of keys:
- * how many are above one, and what they weigh, is a search in each run and a sum over runs. Where
- * top-k keeps few, the first of each run are sorted together instead, and all is read off. The
- * draw walks the runs, and then one run by id, until the weights pass u times their sum.
+ * how many are above one, and what they weigh, is a search in each run and a sum over runs. The draw
+ * walks the runs, and then one run by id, until the weights pass u times their sum. Where top-k
+ * keeps few, the first keys of all runs are merged into one list instead, which has all of it.
  *
  * Weights are in double, as on the CPU, but added in another order, always the same one: the token
  * differs from the CPU's only where u times the sum, or top-p times it, lies within the rounding of
@@ -21,7 +21,9 @@ enum {
   SAMPLE_RUN = 1024,
   SAMPLE_SORT_THREADS = SAMPLE_RUN / 2,
   SAMPLE_THREADS = SAMPLE_RUN,
-  SAMPLE_FEW = 2 * SAMPLE_THREADS /* keys that sample_choose sorts */
+  SAMPLE_FEW = 64,      /* keys of the shortest list that is merged: what a warp sorts alone */
+  SAMPLE_FEW_MOST = 128,
+  SAMPLE_MERGED = 4096 /* keys of all lists that are merged at once */
 };
 
 /* Draws have a stream of their own; the name in ASCII. */
@@ -32,7 +34,7 @@ static const uint64_t sample_nan = UINT64_MAX; /* above all keys: a NaN is among
 typedef struct sample {
   op_sample_t op;
   int runs, sorted, penalised;
-  int few; /* first keys of each run that hold all which top-k keeps; 0: too many */
+  int few; /* keys of a list that holds all which top-k keeps; 0: too many */
   double uniform;
   uint64_t *key;   /* [runs, SAMPLE_RUN], by falling key where sorted, else by id; 0 behind V */
   double *weight;  /* [runs, SAMPLE_RUN] of the run up to here; after min-p where not sorted */
@@ -166,17 +168,46 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS) sample_greedy_runs(cons
 
 /* ---- runs ------------------------------------------------------------------------------------ */
 
-/* Keys fall afterwards: a bitonic network, a pair per thread. */
-template <int SIZE>
-static __device__ void sample_sort(uint64_t *key) {
-  for (int size = 2; size <= SIZE; size <<= 1) {
+/* Each `last` of SAMPLE_RUN keys fall afterwards: a bitonic network, a pair per thread. */
+static __device__ void sample_sort(uint64_t *key, int last) {
+  for (int size = 2; size <= last; size <<= 1) {
     for (int step = size / 2; step; step >>= 1) {
       int i = 2 * threadIdx.x - (threadIdx.x & (step - 1));
       uint64_t a = key[i], b = key[i + step];
-      bool falls = (i & size) == 0;
+      bool falls = size == last || (i & size) == 0;
       if (falls ? a < b : a > b) key[i] = b, key[i + step] = a;
-      __syncthreads();
+      int next = step > 1 ? step / 2 : size; /* up to 32, a warp's pairs lie in its own 64 keys */
+      if (step > 32 || next > 32)
+        __syncthreads();
+      else
+        __syncwarp();
     }
+  }
+  __syncthreads();
+}
+
+/* The largest of lists of `size` falling keys become the first list. Lists are a power of two, and
+ * so is their size, from SAMPLE_FEW on. Of each two, the larger of a pair from either end rises and
+ * falls, and the last steps of such a network sort it. */
+static __device__ void sample_merge(uint64_t *key, int lists, int size) {
+  for (int half = lists / 2; half; half /= 2) {
+    for (int i = threadIdx.x; i < half * size; i += blockDim.x) {
+      uint64_t other = key[half * size + (i ^ (size - 1))];
+      if (other > key[i]) key[i] = other;
+    }
+    __syncthreads();
+    for (int step = size / 2; step; step >>= 1) {
+      for (int t = threadIdx.x; t < half * size / 2; t += blockDim.x) {
+        int i = 2 * t - (t & (step - 1));
+        uint64_t a = key[i], b = key[i + step];
+        if (a < b) key[i] = b, key[i + step] = a;
+      }
+      if (step > 32)
+        __syncthreads();
+      else
+        __syncwarp();
+    }
+    __syncthreads();
   }
 }
 
@@ -211,8 +242,10 @@ static __global__ void __launch_bounds__(SAMPLE_SORT_THREADS) sample_runs(const 
   best = sample_block_max(nan ? sample_nan : best, room);
   if (threadIdx.x == 0) s.best[blockIdx.x] = best;
   __syncthreads();
-  if (s.sorted) sample_sort<SAMPLE_RUN>(key);
-  for (int i = threadIdx.x; i < SAMPLE_RUN; i += SAMPLE_SORT_THREADS) s.key[first + i] = key[i];
+  if (s.sorted) sample_sort(key, s.few ? s.few : SAMPLE_RUN);
+  if (s.few) sample_merge(key, SAMPLE_RUN / s.few, s.few);
+  int kept = s.few ? s.few : SAMPLE_RUN;
+  for (int i = threadIdx.x; i < kept; i += SAMPLE_SORT_THREADS) s.key[first + i] = key[i];
 }
 
 __device__ __forceinline__ double sample_weight(const sample_t &s, uint64_t key, double largest) {
@@ -245,46 +278,52 @@ typedef struct sample_above {
   double count, weight;
 } sample_above_t;
 
-/* How many of a sorted run, at most `high`, come first with keys from `last` on and weights from
- * min_p on. */
+/* Whether a key, which may be 0, comes from `last` on and has a weight from min_p on. */
+static __device__ bool sample_keeps(const sample_t &s, uint64_t key, uint64_t last, double min_p,
+                                    double largest) {
+  if (key < last || !key) return false;
+  return !(min_p > 0) || sample_weight(s, key, largest) >= min_p;
+}
+
+/* How many of a sorted run are such keys, which come first; by a whole warp, which looks at the last
+ * of each 32, and then at the 32 in which they end. */
 static __device__ int sample_kept(const sample_t &s, int run, uint64_t last, double min_p,
-                                  double largest, int high) {
+                                  double largest) {
+  static_assert(SAMPLE_RUN == 32 * 32, "two looks");
   const uint64_t *key = s.key + (int64_t)run * SAMPLE_RUN;
-  int low = 0;
-  while (low < high) {
-    int middle = (low + high) / 2;
-    uint64_t here = key[middle];
-    bool kept = here >= last && here;
-    if (kept && min_p > 0) kept = sample_weight(s, here, largest) >= min_p;
-    if (kept)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
+  int lane = threadIdx.x & 31;
+  bool kept = sample_keeps(s, key[32 * lane + 31], last, min_p, largest);
+  int whole = 32 * __popc(__ballot_sync(0xffffffffu, kept));
+  if (whole == SAMPLE_RUN) return whole;
+  kept = sample_keeps(s, key[whole + lane], last, min_p, largest);
+  return whole + __popc(__ballot_sync(0xffffffffu, kept));
 }
 
 __device__ __forceinline__ double sample_run_weight(const sample_t &s, int run, int kept) {
   return kept ? s.weight[(int64_t)run * SAMPLE_RUN + kept - 1] : 0;
 }
 
-/* Number and weight of the keys from `last` on; all threads of the block. */
-static __device__ sample_above_t sample_from(const sample_t &s, uint64_t last, double *room) {
+/* Number and weight of the keys from `last` on; all threads of the block. room: shared, [32]. */
+static __device__ sample_above_t sample_from(const sample_t &s, uint64_t last,
+                                             sample_above_t *room) {
   sample_above_t above = {0, 0};
-  for (int r = threadIdx.x; r < s.runs; r += SAMPLE_THREADS) {
-    int kept = sample_kept(s, r, last, 0, 0, SAMPLE_RUN);
+  for (int r = threadIdx.x >> 5; r < s.runs; r += SAMPLE_THREADS / 32) {
+    int kept = sample_kept(s, r, last, 0, 0);
     above.count += kept;
     above.weight += sample_run_weight(s, r, kept);
   }
-  above.count = block_sum(above.count, room);
-  above.weight = block_sum(above.weight, room);
-  return above;
+  __syncthreads();
+  if ((threadIdx.x & 31) == 0) room[threadIdx.x >> 5] = above;
+  __syncthreads();
+  above = room[threadIdx.x & 31];
+  return {warp_sum(above.count), warp_sum(above.weight)};
 }
 
 /* A key from which on lie the fewest tokens that reach a goal: a number of tokens, or a weight.
  * Those from `low` on, of which there are `count`, reach it; none are from `high` on. */
 static __device__ uint64_t sample_reach(const sample_t &s, uint64_t low, uint64_t high,
-                                        double count, bool by_count, double goal, double *room) {
+                                        double count, bool by_count, double goal,
+                                        sample_above_t *room) {
   double above = 0;
   while (count - above > 1 && high - low > 1) {
     uint64_t middle = low + (high - low) / 2;
@@ -298,7 +337,7 @@ static __device__ uint64_t sample_reach(const sample_t &s, uint64_t low, uint64_
 }
 
 /* A key from which on top-k and top-p keep tokens. */
-static __device__ uint64_t sample_last(const sample_t &s, uint64_t best, double *room) {
+static __device__ uint64_t sample_last(const sample_t &s, uint64_t best, sample_above_t *room) {
   double count = (double)s.op.vocab;
   uint64_t last = 0;
   if (s.op.top_k > 0 && s.op.top_k < s.op.vocab) {
@@ -310,27 +349,6 @@ static __device__ uint64_t sample_last(const sample_t &s, uint64_t best, double 
     last = sample_reach(s, last, best + 1, count, false, goal, room);
   }
   return last;
-}
-
-/* The same where s.few; key: shared, [SAMPLE_FEW]; room: shared, [32]. */
-static __device__ uint64_t sample_last_few(const sample_t &s, double largest, uint64_t *key,
-                                           double *room) {
-  __shared__ double total;
-  __shared__ int place;
-  int all = s.runs * s.few, k = s.op.top_k;
-  for (int i = threadIdx.x; i < SAMPLE_FEW; i += SAMPLE_THREADS)
-    key[i] = i < all ? s.key[(int64_t)(i / s.few) * SAMPLE_RUN + i % s.few] : 0;
-  if (threadIdx.x == 0) place = k - 1;
-  __syncthreads();
-  sample_sort<SAMPLE_FEW>(key);
-  if (!(s.op.top_p > 0 && s.op.top_p < 1)) return key[k - 1];
-  double own = (int)threadIdx.x < k ? sample_weight(s, key[threadIdx.x], largest) : 0;
-  double sum = sample_block_scan(own, room);
-  if ((int)threadIdx.x == k - 1) total = sum;
-  __syncthreads();
-  if ((int)threadIdx.x < k && sum >= s.op.top_p * total) atomicMin(&place, (int)threadIdx.x);
-  __syncthreads();
-  return key[place];
 }
 
 /* The first run with which the weights pass u times their sum; where rounding lets them fall short,
@@ -367,7 +385,8 @@ static __device__ int sample_find_run(const sample_t &s, double *base, double *g
 
 /* One block. A thread has an id of the run that the draw falls into. */
 static __global__ void __launch_bounds__(SAMPLE_THREADS, 1) sample_choose(const sample_t s) {
-  __shared__ uint64_t keys[32], few[SAMPLE_FEW];
+  __shared__ uint64_t keys[32];
+  __shared__ sample_above_t above[32];
   __shared__ double sums[32], weight[SAMPLE_RUN], base, goal;
   __shared__ int run, first, final;
   launch_next();
@@ -378,14 +397,10 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS, 1) sample_choose(const 
     return;
   }
   double largest = sample_logit(best);
-  if (s.few)
-    last = sample_last_few(s, largest, few, sums);
-  else if (s.sorted)
-    last = sample_last(s, best, sums);
-  for (int r = threadIdx.x; r < s.runs; r += SAMPLE_THREADS) {
-    int kept = s.few ? s.few : SAMPLE_RUN;
-    if (s.sorted) kept = sample_kept(s, r, last, s.op.min_p, largest, kept);
-    s.run_sum[r] = sample_run_weight(s, r, kept);
+  if (s.sorted) last = sample_last(s, best, above);
+  for (int r = threadIdx.x >> 5; r < s.runs; r += SAMPLE_THREADS / 32) {
+    int kept = s.sorted ? sample_kept(s, r, last, s.op.min_p, largest) : SAMPLE_RUN;
+    if ((threadIdx.x & 31) == 0) s.run_sum[r] = sample_run_weight(s, r, kept);
   }
   weight[threadIdx.x] = 0;
   if (threadIdx.x == 0) first = SAMPLE_RUN, final = 0;
@@ -411,6 +426,64 @@ static __global__ void __launch_bounds__(SAMPLE_THREADS, 1) sample_choose(const 
   if (threadIdx.x == 0) *s.op.token = (int32_t)(begin + (first < SAMPLE_RUN ? first : final));
 }
 
+/* The largest keys of all runs: key[0 .. s.few) of room for SAMPLE_MERGED. */
+static __device__ void sample_first(const sample_t &s, uint64_t *key) {
+  int lists = 2;
+  while (lists <= s.runs && lists < SAMPLE_MERGED / s.few) lists *= 2;
+  if ((int)threadIdx.x < s.few) key[threadIdx.x] = 0;
+  for (int begin = 0; begin < s.runs; begin += lists - 1) {
+    for (int i = s.few + threadIdx.x; i < lists * s.few; i += SAMPLE_THREADS) {
+      int run = begin + i / s.few - 1;
+      key[i] = run < s.runs ? s.key[(int64_t)run * SAMPLE_RUN + i % s.few] : 0;
+    }
+    __syncthreads();
+    sample_merge(key, lists, s.few);
+  }
+}
+
+/* The same where s.few. A thread has one of the top_k. */
+static __global__ void __launch_bounds__(SAMPLE_THREADS, 1) sample_choose_few(const sample_t s) {
+  __shared__ uint64_t key[SAMPLE_MERGED], room[32];
+  __shared__ double sums[32], total, weight[SAMPLE_FEW_MOST]; /* weight: by id */
+  __shared__ int32_t id[SAMPLE_FEW_MOST];
+  __shared__ int kept, first, final;
+  int at = threadIdx.x, k = s.op.top_k;
+  launch_next();
+  launch_wait();
+  uint64_t best = sample_best(s, room);
+  if (best == sample_nan) {
+    if (at == 0) *s.op.token = -1;
+    return;
+  }
+  if (at == 0) kept = k, first = k, final = 0;
+  if (at < SAMPLE_FEW_MOST) weight[at] = 0;
+  sample_first(s, key);
+  double own = at < k ? sample_weight(s, key[at], sample_logit(best)) : 0;
+  if (s.op.top_p > 0 && s.op.top_p < 1) {
+    double sum = sample_block_scan(own, sums);
+    if (at == k - 1) total = sum;
+    __syncthreads();
+    if (at < k && sum >= s.op.top_p * total) atomicMin(&kept, at + 1);
+    __syncthreads();
+  }
+  if (at < kept) {
+    int before = 0;
+    for (int i = 0; i < kept; i++) before += sample_id(key[i]) < sample_id(key[at]);
+    id[before] = (int32_t)sample_id(key[at]);
+    weight[before] = own >= s.op.min_p ? own : 0;
+  }
+  __syncthreads();
+  own = at < k ? weight[at] : 0;
+  double sum = sample_block_scan(own, sums);
+  if (at == k - 1) total = sum;
+  __syncthreads();
+  if (own > 0) atomicMax(&final, at);
+  if (own > 0 && sum > s.uniform * total) atomicMin(&first, at);
+  __syncthreads();
+  /* rounding may let the sums fall short: then it is the last */
+  if (at == 0) *s.op.token = id[first < k ? first : final];
+}
+
 /* ---- the operation --------------------------------------------------------------------------- */
 
 static void sample_launch_greedy(backend_device_t *device, const op_sample_t *op) {
@@ -429,8 +502,8 @@ CUDA_OP(sample, op_sample_t) {
   s.penalised = op->history_len > 0 && op->repetition_penalty != 0 && op->repetition_penalty != 1;
   bool by_k = op->top_k > 0 && op->top_k < op->vocab, by_p = op->top_p > 0 && op->top_p < 1;
   s.sorted = !greedy && (by_k || by_p);
-  if (s.sorted && by_k && op->top_k <= SAMPLE_FEW / s.runs) s.few = op->top_k;
-  if (s.few > SAMPLE_RUN) s.few = 0;
+  if (s.sorted && by_k && op->top_k <= SAMPLE_FEW_MOST)
+    s.few = op->top_k <= SAMPLE_FEW ? SAMPLE_FEW : SAMPLE_FEW_MOST;
   s.uniform = random_uniform(op->seed, sample_stream, op->counter);
   if (greedy && !s.penalised) {
     sample_launch_greedy(device, op);
@@ -439,6 +512,8 @@ CUDA_OP(sample, op_sample_t) {
   launch_chained(device, sample_runs, s.runs, SAMPLE_SORT_THREADS, 0, 0, s);
   if (greedy) {
     launch_chained(device, sample_greedy_runs, 1, SAMPLE_THREADS, 0, 0, s);
+  } else if (s.few) {
+    launch_chained(device, sample_choose_few, 1, SAMPLE_THREADS, 0, 0, s);
   } else {
     launch_chained(device, sample_weights, s.runs, SAMPLE_SORT_THREADS, 0, 0, s);
     launch_chained(device, sample_choose, 1, SAMPLE_THREADS, 0, 0, s);

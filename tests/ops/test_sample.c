@@ -9,7 +9,7 @@
 
 #include "ops.h"
 
-enum { DRAWS = 4000, REPEATED = 200, MOST = 600 };
+enum { DRAWS = 4000, REPEATED = 200, MOST = 3000 };
 
 static int draws = DRAWS, repeated = REPEATED;
 
@@ -28,6 +28,8 @@ static const sample_case_t cases[] = {
     {50, 1, 0, 0.2f, 0, 0, 0},      {50, 1.5f, 0.95f, 0.1f, 0, 20, 0},
     {50, 1, 0, 0, 1.5f, 0, 30},     {50, 0.7f, 0.8f, 0.05f, 1.3f, 15, 30},
     {600, 1, 0.5f, 0, 0.8f, 0, 40}, {600, 1, 1e-6f, 0, 0, 0, 0},
+    {3000, 1, 0.9f, 0.05f, 1.2f, 40, 40}, {3000, 0.2f, 0.9f, 0, 0, 0, 0},
+    {3000, 1, 0, 0, 0, 100, 0},
 };
 
 /* ---- by the definition, with a full sort ---- */
