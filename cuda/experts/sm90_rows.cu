@@ -357,12 +357,7 @@ struct rows_dact : rows_base<T> {
                                                 int thread, sm90_state_t &state,
                                                 const float (&d)[128]) {
     int n = tile.across * columns, row = rows_first(tile, thread, 0) + thread % 32 / 4;
-    float weight[4], dot[4] = {0, 0, 0, 0}; /* of the thread's rows */
-#pragma unroll
-    for (int i = 0; i < 4; i++) {
-      int at = row + 64 * (i / 2) + 8 * (i % 2);
-      weight[i] = at < tile.end ? __ldg(args.weight + at) : 0;
-    }
+    float dot[4] = {0, 0, 0, 0}; /* of the thread's rows */
     uint32_t warp_at = thread / 32 * SM90_OUT_BYTES;
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -375,7 +370,13 @@ struct rows_dact : rows_base<T> {
       /* the first part's groups are the last but one and before */
       if (i == 3 && thread % 32 == 0)
         hopper_arrive_at(sm90_staged_empty<rows_dact>(state.ring, 0), sm90_rank());
-      derive_boxes(gate, up, act, PLAIN ? 0 : args.limit, d + 64 * m + 32 * part, weight + 2 * m,
+      float weight[2];
+#pragma unroll
+      for (int j = 0; j < 2; j++) {
+        int at = row + 64 * m + 8 * j;
+        weight[j] = at < tile.end ? __ldg(args.weight + at) : 0;
+      }
+      derive_boxes(gate, up, act, PLAIN ? 0 : args.limit, d + 64 * m + 32 * part, weight,
                    dot + 2 * m);
       rows_written();
       rows_send(args.pre, tile, thread, 64 * m, gate, 0, n + 64 * part);
