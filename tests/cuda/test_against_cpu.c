@@ -338,27 +338,28 @@ static void test_overflow(void **state) {
 
 /* Tokens one by one, through the graph from the third on, against the forward pass over all of them;
  * in each layer the experts that were chosen are counted the same. */
-static void check_decode(nn_model_config_t config, int32_t dtype, double bound) {
+static void check_sequences(nn_model_config_t config, int32_t dtype, double bound,
+                            int64_t sequences) {
   enum { LENGTH = 32, SEQUENCES = 2, EXPERTS = 16 };
   nn_device_t *gpu = fixture_device_named("cuda:0", 0, 0);
   nn_model_t *model;
   CHECK(nn_model_create(gpu, &config, dtype, 3, &model));
-  fixture_prepare(model, SEQUENCES, LENGTH, NN_RECOMPUTE_NONE);
+  fixture_prepare(model, sequences, LENGTH, NN_RECOMPUTE_NONE);
   int32_t tokens[SEQUENCES * LENGTH];
-  fixture_tokens(tokens, SEQUENCES * LENGTH, config.vocab_size, 4);
+  fixture_tokens(tokens, sequences * LENGTH, config.vocab_size, 4);
   int64_t vocab = config.vocab_size;
-  float *want = fixture_memory((size_t)(SEQUENCES * LENGTH * vocab) * sizeof *want);
-  float *got = fixture_memory((size_t)(SEQUENCES * vocab) * sizeof *got);
-  CHECK(nn_model_forward(model, tokens, SEQUENCES, LENGTH, want));
+  float *want = fixture_memory((size_t)(sequences * LENGTH * vocab) * sizeof *want);
+  float *got = fixture_memory((size_t)(sequences * vocab) * sizeof *got);
+  CHECK(nn_model_forward(model, tokens, sequences, LENGTH, want));
   nn_session_options_t options = STRUCT(nn_session_options_t);
-  options.batch = SEQUENCES, options.max_len = LENGTH;
+  options.batch = sequences, options.max_len = LENGTH;
   nn_session_t *session;
   CHECK(nn_session_create(model, &options, &session));
   for (int i = 0; i < LENGTH; i++) {
     int32_t next[SEQUENCES];
-    for (int s = 0; s < SEQUENCES; s++) next[s] = tokens[s * LENGTH + i];
+    for (int s = 0; s < sequences; s++) next[s] = tokens[s * LENGTH + i];
     CHECK(nn_session_decode(session, next, got));
-    for (int s = 0; s < SEQUENCES; s++)
+    for (int s = 0; s < sequences; s++)
       check_distance("decode", got + s * vocab, want + (s * LENGTH + i) * vocab, vocab, bound);
   }
   int64_t forward[EXPERTS] = {0}, decoded[EXPERTS] = {0};
@@ -377,6 +378,12 @@ static void check_decode(nn_model_config_t config, int32_t dtype, double bound) 
   free(got);
 }
 
+/* One sequence goes through kernels of its own. */
+static void check_decode(nn_model_config_t config, int32_t dtype, double bound) {
+  for (int64_t sequences = 1; sequences <= 2; sequences++)
+    check_sequences(config, dtype, bound, sequences);
+}
+
 /* fp32: other kernels for one row than for many, other orders of sums. 16 bits: the same, and what
  * differs in the last bit is then rounded to 8 bits of mantissa (fp16: 11), about once in a few
  * hundred values. */
@@ -385,6 +392,8 @@ static void test_decode(void **state) {
   check_decode(preset("tiny"), NN_F32, 1e-5);
   check_decode(preset("tiny"), NN_BF16, 0.02);
   check_decode(preset("tiny"), NN_F16, 0.02 * rounding(NN_F16));
+  check_decode(narrow_moe(), NN_F32, 1e-5);
+  check_decode(narrow_moe(), NN_BF16, 0.02);
 }
 
 static void test_families_decode(void **state) {
