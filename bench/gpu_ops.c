@@ -195,10 +195,13 @@ static void gpu_head(gpu_t *gpu) {
   softmax.y = gpu_alloc(gpu, (size_t)(256 * vocab) * 4);
   RUN(gpu, "softmax, 256 rows of logits", softmax, softmax,
       gpu_bytes(gpu, 8.0 * 256 * (double)vocab));
-  op_sample_t sample = {.vocab = vocab, .logits = head.d, .token = gpu_alloc(gpu, 64)};
+  op_sample_t sample = {.vocab = vocab, .logits = gpu_normal(gpu, vocab, NN_F32, 0.5f)};
+  sample.token = gpu_alloc(gpu, 64);
   RUN(gpu, "sample greedy", sample, sample, gpu_bytes(gpu, 4.0 * (double)vocab));
   sample.temperature = 0.8f, sample.top_k = 40, sample.top_p = 0.9f, sample.seed = 1;
   RUN(gpu, "sample top-k 40, top-p 0.9", sample, sample, gpu_bytes(gpu, 4.0 * (double)vocab));
+  sample.top_k = 0;
+  RUN(gpu, "sample top-p 0.9", sample, sample, gpu_bytes(gpu, 4.0 * (double)vocab));
 }
 
 void gpu_ops(gpu_t *gpu) {
