@@ -181,7 +181,7 @@ static void gpu_head(gpu_t *gpu) {
   op.w = gpu_normal(gpu, vocab * h, NN_BF16, 0.02f), op.weight_dtype = op.act_dtype = NN_BF16;
   op.target = gpu_ids(gpu, GPU_TOKENS, 104729, 0, vocab),
   op.row_loss = gpu_alloc(gpu, GPU_TOKENS * 4);
-  op.loss_sum = gpu_alloc(gpu, 8), op.scale = 1.0f / GPU_TOKENS,
+  op.loss_sum = gpu_alloc(gpu, 8), op.scale = gpu_normal(gpu, 1, NN_F32, 1.0f / GPU_TOKENS),
   op.dx = gpu_alloc(gpu, (size_t)(GPU_TOKENS * h) * 2);
   op.dw = gpu_zeros(gpu, (size_t)(vocab * h) * 4);
   RUN(gpu, "head and loss, 16384 tokens", head_loss, op,

@@ -45,7 +45,7 @@ extern "C" {
 
 /* Changes with anything below that a backend built before would misread. Until then the table and
  * the structs that begin with struct_size only grow at their ends. */
-#define BACKEND_ABI_VERSION 4
+#define BACKEND_ABI_VERSION 5
 
 typedef struct backend_device backend_device_t; /* owned by the backend */
 
@@ -485,7 +485,7 @@ typedef struct op_head_loss {
   const int32_t *target; /* [n] */
   float *row_loss;       /* [n] assigns */
   double *loss_sum;      /* [1] assigns the sum of row_loss */
-  float scale;           /* of the gradients */
+  const float *scale;    /* [1] of the gradients; used with dx */
   void *dx;              /* [n, hidden] assigns; NULL: forward only */
   float *dw;             /* [V, hidden] accumulates; used with dx */
   float *dbias;          /* [V] accumulates; used with dx and bias */

@@ -69,7 +69,7 @@ static void loss_row(void *context, int64_t item, int32_t thread) {
   double lse = largest + log(sum);
   op->row_loss[chunk->begin + item] = target < 0 ? 0 : (float)(lse - alpha * row[target]);
   if (!op->dx) return;
-  double scale = target < 0 ? 0 : op->scale * alpha;
+  double scale = target < 0 ? 0 : *op->scale * alpha;
   for (int64_t i = 0; i < op->vocab; i++)
     row[i] = (float)(scale * (exp(alpha * row[i] - lse) - (i == target)));
 }

@@ -72,7 +72,7 @@ static void head_loss_row(const head_chunk_t *chunk, int64_t r) {
   double sum = row_exp(row, largest, row, op->vocab);
   *loss = (float)(log(sum) + ((double)largest - chosen));
   if (!op->dx) return;
-  float scale = op->scale * backend_factor(op->alpha);
+  float scale = *op->scale * backend_factor(op->alpha);
   row_scale(row, (float)(scale / sum), op->vocab);
   row[target] -= scale;
 }

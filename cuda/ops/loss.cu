@@ -141,8 +141,9 @@ static __global__ void __launch_bounds__(LOSS_THREADS, 2)
   float most = block_max(own, room), shift = loss_shift(most);
   sum = block_sum(sum * loss_exp<T>(own - shift), room);
   if (threadIdx.x == 0) op.row_loss[row] = most - chosen + logf(sum);
-  float scale = op.scale * (op.alpha == 0 ? 1 : op.alpha);
-  if (dlogit) loss_write<T, W>(logit, dlogit, op.vocab, target, shift, sum, scale);
+  if (!dlogit) return;
+  float scale = *op.scale * (op.alpha == 0 ? 1 : op.alpha);
+  loss_write<T, W>(logit, dlogit, op.vocab, target, shift, sum, scale);
 }
 
 static __global__ void __launch_bounds__(LOSS_SUM_THREADS)

@@ -69,6 +69,7 @@ static void training_take_workspace(arena_t *arena, const nn_device_t *device,
   buffers->position = arena_take(arena, 1, n, sizeof(int32_t));
   buffers->targets = arena_take(arena, 1, n, sizeof(int32_t));
   buffers->row_loss = arena_take(arena, 1, n, sizeof(float));
+  buffers->grad_scale = arena_take(arena, 1, 1, sizeof(float));
   buffers->losses = arena_take(arena, 1, 3, sizeof(double));
   if (config->position == NN_POSITION_ROPE)
     buffers->rope = arena_take(arena, options->seq_len, rope_dim(config), sizeof(float));

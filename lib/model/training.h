@@ -17,6 +17,7 @@ typedef struct training_buffers {
   int32_t *ids, *position, *targets; /* [n] */
   float *rope;        /* [seq_len, rotary_dim] */
   float *row_loss;    /* [n] */
+  float *grad_scale;  /* [1]: of the cross-entropy's gradients */
   double *losses;     /* [3]: sum of row_loss; load-balancing loss; z-loss */
   float *mean_share;  /* [E]: shares over all layers, for NN_AUX_JOINT */
   float *logits;      /* [logits_rows, vocab] */
@@ -32,10 +33,10 @@ typedef struct training_buffers {
   int64_t rope_len;       /* that rope was filled for */
 } training_buffers_t;
 
-/* A pass that is replayed as long as batches have the same shape and number of targets. */
+/* A pass that is replayed as long as batches have the same shape and the losses the same scale. */
 typedef struct training_work {
   replay_t replay;
-  int64_t batch, seq_len, targets; /* of the last pass */
+  int64_t batch, seq_len; /* of the last pass */
   float scale;
 } training_work_t;
 

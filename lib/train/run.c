@@ -145,9 +145,16 @@ static nn_status_t run_targets(const nn_model_t *model, const pass_t *pass, cons
                                 (size_t)n * sizeof(int32_t));
 }
 
+/* The cross-entropy is a mean over the targets that count, of which each batch has its own number. */
+static nn_status_t run_scale(const nn_model_t *model, const pass_t *pass, float scale,
+                             int64_t targets) {
+  float each = targets ? scale / (float)targets : 0;
+  return pass->backend->copy_in(pass->place, model->training->buffers.grad_scale, &each,
+                                sizeof each);
+}
+
 /* Head and cross-entropy; with gradients grads.dy receives that of the final norm's output. */
-static nn_status_t run_head(nn_model_t *model, const pass_t *pass, bool gradients, float scale,
-                            int64_t targets) {
+static nn_status_t run_head(nn_model_t *model, const pass_t *pass, bool gradients) {
   training_buffers_t *buffers = &model->training->buffers;
   int64_t n = pass->batch * pass->q_len;
   op_head_loss_t op = {.n = n, .hidden = model->config.hidden, .vocab = model->config.vocab_size};
@@ -156,7 +163,7 @@ static nn_status_t run_head(nn_model_t *model, const pass_t *pass, bool gradient
   op.alpha = model->config.logit_scale, op.bias = model->weights.head_bias;
   op.target = buffers->targets, op.row_loss = buffers->row_loss, op.loss_sum = buffers->losses;
   if (gradients) {
-    op.scale = targets ? scale / (float)targets : 0;
+    op.scale = buffers->grad_scale;
     op.dx = buffers->grads.dy, op.dw = model->training->dweights.head;
     op.dbias = model->training->dweights.head_bias;
   }
@@ -220,14 +227,13 @@ typedef struct run_work {
   const pass_t *pass;
   bool gradients;
   float scale;
-  int64_t targets;
 } run_work_t;
 
 /* From tokens to the losses and, if asked for, gradients, without a look at any of them. */
 static nn_status_t run_work(const void *context) {
   const run_work_t *work = context;
   STATUS_TRY(run_blocks(work->model, work->pass, work->gradients));
-  STATUS_TRY(run_head(work->model, work->pass, work->gradients, work->scale, work->targets));
+  STATUS_TRY(run_head(work->model, work->pass, work->gradients));
   STATUS_TRY(run_router_losses(work->model, work->pass));
   return work->gradients ? run_backward(work->model, work->pass, work->scale) : NN_OK;
 }
@@ -241,13 +247,13 @@ nn_status_t run_loss(nn_model_t *model, const int32_t *tokens, const int32_t *ta
   if (gradients) {
     model->training->loss_scale = training_loss_scale(model);
     scale *= model->training->loss_scale;
+    STATUS_TRY(run_scale(model, &pass, scale, loss->targets));
   }
-  run_work_t work = {model, &pass, gradients, scale, loss->targets};
+  run_work_t work = {model, &pass, gradients, scale};
   training_work_t *last = &model->training->work[gradients];
-  if (last->batch != batch || last->seq_len != seq_len || last->targets != loss->targets ||
-      last->scale != scale) {
+  if (last->batch != batch || last->seq_len != seq_len || last->scale != scale) {
     replay_forget(model->device, &last->replay);
-    last->batch = batch, last->seq_len = seq_len, last->targets = loss->targets, last->scale = scale;
+    last->batch = batch, last->seq_len = seq_len, last->scale = scale;
   }
   STATUS_TRY(replay_run(model->device, &last->replay, run_work, &work));
   return run_losses_out(model, &pass, loss);

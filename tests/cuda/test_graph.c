@@ -10,7 +10,7 @@ enum { E = 4, K = 2, F = 96, V = 500 };
 enum { Q = HEADS * DIM, QKV = Q + 2 * DIM, SLOTS = N * K };
 
 typedef struct layer {
-  gpu_tensor_t *ids, *position, *target, *turns, *wte, *norm_w, *qkv_w, *o_w, *router_w, *expert_w;
+  gpu_tensor_t *ids, *position, *target, *turns, *scale, *wte, *norm_w, *qkv_w, *o_w, *router_w, *expert_w;
   gpu_tensor_t *x, *normed, *rstd, *qkv, *attended, *lse, *y;
   gpu_tensor_t *expert, *weight, *offset, *row_slot, *slot_row, *prob, *route_lse, *share,
       *mean_prob, *mean_lse2, *pre, *z, *row_loss, *loss, *dz, *dwte, *dx, *dweight, *d_expert;
@@ -25,6 +25,7 @@ static layer_t layer_make(void) {
   return (layer_t){.ids = gpu_ints(gpu_indices(N, V, 1), N),
                    .position = gpu_ints(position, N),
                    .target = gpu_ints(gpu_indices(N, V, 2), N),
+                   .scale = gpu_tensor(GPU_F32, GPU_READ, &(float){0.5f}, 1),
                    .turns = gpu_tensor(GPU_F32, GPU_READ, table, T * DIM),
                    .wte = gpu_in(V * H, 1, 0, 3),
                    .norm_w = gpu_in(H, 0.5, 1, 4),
@@ -98,7 +99,7 @@ static void layer_experts(const layer_t *l, int32_t dtype) {
        .act_dtype = dtype, .pre = at(l->pre, 0), .residual = at(l->y, 0), .out = at(l->z, 0));
   CALL(head_loss, .n = N, .hidden = H, .vocab = V, .x = at(l->z, 0), .w = at(l->wte, 0),
        .weight_dtype = dtype, .act_dtype = dtype, .target = at(l->target, 0),
-       .row_loss = at(l->row_loss, 0), .loss_sum = at(l->loss, 0), .scale = 0.5f,
+       .row_loss = at(l->row_loss, 0), .loss_sum = at(l->loss, 0), .scale = at(l->scale, 0),
        .dx = at(l->dz, 0), .dw = at(l->dwte, 0));
   gpu_expect(NN_OK,
              gpu_table(GPU_GPU)->zero(gpu_device(GPU_GPU), at(l->d_expert, 0),

@@ -41,6 +41,7 @@ static void check_loss(const loss_case_t *c, int32_t dtype) {
   gpu_tensor_t *w = gpu_in(c->vocab * h, 4 / sqrt((double)h), 0, 2); /* logits of order 1 */
   gpu_tensor_t *row_loss = gpu_out(GPU_F32, c->n), *sum = gpu_out(GPU_F64, 1);
   gpu_tensor_t *dx = gpu_out(GPU_ACT, c->n * h), *dw = gpu_sum(GPU_F32, c->vocab * h, 4);
+  gpu_tensor_t *scale = gpu_tensor(GPU_F32, GPU_READ, &(float){0.75f}, 1);
   gpu_tensor_t *bias = c->biased ? gpu_in(c->vocab, 1, 0, 5) : NULL;
   gpu_tensor_t *dbias = c->biased ? gpu_sum(GPU_F32, c->vocab, 6) : NULL;
   for (int gradients = 0; gradients < 2; gradients++) {
@@ -58,7 +59,7 @@ static void check_loss(const loss_case_t *c, int32_t dtype) {
                                .target = gpu_at(target, s, 0),
                                .row_loss = gpu_at(row_loss, s, 0),
                                .loss_sum = gpu_at(sum, s, 0),
-                               .scale = 0.75f,
+                               .scale = gpu_at(scale, s, 0),
                                .dx = gradients ? gpu_at(dx, s, 0) : NULL,
                                .dw = gradients ? gpu_at(dw, s, 0) : NULL,
                                .dbias = gradients ? gpu_at(dbias, s, 0) : NULL};

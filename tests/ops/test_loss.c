@@ -157,7 +157,7 @@ static void check_loss(const loss_case_t *c, double rounding) {
   double *loss_sum = ops_doubles(1);
   op_head_loss_t op = {.n = c->n, .hidden = c->hidden, .vocab = c->vocab, .x = d.x, .w = d.w,
                        .weight_dtype = c->dtype, .target = l->target, .loss_sum = loss_sum,
-                       .scale = (float)l->scale, .alpha = c->alpha,
+                       .scale = OPS_PUT(float, (float)l->scale), .alpha = c->alpha,
                        .bias = d.bias};
   float *dbias = ops_uniform(c->vocab, 1, 7);
   for (int64_t v = 0; v < c->vocab; v++) {
