@@ -2,7 +2,6 @@
 
 import copy
 import tempfile
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -167,42 +166,3 @@ def train(model: torch.nn.Module, batch: Batch, how: Training) -> dict[str, np.n
         torch.nn.utils.clip_grad_norm_(model.parameters(), how.grad_clip)
         adamw.step()
     return {name: value - start[name] for name, value in parameters(model).items()}
-
-
-class Margins:
-    """Least distance, by row, of the last chosen to the best one left, over every choice of
-    experts."""
-
-    def __init__(self, sequences: int) -> None:
-        self.least = torch.full((sequences,), float("inf"))
-
-    @contextmanager
-    def watching(self):
-        topk = torch.topk
-
-        def watched(values, k, dim=-1, **options):
-            if k < values.shape[dim]:
-                best = topk(values.detach().float(), k + 1, dim=dim).values.movedim(dim, -1)
-                gap = (best[..., -2] - best[..., -1]).nan_to_num(posinf=1e9)
-                gap = gap.reshape(len(self.least), -1).amin(1)
-                self.least = torch.minimum(self.least, gap)
-            return topk(values, k, dim=dim, **options)
-
-        method, torch.topk, torch.Tensor.topk = torch.Tensor.topk, watched, watched
-        try:
-            yield
-        finally:
-            torch.topk, torch.Tensor.topk = topk, method
-
-
-def choose_batch(model: torch.nn.Module, case: Case) -> Batch:
-    """Of many random sequences those where the choice of experts is clearest: a choice that hangs
-    on the last bits is another one after rounding, and says nothing of either program."""
-    random = np.random.default_rng(case.seed)
-    tokens = random.integers(model.config.vocab_size, size=(64, case.length))
-    margins = Margins(len(tokens))
-    with margins.watching(), torch.no_grad():
-        model(input_ids=torch.from_numpy(tokens))
-    tokens = tokens[np.argsort(-margins.least.numpy(), kind="stable")[: case.batch]]
-    labels = np.where(random.random(tokens.shape) < 0.15, -100, tokens)
-    return Batch(tokens, labels)

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Callable
 
 import cases
+import choices
 import compare
 import here
 import moenn
 import numpy as np
 import peer
+import rounding
 import steps
+import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
 
 CASE = cases.Case("mixtral", {})
 ROUTER = "model.layers.1.block_sparse_moe.gate.weight"
@@ -33,13 +37,26 @@ def edit_config(folder: Path, edit: Callable[[dict], None]) -> None:
 SIZES = {"num_hidden_layers", "head_dim"}
 
 
+class NarrowSums(TorchDispatchMode):
+    """Matrix products whose sums are rounded at every term."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        if function is not torch.ops.aten.mm.default:
+            return function(*args, **(kwargs or {}))
+        a, b = args
+        total = torch.zeros(len(a), b.shape[1], dtype=a.dtype)
+        for i in range(len(b)):
+            total = (total.float() + a[:, i : i + 1].float() * b[i].float()).to(a.dtype)
+        return total
+
+
 class ComparisonTest(unittest.TestCase):
     def setUp(self) -> None:
         holder = tempfile.TemporaryDirectory()
         self.addCleanup(holder.cleanup)
         self.folder = Path(holder.name)
         self.theirs = peer.build(CASE)
-        self.batch = peer.choose_batch(self.theirs, CASE)
+        self.batch = choices.choose_batch(self.theirs, CASE)
         peer.write(self.theirs, self.folder / "model")
 
     def ours(self) -> moenn.Model:
@@ -110,7 +127,7 @@ class ComparisonTest(unittest.TestCase):
                     usual = cases.FAMILIES[case.model_type].get(key)
                     rest |= {} if usual is None else {key: usual}
                     peer.configuration(case.model_type, rest).save_pretrained(folder)
-                    batch = peer.choose_batch(theirs, case)
+                    batch = choices.choose_batch(theirs, case)
                     with self.assertRaises((compare.Mismatch, moenn.MoennError)):
                         steps.passes(here.read(Path(folder)), theirs, batch)
 
@@ -138,10 +155,14 @@ class ComparisonTest(unittest.TestCase):
                     self.ours(), peer_model, self.batch, replace(steps.TRAINING, **wrong)
                 )
 
+    def sixteen_bits(self) -> tuple:
+        """The model rounded to bf16: here, there in bf16, there in fp32."""
+        folder = self.folder / "bf16"
+        peer.write(self.theirs, folder, "BF16")
+        return here.read(folder), peer.read(folder, "BF16"), peer.read(folder)
+
     def test_sixteen_bits_notice_a_weight(self) -> None:
-        peer.write(self.theirs, self.folder / "bf16", "BF16")
-        ours = here.read(self.folder / "bf16")
-        sides = peer.read(self.folder / "bf16", "BF16"), peer.read(self.folder / "bf16")
+        ours, *sides = self.sixteen_bits()
         steps.half("BF16", ours, *sides, self.batch)
         tensor = ours.parameter(VALUES)
         bits = tensor.copy()
@@ -149,6 +170,28 @@ class ComparisonTest(unittest.TestCase):
         tensor.assign(bits)
         with self.assertRaisesRegex(compare.Mismatch, "^BF16 logits"):
             steps.half("BF16", ours, *sides, self.batch)
+
+    def test_sixteen_bits_notice_sums_of_theirs(self) -> None:
+        """Transformers' own pass is within the bounds, and is not with sums of bf16 in its products."""
+        _, theirs, exact = self.sixteen_bits()
+        drawn = [steps.tensors(one) for one in rounding.passes(theirs, self.batch, steps.DRAWN)]
+        reference = steps.tensors(peer.run(exact, self.batch))
+        plain = steps.tensors(peer.run(theirs, self.batch))
+        compare.rounded("BF16", plain, drawn, reference)
+        with NarrowSums():
+            narrow = steps.tensors(peer.run(theirs, self.batch))
+        with self.assertRaises(compare.Mismatch):
+            compare.rounded("BF16", narrow, drawn, reference)
+
+    def test_sixteen_bits_notice_a_gradient_of_another_token(self) -> None:
+        ours, theirs, exact = self.sixteen_bits()
+        drawn = [steps.tensors(one) for one in rounding.passes(theirs, self.batch, steps.DRAWN)]
+        reference = steps.tensors(peer.run(exact, self.batch))
+        labels = self.batch.labels.copy()
+        labels[1, 7] = (labels[1, 7] + 1) % 61
+        moved = steps.tensors(here.run(ours, replace(self.batch, labels=labels)))
+        with self.assertRaises(compare.Mismatch):
+            compare.rounded("BF16", moved, drawn, reference)
 
     def test_files_notice_a_tensor(self) -> None:
         self.ours().save(self.folder / "saved")

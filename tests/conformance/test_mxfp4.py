@@ -8,6 +8,7 @@ import unittest
 from pathlib import Path
 
 import cases
+import choices
 import compare
 import here
 import moenn
@@ -43,7 +44,7 @@ class Mxfp4Test(unittest.TestCase):
                     decoded = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
                     parameter.copy_(decoded)
         self.assertEqual(len(packed), 2 * 2 * CASE.config["num_hidden_layers"])
-        batch = peer.choose_batch(theirs, CASE)
+        batch = choices.choose_batch(theirs, CASE)
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             peer.write(theirs, folder)
