@@ -134,20 +134,20 @@ static void ops_linear(ops_t *ops, int64_t rows, int64_t out, int64_t in, int32_
     snprintf(name, sizeof name, "matmul %s %s %dx%dx%d", ops_dtype(dtype), forms[form], (int)rows,
              (int)out, (int)in);
     if (!report_wanted("ops", name)) continue;
-    float *x = ops_take(ops, rows * in), *y = ops_take(ops, rows * out);
-    float *dw = ops_take(ops, out * in);
+    void *x = ops_take_weight(ops, rows * in, dtype), *y = ops_take_weight(ops, rows * out, dtype);
     void *w = ops_take_weight(ops, out * in, dtype);
+    float *dw = ops_take(ops, out * in);
     op_matmul_t op = {.m = rows, .n = out, .k = in, .trans_b = 1, .a = x, .lda = in, .b = w};
-    op.ldb = in, op.d = y, op.ldd = out;
+    op.ldb = in, op.d = y, op.ldd = out, op.d_dtype = dtype;
     if (form == 1) {
       op = (op_matmul_t){.m = rows, .n = in, .k = out, .a = y, .lda = out, .b = w, .ldb = in};
-      op.d = x, op.ldd = in;
+      op.d = x, op.ldd = in, op.d_dtype = dtype;
     }
     if (form == 2) {
       op = (op_matmul_t){.m = out, .n = in, .k = rows, .trans_a = 1, .a = y, .lda = out};
       op.b = x, op.ldb = in, op.c = dw, op.ldc = in, op.d = dw, op.ldd = in;
     }
-    op.b_dtype = form == 2 ? NN_F32 : dtype, op.rounds = dtype == NN_BF16;
+    op.a_dtype = op.b_dtype = dtype;
     RUN(ops, name, matmul, op, work);
     ops_drop(ops);
   }

@@ -66,7 +66,8 @@ static void backend_describe(const backend_device_t *device, backend_info_t *inf
   info->cpu_paths = device->cpu_paths;
   info->dlpack_device = DLPACK_CPU;
   info->dlpack_id = 0;
-  info->act_dtype = info->act_dtype_f16 = NN_F32;
+  info->act_dtype = NN_BF16;
+  info->act_dtype_f16 = NN_F32; /* widened exactly, so that nothing overflows that fp32 holds */
   info->model = device->model;
 }
 

@@ -576,9 +576,9 @@ typedef struct nn_model nn_model_t;
 
 /** Makes a model with random weights: normal with config's init_std, GPT-2's residual projections
  *  scaled by 1 / sqrt(2 * layers), norms 1, biases 0.
- *  @param dtype NN_F32, NN_BF16 or NN_F16. Beside parameters of 16 bits a CUDA device computes
- *               activations of the same type, a CPU fp32 ones; sums are fp32, and the optimizer
- *               keeps fp32 masters. fp16 holds no more than 65504: see nn_model_loss_scale().
+ *  @param dtype NN_F32, NN_BF16 or NN_F16. Activations are of the same type, but beside fp16
+ *               parameters a CPU has fp32 ones; sums are fp32, and the optimizer keeps fp32
+ *               masters. fp16 holds no more than 65504: see nn_model_loss_scale().
  *  @param seed  same seed, same bits. */
 NN_API nn_status_t nn_model_create(nn_device_t *device, const nn_model_config_t *config,
                                    int32_t dtype, uint64_t seed, nn_model_t **model);

@@ -146,7 +146,6 @@ typedef struct op_matmul {
   const void *b;
   int64_t ldb;
   int32_t a_dtype, b_dtype; /* act_dtype; weight_dtype or act_dtype */
-  int32_t rounds;    /* 1: fp32 inputs may be rounded to bf16, as they may be beside a bf16 b */
   float alpha;
   const void *bias;  /* [n] of b_dtype, or NULL */
   const void *c;     /* [m, n] or NULL; may be d (accumulation) or another matrix (residual) */

@@ -129,7 +129,6 @@ static nn_status_t head_loss_backward(backend_device_t *device, const head_chunk
                     .b = vec_at(op->x, chunk->begin * op->hidden, op->act_dtype),
                     .ldb = op->hidden,
                     .b_dtype = op->act_dtype,
-                    .rounds = op->weight_dtype == NN_BF16,
                     .c = op->dw,
                     .ldc = op->hidden,
                     .d = op->dw,

@@ -70,6 +70,6 @@ nn_status_t VEC(matmul)(backend_device_t *device, const op_matmul_t *op,
                  .store = plain ? NULL : matmul_store,
                  .context = &args,
                  .scratch = scratch.data,
-                 .rounds = op->b_dtype == NN_BF16 || op->rounds};
+                 .rounds = op->b_dtype == NN_BF16};
   return VEC(gemm_run)(device, &gemm);
 }

@@ -29,7 +29,6 @@ nn_status_t linear_weight_bwd(const pass_t *pass, const linear_t *layer, const v
   op.alpha = layer->alpha;
   op.c = dw, op.ldc = layer->in;
   op.d = dw, op.ldd = layer->in, op.d_dtype = NN_F32;
-  op.rounds = pass->weight_dtype == NN_BF16;
   STATUS_TRY(PASS_RUN(pass, matmul, op));
   if (!dbias) return NN_OK;
   op_column_sum_t sum = {.n = n, .width = layer->out, .x = dy, .out = dbias};

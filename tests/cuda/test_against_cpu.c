@@ -9,7 +9,7 @@
 enum { BATCH = 3, SEQ = 40, TOKENS = BATCH * SEQ };
 
 /* The same parameters on both devices; the CPU's are made, the GPU's copied. Where the GPU's model is
- * of bf16 the CPU's is an fp32 one of the same numbers, for its products would round theirs. */
+ * of bf16 the CPU's is an fp32 one of the same numbers, for a CPU's activations would be bf16 too. */
 typedef struct pair {
   nn_device_t *cpu, *gpu;
   nn_model_t *on_cpu, *on_gpu;

@@ -389,22 +389,13 @@ static void test_ntk_stretch(void **state) {
 
 /* ---- bf16 ---- */
 
-/* The upper half of an fp32, rounded to nearest even; weights are finite. */
-static float as_bf16(float value) {
-  uint32_t bits;
-  memcpy(&bits, &value, sizeof bits);
-  bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000u;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 static void test_bf16_model(void **state) {
   (void)state;
-  for (int i = 0; i < 3 * FIXTURE_PATHS; i++) {
-    nn_device_t *device = fixture_device_of_path(2, fixture_path[i / 3]);
+  for (int i = 0; i < 2 * FIXTURE_PATHS; i++) {
+    nn_device_t *device = fixture_device_of_path(2, fixture_path[i / 2]);
     if (!device) continue;
-    nn_model_config_t config = config_of(i % 3 == 1);
-    if (i % 3 == 2) config.top_k = config.experts;
+    nn_model_config_t config = config_of(i % 2);
+    config.top_k = config.experts; /* rounding may have a token choose others, but not of all */
     nn_model_t *model = fixture_model(device, &config, 1), *half;
     char *folder = fixture_folder();
     CHECK(nn_model_save(model, folder, NULL));
@@ -421,31 +412,15 @@ static void test_bf16_model(void **state) {
     fixture_tokens(tokens, CONTEXT, VOCAB, 3);
     float *full = forward_logits(model, tokens, CONTEXT), logits[VOCAB];
     double largest = fixture_largest(full, CONTEXT * VOCAB);
-    /* Weights rounded to bf16 in an fp32 model: with fp32 activations that products do not round, as
-     * on most CPU paths, products and sums are the same, so is the tolerance. */
-    nn_device_info_t place = STRUCT(nn_device_info_t);
-    CHECK(nn_device_info(device, &place));
-    bool wide = strcmp(place.name, "cpu") == 0 && !(place.cpu_paths & NN_CPU_AVX512_BF16);
-    int64_t count;
-    float *weights = fixture_parameters(model, &count);
-    for (int64_t w = 0; w < count; w++) weights[w] = as_bf16(weights[w]);
-    fixture_set_parameters(model, weights);
-    free(weights);
-    float *rounded = forward_logits(model, tokens, CONTEXT);
     nn_session_t *session = session_of(half, 1, 0, 5);
     CHECK(nn_session_prefill(session, 0, tokens, 10, NULL));
     for (int64_t t = 10; t < CONTEXT; t++) {
       CHECK(nn_session_decode(session, tokens + t, logits));
-      if (wide)
-        fixture_near("bf16 against rounded weights", logits, rounded + t * VOCAB, VOCAB,
-                     TOLERANCE * largest);
-      /* A weight is off by up to 2^-9, and a logit passes through a dozen products: a few per cent
-       * at most. Not where a token may choose another expert for it. */
-      if (i % 3 > 0)
-        fixture_near("bf16 against fp32", logits, full + t * VOCAB, VOCAB, 0.03 * largest);
+      /* A weight, and each activation on the way, is off by up to 2^-8 of itself, and a logit
+       * passes through a dozen products: a few per cent at most. */
+      fixture_near("bf16 against fp32", logits, full + t * VOCAB, VOCAB, 0.03 * largest);
     }
     free(full);
-    free(rounded);
     nn_session_destroy(session);
     nn_model_destroy(half);
     nn_model_destroy(model);

@@ -21,7 +21,8 @@ static void test_paths_follow_the_mask(void **state) {
     assert_int_equal(info.cpu_paths & ~(mask | NN_CPU_REFERENCE), 0);
     assert_int_equal(info.dlpack_device, 1); /* kDLCPU */
     assert_int_equal(info.dlpack_id, 0);
-    assert_int_equal(info.act_dtype, NN_F32);
+    assert_int_equal(info.act_dtype, NN_BF16);
+    assert_int_equal(info.act_dtype_f16, NN_F32);
     size_t length = strlen(info.model);
     assert_true(length > 0 && info.model[0] != ' ' && info.model[length - 1] != ' ');
     assert_null(table->record_begin);
