@@ -18,13 +18,16 @@ void report_begin(const bench_options_t *options, int argc, char **argv, const c
   for (int i = 0; i < argc; i++) {
     size_t used = strlen(command);
     const char *quote = strchr(argv[i], ' ') ? "\"" : "";
-    snprintf(command + used, sizeof command - used, "%s%s%s%s", i ? " " : "", quote, argv[i], quote);
+    snprintf(command + used, sizeof command - used, "%s%s%s%s", i ? " " : "", quote, argv[i],
+             quote);
   }
   char path_names[64];
   snprintf(path_names, sizeof path_names, "reference%s%s%s", paths & NN_CPU_AVX2 ? ", avx2" : "",
-           paths & NN_CPU_AVX512 ? ", avx512" : "", paths & NN_CPU_AVX512_BF16 ? ", avx512bf16" : "");
-  printf("libmoenn %s\ncommand  %s\ncpu      %s\nthreads  %d\npaths    %s\ncompiler %s\nflags    %s\n\n",
-         nn_version(), command, cpu, threads, path_names, __VERSION__, BENCH_FLAGS);
+           paths & NN_CPU_AVX512 ? ", avx512" : "",
+           paths & NN_CPU_AVX512_BF16 ? ", avx512bf16" : "");
+  printf("libmoenn %s\ncommand  %s\ncpu      %s\nthreads  %d\npaths    %s\n", nn_version(),
+         command, cpu, threads, path_names);
+  printf("compiler %s\nflags    %s\n\n", __VERSION__, BENCH_FLAGS);
   json_object_set_new(report_json, "version", json_string(nn_version()));
   json_object_set_new(report_json, "command", json_string(command));
   json_object_set_new(report_json, "cpu", json_string(cpu));
@@ -38,12 +41,13 @@ void report_begin(const bench_options_t *options, int argc, char **argv, const c
 void report_ceilings(const char *label, const bench_ceilings_t *c) {
   printf("ceilings, %s: fp32 %.1f, bf16 %.1f GFLOP/s, int8 %.1f GOP/s; read %.1f, copy %.1f, triad "
          "%.1f GB/s\n",
-         label, c->fp32_flops * 1e-9, c->bf16_flops * 1e-9, c->int8_ops * 1e-9, c->read_bytes * 1e-9,
-         c->copy_bytes * 1e-9, c->triad_bytes * 1e-9);
+         label, c->fp32_flops * 1e-9, c->bf16_flops * 1e-9, c->int8_ops * 1e-9,
+         c->read_bytes * 1e-9, c->copy_bytes * 1e-9, c->triad_bytes * 1e-9);
   fflush(stdout);
-  json_t *row = json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "fp32_flops", c->fp32_flops, "bf16_flops",
-                          c->bf16_flops, "int8_ops", c->int8_ops, "read_bytes", c->read_bytes,
-                          "copy_bytes", c->copy_bytes, "triad_bytes", c->triad_bytes);
+  json_t *row = json_pack("{s:f, s:f, s:f, s:f, s:f, s:f}", "fp32_flops", c->fp32_flops,
+                          "bf16_flops", c->bf16_flops, "int8_ops", c->int8_ops, "read_bytes",
+                          c->read_bytes, "copy_bytes", c->copy_bytes, "triad_bytes",
+                          c->triad_bytes);
   char key[64];
   snprintf(key, sizeof key, "ceilings %s", label);
   json_object_set_new(report_json, key, row);
@@ -67,11 +71,12 @@ void report_line(const char *group, const char *name, double seconds, double fas
   if (work.unit == UNIT_FLOP) snprintf(rate, sizeof rate, "%.1f GF/s", per_second * 1e-9);
   if (work.unit == UNIT_BYTE) snprintf(rate, sizeof rate, "%.1f GB/s", per_second * 1e-9);
   if (work.ceiling > 0) snprintf(share, sizeof share, "%.1f %%", 100 * per_second / work.ceiling);
-  printf("%-10s %-44s %9.2f us %9.2f us %10s %8s %s\n", group, name, seconds * 1e6, fastest * 1e6, rate,
-         share, note);
+  printf("%-10s %-44s %9.2f us %9.2f us %10s %8s %s\n", group, name, seconds * 1e6, fastest * 1e6,
+         rate, share, note);
   fflush(stdout);
-  json_t *row = json_pack("{s:s, s:s, s:f, s:f, s:I, s:s}", "group", group, "name", name, "median_s",
-                          seconds, "fastest_s", fastest, "runs", (json_int_t)runs, "note", note);
+  json_t *row = json_pack("{s:s, s:s, s:f, s:f, s:I, s:s}", "group", group, "name", name,
+                          "median_s", seconds, "fastest_s", fastest, "runs", (json_int_t)runs,
+                          "note", note);
   if (work.unit != UNIT_NONE) {
     json_object_set_new(row, work.unit == UNIT_FLOP ? "flops" : "bytes", json_real(work.amount));
     if (work.ceiling > 0) json_object_set_new(row, "share", json_real(per_second / work.ceiling));
