@@ -4,7 +4,7 @@
 #include "model/config.h"
 #include "model/rope.h"
 
-/* Rows of logits that nn_model_forward() holds at a time. */
+/* Rows of logits that nn_model_forward() holds at a time, on a device that cannot write the caller's. */
 enum { LOGITS_ROWS = 64 };
 
 nn_status_t training_check(const nn_model_config_t *config, int32_t dtype,
@@ -73,8 +73,11 @@ static void training_take_workspace(arena_t *arena, const nn_device_t *device,
   buffers->losses = arena_take(arena, 1, 3, sizeof(double));
   if (config->position == NN_POSITION_ROPE)
     buffers->rope = arena_take(arena, options->seq_len, rope_dim(config), sizeof(float));
-  buffers->logits_rows = n < LOGITS_ROWS ? n : LOGITS_ROWS;
-  buffers->logits = arena_take(arena, buffers->logits_rows, config->vocab_size, sizeof(float));
+  buffers->logits_rows = n;
+  if (!device->host_memory) {
+    if (n > LOGITS_ROWS) buffers->logits_rows = LOGITS_ROWS;
+    buffers->logits = arena_take(arena, buffers->logits_rows, config->vocab_size, sizeof(float));
+  }
   if (config->experts) {
     buffers->mean_share = arena_take(arena, 1, config->experts, sizeof(float));
     buffers->router_stats = router_stats_take(arena, config, config_sparse_layers(config));

@@ -20,7 +20,7 @@ typedef struct training_buffers {
   float *grad_scale;  /* [1]: of the cross-entropy's gradients */
   double *losses;     /* [3]: sum of row_loss; load-balancing loss; z-loss */
   float *mean_share;  /* [E]: shares over all layers, for NN_AUX_JOINT */
-  float *logits;      /* [logits_rows, vocab] */
+  float *logits;      /* [logits_rows, vocab]; NULL where the device's memory is the host's */
   int64_t logits_rows;
   float *router_stats;    /* [sparse layers, 2E + 1] */
   router_stats_t *router; /* host [layers]: the rows of router_stats */

@@ -88,16 +88,20 @@ nn_status_t run_forward(nn_model_t *model, const int32_t *tokens, int64_t batch,
   pass_t pass;
   STATUS_TRY(run_begin(model, tokens, batch, seq_len, &pass));
   STATUS_TRY(run_blocks(model, &pass, false));
-  for (int64_t row = 0, n = batch * seq_len; row < n; row += buffers->logits_rows) {
+  int64_t n = batch * seq_len, most = buffers->logits_rows;
+  for (int64_t row = 0; row < n; row += most) {
+    float *out = logits + row * config->vocab_size;
     op_matmul_t op = {.n = config->vocab_size, .k = config->hidden, .trans_b = 1};
-    op.m = n - row < buffers->logits_rows ? n - row : buffers->logits_rows;
+    op.m = n - row < most ? n - row : most;
     op.a = block_at(buffers->y, pass.act_dtype, row * config->hidden), op.lda = config->hidden;
     op.a_dtype = pass.act_dtype;
     op.b = model->weights.head, op.ldb = config->hidden, op.b_dtype = model->dtype;
     op.alpha = config->logit_scale, op.bias = model->weights.head_bias;
-    op.d = buffers->logits, op.ldd = config->vocab_size, op.d_dtype = NN_F32;
+    op.d = buffers->logits ? buffers->logits : out, op.ldd = config->vocab_size;
+    op.d_dtype = NN_F32;
     STATUS_TRY(pass.backend->matmul(pass.place, &op, pass.scratch));
-    STATUS_TRY(pass.backend->copy_out(pass.place, logits + row * config->vocab_size, buffers->logits,
+    if (!buffers->logits) continue;
+    STATUS_TRY(pass.backend->copy_out(pass.place, out, buffers->logits,
                                       (size_t)(op.m * op.n) * sizeof(float)));
   }
   return NN_OK;
