@@ -39,7 +39,7 @@ void ops_drop(ops_t *ops) { ops->used = 0; }
 
 const char *ops_dtype(int32_t dtype) { return dtype == NN_BF16 ? "bf16" : "fp32"; }
 
-void *ops_take_weight(ops_t *ops, int64_t count, int32_t dtype) {
+void *ops_take_as(ops_t *ops, int64_t count, int32_t dtype) {
   float *wide = ops_take(ops, count);
   uint16_t *narrow = (uint16_t *)(void *)wide;
   for (int64_t i = 0; dtype == NN_BF16 && i < count; i++) {
@@ -134,8 +134,8 @@ static void ops_linear(ops_t *ops, int64_t rows, int64_t out, int64_t in, int32_
     snprintf(name, sizeof name, "matmul %s %s %dx%dx%d", ops_dtype(dtype), forms[form], (int)rows,
              (int)out, (int)in);
     if (!report_wanted("ops", name)) continue;
-    void *x = ops_take_weight(ops, rows * in, dtype), *y = ops_take_weight(ops, rows * out, dtype);
-    void *w = ops_take_weight(ops, out * in, dtype);
+    void *x = ops_take_as(ops, rows * in, dtype), *y = ops_take_as(ops, rows * out, dtype);
+    void *w = ops_take_as(ops, out * in, dtype);
     float *dw = ops_take(ops, out * in);
     op_matmul_t op = {.m = rows, .n = out, .k = in, .trans_b = 1, .a = x, .lda = in, .b = w};
     op.ldb = in, op.d = y, op.ldd = out, op.d_dtype = dtype;
@@ -159,9 +159,10 @@ static void ops_skinny(ops_t *ops, int64_t rows, int64_t out, int64_t in, int32_
   snprintf(name, sizeof name, "matmul %s rows %d, %dx%d", ops_dtype(dtype), (int)rows, (int)out,
            (int)in);
   if (!report_wanted("ops", name)) return;
-  float *x = ops_take(ops, rows * in), *y = ops_take(ops, rows * out);
+  void *x = ops_take_as(ops, rows * in, dtype), *y = ops_take_as(ops, rows * out, dtype);
   op_matmul_t op = {.m = rows, .n = out, .k = in, .trans_b = 1, .a = x, .lda = in, .ldb = in};
-  op.b = ops_take_weight(ops, out * in, dtype), op.b_dtype = dtype, op.d = y, op.ldd = out;
+  op.b = ops_take_as(ops, out * in, dtype), op.d = y, op.ldd = out;
+  op.a_dtype = op.b_dtype = op.d_dtype = dtype;
   double bytes = (double)(out * in) * (double)nn_dtype_bytes(dtype);
   RUN(ops, name, matmul, op, ops_moved(ops, bytes, false));
   ops_drop(ops);

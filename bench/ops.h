@@ -25,8 +25,8 @@ float *ops_take(ops_t *ops, int64_t count);
 int32_t *ops_take_ints(ops_t *ops, int64_t count);
 void ops_drop(ops_t *ops);
 
-/* A weight of a dtype: bf16 numbers are the upper halves of the fp32 ones. */
-void *ops_take_weight(ops_t *ops, int64_t count, int32_t dtype);
+/* Numbers of a dtype: bf16 ones are the upper halves of the fp32 ones. */
+void *ops_take_as(ops_t *ops, int64_t count, int32_t dtype);
 const char *ops_dtype(int32_t dtype);
 
 /* Measures an operation and prints its line. With --cold all of its buffers that lie in the pool

@@ -78,20 +78,22 @@ static void ops_store(ops_t *ops, int64_t n, int64_t width) {
 static void ops_project(ops_t *ops, int64_t hidden, int64_t heads, int64_t dim) {
   int64_t width = (heads + 2) * dim, kv = heads * dim;
   int32_t *zero = ops_take_ints(ops, 1);
-  float *qkv = ops_take(ops, width);
+  uint16_t *qkv = ops_take_as(ops, width, NN_BF16);
   *zero = 0;
   op_project_t op = {.norm = {.n = 1, .hidden = hidden, .eps = 1e-5f}};
-  op.norm.x = ops_take(ops, hidden), op.norm.w = ops_take(ops, hidden);
+  op.norm.x = ops_take_as(ops, hidden, NN_BF16), op.norm.w = ops_take_as(ops, hidden, NN_BF16);
+  op.norm.weight_dtype = op.norm.act_dtype = NN_BF16;
   op.norm.y = ops_take(ops, hidden);
   op.matmul = (op_matmul_t){.m = 1, .n = width, .k = hidden, .trans_b = 1, .a = op.norm.y};
-  op.matmul.b = ops_take_weight(ops, width * hidden, NN_BF16), op.matmul.b_dtype = NN_BF16;
+  op.matmul.b = ops_take_as(ops, width * hidden, NN_BF16);
+  op.matmul.a_dtype = op.matmul.b_dtype = op.matmul.d_dtype = NN_BF16;
   op.matmul.lda = op.matmul.ldb = hidden, op.matmul.d = qkv, op.matmul.ldd = width;
   op.rope = (op_rope_t){.n = 1, .heads = heads + 1, .head_dim = dim, .x = qkv, .ldx = width};
-  op.rope.position = zero, op.rope.table = ops_take(ops, dim);
+  op.rope.position = zero, op.rope.table = ops_take(ops, dim), op.rope.act_dtype = NN_BF16;
   op.store = (op_kv_store_t){.n = 1, .width = dim, .ld = width, .k = qkv + kv};
   op.store.v = qkv + kv + dim, op.store.sequence = op.store.position = zero;
   op.store.k_cache = ops_take(ops, dim), op.store.v_cache = ops_take(ops, dim);
-  op.store.cache_batch = dim;
+  op.store.cache_batch = dim, op.store.act_dtype = NN_BF16;
   RUN(ops, "norm, qkv, rope, store, bf16, 1 row", project, op,
       ops_moved(ops, 2.0 * (double)(width * hidden), false));
   ops_drop(ops);

@@ -21,8 +21,9 @@ static op_route_t mixture_route(ops_t *ops, const mixture_t *m) {
   int64_t slots = m->n * m->top_k;
   float *stats = ops_take(ops, 2 * m->experts + 1);
   op_route_t op = {.n = m->n, .hidden = m->hidden, .experts = m->experts, .top_k = m->top_k};
-  op.x = ops_take(ops, m->n * m->hidden), op.weight_dtype = m->dtype;
-  op.w = ops_take_weight(ops, m->experts * m->hidden, m->dtype);
+  op.x = ops_take_as(ops, m->n * m->hidden, m->dtype);
+  op.weight_dtype = op.act_dtype = m->dtype;
+  op.w = ops_take_as(ops, m->experts * m->hidden, m->dtype);
   op.out = (routing_t){.expert = ops_take_ints(ops, slots), .weight = ops_take(ops, slots)};
   op.out.offset = ops_take_ints(ops, m->experts + 1);
   op.out.row_slot = ops_take_ints(ops, slots), op.out.slot_row = ops_take_ints(ops, slots);
@@ -41,7 +42,8 @@ static void mixture_routing(ops_t *ops, const mixture_t *m) {
   RUN(ops, name, route, op, work);
   op_route_bwd_t back = {.n = m->n, .hidden = m->hidden, .experts = m->experts};
   back.top_k = m->top_k, back.x = op.x, back.w = op.w, back.routing = op.out;
-  back.weight_dtype = m->dtype, back.prob = op.prob, back.lse = op.lse, back.aux_share = op.share;
+  back.weight_dtype = back.act_dtype = m->dtype;
+  back.prob = op.prob, back.lse = op.lse, back.aux_share = op.share;
   back.dweight = ops_take(ops, m->n * m->top_k), back.aux_scale = 0.1f, back.z_scale = 0.01f;
   back.dx = ops_take(ops, m->n * m->hidden), back.dw = ops_take(ops, m->experts * m->hidden);
   snprintf(name, sizeof name, "route backward %d tokens, %d of %d, hidden %d", (int)m->n,
@@ -49,7 +51,7 @@ static void mixture_routing(ops_t *ops, const mixture_t *m) {
   RUN(ops, name, route_bwd, back, ops_moved(ops, 12.0 * (double)(m->n * m->hidden), true));
   op.router = (op_router_t){.score = NN_SCORE_SIGMOID, .groups = 4, .top_groups = 2};
   op.router.group_score = NN_GROUP_TOP2;
-  op.router.choice_bias = ops_take_weight(ops, m->experts, m->dtype);
+  op.router.choice_bias = ops_take_as(ops, m->experts, m->dtype);
   snprintf(name, sizeof name, "route %d tokens, %d of %d in groups, hidden %d", (int)m->n,
            (int)m->top_k, (int)m->experts, (int)m->hidden);
   RUN(ops, name, route, op, work);
@@ -59,9 +61,10 @@ static void mixture_routing(ops_t *ops, const mixture_t *m) {
 static op_experts_t mixture_experts(ops_t *ops, const mixture_t *m, const op_route_t *route) {
   int64_t size = m->ffn * m->hidden, slots = m->n * m->top_k;
   size_t element = nn_dtype_bytes(m->dtype);
-  char *w = ops_take_weight(ops, 3 * m->experts * size, m->dtype);
+  char *w = ops_take_as(ops, 3 * m->experts * size, m->dtype);
   op_experts_t op = {.n = m->n, .hidden = m->hidden, .ffn = m->ffn, .experts = m->experts};
-  op.top_k = m->top_k, op.weight_dtype = m->dtype, op.x = route->x, op.residual = route->x;
+  op.top_k = m->top_k, op.weight_dtype = op.act_dtype = m->dtype;
+  op.x = op.residual = route->x;
   op.routing = route->out, op.gate = w, op.up = w + (size_t)size * element;
   op.down = w + 2 * (size_t)size * element, op.expert_stride = 3 * size;
   op.pre = ops_take(ops, slots * 2 * m->ffn), op.out = ops_take(ops, m->n * m->hidden);
@@ -74,10 +77,11 @@ static void mixture_backward(ops_t *ops, const mixture_t *m, const op_experts_t 
   int64_t size = m->ffn * m->hidden, slots = m->n * m->top_k;
   float *dw = ops_take(ops, 3 * m->experts * size);
   op_experts_bwd_t back = {.n = m->n, .hidden = m->hidden, .ffn = m->ffn, .experts = m->experts};
-  back.top_k = m->top_k, back.weight_dtype = m->dtype, back.x = op->x, back.routing = op->routing;
+  back.top_k = m->top_k, back.weight_dtype = back.act_dtype = m->dtype;
+  back.x = op->x, back.routing = op->routing;
   back.gate = op->gate, back.up = op->up, back.down = op->down;
   back.expert_stride = op->expert_stride, back.pre = op->pre;
-  back.dout = ops_take(ops, m->n * m->hidden), back.dx = op->out;
+  back.dout = ops_take_as(ops, m->n * m->hidden, m->dtype), back.dx = op->out;
   back.dweight = ops_take(ops, slots);
   back.dgate = dw, back.dup = dw + size, back.ddown = dw + 2 * size;
   mixture_name(m, "experts backward", name);
@@ -89,8 +93,8 @@ static void mixture_all(ops_t *ops, const mixture_t *m, const op_route_t *route,
                         const op_experts_t *experts, bench_work_t work) {
   char name[OPS_NAME];
   op_moe_t op = {.norm = {.n = m->n, .hidden = m->hidden, .eps = 1e-5f}};
-  op.norm.weight_dtype = m->dtype, op.norm.x = route->x;
-  op.norm.w = ops_take_weight(ops, m->hidden, m->dtype);
+  op.norm.weight_dtype = op.norm.act_dtype = m->dtype, op.norm.x = route->x;
+  op.norm.w = ops_take_as(ops, m->hidden, m->dtype);
   op.norm.y = ops_take(ops, m->n * m->hidden);
   op.route = *route, op.route.x = op.norm.y;
   op.experts = *experts, op.experts.x = op.norm.y, op.experts.pre = NULL;

@@ -145,8 +145,9 @@ static void rows_loss(ops_t *ops, int64_t n, int64_t hidden, int64_t vocab, int3
   char name[OPS_NAME];
   int32_t *target = ops_take_ints(ops, n);
   for (int64_t i = 0; i < n; i++) target[i] = (int32_t)(i * 104729 % vocab);
-  op_head_loss_t op = {.n = n, .hidden = hidden, .vocab = vocab, .weight_dtype = dtype};
-  op.x = ops_take(ops, n * hidden), op.w = ops_take_weight(ops, vocab * hidden, dtype);
+  op_head_loss_t op = {.n = n, .hidden = hidden, .vocab = vocab};
+  op.weight_dtype = op.act_dtype = dtype;
+  op.x = ops_take_as(ops, n * hidden, dtype), op.w = ops_take_as(ops, vocab * hidden, dtype);
   op.target = target, op.row_loss = ops_take(ops, n), op.scale = ops_take(ops, 1);
   op.loss_sum = (double *)(void *)ops_take(ops, 2);
   op.dx = ops_take(ops, n * hidden), op.dw = ops_take(ops, vocab * hidden);
