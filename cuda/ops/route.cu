@@ -9,7 +9,7 @@
  * counts into first rows and places the slots; up to ROUTE_TILE tokens, one block does it all in
  * one launch, and route_few.cu where experts are few too. route_rows's part is route_sm90.cu's where
  * the bulk copy engine can bring x, and route_many.cu's where there are more experts than
- * ROUTE_MANY. Sums over tokens are in double: tokens in a thread, threads in a warp, warps, blocks,
+ * ROUTE_FEW. Sums over tokens are in double: tokens in a thread, threads in a warp, warps, blocks,
  * each in one order. Only integers are added by atomics. */
 #include "launch.cuh"
 #include "ops/route_choose.cuh"
@@ -145,19 +145,22 @@ CUDA_OP(route, op_route_t) {
     route_few(device, &whole, plan.vectors);
     return cuda_launched(device, "route");
   }
-  if (op->experts > ROUTE_MANY)
+  if (op->experts > ROUTE_FEW)
     CUDA_TRY(route_many(device, &whole, &plan, scratch));
   else if (route90_takes(device, &whole, &plan))
     CUDA_TRY(route90(device, &whole, &plan));
   else
     CUDA_BY_DTYPE(op->act_dtype, route_launch, device, &whole, &plan);
   if (plan.blocks > 1) {
-    bool few = op->experts <= ROUTE_THREADS; /* shared memory has room for more threads */
-    int threads = few ? 2 * ROUTE_THREADS : ROUTE_THREADS;
+    bool wide = op->experts > ROUTE_THREADS; /* shared memory has room for fewer threads */
+    bool many = !wide && op->experts > ROUTE_FEW;
+    auto place = wide   ? route_place<ROUTE_THREADS>
+                 : many ? route_place<4 * ROUTE_THREADS>
+                        : route_place<2 * ROUTE_THREADS>;
+    int threads = wide ? ROUTE_THREADS : many ? 4 * ROUTE_THREADS : 2 * ROUTE_THREADS;
     size_t shared = route_room_ints(threads) * (size_t)op->experts * sizeof(int32_t);
     unsigned blocks = (unsigned)(plan.blocks + 1 + cuda_blocks(op->experts + 1, ROUTE_COLUMNS));
-    launch_chained(device, few ? route_place<2 * ROUTE_THREADS> : route_place<ROUTE_THREADS>, blocks,
-                   threads, shared, 0, whole, plan);
+    launch_chained(device, place, blocks, threads, shared, 0, whole, plan);
   }
   return cuda_launched(device, "route");
 }

@@ -37,16 +37,14 @@ typedef struct route_plan {
 
 /* route_few.cu: what route_plain says, up to ROUTE_TILE tokens and ROUTE_FEW experts. vectors: x and w
  * may be read in 16 bytes. */
-enum { ROUTE_FEW = 64 };
+enum { ROUTE_FEW = 16 };
 void route_few(backend_device_t *device, const op_route_t *op, int vectors);
 
 /* route_sm90.cu: the first kernel, where it is for this device and operation; fills in the plan. */
 int route90_takes(const backend_device_t *device, const op_route_t *op, const route_plan_t *plan);
 nn_status_t route90(backend_device_t *device, const op_route_t *op, route_plan_t *plan);
 
-/* route_many.cu: logits and the first kernel for more experts than ROUTE_MANY; fills in the
- * plan. */
-enum { ROUTE_MANY = 16 };
+/* route_many.cu: logits and the first kernel for more experts than ROUTE_FEW; fills in the plan. */
 nn_status_t route_many(backend_device_t *device, const op_route_t *op, route_plan_t *plan,
                        backend_scratch_t scratch);
 

@@ -43,8 +43,7 @@ static __global__ void __launch_bounds__(ROUTE_THREADS, 1)
 
 template <typename T>
 static void route_few_launch(backend_device_t *device, const op_route_t *op, int vectors) {
-  auto kernel = op->experts <= 16 ? route_few_kernel<T, 16, 1> : route_few_kernel<T, 32, 2>;
-  launch_chained(device, kernel, 1, ROUTE_THREADS, 0, 0, *op, vectors);
+  launch_chained(device, route_few_kernel<T, 16, 1>, 1, ROUTE_THREADS, 0, 0, *op, vectors);
 }
 
 void route_few(backend_device_t *device, const op_route_t *op, int vectors) {

@@ -1,4 +1,4 @@
-/* Routing to more experts than ROUTE_MANY: a product leaves the logits in prob, and a warp turns a
+/* Routing to more experts than ROUTE_FEW: a product leaves the logits in prob, and a warp turns a
  * token's into scores in place and chooses; lane q has experts q + 32 j, j < PER. Placing is
  * route.cu's but up to ROUTE_TILE tokens, which one block takes to the end. Sums over tokens are in
  * double: a warp's tokens in order, the warps by halves, then the blocks. */
@@ -47,12 +47,57 @@ static void many_launch_logits(backend_device_t *device, const op_route_t *op, i
 
 /* In the order of the numbers, NaN being the least. Never 0, which is what cannot be chosen. */
 static __device__ __forceinline__ uint32_t many_key(float x) {
-  uint32_t bits = __float_as_uint(x);
-  return isnan(x) ? 1 : bits >> 31 ? ~bits : bits | 0x80000000u;
+  int32_t bits = __float_as_int(fmaxf(x, -INFINITY));
+  return (uint32_t)(bits ^ (bits >> 31 | INT32_MIN));
 }
 
 static __device__ __forceinline__ float many_number(uint32_t key) {
-  return key <= 1 ? -INFINITY : __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key);
+  return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key);
+}
+
+/* What is added to a lane's logits and, for the choice, to its scores. */
+template <int PER>
+struct many_bias_t {
+  float logit[PER], choice[PER];
+
+  template <typename T>
+  __device__ __forceinline__ void load(const op_router_t &router, int q, int experts) {
+#pragma unroll
+    for (int j = 0; j < PER; j++) {
+      bool live = q + 32 * j < experts;
+      logit[j] = live && router.bias ? to_float(((const T *)router.bias)[q + 32 * j]) : 0;
+      choice[j] =
+          live && router.choice_bias ? to_float(((const T *)router.choice_bias)[q + 32 * j]) : 0;
+    }
+  }
+};
+
+/* Turns a token's logits, -INFINITY behind the last expert, into scores; returns the log-sum-exp of
+ * the biased logits. share: what makes the scores sum to 1. */
+template <int PER, bool ANY>
+static __device__ __forceinline__ float many_scores(const op_router_t &router, float (&p)[PER],
+                                                    float *share) {
+  float most = -INFINITY, sum = 0, scores = 0;
+#pragma unroll
+  for (int j = 0; j < PER; j++) most = fmaxf(most, p[j]);
+  most = many_number(__reduce_max_sync(0xffffffffu, many_key(most)));
+  if (ANY && router.score == NN_SCORE_SIGMOID) {
+#pragma unroll
+    for (int j = 0; j < PER; j++) {
+      sum += expf(p[j] - most);
+      p[j] = __fdividef(1, 1 + expf(-p[j]));
+      scores += p[j];
+    }
+    *share = 1 / lanes_sum<32>(scores);
+    return most + logf(lanes_sum<32>(sum));
+  }
+#pragma unroll
+  for (int j = 0; j < PER; j++) sum += p[j] = expf(p[j] - most);
+  sum = lanes_sum<32>(sum);
+  float part = 1 / sum; /* of at least 1 */
+#pragma unroll
+  for (int j = 0; j < PER; j++) p[j] *= part;
+  return most + logf(sum);
 }
 
 /* As route_any_groups, for groups of whole rows of 32 experts. */
@@ -98,18 +143,15 @@ static __device__ __forceinline__ uint32_t many_groups(const op_router_t &router
 }
 
 /* Keys of what may be chosen. row: shared, of the warp. */
-template <typename T, int PER, bool ANY>
+template <int PER, bool ANY>
 static __device__ __forceinline__ void many_keys(const op_router_t &router, const float (&p)[PER],
-                                                 int q, int experts, float *row,
-                                                 uint32_t (&key)[PER]) {
+                                                 const many_bias_t<PER> &bias, int q, int experts,
+                                                 float *row, uint32_t (&key)[PER]) {
   float c[PER];
 #pragma unroll
   for (int j = 0; j < PER; j++) {
-    int e = q + 32 * j;
-    c[j] = p[j];
-    if (ANY && router.choice_bias && e < experts)
-      c[j] += to_float(((const T *)router.choice_bias)[e]);
-    key[j] = e < experts ? many_key(c[j]) : 0;
+    c[j] = ANY ? p[j] + bias.choice[j] : p[j];
+    key[j] = q + 32 * j < experts ? many_key(c[j]) : 0;
   }
   if (!ANY || !router.groups || router.groups == router.top_groups) return;
   int size = experts / (int)router.groups;
@@ -151,44 +193,37 @@ static __device__ __forceinline__ void many_choose(const uint32_t (&key)[PER], i
   uint32_t taken = 0;
   for (int i = 0; i < k; i++) {
     uint32_t most = __reduce_max_sync(0xffffffffu, best.key[0]);
-    uint32_t who = __ballot_sync(0xffffffffu, best.key[0] == most);
-    int e = __shfl_sync(0xffffffffu, best.expert[0], __ffs(who) - 1);
-    if (who & (who - 1))
-      e = (int)__reduce_min_sync(0xffffffffu, best.key[0] == most ? (uint32_t)best.expert[0]
-                                                                   : 0xffffffffu);
+    uint32_t own = best.key[0] == most ? (uint32_t)best.expert[0] : 0xffffffffu;
+    int e = (int)__reduce_min_sync(0xffffffffu, own);
     if (q == i) expert[0] = e;
     if (q + 32 == i) expert[1] = e;
-    if (e % 32 != q) continue;
-    taken |= 1u << e / 32;
-    if (best.key[1])
-      best.key[0] = best.key[1], best.expert[0] = best.expert[1], best.key[1] = 0;
-    else
-      best = many_find(key, q, taken);
+    if ((e & 31) != q) continue;
+    taken |= 1u << (e >> 5);
+    best.key[0] = best.key[1], best.expert[0] = best.expert[1], best.key[1] = 0;
+    if (!best.key[0]) best = many_find(key, q, taken);
   }
 }
 
 /* ---- the kernel ------------------------------------------------------------------------------ */
 
 /* From logits to prob, lse and the choice with its weights; calls chosen(expert). Returns the
- * log-sum-exp; share: as route_any_scores has it. row: shared, of the warp. */
-template <typename T, int PER, bool ANY, typename F>
+ * log-sum-exp; share: as many_scores has it. row: shared, of the warp. */
+template <int PER, bool ANY, typename F>
 static __device__ __forceinline__ float many_token(const op_route_t &op, int64_t token,
-                                                   float (&p)[PER], int q, float *row,
-                                                   float *share, F chosen) {
+                                                   float (&p)[PER], const many_bias_t<PER> &bias,
+                                                   int q, float *row, float *share, F chosen) {
   int experts = (int)op.experts, k = (int)op.top_k, expert[2] = {};
-  float lse, score[2] = {};
+  float score[2] = {};
   uint32_t key[PER];
-  if constexpr (ANY)
-    lse = route_any_scores<T, 32>(op.router, p, q, experts, share);
-  else
-    lse = route_softmax<32>(p, q, experts);
-  many_keys<T, PER, ANY>(op.router, p, q, experts, row, key);
+#pragma unroll
+  for (int j = 0; ANY && j < PER; j++) p[j] += bias.logit[j];
+  float lse = many_scores<PER, ANY>(op.router, p, share), *prob = op.prob + token * experts + q;
+  many_keys<PER, ANY>(op.router, p, bias, q, experts, row, key);
   __syncwarp(); /* groups may have been read there */
 #pragma unroll
   for (int j = 0; j < PER; j++) {
-    int e = q + 32 * j;
-    row[e] = p[j];
-    if (e < experts) op.prob[token * experts + e] = p[j];
+    row[q + 32 * j] = p[j];
+    if (q + 32 * j < experts) prob[32 * j] = p[j];
   }
   if (q == 0) op.lse[token] = lse;
   many_choose(key, q, k, expert);
@@ -299,41 +334,46 @@ static __global__ void __launch_bounds__(many_threads<PER, ANY>, 1)
   __shared__ alignas(16) float row[WARPS * MOST];
   __shared__ double total[MOST + 1], squares[WARPS];
   __shared__ unsigned long long chose[MOST]; /* how many tokens or, where a block is all, which */
-  int experts = (int)op.experts, q = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  int experts = (int)op.experts, q = threadIdx.x & 31, warps = blockDim.x / 32;
+  int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0); /* known to be one in all lanes */
   bool alone = plan.blocks == 1;
-  for (int e = threadIdx.x; e < MOST; e += THREADS) chose[e] = 0;
+  for (int e = threadIdx.x; e < MOST; e += blockDim.x) chose[e] = 0;
   launch_next();
   launch_wait();
   __syncthreads();
   int64_t begin = blockIdx.x * plan.tokens, end = min(begin + plan.tokens, op.n);
   double prob_sum[PER] = {}, lse2_sum = 0;
+  many_bias_t<PER> bias;
+  if constexpr (ANY) bias.template load<T>(op.router, q, experts);
   float next[PER];
   auto load = [&](int64_t token) {
+    const float *logit = op.prob + token * experts + q;
 #pragma unroll
     for (int j = 0; j < PER; j++)
-      if (token < end && q + 32 * j < experts) next[j] = op.prob[token * experts + q + 32 * j];
+      next[j] = token < end && q + 32 * j < experts ? logit[32 * j] : -INFINITY;
   };
   load(begin + warp);
-  for (int64_t token = begin + warp; token < end; token += WARPS) {
+  for (int64_t token = begin + warp; token < end; token += warps) {
     float p[PER], share = 1;
 #pragma unroll
-    for (int j = 0; j < PER; j++) p[j] = q + 32 * j < experts ? next[j] : 0;
-    load(token + WARPS);
-    float lse = many_token<T, PER, ANY>(op, token, p, q, row + warp * MOST, &share, [&](int e) {
+    for (int j = 0; j < PER; j++) p[j] = next[j];
+    load(token + warps);
+    auto chosen = [&](int e) {
       if (alone) atomicOr(&chose[e], 1ull << token);
       else atomicAdd((unsigned *)&chose[e], 1u);
-    });
+    };
+    float lse = many_token<PER, ANY>(op, token, p, bias, q, row + warp * MOST, &share, chosen);
 #pragma unroll
     for (int j = 0; j < PER; j++) prob_sum[j] += ANY ? share * p[j] : p[j];
     lse2_sum += (double)lse * lse;
   }
-  many_add_warps(prob_sum, lse2_sum, experts, (int)min(end - begin, (int64_t)WARPS), (double *)row,
+  many_add_warps(prob_sum, lse2_sum, experts, (int)min(end - begin, (int64_t)warps), (double *)row,
                  squares, total);
   if (alone) {
     many_place<PER>(op, chose, total, (int32_t *)row);
     return;
   }
-  for (int e = threadIdx.x; e <= experts; e += THREADS) {
+  for (int e = threadIdx.x; e <= experts; e += blockDim.x) {
     if (e < experts) plan.count[blockIdx.x * experts + e] = (int32_t)chose[e];
     plan.sums[blockIdx.x * (experts + 1) + e] = total[e];
   }
@@ -346,7 +386,8 @@ static void many_launch_per(backend_device_t *device, const op_route_t *op,
                             const route_plan_t *plan) {
   bool plain = route_plain(&op->router);
   auto kernel = plain ? many_rows<float, PER, false> : many_rows<T, PER, true>;
-  unsigned threads = plain ? many_threads<PER, false> : many_threads<PER, true>;
+  int threads = plain ? many_threads<PER, false> : many_threads<PER, true>;
+  if (op->n * 32 < threads) threads = op->n < 4 ? 128 : (int)op->n * 32; /* a warp a token */
   launch_chained(device, kernel, (unsigned)plan->blocks, threads, 0, 0, *op, *plan);
 }
 
