@@ -1,31 +1,8 @@
 /* Cuts the groups of a product into items and computes each: panels of b and a are packed into
  * the thread's scratch, block by block along k, and the register kernel goes over them; operands
- * whose rows run along k are read where they lie, and so is any a where the rest is near or its rows
- * are few. How items are cut depends on the threads; no element's sum does. */
-#include "vec/gemm_ahead.h"
-
-enum {
-  GEMM_KC = 384,            /* most of k in a block */
-  GEMM_MB = 546,            /* most rows of an item */
-  GEMM_NB = 768,            /* most columns of an item */
-  GEMM_NC = 128,            /* columns whose packed panels stay in the L2 cache */
-  GEMM_STREAM_COLUMNS = 64, /* columns of a streaming item */
-  GEMM_THIN_COLUMNS = 192,  /* columns of an item of few rows */
-  GEMM_BAD_STRIDE = 4096,   /* bytes: lines so far apart compete for few places in a cache */
-  GEMM_NEAR = 320 << 10,    /* bytes that stay in a cache beside others */
-  GEMM_ROWS_M = 256,        /* rows that suffice to read a in place by weights from anywhere, */
-  GEMM_ROWS_K = 1536,       /* up to this k, */
-  GEMM_ROWS_NB = 256,       /* and most columns of such an item: its sums stay in the L2 cache */
-  GEMM_PUT_ROWS = 48,       /* rows that are computed, then put where they belong */
-  GEMM_FEW_ROWS = 128,      /* rows that are few: weights from anywhere are packed for them */
-  GEMM_FEW_K = 128,         /* by so much of k, which stays in the first cache, packed and before */
-  GEMM_THIN_MOST = 255,     /* rows that are few: of experts, whose weights come from memory */
-
-  GEMM_TILE_FLOATS = GEMM_MR * GEMM_NR,
-  GEMM_A_FLOATS = GEMM_MB * GEMM_KC + VEC_WIDTH, /* with the slack of packing */
-  GEMM_B_FLOATS = GEMM_NC * GEMM_KC + VEC_WIDTH,
-  GEMM_SUM_FLOATS = GEMM_MB * GEMM_NB
-};
+ * whose rows run along k are read where they lie. Other items are those of gemm_by_rows.c, and few
+ * rows, which stream. How items are cut depends on the threads; no element's sum does. */
+#include "vec/gemm_item.h"
 
 _Static_assert(GEMM_MB % GEMM_MR == 0 && GEMM_NB % GEMM_NR == 0 && GEMM_NC % GEMM_NR == 0 &&
                    GEMM_STREAM_COLUMNS % GEMM_NR == 0,
@@ -35,14 +12,6 @@ _Static_assert(GEMM_THIN_COLUMNS % GEMM_NR == 0 && GEMM_NR * GEMM_NR <= GEMM_SUM
 _Static_assert((int)GEMM_STREAM_WIDE <= (int)GEMM_A_FLOATS, "a widened row has room");
 _Static_assert(4 * (GEMM_A_FLOATS + GEMM_B_FLOATS + GEMM_SUM_FLOATS) <= GEMM_THREAD_BYTES,
                "a thread's panels and sums fit in its scratch");
-
-/* How panels are packed and multiplied: number by number, or in pairs of bf16. */
-struct gemm_form {
-  int64_t numbers; /* of k in a packed step */
-  void (*pack)(const gemm_operand_t *operand, int64_t first, int64_t count, int64_t width,
-               int64_t k0, int64_t k, float *out);
-  void (*kernel)(int64_t rows, const gemm_panels_t *panels);
-};
 
 static const gemm_form_t form_numbers = {1, VEC(gemm_pack), VEC(gemm_kernel)};
 #if VEC_AVX512
@@ -55,17 +24,6 @@ static int64_t gemm_steps(const gemm_t *gemm, int64_t k) {
 }
 
 /* ---- one item -------------------------------------------------------------------------------- */
-
-/* Rows [i, i + m) x columns [j, j + n) of a group. So that no panel is nearly empty, panels of
- * rows are equally high: the first high_panels have low_rows + 1 rows, the others low_rows. */
-typedef struct gemm_item {
-  const gemm_t *gemm;
-  const gemm_group_t *group;
-  int64_t i, m, j, n, row_panels, low_rows, high_panels;
-  bool a_in_place, b_in_place, direct; /* direct: the kernel writes what it can where it belongs */
-  bool few_rows; /* see gemm_few_rows */
-  float *a, *b, *sum;
-} gemm_item_t;
 
 static int64_t panel_row(const gemm_item_t *item, int64_t panel) {
   return panel * item->low_rows + vec_min(panel, item->high_panels);
@@ -81,12 +39,8 @@ static int64_t pack_step(const gemm_operand_t *operand, int64_t k) {
  * along k, lines are then a stride apart, and the same is true of rows across: caches hold these as
  * well as packed ones unless the stride maps them all to a few sets. */
 static bool gemm_in_place(const gemm_t *gemm, const gemm_operand_t *operand) {
-  return gemm->form == &form_numbers && operand->dtype == NN_F32 && !operand->gather &&
+  return gemm_of_numbers(gemm) && operand->dtype == NN_F32 && !operand->gather &&
          operand->ld * 4 % GEMM_BAD_STRIDE != 0;
-}
-
-static const float *gemm_place(const gemm_operand_t *operand, int64_t row, int64_t i) {
-  return (const float *)operand->data + row * operand->ld + i;
 }
 
 static void gemm_item_pack_a(const gemm_item_t *item, int64_t k0, int64_t k) {
@@ -125,22 +79,14 @@ VEC_INLINE void gemm_put_row(const gemm_group_t *group, int64_t r, int64_t j, in
   }
 }
 
-/* Hands a tile of the product to where it goes. */
-static void gemm_put(const gemm_t *gemm, const gemm_group_t *group, int64_t i, int64_t rows,
-                     int64_t j, int64_t columns, const float *tile) {
+void VEC(gemm_put)(const gemm_t *gemm, const gemm_group_t *group, int64_t i, int64_t rows,
+                   int64_t j, int64_t columns, const float *tile) {
   if (gemm->store) {
     gemm->store(gemm->context, group - gemm->groups, i, rows, j, columns, tile);
     return;
   }
   for (int64_t r = i; r < i + rows; r++, tile += GEMM_NR)
     VEC_BY_ACT(group->d_dtype, gemm_put_row(group, r, j, columns, tile, VEC_ACT));
-}
-
-/* Length of the blocks of k but the last: a function of k alone, a multiple of the widest
- * vector. */
-static int64_t gemm_k_block(int64_t k) {
-  int64_t blocks = vec_blocks(k, GEMM_KC);
-  return blocks > 1 ? vec_round_up(vec_blocks(k, blocks), 16) : k;
 }
 
 /* Where an item's tiles are: columns [column, column + n) of it in the block [k0, k0 + k). */
@@ -205,7 +151,7 @@ static void gemm_tile_at(const gemm_stripe_t *stripe, int64_t panel, int64_t col
                           .runs = requests.run,
                           .request_step = request_step};
   gemm->form->kernel(rows, &panels);
-  if (last && !direct) gemm_put(gemm, group, i, rows, j, columns, tile);
+  if (last && !direct) VEC(gemm_put)(gemm, group, i, rows, j, columns, tile);
 }
 
 static void gemm_stripe_tiles(const gemm_stripe_t *stripe, gemm_ahead_t ahead[2]) {
@@ -239,169 +185,6 @@ static void gemm_item_packed(const gemm_item_t *item, const gemm_item_t *after) 
   } while (k0 < k);
 }
 
-/* ---- an item whose a needs no packing -------------------------------------------------------- */
-
-/* Bytes from the first to the last of so many stored rows. */
-static int64_t gemm_extent(const gemm_operand_t *operand, int64_t rows) {
-  return rows * operand->ld * vec_dtype_bytes(operand->dtype);
-}
-
-/* Whether a has so many rows across that packing b, in as few blocks of k, takes little of it. */
-static int gemm_many_rows(const gemm_t *gemm, const gemm_group_t *group) {
-  const gemm_operand_t *a = &group->a;
-  return gemm->form == &form_numbers && !gemm->store && !a->along_k && !a->gather &&
-         !group->b.along_k && group->m >= GEMM_ROWS_M && group->k > GEMM_KC &&
-         group->k <= GEMM_ROWS_K;
-}
-
-/* Whether weights are packed by slices of little of k, each requested beside the one before; a is
- * read in place or copied as a whole. */
-static int gemm_few_rows(const gemm_t *gemm, const gemm_group_t *group) {
-  return gemm->form == &form_numbers && group->m <= GEMM_FEW_ROWS && !group->a.along_k &&
-         !group->b.along_k && group->m * group->k <= GEMM_A_FLOATS;
-}
-
-/* Whether a group is computed so: all but the rows of an a across, which come one after the other,
- * is near enough that nothing need be requested in time, or these are many, or few. */
-static int gemm_by_rows(const gemm_t *gemm, const gemm_group_t *group) {
-  const gemm_operand_t *a = &group->a, *b = &group->b;
-  if (gemm_many_rows(gemm, group)) return 1;
-  return gemm->form == &form_numbers && (!a->along_k || gemm_extent(a, group->k) <= GEMM_NEAR) &&
-         (gemm_few_rows(gemm, group) ||
-          gemm_extent(b, b->along_k ? group->k : group->n) <= GEMM_NEAR) &&
-         (!group->c || group->m * group->ldc * vec_dtype_bytes(group->d_dtype) <= GEMM_NEAR);
-}
-
-/* Copies what the item reads of a in [k0, k0 + k), row by row. */
-static void gemm_item_copy_a(const gemm_item_t *item, int64_t k0, int64_t k) {
-  const gemm_operand_t *a = &item->group->a;
-  int64_t rows = a->along_k ? k : item->m, width = a->along_k ? item->m : k;
-  int64_t first = a->along_k ? k0 : item->i, from = a->along_k ? item->i : k0;
-  float *to = item->a;
-  for (int64_t r = 0; r < rows; r++, to += width) {
-    const float *row = vec_row(gemm_row(a, first + r), from, width, a->dtype, to);
-    if (row != to) memcpy(to, row, (size_t)width * sizeof *to);
-  }
-}
-
-/* Ends a panel of columns that the kernel cannot write where it belongs: a few rows at a time, so
- * that they are in the first cache when they are put there. */
-static void gemm_item_put(const gemm_item_t *item, int64_t column, gemm_panels_t *panels,
-                          gemm_run_t **runs) {
-  int64_t columns = vec_min(GEMM_NR, item->n - column), j = item->j + column;
-  int across = !item->group->a.along_k;
-  for (int64_t r = 0; r < item->m; r += GEMM_PUT_ROWS) {
-    int64_t rows = vec_min(item->m - r, GEMM_PUT_ROWS);
-    VEC(gemm_kernel_rows)(rows, across, panels, runs);
-    gemm_put(item->gemm, item->group, item->i + r, rows, j, columns, panels->d);
-    panels->a += across ? rows * panels->lda : rows;
-    if (!panels->sum) continue;
-    panels->d += rows * GEMM_NR;
-    panels->sum = panels->d;
-  }
-}
-
-/* What is multiplied at once: a panel of columns, k from k0 on of the block [begin, end) that a is
- * read or copied by. item NULL: nothing. */
-typedef struct gemm_slice {
-  const gemm_item_t *item;
-  int64_t column, begin, end, k0, k;
-} gemm_slice_t;
-
-static void gemm_slice(gemm_slice_t *slice, const gemm_item_t *item, int64_t column, int64_t begin,
-                       int64_t k0) {
-  int64_t end = item->few_rows ? item->group->k : begin + gemm_k_block(item->group->k);
-  end = vec_min(end, item->group->k);
-  int64_t k = end - k0;
-  if (item->few_rows && k > GEMM_FEW_K) k = GEMM_FEW_K;
-  slice->item = item, slice->column = column;
-  slice->begin = begin, slice->end = end, slice->k0 = k0, slice->k = k;
-}
-
-/* The slice behind another one, and behind the item's last one the first of the item `after`. */
-static void gemm_slice_after(gemm_slice_t *next, const gemm_slice_t *slice,
-                             const gemm_item_t *after) {
-  const gemm_item_t *item = slice->item;
-  int64_t k0 = slice->k0 + slice->k;
-  if (k0 < slice->end) gemm_slice(next, item, slice->column, slice->begin, k0);
-  else if (slice->column + GEMM_NR < item->n)
-    gemm_slice(next, item, slice->column + GEMM_NR, slice->begin, slice->begin);
-  else if (k0 < item->group->k) gemm_slice(next, item, 0, k0, k0);
-  else if (after) gemm_slice(next, after, 0, 0, 0);
-  else next->item = NULL;
-}
-
-/* Requests what a slice packs. */
-static void gemm_request_slice(gemm_requests_t *requests, const gemm_slice_t *slice) {
-  const gemm_item_t *item = slice->item;
-  if (!item || !item->few_rows) return;
-  gemm_ahead_t ahead = {.part = {.operand = &item->group->b,
-                                 .first = item->j + slice->column,
-                                 .count = vec_min(GEMM_NR, item->n - slice->column),
-                                 .k0 = slice->k0,
-                                 .k = slice->k}};
-  ahead.rows = ahead.share = ahead.part.count;
-  gemm_request_ahead(requests, &ahead);
-}
-
-/* One slice; a in its block of k is at `a`. */
-static void gemm_item_slice(const gemm_slice_t *slice, const float *a, int64_t lda,
-                            gemm_requests_t *requests) {
-  const gemm_item_t *item = slice->item;
-  const gemm_group_t *group = item->group;
-  int64_t column = slice->column, columns = vec_min(GEMM_NR, item->n - column);
-  int64_t i = item->i, j = item->j + column;
-  const gemm_operand_t *b = &group->b;
-  int across = !group->a.along_k, whole = columns == GEMM_NR, in_place = whole && item->b_in_place;
-  if (b->second && slice->k0 < b->split && slice->k0 + slice->k > b->split) in_place = 0;
-  int last = slice->k0 + slice->k == group->k;
-  gemm_run_t *runs = requests->run;
-  if (!in_place) VEC(gemm_pack)(b, j, columns, GEMM_NR, slice->k0, slice->k, item->b);
-  gemm_panels_t panels = {.k = slice->k,
-                          .a = a + (slice->k0 - slice->begin) * (across ? 1 : lda),
-                          .lda = lda,
-                          .b = in_place ? (const float *)gemm_row(b, slice->k0) + j : item->b,
-                          .ldb = in_place ? b->ld : GEMM_NR,
-                          .ldd = GEMM_NR};
-  panels.d = item->sum + (slice->begin == 0 && slice->end == group->k ? 0 : column * item->m);
-  panels.sum = slice->k0 ? panels.d : NULL;
-  if (last && !(item->direct && whole)) {
-    gemm_item_put(item, column, &panels, &runs);
-    return;
-  }
-  if (last) {
-    panels.c = group->c ? (const float *)group->c + i * group->ldc + j : NULL;
-    panels.ldc = group->ldc;
-    panels.d = (float *)group->d + i * group->ldd + j;
-    panels.ldd = group->ldd;
-  }
-  VEC(gemm_kernel_rows)(item->m, across, &panels, &runs);
-}
-
-static void gemm_item_rows(const gemm_item_t *item, const gemm_item_t *after) {
-  const gemm_operand_t *a = &item->group->a;
-  gemm_slice_t slices[2], *slice = &slices[0], *next = &slices[1];
-  gemm_requests_t requests;
-  gemm_slice(slice, item, 0, 0, 0);
-  while (slice->item == item) {
-    int64_t k0 = slice->begin, k = slice->end - k0, lda = a->along_k ? item->m : k;
-    const float *at = item->a;
-    if (item->a_in_place) {
-      at = a->along_k ? gemm_place(a, k0, item->i) : gemm_place(a, item->i, k0);
-      lda = a->ld;
-    } else if (slice->column == 0 && slice->k0 == k0) {
-      gemm_item_copy_a(item, k0, k);
-    }
-    gemm_slice_after(next, slice, after);
-    gemm_requests_begin(&requests, item->m * slice->k / GEMM_ROWS_REQUEST);
-    gemm_request_slice(&requests, next);
-    gemm_requests_end(&requests, item->sum);
-    gemm_item_slice(slice, at, lda, &requests);
-    gemm_slice_t *done = slice;
-    slice = next, next = done;
-  }
-}
-
 /* Whether a group has too few rows for weights to be packed, but too many to stream. */
 static int gemm_thin(const gemm_t *gemm, const gemm_group_t *group) {
 #if VEC_AVX512
@@ -431,7 +214,7 @@ static void gemm_item_thin(gemm_item_t *item) {
         int64_t columns = vec_min(item->n - column, GEMM_NR);
         VEC(gemm_thin_bf16)(group, item->a + (row - begin) / GEMM_NR * panel, item->j + column,
                             columns, item->sum);
-        gemm_put(gemm, group, row, vec_min(end - row, GEMM_NR), item->j + column, columns,
+        VEC(gemm_put)(gemm, group, row, vec_min(end - row, GEMM_NR), item->j + column, columns,
                  item->sum);
       }
   }
@@ -443,7 +226,7 @@ static void gemm_item_stream(const gemm_item_t *item, const gemm_group_t *part, 
   for (int64_t column = 0; column < item->n; column += GEMM_NR) {
     int64_t columns = vec_min(item->n - column, GEMM_NR);
     VEC(gemm_stream)(part, item->j + column, columns, item->sum);
-    gemm_put(item->gemm, item->group, row, part->m, item->j + column, columns, item->sum);
+    VEC(gemm_put)(item->gemm, item->group, row, part->m, item->j + column, columns, item->sum);
   }
 }
 
@@ -473,7 +256,7 @@ static void gemm_item_stream_pairs(const gemm_item_t *item) {
   for (int64_t column = 0; column < item->n; column += GEMM_NR) {
     int64_t columns = vec_min(item->n - column, GEMM_NR);
     VEC(gemm_stream_bf16)(item->group, item->a, item->j + column, columns, item->sum);
-    gemm_put(item->gemm, item->group, 0, item->m, item->j + column, columns, item->sum);
+    VEC(gemm_put)(item->gemm, item->group, 0, item->m, item->j + column, columns, item->sum);
   }
 }
 #endif
@@ -549,7 +332,7 @@ static void gemm_item(void *context, int64_t index, int32_t thread) {
   if (next < gemm->items) following = gemm_item_at(gemm, next);
   const gemm_item_t *after = next < gemm->items ? &following : NULL;
   if (by_rows) {
-    gemm_item_rows(&item, after);
+    VEC(gemm_item_rows)(&item, after);
     return;
   }
   item.row_panels = vec_blocks(item.m, GEMM_MR);

@@ -1,7 +1,7 @@
-/* The register kernel for numbers: d[m, GEMM_NR] = sum + a . b + c, any number of rows, as one
- * loop over tiles; each sum is a chain of fused multiply-adds in order of k. Of a, what is needed next
- * is left to the processor to foresee: its rows, or those of its panel of columns, follow each other.
- * Of the rest, a line is requested between steps. */
+/* The register kernel for numbers: d[m, GEMM_NR] = sum + a . b + c, any number of rows, as one loop
+ * over tiles; each sum is a chain of fused multiply-adds in order of k. Of a, what is needed next
+ * is left to the processor to foresee: its rows, or those of its panel of columns, follow each
+ * other. Lines of what is packed next are requested between steps. */
 #include "vec/gemm.h"
 
 /* Tiles are ROWS_MR x GEMM_NR: the loads of more rows would be fewer, but the end of a tile, where

@@ -1,0 +1,133 @@
+/* Items of products of numbers whose a is read by its rows, where they lie or copied: all rows of
+ * the item by one panel of columns after the other, each packed when its turn comes, if at all. */
+#include "vec/gemm_item.h"
+
+/* Copies what the item reads of a in [k0, k0 + k), row by row. */
+static void gemm_item_copy_a(const gemm_item_t *item, int64_t k0, int64_t k) {
+  const gemm_operand_t *a = &item->group->a;
+  int64_t rows = a->along_k ? k : item->m, width = a->along_k ? item->m : k;
+  int64_t first = a->along_k ? k0 : item->i, from = a->along_k ? item->i : k0;
+  float *to = item->a;
+  for (int64_t r = 0; r < rows; r++, to += width) {
+    const float *row = vec_row(gemm_row(a, first + r), from, width, a->dtype, to);
+    if (row != to) memcpy(to, row, (size_t)width * sizeof *to);
+  }
+}
+
+/* Ends a panel of columns that the kernel cannot write where it belongs: a few rows at a time, so
+ * that they are in the first cache when they are put there. */
+static void gemm_item_put(const gemm_item_t *item, int64_t column, gemm_panels_t *panels,
+                          gemm_run_t **runs) {
+  int64_t columns = vec_min(GEMM_NR, item->n - column), j = item->j + column;
+  int across = !item->group->a.along_k;
+  for (int64_t r = 0; r < item->m; r += GEMM_PUT_ROWS) {
+    int64_t rows = vec_min(item->m - r, GEMM_PUT_ROWS);
+    VEC(gemm_kernel_rows)(rows, across, panels, runs);
+    VEC(gemm_put)(item->gemm, item->group, item->i + r, rows, j, columns, panels->d);
+    panels->a += across ? rows * panels->lda : rows;
+    if (!panels->sum) continue;
+    panels->d += rows * GEMM_NR;
+    panels->sum = panels->d;
+  }
+}
+
+/* What is multiplied at once: a panel of columns, k from k0 on of the block [begin, end) that a is
+ * read or copied by. item NULL: nothing. */
+typedef struct gemm_slice {
+  const gemm_item_t *item;
+  int64_t column, begin, end, k0, k;
+} gemm_slice_t;
+
+static void gemm_slice(gemm_slice_t *slice, const gemm_item_t *item, int64_t column, int64_t begin,
+                       int64_t k0) {
+  int64_t end = item->few_rows ? item->group->k : begin + gemm_k_block(item->group->k);
+  end = vec_min(end, item->group->k);
+  int64_t k = end - k0;
+  if (item->few_rows && k > GEMM_FEW_K) k = GEMM_FEW_K;
+  slice->item = item, slice->column = column;
+  slice->begin = begin, slice->end = end, slice->k0 = k0, slice->k = k;
+}
+
+/* The slice behind another one, and behind the item's last one the first of the item `after`. */
+static void gemm_slice_after(gemm_slice_t *next, const gemm_slice_t *slice,
+                             const gemm_item_t *after) {
+  const gemm_item_t *item = slice->item;
+  int64_t k0 = slice->k0 + slice->k;
+  if (k0 < slice->end) gemm_slice(next, item, slice->column, slice->begin, k0);
+  else if (slice->column + GEMM_NR < item->n)
+    gemm_slice(next, item, slice->column + GEMM_NR, slice->begin, slice->begin);
+  else if (k0 < item->group->k) gemm_slice(next, item, 0, k0, k0);
+  else if (after) gemm_slice(next, after, 0, 0, 0);
+  else next->item = NULL;
+}
+
+/* Requests what a slice packs. */
+static void gemm_request_slice(gemm_requests_t *requests, const gemm_slice_t *slice) {
+  const gemm_item_t *item = slice->item;
+  if (!item || !item->few_rows) return;
+  gemm_ahead_t ahead = {.part = {.operand = &item->group->b,
+                                 .first = item->j + slice->column,
+                                 .count = vec_min(GEMM_NR, item->n - slice->column),
+                                 .k0 = slice->k0,
+                                 .k = slice->k}};
+  ahead.rows = ahead.share = ahead.part.count;
+  gemm_request_ahead(requests, &ahead);
+}
+
+/* One slice; a in its block of k is at `a`. */
+static void gemm_item_slice(const gemm_slice_t *slice, const float *a, int64_t lda,
+                            gemm_requests_t *requests) {
+  const gemm_item_t *item = slice->item;
+  const gemm_group_t *group = item->group;
+  int64_t column = slice->column, columns = vec_min(GEMM_NR, item->n - column);
+  int64_t i = item->i, j = item->j + column;
+  const gemm_operand_t *b = &group->b;
+  int across = !group->a.along_k, whole = columns == GEMM_NR, in_place = whole && item->b_in_place;
+  if (b->second && slice->k0 < b->split && slice->k0 + slice->k > b->split) in_place = 0;
+  int last = slice->k0 + slice->k == group->k;
+  gemm_run_t *runs = requests->run;
+  if (!in_place) VEC(gemm_pack)(b, j, columns, GEMM_NR, slice->k0, slice->k, item->b);
+  gemm_panels_t panels = {.k = slice->k,
+                          .a = a + (slice->k0 - slice->begin) * (across ? 1 : lda),
+                          .lda = lda,
+                          .b = in_place ? (const float *)gemm_row(b, slice->k0) + j : item->b,
+                          .ldb = in_place ? b->ld : GEMM_NR,
+                          .ldd = GEMM_NR};
+  panels.d = item->sum + (slice->begin == 0 && slice->end == group->k ? 0 : column * item->m);
+  panels.sum = slice->k0 ? panels.d : NULL;
+  if (last && !(item->direct && whole)) {
+    gemm_item_put(item, column, &panels, &runs);
+    return;
+  }
+  if (last) {
+    panels.c = group->c ? (const float *)group->c + i * group->ldc + j : NULL;
+    panels.ldc = group->ldc;
+    panels.d = (float *)group->d + i * group->ldd + j;
+    panels.ldd = group->ldd;
+  }
+  VEC(gemm_kernel_rows)(item->m, across, &panels, &runs);
+}
+
+void VEC(gemm_item_rows)(const gemm_item_t *item, const gemm_item_t *after) {
+  const gemm_operand_t *a = &item->group->a;
+  gemm_slice_t slices[2], *slice = &slices[0], *next = &slices[1];
+  gemm_requests_t requests;
+  gemm_slice(slice, item, 0, 0, 0);
+  while (slice->item == item) {
+    int64_t k0 = slice->begin, k = slice->end - k0, lda = a->along_k ? item->m : k;
+    const float *at = item->a;
+    if (item->a_in_place) {
+      at = a->along_k ? gemm_place(a, k0, item->i) : gemm_place(a, item->i, k0);
+      lda = a->ld;
+    } else if (slice->column == 0 && slice->k0 == k0) {
+      gemm_item_copy_a(item, k0, k);
+    }
+    gemm_slice_after(next, slice, after);
+    gemm_requests_begin(&requests, item->m * slice->k / GEMM_ROWS_REQUEST);
+    gemm_request_slice(&requests, next);
+    gemm_requests_end(&requests, item->sum);
+    gemm_item_slice(slice, at, lda, &requests);
+    gemm_slice_t *done = slice;
+    slice = next, next = done;
+  }
+}
