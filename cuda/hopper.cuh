@@ -114,6 +114,18 @@ __device__ __forceinline__ void hopper_copy(const CUtensorMap &map, uint32_t to,
       : "memory");
 }
 
+/* The same of what is not read again soon: it leaves the second-level cache first. */
+__device__ __forceinline__ void hopper_copy_once(const CUtensorMap &map, uint32_t to,
+                                                 uint32_t barrier, int c0, int c1, int c2) {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(to),
+      "l"(&map), "r"(barrier), "r"(c0), "r"(c1), "r"(c2), "l"(policy)
+      : "memory");
+}
+
 __device__ __forceinline__ void hopper_copy(const CUtensorMap &map, uint32_t to, uint32_t barrier,
                                             int c0, int c1, int c2, int c3) {
   asm volatile(

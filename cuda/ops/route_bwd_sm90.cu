@@ -1,7 +1,7 @@
 /* Routing's gradients on sm_90a, T bf16 or fp16: a warp has ROUTE_STRIP columns of a split of the
  * tokens, in steps of ROUTE_STEP. The bulk copy engine brings the next steps of x and dx, each warp
- * its own, so that memory is busy also while dlogits are computed; products as route_bwd.cu has
- * them. */
+ * its own, so that memory is busy also while dlogits are computed, and x does not displace dx from
+ * the second-level cache; products as route_bwd.cu has them. */
 #include "hopper.cuh"
 #include "ops/route_dlogit.cuh"
 
@@ -61,6 +61,17 @@ static __device__ __forceinline__ void route90_dx_step(const route_fragments_t &
   }
 }
 
+/* Asks for what a split's dlogits are computed from, which would come late behind x and dx. */
+static __device__ __forceinline__ void route90_ask(const op_route_bwd_t &op, int64_t begin,
+                                                   int tokens) {
+  int64_t slot = begin * op.top_k, bytes = (int64_t)sizeof(float) * tokens;
+  if (threadIdx.x == 0) launch_prefetch(op.prob + begin * op.experts, op.experts * bytes);
+  if (threadIdx.x == 1) launch_prefetch(op.lse + begin, bytes);
+  if (threadIdx.x == 2) launch_prefetch(op.routing.expert + slot, op.top_k * bytes);
+  if (threadIdx.x == 3) launch_prefetch(op.routing.weight + slot, op.top_k * bytes);
+  if (threadIdx.x == 4) launch_prefetch(op.dweight + slot, op.top_k * bytes);
+}
+
 template <typename T>
 static __device__ __forceinline__ void route90_bwd_body(const route90_maps_t &maps,
                                                         const op_route_bwd_t &op,
@@ -81,7 +92,7 @@ static __device__ __forceinline__ void route90_bwd_body(const route90_maps_t &ma
   auto fetch = [&](int first, int slot) {
     uint32_t to = boxes + slot * ROUTE90_BWD_STAGE;
     hopper_expect(full + 8 * slot, ROUTE90_BWD_STAGE);
-    hopper_copy(maps.x, to, full + 8 * slot, column, (int)begin + first, 0);
+    hopper_copy_once(maps.x, to, full + 8 * slot, column, (int)begin + first, 0);
     hopper_copy(maps.dx, to + ROUTE90_BOX, full + 8 * slot, column, (int)begin + first, 0);
   };
   if (threadIdx.x == 0) hopper_prefetch(maps.x), hopper_prefetch(maps.dx);
@@ -90,6 +101,7 @@ static __device__ __forceinline__ void route90_bwd_body(const route90_maps_t &ma
     hopper_barrier_ready();
   }
   launch_next();
+  route90_ask(op, begin, tokens);
   launch_wait();
   route_chunk_token_t token;
   route_dx_rows_t w_rows;
