@@ -273,6 +273,17 @@ __device__ __forceinline__ void hopper_multiply_64(float *d, uint64_t a, uint64_
       : "l"(a), "l"(b), "r"(add), "n"(a_mn_major ? 1 : 0), "n"(b_mn_major ? 1 : 0));
 }
 
+template <typename T, bool a_mn_major, bool b_mn_major>
+__device__ __forceinline__ void hopper_multiply_48(float *d, uint64_t a, uint64_t b, int add) {
+  HOPPER_MULTIPLY(
+      T, "m64n48k16", "%26",
+      "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15,"
+      "%16, %17, %18, %19, %20, %21, %22, %23}, "
+      "%24, %25, p, 1, 1, %27, %28",
+      : HOPPER_TIED8(d, 0), HOPPER_TIED8(d, 8), HOPPER_TIED8(d, 16)
+      : "l"(a), "l"(b), "r"(add), "n"(a_mn_major ? 1 : 0), "n"(b_mn_major ? 1 : 0));
+}
+
 /* The same with a, 64 x 16, in registers: a[0] and a[1] are where d[0], d[1] and d[2], d[3] would
  * be, packed; a[2] and a[3] the same of 8 columns further. b: MN-major. */
 template <typename T>
@@ -328,6 +339,9 @@ __device__ __forceinline__ void hopper_hold(uint32_t (&d)[N]) {
 #pragma unroll
   for (int i = 0; i < N; i++) asm volatile("" : "+r"(d[i])::"memory");
 }
+
+/* Of one number: what follows from it is computed behind this place, and not kept from before. */
+__device__ __forceinline__ void hopper_hold(uint32_t &x) { asm volatile("" : "+r"(x)::"memory"); }
 
 #endif
 

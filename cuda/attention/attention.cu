@@ -25,8 +25,9 @@ int attention_aligned(const void *const *pointers, int count, const int64_t *str
   return bits % 16 == 0;
 }
 
+/* Of those whose rows are whole aligned 16 bytes. */
 static int attention_flash_shape(int32_t dtype, int64_t head_dim) {
-  return cuda_is_half(dtype) && (head_dim == 64 || head_dim == 128);
+  return cuda_is_half(dtype) && head_dim <= ATTENTION_FLASH_DIM;
 }
 
 /* ---- parts ----------------------------------------------------------------------------------- */
@@ -210,11 +211,12 @@ static int attention_flash_bwd_takes(const op_attention_bwd_t *op) {
 
 /* Room for the statistics of all rows, and for partial sums where tensor cores may be used. */
 static void attention_bwd_take(const backend_device_t *device, cuda_arena_t *arena, int64_t rows,
-                               int64_t batch, int64_t heads, int64_t kv_heads, int flash,
-                               float2 **stats, float **partial) {
+                               int64_t batch, int64_t heads, int64_t kv_heads,
+                               int64_t head_dim, int flash, float2 **stats, float **partial) {
   int64_t count = rows * heads + batch * kv_heads * ATTENTION_STAT_ROWS;
   *stats = (float2 *)cuda_take(arena, count, sizeof(float2));
-  int64_t room = flash ? attention_flash_bwd_partial(device, rows, batch, kv_heads) : 0;
+  int64_t room = flash ? attention_flash_bwd_partial(device, rows, batch, kv_heads, head_dim)
+                       : 0;
   *partial = (float *)cuda_take(arena, room, sizeof(float));
 }
 
@@ -229,7 +231,7 @@ nn_status_t cuda_attention_bwd(backend_device_t *device, const op_attention_bwd_
   float2 *stats;
   float *partial;
   attention_bwd_take(device, &arena, op->batch * op->q_len, op->batch, op->heads, op->kv_heads,
-                     flash, &stats, &partial);
+                     op->head_dim, flash, &stats, &partial);
   float factor = flash ? ATTENTION_LOG2_E : 1;
   CUDA_BY_DTYPE(op->act_dtype, attention_stat_launch, device, op, &rows, factor, stats);
   if (op->sinks) CUDA_BY_DTYPE(op->act_dtype, attention_sinks_launch, device, op, &rows, stats);
@@ -255,9 +257,9 @@ size_t cuda_attention_scratch(const backend_device_t *device, const backend_limi
   if (limits->training) {
     float2 *stats;
     float *partial;
-    int flash = cuda_is_half(limits->weight_dtype) && limits->head_dim >= 64;
+    int flash = attention_flash_shape(limits->weight_dtype, limits->head_dim);
     attention_bwd_take(device, &backward, limits->rows, limits->batch, limits->heads,
-                       limits->kv_heads, flash, &stats, &partial);
+                       limits->kv_heads, limits->head_dim, flash, &stats, &partial);
   }
   return forward.used > backward.used ? forward.used : backward.used;
 }

@@ -64,8 +64,10 @@ void attention_general_bwd(backend_device_t *device, const op_attention_bwd_t *o
 int attention_aligned(const void *const *pointers, int count, const int64_t *strides,
                       int stride_count, int64_t dim, int32_t dtype);
 
-/* flash.cu, flash_bwd.cu and decode.cu take 16 bits, head dim 64 or 128, rows of whole aligned 16
- * bytes, and forward a positive scale. */
+/* flash.cu, flash_bwd.cu and decode.cu take 16 bits, head dims up to ATTENTION_FLASH_DIM, rows of
+ * whole aligned 16 bytes, and forward a positive scale. They are compiled for a few head dims, D;
+ * one between takes the next, with zeros behind its numbers where these are tiles. */
+enum { ATTENTION_FLASH_DIM = 256 };
 
 /* flash.cu */
 void attention_flash(backend_device_t *device, const op_attention_t *op);
@@ -77,9 +79,14 @@ nn_status_t attention_flash90(backend_device_t *device, const op_attention_t *op
 /* flash_bwd.cu; stats with factor log2(e). partial: room for the sums of key blocks whose rows are
  * shared out, as much as attention_flash_bwd_partial says for the most rows and sequences. */
 int64_t attention_flash_bwd_partial(const backend_device_t *device, int64_t rows, int64_t batch,
-                                    int64_t kv_heads);
+                                    int64_t kv_heads, int64_t head_dim);
 void attention_flash_bwd(backend_device_t *device, const op_attention_bwd_t *op,
                          const float2 *stats, float *partial);
+
+/* flash_bwd_rows_sm90.cu: dq, for flash_bwd_sm90.cu. */
+int attention_flash90_bwd_rows_takes(const backend_device_t *device);
+nn_status_t attention_flash90_bwd_rows(backend_device_t *device, const op_attention_bwd_t *op,
+                                       const float2 *stats);
 
 /* flash_bwd_sm90.cu: of what flash_bwd.cu takes, on compute capability 9.0; stats and
  * partial as there. */

@@ -1,7 +1,9 @@
-/* Attention of few query rows against a cache (Flash-Decoding): T bf16 or fp16, head dim D 64 or
- * 128. A block takes 16 packed rows and a part of the keys that the sequence has; its warps take
- * turns at steps of 2048 / D keys and keep sums of their own. Keys and values are read once, 16
- * bytes a lane, and are fragments as they come:
+/* Attention of few query rows against a cache (Flash-Decoding): T bf16 or fp16, head dim up to D;
+ * EXACT: it is D, which saves 0.5 us, and up to an eighth of the time where there is much to read.
+ * A block takes 16 packed rows and a part of the keys that the sequence has; its teams take turns
+ * at steps of 16 or 32 keys and keep sums of their own. A team is one warp or, where rows are
+ * longer than 128 numbers, two with a half of D each, which add their scores. Keys and values are
+ * read once, 16 bytes a lane, zeros behind the head dim, and are fragments as they come:
  *
  * - lane 4g + t reads numbers 8t .. 8t + 7 of 32 of key g. A sum over the head dim may run in any
  *   order if both factors agree, so these are the four registers of two products' B, and queries
@@ -9,22 +11,29 @@
  * - lane 4g + t reads numbers 8g .. 8g + 7 of 64 of the values of keys 2t, 2t + 1, 2t + 8, 2t + 9,
  *   and pairs of keys are B's registers. Column g of product j is then number 8g + j of the output.
  *
- * Sums of warps, then of the cluster's blocks or of all parts, are put together in their order. */
+ * Sums of teams, then of the cluster's blocks or of all parts, are put together in their order. */
 #include "attention/tile.cuh"
 #include "launch.cuh"
 
 enum {
   DECODE_WARPS = 8,
   DECODE_THREADS = 32 * DECODE_WARPS,
-  DECODE_ALONE = 2 /* steps of each warp, up to which blocks do not share keys */
+  DECODE_ALONE = 2 /* steps of each team, up to which blocks do not share keys */
 };
 
 template <int D>
-constexpr int decode_step = 2048 / D;
+constexpr int decode_columns = D < 128 ? D : 128; /* of a warp */
+template <int D>
+constexpr int decode_team = D / decode_columns<D>; /* warps that share keys */
+template <int D>
+constexpr int decode_teams = DECODE_WARPS / decode_team<D>;
+template <int C>
+constexpr int decode_step = 2048 / C; /* keys, of a warp that has C columns */
 template <int D>
 constexpr int decode_pitch = D + 4; /* of a row of sums in shared memory */
+/* Sums of all teams, then of the block; there, until then, the scores of two steps of each warp. */
 template <int D>
-constexpr int decode_bytes = (DECODE_WARPS + 1) * DECODE_ROWS * decode_pitch<D> * 4;
+constexpr int decode_bytes = (decode_teams<D> + 1) * DECODE_ROWS * decode_pitch<D> * 4;
 
 struct decode_t {
   op_attention_t op;
@@ -34,12 +43,12 @@ struct decode_t {
   float scale; /* log2(e) * op.scale */
 };
 
-/* What a warp has of its rows g and g + 8. */
-template <int D>
+/* What a warp with C columns has of its rows g and g + 8. */
+template <int C>
 struct decode_state_t {
   float shift[2]; /* largest score so far, in base 2 */
   float sum[2]; /* of weights, this lane's keys */
-  float acc[D / 8][4];
+  float acc[C / 8][4];
 };
 
 template <typename T>
@@ -47,20 +56,20 @@ __device__ __forceinline__ uint4 decode_load(const T *from, bool take) {
   return take ? *(const uint4 *)from : make_uint4(0, 0, 0, 0);
 }
 
-/* Queries first + g and first + g + 8 as A. */
-template <int D, typename T>
-__device__ __forceinline__ void decode_queries(uint32_t (&a)[D / 16][4], const T *q,
-                                               int64_t stride, const attention_rows_t &rows,
-                                               int first) {
+/* Queries first + g and first + g + 8 as A: `columns` numbers of them, zeros behind. */
+template <int C, typename T>
+__device__ __forceinline__ void decode_queries(uint32_t (&a)[C / 16][4], const T *q,
+                                               int64_t stride, int dim, int columns,
+                                               const attention_rows_t &rows, int first) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int r = first + half * 8 + g;
     bool take = r < rows.count;
-    const T *from = q + (take ? rows_at(rows, r, stride, D) : 0) + t * 8;
+    const T *from = q + (take ? rows_at(rows, r, stride, dim) : 0) + t * 8;
 #pragma unroll
-    for (int x = 0; x < D / 32; x++) {
-      uint4 y = decode_load(from + x * 32, take);
+    for (int x = 0; x < C / 32; x++) {
+      uint4 y = decode_load(from + x * 32, take && x * 32 + t * 8 < columns);
       a[2 * x][half] = y.x, a[2 * x][2 + half] = y.y;
       a[2 * x + 1][half] = y.z, a[2 * x + 1][2 + half] = y.w;
     }
@@ -68,39 +77,62 @@ __device__ __forceinline__ void decode_queries(uint32_t (&a)[D / 16][4], const T
 }
 
 /* One step of keys and values, as they come. */
-template <int D>
+template <int C>
 struct decode_step_t {
-  static constexpr int STEP = decode_step<D>;
-  uint4 key[STEP / 8][D / 32], value[STEP / 16][D / 64][4];
+  static constexpr int STEP = decode_step<C>;
+  uint4 key[STEP / 8][C / 32], value[STEP / 16][C / 64][4];
 
-  /* The first `keys` of them; zeros behind. */
+  /* The first `keys` of them and their first `columns` numbers; zeros behind. */
   template <typename T>
-  __device__ __forceinline__ void load(const T *k, const T *v, int64_t ld, int keys) {
+  __device__ __forceinline__ void load(const T *k, const T *v, int64_t ld, int keys, int columns) {
     int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
-    for (int n = 0; n < STEP / 8; n++)
+    for (int x = 0; x < C / 32; x++) {
+      int take = x * 32 + t * 8 < columns ? keys : 0;
 #pragma unroll
-      for (int x = 0; x < D / 32; x++)
-        key[n][x] = decode_load(k + (n * 8 + g) * ld + x * 32 + t * 8, n * 8 + g < keys);
+      for (int n = 0; n < STEP / 8; n++)
+        key[n][x] = decode_load(k + (n * 8 + g) * ld + x * 32 + t * 8, n * 8 + g < take);
+    }
 #pragma unroll
-    for (int n = 0; n < STEP / 16; n++)
+    for (int h = 0; h < C / 64; h++) {
+      int take = h * 64 + g * 8 < columns ? keys : 0;
 #pragma unroll
-      for (int h = 0; h < D / 64; h++)
+      for (int n = 0; n < STEP / 16; n++)
 #pragma unroll
         for (int x = 0; x < 4; x++) {
           int j = n * 16 + 2 * t + (x & 1) + (x >> 1) * 8;
-          value[n][h][x] = decode_load(v + j * ld + h * 64 + g * 8, j < keys);
+          value[n][h][x] = decode_load(v + j * ld + h * 64 + g * 8, j < take);
         }
+    }
   }
 };
 
-/* One step of keys, of which each row sees those from `from` on and before `seen`. */
-template <typename T, int D>
-__device__ __forceinline__ void decode_take(decode_state_t<D> &state,
-                                            const uint32_t (&a)[D / 16][4],
-                                            const decode_step_t<D> &step, const int (&from)[2],
-                                            const int (&seen)[2], float scale) {
-  constexpr int STEP = decode_step<D>;
+/* Adds the scores of the two warps of a team: each writes its own to `room`, which has a place for
+ * two steps of each warp in turn, so that one barrier a step is enough. */
+template <int N>
+__device__ __forceinline__ void decode_exchange(float (&s)[N][4], float4 *room, int turn) {
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  float4 *own = room + ((turn & 1) * DECODE_WARPS + warp) * N * 32 + lane;
+  const float4 *other = room + ((turn & 1) * DECODE_WARPS + (warp ^ 1)) * N * 32 + lane;
+#pragma unroll
+  for (int n = 0; n < N; n++) own[n * 32] = make_float4(s[n][0], s[n][1], s[n][2], s[n][3]);
+  asm volatile("bar.sync %0, 64;" ::"r"(1 + warp / 2) : "memory");
+#pragma unroll
+  for (int n = 0; n < N; n++) {
+    float4 more = other[n * 32];
+    s[n][0] += more.x, s[n][1] += more.y, s[n][2] += more.z, s[n][3] += more.w;
+  }
+}
+
+/* One step of keys, of which each row sees those from `from` on and before `seen`; a team has TEAM
+ * warps, which put their scores into `room`. */
+template <typename T, int C, int TEAM>
+__device__ __forceinline__ void decode_take(decode_state_t<C> &state,
+                                            const uint32_t (&a)[C / 16][4],
+                                            const decode_step_t<C> &step, const int (&from)[2],
+                                            const int (&seen)[2], float scale, float4 *room,
+                                            int turn) {
+  constexpr int STEP = decode_step<C>;
   int t = threadIdx.x & 3;
   auto &key = step.key;
   auto &value = step.value;
@@ -108,10 +140,11 @@ __device__ __forceinline__ void decode_take(decode_state_t<D> &state,
 #pragma unroll
   for (int n = 0; n < STEP / 8; n++)
 #pragma unroll
-    for (int x = 0; x < D / 32; x++) {
+    for (int x = 0; x < C / 32; x++) {
       tile_mma<T>(s[n], a[2 * x], key[n][x].x, key[n][x].y);
       tile_mma<T>(s[n], a[2 * x + 1], key[n][x].z, key[n][x].w);
     }
+  if constexpr (TEAM > 1) decode_exchange(s, room, turn);
 
 #pragma unroll
   for (int half = 0; half < 2; half++) {
@@ -131,7 +164,7 @@ __device__ __forceinline__ void decode_take(decode_state_t<D> &state,
     state.shift[half] = shift;
     state.sum[half] *= shrink;
 #pragma unroll
-    for (int n = 0; n < D / 8; n++) {
+    for (int n = 0; n < C / 8; n++) {
       state.acc[n][2 * half] *= shrink;
       state.acc[n][2 * half + 1] *= shrink;
     }
@@ -150,7 +183,7 @@ __device__ __forceinline__ void decode_take(decode_state_t<D> &state,
                      half_pair<T>(s[2 * n + 1][0], s[2 * n + 1][1]),
                      half_pair<T>(s[2 * n + 1][2], s[2 * n + 1][3])};
 #pragma unroll
-    for (int h = 0; h < D / 64; h++) {
+    for (int h = 0; h < C / 64; h++) {
       const uint4(&y)[4] = value[n][h];
       const uint32_t word[4][4] = {{y[0].x, y[1].x, y[2].x, y[3].x},
                                    {y[0].y, y[1].y, y[2].y, y[3].y},
@@ -167,25 +200,26 @@ __device__ __forceinline__ void decode_take(decode_state_t<D> &state,
   }
 }
 
-/* A warp's sums to shared memory, [16][pitch], and its weights, [16]. */
-template <int D>
-__device__ __forceinline__ void decode_put(const decode_state_t<D> &state, float *sum,
+/* A warp's sums to its columns of shared memory, rows `pitch` apart, and its weights, [16]; NULL:
+ * another warp of the team has written the same. */
+template <int C>
+__device__ __forceinline__ void decode_put(const decode_state_t<C> &state, float *sum, int pitch,
                                            float2 *weight) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int row = half * 8 + g;
     float total = tile_row_sum(state.sum[half]);
-    if (t == 0) weight[row] = make_float2(state.shift[half], total);
+    if (t == 0 && weight) weight[row] = make_float2(state.shift[half], total);
 #pragma unroll
-    for (int h = 0; h < D / 64; h++)
+    for (int h = 0; h < C / 64; h++)
 #pragma unroll
       for (int x = 0; x < 2; x++) /* columns 2t and 2t + 1 of eight products: 8 numbers each */
 #pragma unroll
         for (int j = 0; j < 8; j += 4) {
           const float (*from)[4] = state.acc + h * 8 + j;
           int y = 2 * half + x;
-          *(float4 *)(sum + row * decode_pitch<D> + h * 64 + (2 * t + x) * 8 + j) =
+          *(float4 *)(sum + row * pitch + h * 64 + (2 * t + x) * 8 + j) =
               make_float4(from[0][y], from[1][y], from[2][y], from[3][y]);
         }
   }
@@ -232,86 +266,90 @@ __device__ __forceinline__ float decode_remote(const float *own, int rank) {
   return x;
 }
 
-/* Of each row, the weights of the warps become one, behind them, and x of each warp's what it
- * shrinks by. By threads side by side, a warp's weight each. */
-__device__ __forceinline__ void decode_shrink(float2 (&weight)[DECODE_WARPS + 1][DECODE_ROWS]) {
-  static_assert(DECODE_WARPS * DECODE_ROWS <= DECODE_THREADS, "a thread for each");
-  int i = threadIdx.x % DECODE_WARPS, row = threadIdx.x / DECODE_WARPS;
+/* Of each row, the weights of the teams become one, behind them, and x of each team's what it
+ * shrinks by. By threads side by side, a team's weight each. */
+template <int TEAMS>
+__device__ __forceinline__ void decode_shrink(float2 (&weight)[TEAMS + 1][DECODE_ROWS]) {
+  static_assert(TEAMS * DECODE_ROWS <= DECODE_THREADS, "a thread for each");
+  int i = threadIdx.x % TEAMS, row = threadIdx.x / TEAMS;
   if (row >= DECODE_ROWS) return;
   float2 own = weight[i][row];
   float top = own.x;
 #pragma unroll
-  for (int step = 1; step < DECODE_WARPS; step *= 2)
+  for (int step = 1; step < TEAMS; step *= 2)
     top = fmaxf(top, __shfl_xor_sync(0xffffffffu, top, step));
   float shrink = tile_exp2(own.x - (top == -INFINITY ? 0 : top)), sum = shrink * own.y;
 #pragma unroll
-  for (int step = 1; step < DECODE_WARPS; step *= 2)
+  for (int step = 1; step < TEAMS; step *= 2)
     sum += __shfl_xor_sync(0xffffffffu, sum, step);
   weight[i][row].x = shrink;
-  if (i == 0) weight[DECODE_WARPS][row] = make_float2(top, sum);
+  if (i == 0) weight[TEAMS][row] = make_float2(top, sum);
 }
 
 /* One number of the output. */
-template <typename T, int D>
-__device__ __forceinline__ void decode_write(const decode_t &a, int64_t out, int d,
+template <typename T>
+__device__ __forceinline__ void decode_write(const decode_t &a, int64_t out, int dim, int d,
                                              decode_sum_t sum) {
   rows_result_t result = rows_finish<T>(a.op.sinks, (int)(out % a.rows.heads),
                                         sum.weight.x * ATTENTION_LN_2, sum.weight.y);
-  ((T *)a.op.o)[out * D + d] = from_float<T>(sum.value * result.scale);
+  ((T *)a.op.o)[out * dim + d] = from_float<T>(sum.value * result.scale);
   if (a.op.lse && d == 0) a.op.lse[out] = result.lse;
 }
 
 /* Four numbers of the output, or of a part's sum: rows of both allow whole vectors. */
-template <typename T, int D>
-__device__ __forceinline__ void decode_write_four(const decode_t &a, int64_t out, int d, int part,
-                                                  bool whole, float2 weight, float4 sum) {
+template <typename T>
+__device__ __forceinline__ void decode_write_four(const decode_t &a, int64_t out, int dim, int d,
+                                                  int part, bool whole, float2 weight,
+                                                  float4 sum) {
   float largest = weight.x * ATTENTION_LN_2;
   if (!whole) {
     int64_t at = (int64_t)part * a.op.batch * a.rows.q_len * a.rows.heads + out;
-    if (weight.y != 0) *(float4 *)(a.parts.sum + at * D + d) = sum;
+    if (weight.y != 0) *(float4 *)(a.parts.sum + at * dim + d) = sum;
     if (d == 0) a.parts.weight[at] = make_float2(largest, weight.y);
     return;
   }
   rows_result_t result =
       rows_finish<T>(a.op.sinks, (int)(out % a.rows.heads), largest, weight.y);
   float scale = result.scale;
-  *(uint2 *)((T *)a.op.o + out * D + d) = make_uint2(
+  *(uint2 *)((T *)a.op.o + out * dim + d) = make_uint2(
       half_pair<T>(sum.x * scale, sum.y * scale), half_pair<T>(sum.z * scale, sum.w * scale));
   if (a.op.lse && d == 0) a.op.lse[out] = result.lse;
 }
 
 /* Blocks: sequences and key-value heads; in each, tiles of rows; in each, parts. */
-template <typename T, int D, bool CLUSTER>
+template <typename T, int D, bool EXACT, bool CLUSTER>
 __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode_t a) {
   extern __shared__ __align__(16) float shared[];
-  __shared__ float2 weight[DECODE_WARPS + 1][DECODE_ROWS];
-  constexpr int STEP = decode_step<D>, SIZE = DECODE_ROWS * decode_pitch<D>;
+  constexpr int C = decode_columns<D>, TEAM = decode_team<D>, TEAMS = decode_teams<D>;
+  constexpr int STEP = decode_step<C>, SIZE = DECODE_ROWS * decode_pitch<D>;
+  __shared__ float2 weight[TEAMS + 1][DECODE_ROWS];
   int parts = (int)a.parts.count, part = blockIdx.x % parts;
   int tile = blockIdx.x / parts % a.tiles, first = tile * DECODE_ROWS;
   launch_next();
   /* Which keys there are comes from the host; they can be asked for, but the last is not stored. */
   const rows_place_t place = rows_place(a.op, a.rows, blockIdx.x / parts / a.tiles);
-  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
+  int lane = threadIdx.x & 31, warp = threadIdx.x >> 5, dim = EXACT ? D : (int)a.op.head_dim;
+  int team = warp / TEAM, column = warp % TEAM * C; /* the first of the warp */
 
   int begin, end, starts[2], sees[2];
   int start = rows_first(a.rows, place.kv_len, first);
   int keys = rows_visible(a.rows, place.kv_len, min(first + DECODE_ROWS, a.rows.count) - 1);
   /* Few keys are no work for a cluster: its first block takes them all. */
-  bool alone = parts == 1 || (CLUSTER && keys - start <= DECODE_ALONE * STEP * DECODE_WARPS);
+  bool alone = parts == 1 || (CLUSTER && keys - start <= DECODE_ALONE * STEP * TEAMS);
   rows_part(start, keys, alone ? 1 : parts, part, STEP, &begin, &end);
   const T *k = (const T *)a.op.k + place.kv, *v = (const T *)a.op.v + place.kv;
   for (int key = begin + (int)threadIdx.x; key < end; key += DECODE_THREADS) {
-    launch_prefetch(k + key * a.op.ldkv, D * sizeof(T));
-    launch_prefetch(v + key * a.op.ldkv, D * sizeof(T));
+    launch_prefetch(k + key * a.op.ldkv, dim * sizeof(T));
+    launch_prefetch(v + key * a.op.ldkv, dim * sizeof(T));
   }
   launch_wait();
   if (alone && part) return;
 
-  uint32_t q[D / 16][4];
-  decode_queries<D>(q,
+  uint32_t q[C / 16][4];
+  decode_queries<C>(q,
                     (const T *)a.op.q + (int64_t)place.b * a.rows.q_len * a.op.ldq +
-                        (int64_t)place.kv_head * a.rows.group * D,
-                    a.op.ldq, a.rows, first);
+                        (int64_t)place.kv_head * a.rows.group * dim + column,
+                    a.op.ldq, dim, dim - column, a.rows, first);
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int row = first + half * 8 + (lane >> 2);
@@ -319,36 +357,40 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode
     sees[half] = min(end, rows_visible(a.rows, place.kv_len, row));
   }
 
-  decode_state_t<D> state = {{-INFINITY, -INFINITY}, {0, 0}, {}};
-  constexpr int TURN = DECODE_WARPS * STEP;
-  constexpr bool AHEAD = D == 64; /* registers have room for the next step beside this one */
-  decode_step_t<D> step, next;
-  auto load = [&](decode_step_t<D> &to, int key) {
-    if (key < end)
-      to.load(k + key * a.op.ldkv, v + key * a.op.ldkv, a.op.ldkv, end - key);
+  float *block_sum = shared + TEAMS * SIZE;
+  static_assert(TEAM == 1 || 2 * DECODE_WARPS * STEP * 16 <= SIZE, "there the scores lie first");
+  decode_state_t<C> state = {{-INFINITY, -INFINITY}, {0, 0}, {}};
+  constexpr int TURN = TEAMS * STEP;
+  constexpr bool AHEAD = C == 64; /* registers have room for the next step beside this one */
+  decode_step_t<C> step, next;
+  auto load = [&](decode_step_t<C> &to, int key) {
+    int64_t at = key * a.op.ldkv + column;
+    if (key < end) to.load(k + at, v + at, a.op.ldkv, end - key, dim - column);
   };
-  load(step, begin + warp * STEP);
-  for (int key = begin + warp * STEP; key < end; key += TURN) {
+  load(step, begin + team * STEP);
+  int turn = 0;
+  for (int key = begin + team * STEP; key < end; key += TURN, turn++) {
     if (AHEAD) load(next, key + TURN);
     int from[2] = {starts[0] - key, starts[1] - key}, seen[2] = {sees[0] - key, sees[1] - key};
-    decode_take<T, D>(state, q, step, from, seen, a.scale);
+    decode_take<T, C, TEAM>(state, q, step, from, seen, a.scale, (float4 *)block_sum, turn);
     if (AHEAD)
       step = next;
     else
       load(step, key + TURN);
   }
-  decode_put<D>(state, shared + warp * SIZE, weight[warp]);
+  decode_put<C>(state, shared + team * SIZE + column, decode_pitch<D>,
+                column ? NULL : weight[team]);
   __syncthreads();
 
-  decode_shrink(weight);
+  decode_shrink<TEAMS>(weight);
   __syncthreads();
-  float *block_sum = shared + DECODE_WARPS * SIZE;
-  float2 *block_weight = weight[DECODE_WARPS];
+  float2 *block_weight = weight[TEAMS];
   for (int at = threadIdx.x * 4; at < DECODE_ROWS * D; at += DECODE_THREADS * 4) {
     int row = at / D, d = at % D, place_in = row * decode_pitch<D> + d;
+    if (d >= dim) continue;
     float4 sum = make_float4(0, 0, 0, 0);
 #pragma unroll
-    for (int i = 0; i < DECODE_WARPS; i++) {
+    for (int i = 0; i < TEAMS; i++) {
       float4 more = *(const float4 *)(shared + i * SIZE + place_in);
       float shrink = weight[i][row].x;
       sum.x += shrink * more.x, sum.y += shrink * more.y;
@@ -357,8 +399,8 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode
     if (CLUSTER && !alone)
       *(float4 *)(block_sum + place_in) = sum;
     else if (first + row < a.rows.count)
-      decode_write_four<T, D>(a, rows_out(a.rows, place.b, place.kv_head, first + row), d, part,
-                              alone, block_weight[row], sum);
+      decode_write_four<T>(a, rows_out(a.rows, place.b, place.kv_head, first + row), dim, d, part,
+                           alone, block_weight[row], sum);
   }
   if (!CLUSTER || alone) return;
 
@@ -366,7 +408,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode
   for (int at = part * DECODE_THREADS + threadIdx.x; at < DECODE_ROWS * D;
        at += parts * DECODE_THREADS) {
     int row = at / D, d = at % D;
-    if (first + row >= a.rows.count) continue;
+    if (first + row >= a.rows.count || d >= dim) continue;
     decode_sum_t sum = decode_join(
         parts,
         [&](int i) {
@@ -374,16 +416,17 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode
                              decode_remote(&block_weight[row].y, i));
         },
         [&](int i) { return decode_remote(block_sum + row * decode_pitch<D> + d, i); });
-    decode_write<T, D>(a, rows_out(a.rows, place.b, place.kv_head, first + row), d, sum);
+    decode_write<T>(a, rows_out(a.rows, place.b, place.kv_head, first + row), dim, d, sum);
   }
   decode_cluster_wait(); /* nobody leaves while others read its memory */
 }
 
-template <typename T, int D>
+template <typename T, int D, bool EXACT>
 static void decode_launch(backend_device_t *device, const decode_t *a, unsigned blocks,
                           int cluster) {
   constexpr int bytes = decode_bytes<D>;
-  auto kernel = cluster ? decode_forward<T, D, true> : decode_forward<T, D, false>;
+  auto kernel =
+      cluster ? decode_forward<T, D, EXACT, true> : decode_forward<T, D, EXACT, false>;
   cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
   launch_chained(device, kernel, blocks, DECODE_THREADS, bytes,
                  cluster ? (unsigned)a->parts.count : 0, *a);
@@ -393,9 +436,15 @@ template <typename T>
 static void decode_choose(backend_device_t *device, const decode_t *a, unsigned blocks,
                           int cluster) {
   if (a->op.head_dim == 64)
-    decode_launch<T, 64>(device, a, blocks, cluster);
+    decode_launch<T, 64, true>(device, a, blocks, cluster);
+  else if (a->op.head_dim == 128)
+    decode_launch<T, 128, true>(device, a, blocks, cluster);
+  else if (a->op.head_dim < 64)
+    decode_launch<T, 64, false>(device, a, blocks, cluster);
+  else if (a->op.head_dim < 128)
+    decode_launch<T, 128, false>(device, a, blocks, cluster);
   else
-    decode_launch<T, 128>(device, a, blocks, cluster);
+    decode_launch<T, 256, false>(device, a, blocks, cluster);
 }
 
 void attention_decode(backend_device_t *device, const op_attention_t *op,

@@ -1,37 +1,39 @@
-/* Attention backward on sm_90a: T bf16 or fp16, head dim D; formulas and two kernels as in
- * flash_bwd.cu, with products by warpgroups whose left operands p and ds stay in registers.
+/* Attention backward on sm_90a: T bf16 or fp16, head dim up to D; formulas and two kernels as in
+ * flash_bwd.cu, with products by warpgroups whose left operands p and ds stay in registers. dq is
+ * made in flash_bwd_rows_sm90.cu; here are dk and dv.
  *
- * Keys held: blocks of 128 keys, 64 a warpgroup, and some packed rows at a time. What a cut of the
- * line of line_sm90.cuh leaves of a key block goes to `partial` in fp32 and is added in the order
- * of rows.
- *
- * Rows held: tiles of packed rows, up to 64 a warpgroup, and 64 keys at a time.
+ * Blocks of 128 keys are held, 64 a warpgroup, and some packed rows come at a time. What a cut of
+ * the line of line_sm90.cuh leaves of a key block goes to `partial` in fp32 and is added in the
+ * order of rows. Above 128 columns, registers have room for dk or dv, and each is made by a kernel
+ * of its own.
  *
  * WINDOW: rows see no more than so many keys; steps in which no row sees a key are left out. */
 #include "attention/line_sm90.cuh"
 #include "attention/tiles_sm90.cuh"
 
-/* ---- dk and dv ------------------------------------------------------------------------------- */
-
 enum { BWD90_KEYS = LINE90_KEYS, BWD90_KEY_GROUPS = 2 };
 
-/* What follows from the head dim: registers hold dk and dv, and fewer rows of a step beside wider
- * ones. A tile of 128 columns is two, `half` bytes apart. */
+/* What a kernel makes. */
+enum { BWD90_DK = 1, BWD90_DV = 2, BWD90_BOTH = BWD90_DK | BWD90_DV };
+
+/* What follows from the head dim: registers hold dk and dv, or one of them, and fewer rows of a
+ * step beside wider ones. */
 template <int D>
 struct bwd90_keys_size {
-  static_assert(D == 64 || D == 128, "registers are counted for these");
-  static constexpr int step_rows = D == 64 ? 96 : 64;
-  static constexpr int stages = 4;
+  static_assert(D == 64 || D == 128 || D == 192 || D == 256, "registers are counted for these");
+  static constexpr int step_rows = D == 64 ? 96 : D == 256 ? 48 : 64;
+  static constexpr int stages = D <= 128 ? 4 : 2;
   static constexpr int rooms = D == 64 ? 2 : 1;     /* of keys and values */
   static constexpr int held = BWD90_KEYS * D;       /* numbers of dk or dv of a key block */
   static constexpr int held_half = BWD90_KEYS * HOPPER_ROW_BYTES;
   static constexpr int held_bytes = held * 2;       /* of its keys or values */
   static constexpr int step_half = step_rows * HOPPER_ROW_BYTES;
   static constexpr int step_bytes = step_rows * D * 2;
-  static constexpr int stats_at = 2 * step_bytes;   /* in a stage: q, dout, statistics */
-  static constexpr int stage_bytes = stats_at + HOPPER_ALIGN;
+  static constexpr int stage_bytes = 2 * step_bytes; /* q, dout */
   static constexpr int stages_at = rooms * 2 * held_bytes;
-  static constexpr int barriers_at = stages_at + stages * stage_bytes;
+  static constexpr int stats_at = stages_at + stages * stage_bytes; /* of each stage's rows */
+  static constexpr int stats_bytes = step_rows * (int)sizeof(float2);
+  static constexpr int barriers_at = stats_at + stages * stats_bytes;
   static constexpr int pieces_at = barriers_at + 8 * (2 * rooms + 2 * stages);
   static constexpr int shared = HOPPER_ALIGN + pieces_at + rooms * 32;
   static constexpr int threads = (1 + BWD90_KEY_GROUPS) * HOPPER_GROUP;
@@ -122,7 +124,8 @@ __device__ __forceinline__ void bwd90_keys_produce(const bwd90_keys_args_t &a,
       hopper_wait(bwd90_empty<D>(base, slot), parity ^ 1);
       hopper_expect(full, 2 * step_rows * (D * 2) + known * sizeof(float2));
       tiles90_copy<D>(a.q, stage, size::step_half, full, head, position, b);
-      hopper_copy_bytes(stats + first, stage + size::stats_at, full, known * sizeof(float2));
+      hopper_copy_bytes(stats + first, base + size::stats_at + slot * size::stats_bytes, full,
+                        known * sizeof(float2));
       tiles90_copy<D>(a.dout, stage + size::step_bytes, size::step_half, full, head, position, b);
       if (++slot == size::stages) slot = 0, parity ^= 1;
     }
@@ -145,7 +148,7 @@ __device__ __forceinline__ void bwd90_mask(float (&s)[N], int first0, int first1
     }
 }
 
-/* acc of the warp's 16 keys of 64 goes to the tensor, or to a piece's sums. */
+/* acc of the warp's 16 keys of 64 goes to the tensor, or to a piece's sums, of D columns. */
 template <typename T, int D>
 __device__ __forceinline__ void bwd90_write(const bwd90_keys_args_t &a, const float (&acc)[D / 2],
                                             T *to, float *partial, int block, int at,
@@ -162,18 +165,35 @@ __device__ __forceinline__ void bwd90_write(const bwd90_keys_args_t &a, const fl
       int d = n * 8 + 2 * t;
       if (partial)
         *(float2 *)(partial + inside * D + d) = make_float2(x, y);
-      else
+      else if (n * 8 < a.op.head_dim)
         *(uint32_t *)(to + key * a.op.ldkv + d) = half_pair<T>(x, y);
     }
   }
 }
 
-template <typename T, int D, bool WINDOW>
+/* Asks for what a step's rows, at q, add to dk and dv. */
+template <typename T, int D, int MAKES, int N>
+__device__ __forceinline__ void bwd90_keys_add(float (&dk)[D / 2], float (&dv)[D / 2],
+                                               uint32_t (&r)[N], uint32_t (&p)[N], uint32_t q,
+                                               int add) {
+  typedef bwd90_keys_size<D> size;
+  if constexpr (MAKES & BWD90_DK) hopper_hold(dk);
+  if constexpr (MAKES & BWD90_DV) hopper_hold(dv);
+  hopper_begin();
+  if constexpr (MAKES & BWD90_DV)
+    tiles90_add<T, D>(dv, p, q + size::step_bytes, size::step_half, add);
+  if constexpr (MAKES & BWD90_DK) tiles90_add<T, D>(dk, r, q, size::step_half, add);
+}
+
+template <typename T, int D, bool WINDOW, int MAKES>
 __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
                                                    unsigned char *shared, uint32_t base,
                                                    int group) {
   typedef bwd90_keys_size<D> size;
   constexpr int numbers = size::step_rows / 2; /* of a step's rows by 64 keys, a thread's */
+  constexpr bool DK = MAKES & BWD90_DK, DV = MAKES & BWD90_DV;
+  /* So many columns leave registers for ds only once p and r are done with. */
+  constexpr bool late = D == 128 || D == 256;
   int lane = threadIdx.x & 31, t = lane & 3;
   int own = group * 64 + threadIdx.x / 32 % 4 * 16 + (lane >> 2); /* the thread's first key */
   bool signals = lane == 0;
@@ -190,19 +210,21 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
     hopper_wait(bwd90_full<D>(base, slot), parity);
     uint32_t q = base + size::stages_at + slot * size::stage_bytes;
     hopper_hold(s);
-    hopper_hold(ds);
+    if constexpr (DK) hopper_hold(ds);
     hopper_begin();
     tiles90_dot<T, D>(s, k, size::held_half, q, size::step_half);
     hopper_commit();
-    tiles90_dot<T, D>(ds, k + size::held_bytes, size::held_half, q + size::step_bytes,
-                      size::step_half);
-    hopper_commit();
+    if constexpr (DK) {
+      tiles90_dot<T, D>(ds, k + size::held_bytes, size::held_half, q + size::step_bytes,
+                        size::step_half);
+      hopper_commit();
+    }
     for (int step = 0;; step++) {
       const float4 *stats =
-          (const float4 *)(shared + size::stages_at + slot * size::stage_bytes + size::stats_at);
-      hopper_done<1>();
-      hopper_hold(dk);
-      hopper_hold(dv);
+          (const float4 *)(shared + size::stats_at + slot * size::stats_bytes);
+      hopper_done<DK ? 1 : 0>();
+      if constexpr (DK) hopper_hold(dk);
+      if constexpr (DV) hopper_hold(dv);
       hopper_hold(s);
       /* by every lane: it has read the statistics, over which the copy engine writes next */
       if (step) hopper_arrive(bwd90_empty<D>(base, slot ? slot - 1 : size::stages - 1));
@@ -223,72 +245,69 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
         else
           bwd90_mask(s, first, first + 8 * a.rows.group, end);
       }
-      tiles90_round<T>(p, s);
-      hopper_done<0>();
-      hopper_hold(ds);
+      if constexpr (DV) tiles90_round<T>(p, s);
+      if constexpr (DK) {
+        hopper_done<0>();
+        hopper_hold(ds);
 #pragma unroll
-      for (int n = 0; n < numbers / 4; n++) {
-        float4 stat = stats[4 * n + t];
+        for (int n = 0; n < numbers / 4; n++) {
+          float4 stat = stats[4 * n + t];
 #pragma unroll
-        for (int i = 0; i < 4; i++)
-          ds[4 * n + i] = s[4 * n + i] * (ds[4 * n + i] - (i & 1 ? stat.w : stat.y));
+          for (int i = 0; i < 4; i++)
+            ds[4 * n + i] = s[4 * n + i] * (ds[4 * n + i] - (i & 1 ? stat.w : stat.y));
+        }
+        tiles90_round<T>(r, ds);
       }
-      tiles90_round<T>(r, ds);
-      hopper_hold(p);
-      hopper_hold(r);
+      if constexpr (DV) hopper_hold(p);
+      if constexpr (DK) hopper_hold(r);
       if (step + 1 == piece.count) break;
       uint32_t last = q;
       if (++slot == size::stages) slot = 0, parity ^= 1;
       q = base + size::stages_at + slot * size::stage_bytes;
       hopper_wait(bwd90_full<D>(base, slot), parity);
       hopper_hold(s);
-      if constexpr (D == 64) hopper_hold(ds);
-      hopper_hold(dk);
-      hopper_hold(dv);
-      hopper_begin();
-      tiles90_add<T, D>(dv, p, last + size::step_bytes, size::step_half, step);
-      tiles90_add<T, D>(dk, r, last, size::step_half, step);
+      if constexpr (DK && !late) hopper_hold(ds);
+      bwd90_keys_add<T, D, MAKES>(dk, dv, r, p, last, step);
       hopper_commit();
       tiles90_dot<T, D>(s, k, size::held_half, q, size::step_half);
       hopper_commit();
-      if constexpr (D == 128) { /* there are registers for ds once p and r are done with */
+      if constexpr (DK && late) {
         hopper_done<1>();
         tiles90_zero(ds);
         hopper_hold(ds);
         hopper_begin();
       }
-      tiles90_dot<T, D>(ds, k + size::held_bytes, size::held_half, q + size::step_bytes,
-                        size::step_half);
-      hopper_commit();
+      if constexpr (DK) {
+        tiles90_dot<T, D>(ds, k + size::held_bytes, size::held_half, q + size::step_bytes,
+                          size::step_half);
+        hopper_commit();
+      }
     }
-    hopper_hold(dk);
-    hopper_hold(dv);
-    hopper_begin();
-    tiles90_add<T, D>(dv, p, q + size::step_bytes, size::step_half, piece.count > 1);
-    tiles90_add<T, D>(dk, r, q, size::step_half, piece.count > 1);
+    bwd90_keys_add<T, D, MAKES>(dk, dv, r, p, q, piece.count > 1);
     hopper_commit();
     hopper_done<0>();
-    hopper_hold(dk);
-    hopper_hold(dv);
+    if constexpr (DK) hopper_hold(dk);
+    if constexpr (DV) hopper_hold(dv);
     hopper_arrive(bwd90_empty<D>(base, slot));
     if (++slot == size::stages) slot = 0, parity ^= 1;
     int block = piece.block;
     int64_t kv = piece.pair / a.rows.kv_heads * a.op.kv_batch +
-                 piece.pair % a.rows.kv_heads * D;
+                 piece.pair % a.rows.kv_heads * a.op.head_dim;
     float *partial = NULL;
     if (!piece.whole)
       partial = a.partial + (2 * (int64_t)blockIdx.x + piece.begins) * 2 * size::held;
     __syncwarp();
     if (signals) hopper_arrive(bwd90_held_empty<D>(base, room));
-    bwd90_write<T, D>(a, dk, (T *)a.op.dk + kv, partial, block, own, a.op.scale);
-    bwd90_write<T, D>(a, dv, (T *)a.op.dv + kv, partial ? partial + size::held : NULL, block, own,
-                1);
+    if constexpr (DK) bwd90_write<T, D>(a, dk, (T *)a.op.dk + kv, partial, block, own, a.op.scale);
+    if constexpr (DV)
+      bwd90_write<T, D>(a, dv, (T *)a.op.dv + kv, partial ? partial + size::held : NULL, block,
+                        own, 1);
   }
 }
 
 #endif
 
-template <typename T, int D, bool WINDOW>
+template <typename T, int D, bool WINDOW, int MAKES>
 __global__ void __launch_bounds__(bwd90_keys_size<D>::threads, 1)
     bwd90_keys(const __grid_constant__ bwd90_keys_args_t a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -309,8 +328,8 @@ __global__ void __launch_bounds__(bwd90_keys_size<D>::threads, 1)
     hopper_barrier_ready();
   }
   /* Nothing may be copied to a stage's last rows and statistics; they must be numbers. */
-  for (int i = threadIdx.x * 16; i < size::stages * size::stage_bytes; i += size::threads * 16)
-    *(uint4 *)(shared + size::stages_at + i) = make_uint4(0, 0, 0, 0);
+  for (int i = size::stages_at + threadIdx.x * 16; i < size::barriers_at; i += size::threads * 16)
+    *(uint4 *)(shared + i) = make_uint4(0, 0, 0, 0);
   hopper_fence();
   __syncthreads();
   /* 168 registers a thread at the start; 128 * 24 + 256 * 240 fit into the 65536 too. */
@@ -319,7 +338,7 @@ __global__ void __launch_bounds__(bwd90_keys_size<D>::threads, 1)
     if (threadIdx.x == 0) bwd90_keys_produce<D>(a, shared, base);
   } else {
     hopper_take_registers<240>();
-    bwd90_keys_consume<T, D, WINDOW>(a, shared, base, (int)(threadIdx.x / HOPPER_GROUP) - 1);
+    bwd90_keys_consume<T, D, WINDOW, MAKES>(a, shared, base, (int)(threadIdx.x / HOPPER_GROUP) - 1);
   }
 #endif
 }
@@ -341,261 +360,31 @@ __global__ void __launch_bounds__(BWD90_SUM_THREADS)
   int inside = (blockIdx.x % bwd90_sum_blocks<D> * BWD90_SUM_THREADS + threadIdx.x) * 4;
   int which = inside / held, key = inside % held / D;
   int64_t row = block * BWD90_KEYS + key;
-  if (row >= a.rows.q_len) return;
+  if (row >= a.rows.q_len || inside % D >= a.op.head_dim) return;
   const float *from = a.partial + inside;
   float4 sum = *(const float4 *)(from + (2 * (int64_t)first + 1) * 2 * held);
   for (int x = first + 1; x <= last; x++) {
     float4 more = *(const float4 *)(from + 2 * (int64_t)x * 2 * held);
     sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
   }
-  int64_t kv = pair / a.rows.kv_heads * a.op.kv_batch + pair % a.rows.kv_heads * D;
+  int64_t kv = pair / a.rows.kv_heads * a.op.kv_batch + pair % a.rows.kv_heads * a.op.head_dim;
   T *to = (T *)(which ? a.op.dv : a.op.dk) + kv + row * a.op.ldkv + inside % D;
   *(uint2 *)to = make_uint2(half_pair<T>(sum.x, sum.y), half_pair<T>(sum.z, sum.w));
 }
 
-/* ---- dq -------------------------------------------------------------------------------------- */
-
-enum { BWD90_STEP_KEYS = 64 };
-
-template <int D>
-struct bwd90_rows_size {
-  static constexpr int groups = D == 64 ? 3 : 2;
-  static constexpr int stages = D == 64 ? 4 : 3;
-  static constexpr int rows = 64 * groups;
-  static constexpr int q_half = rows * HOPPER_ROW_BYTES;
-  static constexpr int q_bytes = rows * D * 2;
-  static constexpr int key_half = BWD90_STEP_KEYS * HOPPER_ROW_BYTES;
-  static constexpr int key_bytes = BWD90_STEP_KEYS * D * 2;
-  static constexpr int keys_at = 4 * q_bytes; /* two rooms of q and dout; a stage: k, v */
-  static constexpr int barriers_at = keys_at + stages * 2 * key_bytes;
-  static constexpr int shared = HOPPER_ALIGN + barriers_at + 8 * (4 + 2 * stages);
-  static constexpr int threads = (1 + groups) * HOPPER_GROUP;
-  /* as in flash_sm90.cu */
-  static constexpr int producer_registers = D == 64 ? 32 : 24;
-  static constexpr int consumer_registers = D == 64 ? 160 : 240;
-};
-
-typedef struct bwd90_rows_args {
-  CUtensorMap q, dout, k, v;
-  op_attention_bwd_t op;
-  attention_rows_t rows;
-  tiles90_t tiles;
-  const float2 *stats;
-  float scale; /* log2(e) * op.scale */
-} bwd90_rows_args_t;
-
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-template <int D>
-__device__ __forceinline__ uint32_t bwd90_q_full(uint32_t base, uint32_t i) {
-  return base + bwd90_rows_size<D>::barriers_at + 8 * i;
-}
-template <int D>
-__device__ __forceinline__ uint32_t bwd90_q_empty(uint32_t base, uint32_t i) {
-  return bwd90_q_full<D>(base, 2 + i);
-}
-template <int D>
-__device__ __forceinline__ uint32_t bwd90_key_full(uint32_t base, uint32_t i) {
-  return bwd90_q_full<D>(base, 4 + i);
-}
-template <int D>
-__device__ __forceinline__ uint32_t bwd90_key_empty(uint32_t base, uint32_t i) {
-  return bwd90_key_full<D>(base, bwd90_rows_size<D>::stages + i);
-}
-
-enum { BWD90_OWN = 1 }; /* named barriers of each warpgroup's own threads */
-
-/* The steps of keys that some row of a tile sees: the first, and how many. */
-template <bool WINDOW>
-__device__ __forceinline__ int bwd90_key_first(const bwd90_rows_args_t &a,
-                                               const tiles90_tile_t &tile) {
-  return WINDOW ? max(0, tile.position + 1 - a.rows.window) / BWD90_STEP_KEYS : 0;
-}
-template <bool WINDOW>
-__device__ __forceinline__ int bwd90_key_steps(const bwd90_rows_args_t &a,
-                                               const tiles90_tile_t &tile) {
-  int keys = min(tile.position + a.tiles.positions, a.rows.q_len);
-  return (keys + BWD90_STEP_KEYS - 1) / BWD90_STEP_KEYS - bwd90_key_first<WINDOW>(a, tile);
-}
-
-template <int D, bool WINDOW>
-__device__ __forceinline__ void bwd90_rows_produce(const bwd90_rows_args_t &a, uint32_t base) {
-  typedef bwd90_rows_size<D> size;
-  tiles90_tile_t tile;
-  uint32_t slot = 0, parity = 0;
-  for (int round = 0; tiles90_find(a.tiles, round, &tile); round++) {
-    int b = tile.pair / a.rows.kv_heads, kv_head = tile.pair % a.rows.kv_heads;
-    int head = kv_head * a.rows.group;
-    uint32_t room = round & 1, q = base + room * 2 * size::q_bytes;
-    uint32_t full = bwd90_q_full<D>(base, room);
-    hopper_wait(bwd90_q_empty<D>(base, room), ~(round >> 1) & 1);
-    hopper_expect(full, 2 * a.tiles.positions * a.rows.group * (D * 2));
-    tiles90_copy<D>(a.q, q, size::q_half, full, head, tile.position, b);
-    tiles90_copy<D>(a.dout, q + size::q_bytes, size::q_half, full, head, tile.position, b);
-    int steps = bwd90_key_steps<WINDOW>(a, tile), key = bwd90_key_first<WINDOW>(a, tile);
-    for (int step = 0; step < steps; step++) {
-      uint32_t k = base + size::keys_at + slot * 2 * size::key_bytes;
-      full = bwd90_key_full<D>(base, slot);
-      hopper_wait(bwd90_key_empty<D>(base, slot), parity ^ 1);
-      hopper_expect(full, 2 * size::key_bytes);
-      int first = (key + step) * BWD90_STEP_KEYS;
-      tiles90_copy<D>(a.k, k, size::key_half, full, kv_head, first, b);
-      tiles90_copy<D>(a.v, k + size::key_bytes, size::key_half, full, kv_head, first, b);
-      if (++slot == size::stages) slot = 0, parity ^= 1;
-    }
-  }
-}
-
-template <typename T, int D, bool WINDOW>
-__device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
-                                                   unsigned char *shared, uint32_t base,
-                                                   int group) {
-  typedef bwd90_rows_size<D> size;
-  int warp = threadIdx.x / 32 % 4, lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
-  bool signals = lane == 0;
-  uint32_t slot = 0, parity = 0;
-  tiles90_tile_t tile;
-  for (int round = 0; tiles90_find(a.tiles, round, &tile); round++) {
-    uint32_t room = round & 1;
-    uint32_t own = room * 2 * size::q_bytes + group * 64 * HOPPER_ROW_BYTES;
-    uint32_t own_warp = own + warp * 16 * HOPPER_ROW_BYTES;
-    int first = tile.position * a.rows.group, row = first + group * 64 + warp * 16;
-    int end = min(first + a.tiles.positions * a.rows.group, a.rows.count);
-    int all_see = rows_query(a.rows, row);
-    int last[2]; /* key that the thread's rows see, less the thread's columns */
-    float2 stat[2];
-    const float2 *stats = a.stats + tile.pair * attention_stat_count(a.rows);
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-      last[half] = rows_query(a.rows, row + half * 8 + g) - 2 * t;
-      stat[half] = stats[min(row + half * 8 + g, a.rows.count - 1)];
-    }
-
-    float dq[D / 2], s[32], ds[32];
-    uint32_t r[16];
-    hopper_wait(bwd90_q_full<D>(base, room), round >> 1 & 1);
-    int steps = bwd90_key_steps<WINDOW>(a, tile);
-    int first_key = bwd90_key_first<WINDOW>(a, tile) * BWD90_STEP_KEYS;
-    uint32_t q = base + own, k = base + size::keys_at + slot * 2 * size::key_bytes;
-    hopper_wait(bwd90_key_full<D>(base, slot), parity);
-    hopper_hold(s);
-    hopper_hold(ds);
-    hopper_begin();
-    tiles90_dot<T, D>(s, q, size::q_half, k, size::key_half);
-    hopper_commit();
-    tiles90_dot<T, D>(ds, q + size::q_bytes, size::q_half, k + size::key_bytes, size::key_half);
-    hopper_commit();
-    for (int step = 0;; step++) {
-      hopper_done<1>();
-      hopper_hold(dq);
-      hopper_hold(s);
-      if (step && signals)
-        hopper_arrive(bwd90_key_empty<D>(base, slot ? slot - 1 : size::stages - 1));
-#pragma unroll
-      for (int i = 0; i < 32; i++) s[i] = tile_exp2(fmaf(s[i], a.scale, -stat[i / 2 % 2].x));
-      int key = first_key + step * BWD90_STEP_KEYS;
-      bool partly = WINDOW && key + a.rows.window < tile.position + a.tiles.positions;
-      if (key + BWD90_STEP_KEYS - 1 > all_see || partly) {
-#pragma unroll
-        for (int i = 0; i < 32; i++) {
-          int behind = last[i / 2 % 2] - key - (i / 4 * 8 + i % 2);
-          if (behind < 0 || (WINDOW && behind >= a.rows.window)) s[i] = 0;
-        }
-      }
-      hopper_done<0>();
-      hopper_hold(ds);
-#pragma unroll
-      for (int i = 0; i < 32; i++) ds[i] = s[i] * (ds[i] - stat[i / 2 % 2].y);
-      tiles90_round<T>(r, ds);
-      hopper_hold(r);
-      if (step + 1 == steps) break;
-      uint32_t before = k;
-      if (++slot == size::stages) slot = 0, parity ^= 1;
-      k = base + size::keys_at + slot * 2 * size::key_bytes;
-      hopper_wait(bwd90_key_full<D>(base, slot), parity);
-      hopper_hold(s);
-      hopper_hold(ds);
-      hopper_hold(dq);
-      hopper_begin();
-      tiles90_add<T, D>(dq, r, before, size::key_half, step);
-      hopper_commit();
-      tiles90_dot<T, D>(s, q, size::q_half, k, size::key_half);
-      hopper_commit();
-      tiles90_dot<T, D>(ds, q + size::q_bytes, size::q_half, k + size::key_bytes, size::key_half);
-      hopper_commit();
-    }
-    hopper_hold(dq);
-    hopper_begin();
-    tiles90_add<T, D>(dq, r, k, size::key_half, steps > 1);
-    hopper_commit();
-    hopper_done<0>();
-    hopper_hold(dq);
-    if (signals) hopper_arrive(bwd90_key_empty<D>(base, slot));
-    if (++slot == size::stages) slot = 0, parity ^= 1;
-
-    hopper_named_sync(BWD90_OWN + group, HOPPER_GROUP); /* all have read the queries */
-    int b = tile.pair / a.rows.kv_heads, kv_head = tile.pair % a.rows.kv_heads;
-    T *to = (T *)a.op.dq + (int64_t)b * a.rows.q_len * a.op.ldq +
-                 (int64_t)kv_head * a.rows.group * D;
-    tiles90_store<T, D>(shared + own_warp, size::q_half, to, a.op.ldq, a.rows, row, end, dq,
-                        a.op.scale, a.op.scale);
-    hopper_fence();
-    __syncwarp();
-    if (signals) hopper_arrive(bwd90_q_empty<D>(base, room));
-  }
-}
-
-#endif
-
-template <typename T, int D, bool WINDOW>
-__global__ void __launch_bounds__(bwd90_rows_size<D>::threads, 1)
-    bwd90_rows(const __grid_constant__ bwd90_rows_args_t a) {
-#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  typedef bwd90_rows_size<D> size;
-  extern __shared__ unsigned char bwd90_shared[];
-  uint32_t start = tile_address(bwd90_shared);
-  uint32_t base = (start + HOPPER_ALIGN - 1) / HOPPER_ALIGN * HOPPER_ALIGN;
-  if (threadIdx.x == 0) {
-    for (uint32_t i = 0; i < 2; i++) {
-      hopper_barrier_init(bwd90_q_full<D>(base, i), 1);
-      hopper_barrier_init(bwd90_q_empty<D>(base, i), size::groups * HOPPER_GROUP / 32);
-    }
-    for (uint32_t i = 0; i < size::stages; i++) {
-      hopper_barrier_init(bwd90_key_full<D>(base, i), 1);
-      hopper_barrier_init(bwd90_key_empty<D>(base, i), size::groups * HOPPER_GROUP / 32);
-    }
-    hopper_barrier_ready();
-  }
-  __syncthreads();
-  /* 128 registers a thread at the start; 128 * 32 + 384 * 160 are all 65536. */
-  if (threadIdx.x < HOPPER_GROUP) {
-    hopper_give_registers<size::producer_registers>();
-    if (threadIdx.x == 0) bwd90_rows_produce<D, WINDOW>(a, base);
-  } else {
-    hopper_take_registers<size::consumer_registers>();
-    bwd90_rows_consume<T, D, WINDOW>(a, bwd90_shared + (base - start), base,
-                                     (int)(threadIdx.x / HOPPER_GROUP) - 1);
-  }
-#endif
-}
-
 /* ---- launches -------------------------------------------------------------------------------- */
 
-static nn_status_t bwd90_maps(backend_device_t *device, const op_attention_bwd_t *op,
-                              const attention_rows_t *rows, int positions, int keys,
-                              CUtensorMap *q, CUtensorMap *dout, CUtensorMap *k, CUtensorMap *v) {
-  int64_t dim = op->head_dim, width = op->heads * dim;
-  hopper_tensor_t at = tiles90_tensor(op->q, op->batch, op->q_len, op->heads, dim,
-                                      op->q_len * op->ldq, op->ldq, positions, rows->group);
-  CUDA_TRY(hopper_map(device, "attention_bwd", &at, q));
-  at = tiles90_tensor(op->dout, op->batch, op->q_len, op->heads, dim, op->q_len * width, width,
-                      positions, rows->group);
-  CUDA_TRY(hopper_map(device, "attention_bwd", &at, dout));
-  at = tiles90_tensor(op->k, op->batch, op->q_len, op->kv_heads, dim, op->kv_batch, op->ldkv, keys,
-                      1);
-  CUDA_TRY(hopper_map(device, "attention_bwd", &at, k));
-  at.base = op->v;
-  return hopper_map(device, "attention_bwd", &at, v);
+template <typename T, int D, int MAKES>
+static nn_status_t bwd90_make(backend_device_t *device, const bwd90_keys_args_t *a) {
+  typedef bwd90_keys_size<D> size;
+  auto kernel = attention_windowed(&a->rows) ? bwd90_keys<T, D, true, MAKES>
+                                             : bwd90_keys<T, D, false, MAKES>;
+  CUDA_TRY(cuda_check(device, "attention_bwd",
+                      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           size::shared)));
+  unsigned grid = (unsigned)cuda_blocks(a->line.total, a->line.share);
+  kernel<<<grid, size::threads, size::shared, device->stream>>>(*a);
+  return NN_OK;
 }
 
 template <typename T, int D>
@@ -608,35 +397,16 @@ static nn_status_t bwd90_launch_keys(backend_device_t *device, const op_attentio
   a.stats = stats, a.partial = partial, a.scale = op->scale * ATTENTION_LOG2_E;
   a.line = line90_make(device, &a.rows, op->batch, tiles90_positions(&a.rows, size::step_rows),
                        size::sharers);
-  CUDA_TRY(bwd90_maps(device, op, &a.rows, a.line.positions, BWD90_KEYS, &a.q, &a.dout, &a.k,
-                      &a.v));
-  auto kernel = attention_windowed(&a.rows) ? bwd90_keys<T, D, true> : bwd90_keys<T, D, false>;
-  CUDA_TRY(cuda_check(device, "attention_bwd",
-                      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           size::shared)));
-  unsigned grid = (unsigned)cuda_blocks(a.line.total, a.line.share);
-  kernel<<<grid, size::threads, size::shared, device->stream>>>(a);
+  CUDA_TRY(tiles90_maps(device, op, &a.rows, a.line.positions, BWD90_KEYS, &a.q, &a.dout, &a.k,
+                        &a.v));
+  if constexpr (D <= 128) {
+    CUDA_TRY((bwd90_make<T, D, BWD90_BOTH>(device, &a)));
+  } else {
+    CUDA_TRY((bwd90_make<T, D, BWD90_DK>(device, &a)));
+    CUDA_TRY((bwd90_make<T, D, BWD90_DV>(device, &a)));
+  }
   unsigned blocks = (unsigned)(line90_key_blocks(&a.rows) * a.line.pairs * bwd90_sum_blocks<D>);
   bwd90_keys_sum<T, D><<<blocks, BWD90_SUM_THREADS, 0, device->stream>>>(a);
-  return NN_OK;
-}
-
-template <typename T, int D>
-static nn_status_t bwd90_launch_rows(backend_device_t *device, const op_attention_bwd_t *op,
-                                     const float2 *stats) {
-  typedef bwd90_rows_size<D> size;
-  bwd90_rows_args_t a = {};
-  a.op = *op;
-  a.rows = attention_rows(op->q_len, op->heads, op->kv_heads, op->window, op->q_len);
-  a.stats = stats, a.scale = op->scale * ATTENTION_LOG2_E;
-  a.tiles = tiles90_make(&a.rows, op->batch, size::rows);
-  CUDA_TRY(bwd90_maps(device, op, &a.rows, a.tiles.positions, BWD90_STEP_KEYS, &a.q, &a.dout, &a.k,
-                      &a.v));
-  auto kernel = attention_windowed(&a.rows) ? bwd90_rows<T, D, true> : bwd90_rows<T, D, false>;
-  CUDA_TRY(cuda_check(device, "attention_bwd",
-                      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                           size::shared)));
-  kernel<<<tiles90_grid(device, &a.tiles), size::threads, size::shared, device->stream>>>(a);
   return NN_OK;
 }
 
@@ -647,30 +417,27 @@ static int bwd90_takes(const backend_device_t *device, const op_attention_bwd_t 
   int64_t group = op->heads / op->kv_heads, steps = op->q_len * group / size::step_rows * 2;
   int64_t line = (op->q_len / BWD90_KEYS + 1) * (steps + 4 + LINE90_START);
   return line * op->batch * op->kv_heads <= INT32_MAX && device->shared_bytes >= size::shared &&
-         device->shared_bytes >= bwd90_rows_size<D>::shared && group <= size::step_rows / 2;
+         group <= size::step_rows / 2;
 }
 
 int attention_flash90_bwd_takes(const backend_device_t *device, const op_attention_bwd_t *op) {
-  if (device->capability != 90) return 0;
-  return (op->head_dim == 64 && bwd90_takes<64>(device, op)) ||
-         (op->head_dim == 128 && bwd90_takes<128>(device, op));
-}
-
-template <typename T, int D>
-static nn_status_t bwd90_run(backend_device_t *device, const op_attention_bwd_t *op,
-                             const float2 *stats, float *partial) {
-  CUDA_TRY((bwd90_launch_keys<T, D>(device, op, stats, partial)));
-  return bwd90_launch_rows<T, D>(device, op, stats);
+  if (device->capability != 90 || !attention_flash90_bwd_rows_takes(device)) return 0;
+  if (op->head_dim <= 64) return bwd90_takes<64>(device, op);
+  if (op->head_dim <= 128) return bwd90_takes<128>(device, op);
+  return op->head_dim <= 192 ? bwd90_takes<192>(device, op) : bwd90_takes<256>(device, op);
 }
 
 template <typename T>
 static nn_status_t bwd90_launch(backend_device_t *device, const op_attention_bwd_t *op,
                                 const float2 *stats, float *partial) {
-  return op->head_dim == 64 ? bwd90_run<T, 64>(device, op, stats, partial)
-                            : bwd90_run<T, 128>(device, op, stats, partial);
+  if (op->head_dim <= 64) return bwd90_launch_keys<T, 64>(device, op, stats, partial);
+  if (op->head_dim <= 128) return bwd90_launch_keys<T, 128>(device, op, stats, partial);
+  if (op->head_dim <= 192) return bwd90_launch_keys<T, 192>(device, op, stats, partial);
+  return bwd90_launch_keys<T, 256>(device, op, stats, partial);
 }
 
 nn_status_t attention_flash90_bwd(backend_device_t *device, const op_attention_bwd_t *op,
                                   const float2 *stats, float *partial) {
-  return CUDA_BY_HALF(op->act_dtype, bwd90_launch, device, op, stats, partial);
+  CUDA_TRY(CUDA_BY_HALF(op->act_dtype, bwd90_launch, device, op, stats, partial));
+  return attention_flash90_bwd_rows(device, op, stats);
 }

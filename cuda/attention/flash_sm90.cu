@@ -1,34 +1,35 @@
-/* Attention forward on sm_90a (FlashAttention-3): T bf16 or fp16, head dim D;
+/* Attention forward on sm_90a (FlashAttention-3): T bf16 or fp16, head dim up to D;
  * o = sum_j exp(s_j - m) v_j / sum_j exp(s_j - m), in base 2.
  *
  * m is the row's largest score of the first step. Any m gives the same quotient while the weights
  * are numbers, so no other step looks for the largest: it looks at the sum of its weights, and only
  * where that is too much are the scores made once more, m raised, and what was summed scaled down.
  *
- * A block walks over tiles of packed rows, up to 64 a warpgroup, and over 128 keys at a time from
- * the first, or the first that a WINDOW shows to any row. One thread copies ahead, over the ends of tiles. A warpgroup asks for the scores of
- * the next keys, then for the values of these, and makes weights of the scores under that product;
- * the warpgroups take turns in asking, so that one's products run under another's weights. */
+ * A block walks over tiles of packed rows, up to 64 a warpgroup, and over 64 to 128 keys at a time
+ * from the first, or the first that a WINDOW shows to any row. One thread copies ahead, over the
+ * ends of tiles. A warpgroup asks for the scores of the next keys, then for the values of these,
+ * and makes weights of the scores under that product; the warpgroups take turns in asking, so that
+ * one's products run under another's weights. */
 #include "attention/tiles_sm90.cuh"
 
-enum { FLASH90_KEYS = 128 };
-
-/* What follows from the head dim: warpgroups with rows, which shared memory and registers have room
- * for, and where things lie. A tile of 128 columns is two, `half` bytes apart. */
+/* What follows from the head dim: warpgroups with rows and the keys of a step, which shared memory
+ * and registers have room for, and where things lie. */
 template <int D>
 struct flash90_size {
-  static_assert(D == 64 || D == 128, "registers are counted for these");
+  static_assert(D == 64 || D == 128 || D == 192 || D == 256, "registers are counted for these");
   static constexpr int groups = D == 64 ? 3 : 2;
+  static constexpr int keys = D <= 128 ? 128 : D == 192 ? 96 : 64;
   static constexpr int stages = D == 64 ? 4 : 2; /* of keys, and of values */
+  static constexpr int rooms = D <= 128 ? 2 : 1; /* of queries */
   static constexpr int rows = 64 * groups;
   static constexpr int q_half = rows * HOPPER_ROW_BYTES;
-  static constexpr int key_half = FLASH90_KEYS * HOPPER_ROW_BYTES;
+  static constexpr int key_half = keys * HOPPER_ROW_BYTES;
   static constexpr int q_bytes = D / TILES90_COLUMNS * q_half;
   static constexpr int key_bytes = D / TILES90_COLUMNS * key_half;
-  static constexpr int key_at = 2 * q_bytes; /* behind two rooms of queries */
+  static constexpr int key_at = rooms * q_bytes;
   static constexpr int value_at = key_at + stages * key_bytes;
   static constexpr int barriers_at = value_at + stages * key_bytes;
-  static constexpr int barriers = 4 + 4 * stages;
+  static constexpr int barriers = 2 * rooms + 4 * stages;
   static constexpr int shared = HOPPER_ALIGN + barriers_at + 8 * barriers;
   static constexpr int consumer_warps = groups * HOPPER_GROUP / 32;
   static constexpr int threads = (1 + groups) * HOPPER_GROUP;
@@ -62,11 +63,11 @@ __device__ __forceinline__ uint32_t flash90_q_full(uint32_t base, uint32_t i) {
 }
 template <int D>
 __device__ __forceinline__ uint32_t flash90_q_empty(uint32_t base, uint32_t i) {
-  return flash90_q_full<D>(base, 2 + i);
+  return flash90_q_full<D>(base, flash90_size<D>::rooms + i);
 }
 template <int D>
 __device__ __forceinline__ uint32_t flash90_k_full(uint32_t base, uint32_t i) {
-  return flash90_q_full<D>(base, 4 + i);
+  return flash90_q_full<D>(base, 2 * flash90_size<D>::rooms + i);
 }
 template <int D>
 __device__ __forceinline__ uint32_t flash90_k_empty(uint32_t base, uint32_t i) {
@@ -87,9 +88,10 @@ __device__ __forceinline__ int flash90_keys(const flash90_args_t &a, const tiles
 }
 
 /* The step that holds the first key which some row of a tile sees. */
-template <bool WINDOW>
+template <int D, bool WINDOW>
 __device__ __forceinline__ int flash90_begin(const flash90_args_t &a, const tiles90_tile_t &tile) {
-  return WINDOW ? max(0, tile.position + 1 - a.rows.window) / FLASH90_KEYS * FLASH90_KEYS : 0;
+  constexpr int step = flash90_size<D>::keys;
+  return WINDOW ? max(0, tile.position + 1 - a.rows.window) / step * step : 0;
 }
 
 /* m of a row that has seen no key: any score makes it be raised. */
@@ -102,13 +104,13 @@ __device__ __forceinline__ void flash90_produce(const flash90_args_t &a, uint32_
   uint32_t slot = 0, parity = 0;
   for (int round = 0; tiles90_find(a.tiles, round, &tile); round++) {
     int b = tile.pair / a.rows.kv_heads, kv_head = tile.pair % a.rows.kv_heads;
-    uint32_t room = round & 1, full = flash90_q_full<D>(base, room);
-    hopper_wait(flash90_q_empty<D>(base, room), ~(round >> 1) & 1);
+    uint32_t room = round % size::rooms, full = flash90_q_full<D>(base, room);
+    hopper_wait(flash90_q_empty<D>(base, room), ~(round / size::rooms) & 1);
     hopper_expect(full, a.tiles.positions * a.rows.group * (D * 2));
     tiles90_copy<D>(a.q, base + room * size::q_bytes, size::q_half, full, kv_head * a.rows.group,
                     tile.position, b);
     int keys = flash90_keys(a, tile);
-    for (int key = flash90_begin<WINDOW>(a, tile); key < keys; key += FLASH90_KEYS) {
+    for (int key = flash90_begin<D, WINDOW>(a, tile); key < keys; key += size::keys) {
       uint32_t k = base + size::key_at + slot * size::key_bytes;
       uint32_t v = base + size::value_at + slot * size::key_bytes;
       hopper_wait(flash90_k_empty<D>(base, slot), parity ^ 1);
@@ -154,17 +156,17 @@ __device__ __forceinline__ void flash90_turn_end(int turn) {
 
 /* Scores of keys that a row does not see become -infinity; position: the tile's first, of so many,
  * key: the first of these. */
-template <bool WINDOW>
-__device__ __forceinline__ void flash90_mask(float (&s)[64], const attention_rows_t &rows,
+template <bool WINDOW, int N>
+__device__ __forceinline__ void flash90_mask(float (&s)[N], const attention_rows_t &rows,
                                              int position, int positions, int key) {
-  bool all_see = key + FLASH90_KEYS <= position + 1;
+  bool all_see = key + 2 * N <= position + 1;
   if (all_see && (!WINDOW || key + rows.window >= position + positions)) return;
   int thread = flash90_thread(), t = thread & 3;
   int row = position * rows.group + thread / 32 * 16 + thread % 32 / 4;
   int seen0 = rows_query(rows, row) + 1 - key - 2 * t;
   int seen1 = rows_query(rows, row + 8) + 1 - key - 2 * t;
 #pragma unroll
-  for (int n = 0; n < 16; n++)
+  for (int n = 0; n < N / 4; n++)
 #pragma unroll
     for (int x = 0; x < 2; x++) {
       if (n * 8 + x >= seen0 || (WINDOW && n * 8 + x < seen0 - rows.window))
@@ -176,13 +178,14 @@ __device__ __forceinline__ void flash90_mask(float (&s)[64], const attention_row
 
 /* m becomes the largest of the row's scores so far; shrink: what the row's sums of values are still
  * to be scaled by. */
-__device__ __forceinline__ void flash90_raise(flash90_state_t &state, const float (&s)[64],
+template <int N>
+__device__ __forceinline__ void flash90_raise(flash90_state_t &state, const float (&s)[N],
                                               float scale, float (&shrink)[2]) {
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     float even = s[2 * half], odd = s[2 * half + 1];
 #pragma unroll
-    for (int n = 1; n < 16; n++) {
+    for (int n = 1; n < N / 4; n++) {
       even = fmaxf(even, s[4 * n + 2 * half]);
       odd = fmaxf(odd, s[4 * n + 2 * half + 1]);
     }
@@ -194,11 +197,12 @@ __device__ __forceinline__ void flash90_raise(flash90_state_t &state, const floa
 }
 
 /* Scores become weights; sum: of each of the thread's rows. */
-__device__ __forceinline__ void flash90_weigh(const flash90_state_t &state, float (&s)[64],
+template <int N>
+__device__ __forceinline__ void flash90_weigh(const flash90_state_t &state, float (&s)[N],
                                               float scale, float (&sum)[2]) {
   sum[0] = sum[1] = 0;
 #pragma unroll
-  for (int i = 0; i < 64; i++) {
+  for (int i = 0; i < N; i++) {
     s[i] = tile_exp2(fmaf(s[i], scale, -state.shift[i / 2 % 2]));
     sum[i / 2 % 2] += s[i];
   }
@@ -206,7 +210,8 @@ __device__ __forceinline__ void flash90_weigh(const flash90_state_t &state, floa
 
 /* The scores once more, by one warp alone; queries: the tile's. */
 template <typename T, int D>
-__device__ __forceinline__ void flash90_again(float (&s)[64], uint32_t queries, uint32_t keys) {
+__device__ __forceinline__ void flash90_again(float (&s)[flash90_size<D>::keys / 2],
+                                              uint32_t queries, uint32_t keys) {
   uint32_t thread = (uint32_t)flash90_thread(), lane = thread % 32;
   uint32_t row = thread / 32 * 16 + lane % 16; /* from here as tile_by_rows, tile_by_columns */
   uint32_t x_at = queries + row * HOPPER_ROW_BYTES + (((lane >> 4) ^ (lane & 7)) << 4);
@@ -218,7 +223,7 @@ __device__ __forceinline__ void flash90_again(float (&s)[64], uint32_t queries, 
     uint32_t x[4];
     tile_matrices(x, (x_at ^ (k % 4 << 5)) + k / 4 * flash90_size<D>::q_half);
 #pragma unroll
-    for (int n = 0; n < FLASH90_KEYS / 16; n++) {
+    for (int n = 0; n < flash90_size<D>::keys / 16; n++) {
       uint32_t y[4];
       tile_matrices(y, (y_at ^ (k % 4 << 5)) + k / 4 * flash90_size<D>::key_half +
                            n * 16 * HOPPER_ROW_BYTES);
@@ -248,10 +253,11 @@ __device__ __forceinline__ void flash90_write(const flash90_args_t &a, const til
     if (a.op.lse && t == 0 && r < end)
       a.op.lse[rows_out(a.rows, b, kv_head, r)] = result.lse;
   }
-  int64_t stride = (int64_t)a.rows.heads * D;
-  T *to = (T *)a.op.o + (int64_t)b * a.rows.q_len * stride + (int64_t)kv_head * a.rows.group * D;
+  int dim = (int)a.op.head_dim;
+  int64_t stride = (int64_t)a.rows.heads * dim;
+  T *to = (T *)a.op.o + (int64_t)b * a.rows.q_len * stride + (int64_t)kv_head * a.rows.group * dim;
   tiles90_store<T, D>(queries + inside * HOPPER_ROW_BYTES, flash90_size<D>::q_half, to, stride,
-                      a.rows, row, end, o, scale[0], scale[1]);
+                      dim, a.rows, row, end, o, scale[0], scale[1]);
 }
 
 template <typename T, int D, bool WINDOW>
@@ -264,13 +270,14 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
   uint32_t count = 0; /* steps so far, of which the newest has the slot */
   tiles90_tile_t tile;
   for (int round = 0; tiles90_find(a.tiles, round, &tile); round++) {
-    uint32_t room = round & 1, own = room * size::q_bytes + group * 64 * HOPPER_ROW_BYTES;
+    uint32_t room = round % size::rooms;
+    uint32_t own = room * size::q_bytes + group * 64 * HOPPER_ROW_BYTES;
     constexpr float none = WINDOW ? flash90_none : -INFINITY;
     flash90_state_t state = {{none, none}, {0, 0}};
-    float s[64], o[D / 2];
-    uint32_t p[32];
+    float s[size::keys / 2], o[D / 2];
+    uint32_t p[size::keys / 4];
     tiles90_zero(o);
-    hopper_wait(flash90_q_full<D>(base, room), round >> 1 & 1);
+    hopper_wait(flash90_q_full<D>(base, room), round / size::rooms & 1);
     uint32_t slot = count % size::stages;
     hopper_wait(flash90_k_full<D>(base, slot), count / size::stages & 1);
     hopper_hold(s);
@@ -281,14 +288,14 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
     hopper_done<0>();
     hopper_hold(s);
     if (signals) hopper_arrive(flash90_k_empty<D>(base, slot));
-    int begin = flash90_begin<WINDOW>(a, tile);
+    int begin = flash90_begin<D, WINDOW>(a, tile);
     flash90_mask<WINDOW>(s, a.rows, tile.position, a.tiles.positions, begin);
     float shrink[2] = {0, 0};
     flash90_raise(state, s, a.scale, shrink);
     flash90_weigh(state, s, a.scale, state.sum);
     tiles90_round<T>(p, s);
 
-    for (int key = begin + FLASH90_KEYS; key < flash90_keys(a, tile); key += FLASH90_KEYS) {
+    for (int key = begin + size::keys; key < flash90_keys(a, tile); key += size::keys) {
       uint32_t before = count % size::stages;
       hopper_wait(flash90_v_full<D>(base, before), count / size::stages & 1);
       slot = ++count % size::stages;
@@ -363,7 +370,7 @@ __global__ void __launch_bounds__(flash90_size<D>::threads, 1)
   uint32_t start = tile_address(flash90_shared);
   uint32_t base = (start + HOPPER_ALIGN - 1) / HOPPER_ALIGN * HOPPER_ALIGN;
   if (threadIdx.x == 0) {
-    for (uint32_t i = 0; i < 2; i++) {
+    for (uint32_t i = 0; i < size::rooms; i++) {
       hopper_barrier_init(flash90_q_full<D>(base, i), 1);
       hopper_barrier_init(flash90_q_empty<D>(base, i), size::consumer_warps);
     }
@@ -377,7 +384,7 @@ __global__ void __launch_bounds__(flash90_size<D>::threads, 1)
   }
   /* Nothing may be copied to a tile's last rows; a warp treats its rows alike, so they must be the
    * same in every run. */
-  for (int i = threadIdx.x * 16; i < 2 * size::q_bytes; i += size::threads * 16)
+  for (int i = threadIdx.x * 16; i < size::key_at; i += size::threads * 16)
     *(uint4 *)(flash90_shared + (base - start) + i) = make_uint4(0, 0, 0, 0);
   hopper_fence();
   __syncthreads();
@@ -394,8 +401,9 @@ __global__ void __launch_bounds__(flash90_size<D>::threads, 1)
 
 int attention_flash90_takes(const backend_device_t *device, const op_attention_t *op) {
   return device->capability == 90 && device->shared_bytes >= flash90_size<64>::shared &&
-         device->shared_bytes >= flash90_size<128>::shared && !op->kv_len && !op->sequence &&
-         (op->head_dim == 64 || op->head_dim == 128) &&
+         device->shared_bytes >= flash90_size<128>::shared &&
+         device->shared_bytes >= flash90_size<192>::shared &&
+         device->shared_bytes >= flash90_size<256>::shared && !op->kv_len && !op->sequence &&
          op->heads / op->kv_heads <= TILES90_MOST_GROUP;
 }
 
@@ -407,10 +415,11 @@ static nn_status_t flash90_run(backend_device_t *device, const op_attention_t *o
   a.rows = attention_rows(op->q_len, op->heads, op->kv_heads, op->window, op->q_len);
   a.scale = op->scale * ATTENTION_LOG2_E;
   a.tiles = tiles90_make(&a.rows, op->batch, size::rows);
-  hopper_tensor_t q = tiles90_tensor(op->q, op->batch, op->q_len, op->heads, D, op->q_len * op->ldq,
-                                     op->ldq, a.tiles.positions, a.rows.group);
-  hopper_tensor_t k = tiles90_tensor(op->k, op->batch, op->q_len, op->kv_heads, D, op->kv_batch,
-                                     op->ldkv, FLASH90_KEYS, 1);
+  hopper_tensor_t q =
+      tiles90_tensor(op->q, op->batch, op->q_len, op->heads, op->head_dim, op->q_len * op->ldq,
+                     op->ldq, a.tiles.positions, a.rows.group);
+  hopper_tensor_t k = tiles90_tensor(op->k, op->batch, op->q_len, op->kv_heads, op->head_dim,
+                                     op->kv_batch, op->ldkv, size::keys, 1);
   hopper_tensor_t v = k;
   v.base = op->v;
   CUDA_TRY(hopper_map(device, "attention", &q, &a.q));
@@ -427,7 +436,9 @@ static nn_status_t flash90_run(backend_device_t *device, const op_attention_t *o
 
 template <typename T>
 static nn_status_t flash90_launch(backend_device_t *device, const op_attention_t *op) {
-  return op->head_dim == 64 ? flash90_run<T, 64>(device, op) : flash90_run<T, 128>(device, op);
+  if (op->head_dim <= 64) return flash90_run<T, 64>(device, op);
+  if (op->head_dim <= 128) return flash90_run<T, 128>(device, op);
+  return op->head_dim <= 192 ? flash90_run<T, 192>(device, op) : flash90_run<T, 256>(device, op);
 }
 
 nn_status_t attention_flash90(backend_device_t *device, const op_attention_t *op) {

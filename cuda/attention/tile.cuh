@@ -1,8 +1,10 @@
 /* Tiles of bf16 or fp16 (T) in shared memory and products of 16 x 8 x 16 by tensor cores
  * (mma.m16n8k16).
  *
- * A tile has rows of D numbers without padding; the 16-byte chunks of row r lie at chunk ^ (r & 7),
- * so that the eight rows of an 8 x 8 matrix meet all banks once. In a fragment, lane = 4 g + t
+ * A tile has rows of D numbers, a multiple of 32, of which those behind the head dim are zeros:
+ * they add nothing to a product and are not stored. Rows are a multiple of 128 bytes apart; the
+ * 16-byte chunks of row r lie at chunk ^ (r & 7), so that the eight rows of an 8 x 8 matrix meet
+ * all banks once. In a fragment, lane = 4 g + t
  * holds of A (rows g, g + 8; columns 2t, 2t + 1, and 8 more), of B the same of its transpose, and
  * of a result c[0], c[1]: row g, columns 2t, 2t + 1; c[2], c[3]: row g + 8. The result of one
  * product is thus the A of the next without a move between lanes. */
@@ -11,7 +13,11 @@
 
 #include "attention/rows.cuh"
 
-enum { TILE_THREADS = 128, TILE_WARPS = 4, TILE_KEYS = 64 };
+enum { TILE_THREADS = 128, TILE_WARPS = 4 };
+
+/* Bytes from a row to the next. */
+template <int D>
+constexpr uint32_t tile_pitch = (D + 63) / 64 * 128;
 
 /* ---- instructions ---------------------------------------------------------------------------- */
 
@@ -70,18 +76,24 @@ __device__ __forceinline__ float tile_row_max(float x) {
 /* ---- fragments ------------------------------------------------------------------------------- */
 
 /* Byte offset of this lane's row for ldmatrix, of 16 rows x 16 columns at row 0 and column 0.
- * Columns 16 k are offset ^ (k << 5); rows 16 k are offset + k * 32 * D. By rows: matrices are rows
- * 0-7, rows 8-15, and the same of the right half: A's order, and that of B stored [k, n], read
- * transposed. By columns: left, right of rows 0-7, then of rows 8-15: two of B stored [n, k]. */
+ * Columns 16 k are tile_columns(offset, k); rows 16 k are offset + 16 * k * tile_pitch<D>. By rows:
+ * matrices are rows 0-7, rows 8-15, and the same of the right half: A's order, and that of B stored
+ * [k, n], read transposed. By columns: left, right of rows 0-7, then of rows 8-15: two of B stored
+ * [n, k]. */
 template <int D>
 __device__ __forceinline__ uint32_t tile_by_rows() {
   uint32_t lane = threadIdx.x & 31;
-  return (lane & 15) * (2 * D) + (((lane >> 4) ^ (lane & 7)) << 4);
+  return (lane & 15) * tile_pitch<D> + (((lane >> 4) ^ (lane & 7)) << 4);
 }
 template <int D>
 __device__ __forceinline__ uint32_t tile_by_columns() {
   uint32_t lane = threadIdx.x & 31;
-  return ((lane >> 4) * 8 + (lane & 7)) * (2 * D) + ((((lane >> 3) & 1) ^ (lane & 7)) << 4);
+  return ((lane >> 4) * 8 + (lane & 7)) * tile_pitch<D> + ((((lane >> 3) & 1) ^ (lane & 7)) << 4);
+}
+
+/* 64 columns on are 128 bytes on; within these, k turns the swizzled chunks. */
+__device__ __forceinline__ uint32_t tile_columns(uint32_t at, int k) {
+  return (at ^ (k % 4 << 5)) + k / 4 * 128;
 }
 
 /* A of 16 M rows x D from shared memory. */
@@ -91,7 +103,7 @@ __device__ __forceinline__ void tile_load_a(uint32_t (&a)[D / 16][M][4], uint32_
   for (int k = 0; k < D / 16; k++)
 #pragma unroll
     for (int m = 0; m < M; m++)
-      tile_matrices(a[k][m], tile + (tile_by_rows<D>() ^ (k << 5)) + m * 32 * D);
+      tile_matrices(a[k][m], tile + tile_columns(tile_by_rows<D>(), k) + m * 16 * tile_pitch<D>);
 }
 
 /* s += a b^T: a 16 M rows in registers, b 16 N rows in shared memory, both of D columns. */
@@ -103,7 +115,7 @@ __device__ __forceinline__ void tile_dot(float (&s)[M][2 * N][4], const uint32_t
 #pragma unroll
     for (int n = 0; n < N; n++) {
       uint32_t y[4];
-      tile_matrices(y, b + (tile_by_columns<D>() ^ (k << 5)) + n * 32 * D);
+      tile_matrices(y, b + tile_columns(tile_by_columns<D>(), k) + n * 16 * tile_pitch<D>);
 #pragma unroll
       for (int m = 0; m < M; m++) {
         tile_mma<T>(s[m][2 * n], a[k][m], y[0], y[1]);
@@ -120,11 +132,11 @@ __device__ __forceinline__ void tile_dot_shared(float (&s)[M][2 * N][4], uint32_
     uint32_t x[M][4];
 #pragma unroll
     for (int m = 0; m < M; m++)
-      tile_matrices(x[m], a + (tile_by_rows<D>() ^ (k << 5)) + m * 32 * D);
+      tile_matrices(x[m], a + tile_columns(tile_by_rows<D>(), k) + m * 16 * tile_pitch<D>);
 #pragma unroll
     for (int n = 0; n < N; n++) {
       uint32_t y[4];
-      tile_matrices(y, b + (tile_by_columns<D>() ^ (k << 5)) + n * 32 * D);
+      tile_matrices(y, b + tile_columns(tile_by_columns<D>(), k) + n * 16 * tile_pitch<D>);
 #pragma unroll
       for (int m = 0; m < M; m++) {
         tile_mma<T>(s[m][2 * n], x[m], y[0], y[1]);
@@ -150,7 +162,7 @@ __device__ __forceinline__ void tile_add(float (&acc)[M][D / 8][4], const float 
 #pragma unroll
   for (int n = 0; n < D / 16; n++) {
     uint32_t y[4];
-    tile_matrices_transposed(y, b + (tile_by_rows<D>() ^ (n << 5)));
+    tile_matrices_transposed(y, b + tile_columns(tile_by_rows<D>(), n));
 #pragma unroll
     for (int m = 0; m < M; m++) {
       tile_mma<T>(acc[m][2 * n], p[m], y[0], y[1]);
@@ -173,41 +185,48 @@ __device__ __forceinline__ void tile_zero(float (&acc)[M][N][4]) {
 
 template <int D>
 __device__ __forceinline__ uint32_t tile_chunk(int row, int chunk) {
-  return row * (2 * D) + ((chunk ^ (row & 7)) << 4);
+  return row * tile_pitch<D> + ((chunk ^ (row & 7)) << 4);
+}
+
+/* ROWS rows, `dim` numbers of each: at(row) is where it begins, NULL for zeros. */
+template <int D, int ROWS, typename At>
+__device__ __forceinline__ void tile_load_at(uint32_t tile, int dim, const void *any, At at) {
+  constexpr int chunks = D / 8;
+  static_assert(ROWS * chunks % TILE_THREADS == 0, "all threads have the same number of them");
+#pragma unroll
+  for (int x = 0; x < ROWS * chunks / TILE_THREADS; x++) {
+    int i = (int)threadIdx.x, row = i / chunks + x * (TILE_THREADS / chunks), chunk = i % chunks;
+    if constexpr (TILE_THREADS % chunks != 0)
+      i += x * TILE_THREADS, row = i / chunks, chunk = i % chunks;
+    auto from = at(row);
+    bool take = from && chunk * 8 < dim;
+    tile_copy(tile + tile_chunk<D>(row, chunk), take ? (const void *)(from + chunk * 8) : any,
+              take);
+  }
 }
 
 /* Rows first .. first + ROWS of a matrix with stride ld; zeros from row `end` on. */
 template <int D, int ROWS, typename T>
-__device__ __forceinline__ void tile_load(uint32_t tile, const T *from, int64_t ld, int first,
-                                          int end) {
-  constexpr int chunks = D / 8, step = TILE_THREADS / chunks;
-  int chunk = threadIdx.x % chunks, row = threadIdx.x / chunks;
-#pragma unroll
-  for (int x = 0; x < ROWS / step; x++, row += step) {
-    bool take = first + row < end;
-    tile_copy(tile + tile_chunk<D>(row, chunk), take ? from + (first + row) * ld + chunk * 8 : from,
-              take);
-  }
+__device__ __forceinline__ void tile_load(uint32_t tile, const T *from, int64_t ld, int dim,
+                                          int first, int end) {
+  tile_load_at<D, ROWS>(tile, dim, from, [&](int row) {
+    return first + row < end ? from + (first + row) * ld : NULL;
+  });
 }
 
 /* Packed rows first .. first + ROWS; zeros behind the last. */
 template <int D, int ROWS, typename T>
 __device__ __forceinline__ void tile_load_rows(uint32_t tile, const T *from, int64_t stride,
-                                               const attention_rows_t &rows, int first) {
-  constexpr int chunks = D / 8, step = TILE_THREADS / chunks;
-  int chunk = threadIdx.x % chunks, row = threadIdx.x / chunks;
-#pragma unroll
-  for (int x = 0; x < ROWS / step; x++, row += step) {
-    bool take = first + row < rows.count;
-    tile_copy(tile + tile_chunk<D>(row, chunk),
-              take ? from + rows_at(rows, first + row, stride, D) + chunk * 8 : from, take);
-  }
+                                               int dim, const attention_rows_t &rows, int first) {
+  tile_load_at<D, ROWS>(tile, dim, from, [&](int row) {
+    return first + row < rows.count ? from + rows_at(rows, first + row, stride, dim) : NULL;
+  });
 }
 
 /* One warp writes its 16 M packed rows from `first` on, acc times scale[m][row half], through its
  * own rows of a tile. */
 template <int D, int M, typename T>
-__device__ __forceinline__ void tile_store_rows(unsigned char *tile, T *to, int64_t stride,
+__device__ __forceinline__ void tile_store_rows(unsigned char *tile, T *to, int64_t stride, int dim,
                                                 const attention_rows_t &rows, int first,
                                                 const float (&acc)[M][D / 8][4],
                                                 const float (&scale)[M][2]) {
@@ -227,9 +246,9 @@ __device__ __forceinline__ void tile_store_rows(unsigned char *tile, T *to, int6
   __syncwarp();
 #pragma unroll
   for (int x = 0; x < M * 16 * chunks / 32; x++) {
-    int row = (x * 32 + lane) / chunks, chunk = lane % chunks;
-    if (first + row < rows.count)
-      *(uint4 *)(to + rows_at(rows, first + row, stride, D) + chunk * 8) =
+    int row = (x * 32 + lane) / chunks, chunk = (x * 32 + lane) % chunks;
+    if (first + row < rows.count && chunk * 8 < dim)
+      *(uint4 *)(to + rows_at(rows, first + row, stride, dim) + chunk * 8) =
           *(const uint4 *)(tile + tile_chunk<D>(row, chunk));
   }
 }

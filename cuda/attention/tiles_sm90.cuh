@@ -1,10 +1,12 @@
 /* Attention on sm_90a: what its kernels load by the bulk copy engine, their products, and the order
- * in which they take tiles. T bf16 or fp16, head dim D 64 or 128, keys that are the rows' own.
+ * in which they take tiles. T bf16 or fp16, keys that are the rows' own. D is the head dim rounded
+ * up to a multiple of 64: columns behind the head dim are outside of the tensors, are copied as
+ * zeroes and never stored.
  *
  * A tile of queries is `positions` whole positions of a group's heads, so that a box of the tensor
  * [batch, positions, heads, D] is packed rows as attention.h has them. Tiles are operands as
- * hopper.cuh has them, 64 columns at a time: those of 128 columns are two, the second `half` bytes
- * behind the first. Positions behind a sequence's last are copied as zeroes. */
+ * hopper.cuh has them, 64 columns at a time: those of more columns are several, each `half` bytes
+ * behind the one before. Positions behind a sequence's last are copied as zeroes. */
 #ifndef NN_CUDA_ATTENTION_TILES_SM90_CUH
 #define NN_CUDA_ATTENTION_TILES_SM90_CUH
 
@@ -29,6 +31,25 @@ static inline hopper_tensor_t tiles90_tensor(const void *base, int64_t batch, in
           {dim, heads, length, batch},
           {dim, stride, batch_stride},
           {TILES90_COLUMNS, box_heads, box_length, 1}};
+}
+
+/* Of what backward reads: boxes of so many positions of q and dout, and of so many keys. */
+static inline nn_status_t tiles90_maps(backend_device_t *device, const op_attention_bwd_t *op,
+                                       const attention_rows_t *rows, int positions, int keys,
+                                       CUtensorMap *q, CUtensorMap *dout, CUtensorMap *k,
+                                       CUtensorMap *v) {
+  int64_t dim = op->head_dim, width = op->heads * dim;
+  hopper_tensor_t at = tiles90_tensor(op->q, op->batch, op->q_len, op->heads, dim,
+                                      op->q_len * op->ldq, op->ldq, positions, rows->group);
+  CUDA_TRY(hopper_map(device, "attention_bwd", &at, q));
+  at = tiles90_tensor(op->dout, op->batch, op->q_len, op->heads, dim, op->q_len * width, width,
+                      positions, rows->group);
+  CUDA_TRY(hopper_map(device, "attention_bwd", &at, dout));
+  at = tiles90_tensor(op->k, op->batch, op->q_len, op->kv_heads, dim, op->kv_batch, op->ldkv, keys,
+                      1);
+  CUDA_TRY(hopper_map(device, "attention_bwd", &at, k));
+  at.base = op->v;
+  return hopper_map(device, "attention_bwd", &at, v);
 }
 
 /* Whole positions in so many packed rows, an even number of them: statistics of a tile begin at a
@@ -77,11 +98,12 @@ __device__ __forceinline__ void tiles90_zero(float (&d)[N]) {
 template <typename T, int D, int N>
 __device__ __forceinline__ void tiles90_dot(float (&d)[N], uint32_t a, uint32_t a_half, uint32_t b,
                                             uint32_t b_half) {
-  static_assert(N == 32 || N == 48 || N == 64, "there are products for these");
+  static_assert(N == 24 || N == 32 || N == 48 || N == 64, "there are products for these");
 #pragma unroll
   for (int k = 0; k < D / 16; k++) {
     uint64_t x = hopper_operand(a + k / 4 * a_half, 16) + k % 4 * HOPPER_NEXT_K;
     uint64_t y = hopper_operand(b + k / 4 * b_half, 16) + k % 4 * HOPPER_NEXT_K;
+    if constexpr (N == 24) hopper_multiply_48<T, false, false>(d, x, y, k);
     if constexpr (N == 32) hopper_multiply_64<T, false, false>(d, x, y, k);
     if constexpr (N == 48) hopper_multiply_96<T, false, false>(d, x, y, k);
     if constexpr (N == 64) hopper_multiply_128<T, false, false>(d, x, y, k);
@@ -92,13 +114,17 @@ __device__ __forceinline__ void tiles90_dot(float (&d)[N], uint32_t a, uint32_t 
 template <typename T, int D, int N>
 __device__ __forceinline__ void tiles90_add(float (&d)[D / 2], const uint32_t (&a)[N], uint32_t b,
                                             uint32_t b_half, int add) {
-  uint64_t y = hopper_operand(b, D == 64 ? 16 : b_half);
 #pragma unroll
   for (int k = 0; k < N / 4; k++) {
-    if constexpr (D == 64)
-      hopper_multiply_64_registers<T>(d, a + 4 * k, y + k * HOPPER_NEXT_ROWS, k || add);
-    else
-      hopper_multiply_128_registers<T>(d, a + 4 * k, y + k * HOPPER_NEXT_ROWS, k || add);
+#pragma unroll
+    for (int h = 0; h < D / 128; h++)
+      hopper_multiply_128_registers<T>(
+          d + h * 64, a + 4 * k,
+          hopper_operand(b + 2 * h * b_half, b_half) + k * HOPPER_NEXT_ROWS, k || add);
+    if constexpr (D % 128 != 0)
+      hopper_multiply_64_registers<T>(
+          d + D / 128 * 64, a + 4 * k,
+          hopper_operand(b + D / 64 * b_half - b_half, 16) + k * HOPPER_NEXT_ROWS, k || add);
   }
 }
 
@@ -126,13 +152,14 @@ __device__ __forceinline__ bool tiles90_find(const tiles90_t &tiles, int round,
   return true;
 }
 
-/* A warp writes its 16 packed rows from `first` on, those before `end`: acc times a scale for each
- * of the thread's two, through its own rows of a tile in shared memory. */
+/* A warp writes its 16 packed rows of `dim` numbers from `first` on, those before `end`: acc times
+ * a scale for each of the thread's two, through its own rows of a tile in shared memory. */
 template <typename T, int D>
 __device__ __forceinline__ void tiles90_store(unsigned char *own, uint32_t half, T *to,
-                                              int64_t stride, const attention_rows_t &rows,
-                                              int first, int end, const float (&acc)[D / 2],
-                                              float scale0, float scale1) {
+                                              int64_t stride, int dim,
+                                              const attention_rows_t &rows, int first, int end,
+                                              const float (&acc)[D / 2], float scale0,
+                                              float scale1) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int n = 0; n < D / 8; n++) {
@@ -149,9 +176,9 @@ __device__ __forceinline__ void tiles90_store(unsigned char *own, uint32_t half,
 #pragma unroll
     for (int h = 0; h < D / TILES90_COLUMNS; h++) {
       uint4 numbers = *(const uint4 *)(own + h * half + tile_chunk<64>(row, chunk));
-      if (first + row < end)
-        *(uint4 *)(to + rows_at(rows, first + row, stride, D) + h * TILES90_COLUMNS + chunk * 8) =
-            numbers;
+      int d = h * TILES90_COLUMNS + chunk * 8;
+      if (first + row < end && d < dim)
+        *(uint4 *)(to + rows_at(rows, first + row, stride, dim) + d) = numbers;
     }
   }
 }
