@@ -16,7 +16,11 @@
 #include "ops/route_place.cuh"
 #include "ops/wide.cuh"
 
-enum { ROUTE_LEAST = 16 /* tokens of a block */ };
+enum {
+  ROUTE_LEAST = 16, /* tokens of a block */
+  ROUTE_RANKED_THREADS = 256,
+  ROUTE_RANKED_SLOTS = 2 /* of a thread at once */
+};
 
 static route_plan_t route_layout(cuda_arena_t *arena, int64_t n, int64_t experts) {
   route_plan_t plan = {};
@@ -25,7 +29,8 @@ static route_plan_t route_layout(cuda_arena_t *arena, int64_t n, int64_t experts
   plan.tokens = ROUTE_TILE * cuda_blocks(n, (int64_t)ROUTE_TILE * ROUTE_BLOCKS);
   plan.blocks = plan.tokens ? (int)cuda_blocks(n, plan.tokens) : 0;
   for (plan.wide = 1; plan.wide < experts && plan.wide < ROUTE_THREADS;) plan.wide *= 2;
-  plan.count = (int32_t *)cuda_take(arena, most * experts, sizeof(int32_t));
+  int64_t columns = experts > ROUTE_RANKED ? experts : (int64_t)ROUTE_RANKED;
+  plan.count = (int32_t *)cuda_take(arena, most * columns, sizeof(int32_t));
   plan.sums = (double *)cuda_take(arena, most * (experts + 1), sizeof(double));
   return plan;
 }
@@ -125,6 +130,89 @@ static __global__ void __launch_bounds__(THREADS, 1)
   if (blockIdx.x == plan.blocks) route_shares<THREADS>(op, room);
 }
 
+/* The counts of a thread's four experts and their neighbours', of all blocks and of those before,
+ * into a row of its warp's. */
+static __device__ __forceinline__ void route_ranked_counts(const route_plan_t &plan, int block,
+                                                           int32_t *row) {
+  int own = threadIdx.x % 4 * 4;
+  int32_t all[4] = {}, before[4] = {};
+#pragma unroll 4
+  for (int b = threadIdx.x / 4; b < plan.blocks; b += ROUTE_RANKED_THREADS / 4) {
+    int4 four = *(const int4 *)(plan.count + b * ROUTE_RANKED + own);
+    const int32_t here[4] = {four.x, four.y, four.z, four.w};
+#pragma unroll
+    for (int i = 0; i < 4; i++) all[i] += here[i], before[i] += b < block ? here[i] : 0;
+  }
+#pragma unroll
+  for (int step = 4; step < 32; step <<= 1)
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+      all[i] += __shfl_xor_sync(0xffffffffu, all[i], step);
+      before[i] += __shfl_xor_sync(0xffffffffu, before[i], step);
+    }
+  if ((threadIdx.x & 31) >= 4) return;
+  *(int4 *)(row + own) = make_int4(all[0], all[1], all[2], all[3]);
+  *(int4 *)(row + ROUTE_RANKED + own) = make_int4(before[0], before[1], before[2], before[3]);
+}
+
+static_assert((int)ROUTE_RANKED < (int)ROUTE_COLUMNS, "one block has all of the statistics");
+
+/* The same where slots are ranked. Lane e of each warp knows expert e's rows. */
+static __global__ void __launch_bounds__(ROUTE_RANKED_THREADS, 1)
+    route_place_ranked(const op_route_t op, const route_plan_t plan) {
+  constexpr int WARPS = ROUTE_RANKED_THREADS / 32;
+  __shared__ alignas(16) int32_t counts[WARPS][2 * ROUTE_RANKED];
+  __shared__ int32_t ints[4 * ROUTE_RANKED];
+  __shared__ double sums[ROUTE_RANKED_THREADS];
+  int lane = threadIdx.x & 31, block = blockIdx.x;
+  int64_t begin = block * plan.tokens * op.top_k, slot = begin + threadIdx.x;
+  int64_t end = min((block + 1) * plan.tokens, op.n) * op.top_k;
+  launch_next();
+  launch_wait();
+  if (block > plan.blocks) {
+    route_statistics<ROUTE_RANKED_THREADS>(op, plan, 0, sums);
+    return;
+  }
+  int32_t ranked[ROUTE_RANKED_SLOTS];
+  auto read = [&]() {
+#pragma unroll
+    for (int i = 0; i < ROUTE_RANKED_SLOTS; i++) {
+      int64_t at = slot + i * ROUTE_RANKED_THREADS;
+      ranked[i] = at < end ? op.out.slot_row[at] : 0;
+    }
+  };
+  read();
+  route_ranked_counts(plan, block, counts[threadIdx.x / 32]);
+  __syncthreads();
+  int32_t count = 0; /* lane e: of all blocks; lane e + ROUTE_RANKED: of those before */
+#pragma unroll
+  for (int w = 0; w < WARPS; w++) count += counts[w][lane];
+  int32_t kept = op.capacity && op.capacity < count ? (int32_t)op.capacity : count, limit = kept;
+#pragma unroll
+  for (int step = 1; step < ROUTE_RANKED; step <<= 1) {
+    int32_t other = __shfl_up_sync(0xffffffffu, limit, step);
+    limit += lane >= step ? other : 0;
+  }
+  int32_t first = limit - kept + __shfl_down_sync(0xffffffffu, count, ROUTE_RANKED);
+  if (block == plan.blocks) {
+    route_room_t room = route_room(ints, ROUTE_RANKED);
+    if (threadIdx.x < ROUTE_RANKED) room.chosen[lane] = count, room.limit[lane] = limit;
+    __syncthreads();
+    route_shares<ROUTE_RANKED_THREADS>(op, room);
+    return;
+  }
+  for (; slot - lane < end; read()) {
+#pragma unroll
+    for (int i = 0; i < ROUTE_RANKED_SLOTS; i++, slot += ROUTE_RANKED_THREADS) {
+      int e = ranked[i] % ROUTE_RANKED;
+      int32_t row = __shfl_sync(0xffffffffu, first, e) + ranked[i] / ROUTE_RANKED;
+      bool fits = row < __shfl_sync(0xffffffffu, limit, e);
+      if (slot < end) op.out.slot_row[slot] = fits ? row : -1;
+      if (slot < end && fits) op.out.row_slot[row] = (int32_t)slot;
+    }
+  }
+}
+
 /* ---- the operation --------------------------------------------------------------------------- */
 
 template <typename T>
@@ -151,7 +239,10 @@ CUDA_OP(route, op_route_t) {
     CUDA_TRY(route90(device, &whole, &plan));
   else
     CUDA_BY_DTYPE(op->act_dtype, route_launch, device, &whole, &plan);
-  if (plan.blocks > 1) {
+  if (plan.ranked) {
+    launch_chained(device, route_place_ranked, (unsigned)plan.blocks + 2, ROUTE_RANKED_THREADS, 0, 0,
+                   whole, plan);
+  } else if (plan.blocks > 1) {
     bool wide = op->experts > ROUTE_THREADS; /* shared memory has room for fewer threads */
     bool many = !wide && op->experts > ROUTE_FEW;
     auto place = wide   ? route_place<ROUTE_THREADS>

@@ -24,14 +24,20 @@ static inline int route_plain(const op_router_t *router) {
          !router->choice_bias;
 }
 
-enum { ROUTE_BLOCKS = 256 /* most blocks: each reads the counts of all */ };
+enum {
+  ROUTE_BLOCKS = 256, /* most blocks: each reads the counts of all */
+  ROUTE_RANKED = 16   /* most experts where a block ranks its slots */
+};
 
 typedef struct route_plan {
   int64_t tokens;  /* of a block */
   int blocks;
   int wide;        /* threads side by side over experts: the power of two from E on, at most all */
   int vectors;     /* x and w may be read in 16 bytes */
-  int32_t *count;  /* [blocks, E] slots of each block's tokens that chose e */
+  int ranked;      /* slot_row has ROUTE_RANKED times how many of the block's earlier tokens chose
+                      the same, and the expert */
+  int32_t *count;  /* [blocks, E], or [blocks, ROUTE_RANKED] where ranked: slots of each block's
+                      tokens that chose e */
   double *sums;    /* [blocks, E + 1] over each block's tokens: probabilities, lse^2 */
 } route_plan_t;
 
@@ -40,7 +46,8 @@ typedef struct route_plan {
 enum { ROUTE_FEW = 16 };
 void route_few(backend_device_t *device, const op_route_t *op, int vectors);
 
-/* route_sm90.cu: the first kernel, where it is for this device and operation; fills in the plan. */
+/* route_sm90.cu: the first kernel, where it is for this device and operation; fills in the plan and
+ * ranks. */
 int route90_takes(const backend_device_t *device, const op_route_t *op, const route_plan_t *plan);
 nn_status_t route90(backend_device_t *device, const op_route_t *op, route_plan_t *plan);
 

@@ -28,12 +28,12 @@ static __device__ __forceinline__ float route_score(const float (&p)[PER],
 }
 
 /* The largest of keys FROM .. FROM + COUNT - 1, by halves that do not wait for each other. */
-template <int FROM, int COUNT, int PER>
-static __device__ __forceinline__ uint64_t route_largest(const uint64_t (&key)[PER]) {
+template <int FROM, int COUNT, typename K, int PER>
+static __device__ __forceinline__ K route_largest(const K (&key)[PER]) {
   if constexpr (COUNT == 1) return key[FROM];
   else {
-    uint64_t low = route_largest<FROM, COUNT / 2>(key);
-    uint64_t high = route_largest<FROM + COUNT / 2, COUNT - COUNT / 2>(key);
+    K low = route_largest<FROM, COUNT / 2>(key);
+    K high = route_largest<FROM + COUNT / 2, COUNT - COUNT / 2>(key);
     return low > high ? low : high;
   }
 }

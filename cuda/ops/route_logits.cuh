@@ -130,13 +130,16 @@ template <int LANES, int PER>
 static __device__ float route_softmax(float (&p)[PER], int q, int experts) {
   float most = -INFINITY, sum = 0;
 #pragma unroll
-  for (int j = 0; j < PER; j++) most = fmaxf(most, q + LANES * j < experts ? p[j] : -INFINITY);
+  for (int j = 0; j < PER; j++) {
+    p[j] = q + LANES * j < experts ? p[j] : -INFINITY;
+    most = fmaxf(most, p[j]);
+  }
 #pragma unroll
   for (int step = LANES / 2; step; step >>= 1)
     most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, step));
 #pragma unroll
   for (int j = 0; j < PER; j++) {
-    p[j] = q + LANES * j < experts ? expf(p[j] - most) : 0.0f;
+    p[j] = expf(p[j] - most); /* without a branch, so that they overlap */
     sum += p[j];
   }
   sum = lanes_sum<LANES>(sum);

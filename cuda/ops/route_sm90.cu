@@ -1,26 +1,38 @@
 /* Routing's first kernel on sm_90a for many tokens of 16 bits and few experts, as route_plain says:
- * what route_rows does. The bulk copy engine brings x by stages of ROUTE_COLUMNS columns of a
- * block's tokens, so that a multiprocessor asks for all that it can hold at once; a warp takes 16
- * tokens from their products to their choice without waiting for the others. Sums over tokens are
- * in double: every fourth token of a warp's 16 in order, then these four, then the warps. */
+ * what route_rows does, and each slot's rank, for route_place_ranked. The bulk copy engine brings x
+ * by stages of ROUTE90_COLUMNS columns of a block's tokens, so that a multiprocessor asks for all
+ * that it can hold at once. A warp takes 16 tokens from their products to their choice, while a
+ * second one writes down and adds their scores. Sums over tokens are in double: every fourth token
+ * of a warp's 16 in order, then these four, then the warps. */
 #include "hopper.cuh"
 #include "launch.cuh"
 #include "ops/route_choose.cuh"
 
 enum {
-  ROUTE90_WARPS = 8, /* most that compute; one more copies */
+  ROUTE90_WARPS = 8, /* most that compute, as many that write; one more copies */
   ROUTE90_ROWS = 16, /* tokens of such a warp at once */
-  ROUTE90_EXPERTS = 16,
+  ROUTE90_EXPERTS = ROUTE_RANKED,
   ROUTE90_COLUMNS = HOPPER_ROW_BYTES / 2,
   ROUTE90_STAGES = 8,
   ROUTE90_W_BYTES = ROUTE90_EXPERTS * HOPPER_ROW_BYTES, /* of a stage, behind x */
-  ROUTE90_STRIDE = ROUTE90_EXPERTS + 1
+  ROUTE90_STRIDE = ROUTE90_EXPERTS + 1,
+  /* names of barriers: what all computing warps chose is known; a turn's shared memory has been
+   * read; from the last on, a warp's rows are written */
+  ROUTE90_CHOSEN = 1,
+  ROUTE90_TURN = 2,
+  ROUTE90_ROW = 3
 };
+
+typedef struct route90_warp {
+  float row[ROUTE90_ROWS * ROUTE90_STRIDE]; /* probabilities, then log-sum-exp */
+  uint32_t tokens[ROUTE90_EXPERTS];         /* that chose e, a bit each */
+  uint8_t chosen[ROUTE90_ROWS * ROUTE90_EXPERTS]; /* each token's experts in falling order */
+} route90_warp_t;
 
 typedef struct route90_room {
   double total[ROUTE90_WARPS][ROUTE90_STRIDE];
   uint64_t full[ROUTE90_STAGES], empty[ROUTE90_STAGES];
-  float row[ROUTE90_WARPS][ROUTE90_ROWS * ROUTE90_STRIDE]; /* probabilities, then log-sum-exp */
+  route90_warp_t warp[ROUTE90_WARPS];
   int32_t count[ROUTE90_EXPERTS];
 } route90_room_t;
 
@@ -46,6 +58,11 @@ static __device__ __forceinline__ void route90_matrices(uint32_t from, uint32_t 
  * q + 2 (4 j + 2 h + i), so that two lanes can share a token's experts as route.cuh says. */
 static __device__ __forceinline__ int route90_expert(int n) {
   return n / 2 % 2 + 2 * (n / 8 * 4 + n / 4 % 2 * 2 + n % 2);
+}
+
+/* Which of the warp's tokens is this lane's and its neighbour's. */
+static __device__ __forceinline__ int route90_token() {
+  return (threadIdx.x & 31) / 4 + (threadIdx.x & 2) * 4;
 }
 
 /* d += products of 16 tokens and ROUTE90_COLUMNS columns. x, w: this lane's rows of a stage, where
@@ -77,38 +94,109 @@ static __device__ __forceinline__ void route90_share(const float (&d)[2][4], flo
     }
 }
 
-/* A warp's tokens from first on, `tokens` of them live; p: their logits. sum: lane l's, of expert l
- * or, where l is ROUTE90_EXPERTS, of squares of log-sum-exps. */
-template <typename T>
+/* The k best experts of a lane's token into `chosen`, in falling order and, among equals, by index.
+ * Returns the sum of their scores in that order. own: the scores, q + 2 j's in own[j]; -1 where
+ * there is no expert. */
+static __device__ __forceinline__ float route90_choose(float (&own)[8], int q, int k,
+                                                       uint8_t *chosen) {
+  float sum = 0;
+#pragma unroll 1
+  for (int i = 0; i < k; i++) {
+    float best = route_largest<0, 8>(own);
+    best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 1));
+    int e = ROUTE90_EXPERTS;
+#pragma unroll
+    for (int j = 7; j >= 0; j--) e = own[j] == best ? q + 2 * j : e;
+    e = min(e, __shfl_xor_sync(0xffffffffu, e, 1));
+#pragma unroll
+    for (int j = 0; j < 8; j++) own[j] = q + 2 * j == e ? -1 : own[j];
+    sum += best;
+    if (q == 0) chosen[i] = (uint8_t)e;
+  }
+  return sum;
+}
+
+/* A warp's tokens from first on, `tokens` of them live: their scores into room, their choice into
+ * op's arrays. p: their logits. */
 static __device__ __forceinline__ void route90_finish(const op_route_t &op, float (&p)[8],
-                                                      int64_t first, int tokens, float *row,
-                                                      int32_t *count, double *sum) {
-  int lane = threadIdx.x & 31, q = lane & 1, here = lane / 4 + (lane & 2) * 4;
-  int experts = (int)op.experts;
+                                                      int64_t first, int tokens,
+                                                      route90_warp_t &room) {
+  int lane = threadIdx.x & 31, q = lane & 1, here = route90_token();
+  int experts = (int)op.experts, k = (int)op.top_k;
+  float *row = room.row + here * ROUTE90_STRIDE, own[8];
+  uint8_t *chosen = room.chosen + here * ROUTE90_EXPERTS;
   bool live = here < tokens;
+  if (lane < ROUTE90_EXPERTS) room.tokens[lane] = 0;
   float lse = route_softmax<2>(p, q, experts);
 #pragma unroll
-  for (int j = 0; j < 8; j++) row[here * ROUTE90_STRIDE + q + 2 * j] = p[j];
-  if (q == 0) row[here * ROUTE90_STRIDE + ROUTE90_EXPERTS] = lse;
-  route_choose<T, 2, 8, false>(op, p, q, first + here, live, lse, NULL, count);
-  __syncwarp();
-  if (lane < tokens) op.lse[first + lane] = row[lane * ROUTE90_STRIDE + ROUTE90_EXPERTS];
-#pragma unroll
-  for (int i = lane; i < ROUTE90_ROWS * ROUTE90_EXPERTS; i += 32) {
-    int t = i / ROUTE90_EXPERTS, e = i % ROUTE90_EXPERTS;
-    if (t < tokens && e < experts)
-      op.prob[(first + t) * experts + e] = row[t * ROUTE90_STRIDE + e];
+  for (int j = 0; j < 8; j++) {
+    row[q + 2 * j] = live ? p[j] : 0;
+    own[j] = q + 2 * j < experts ? fmaxf(p[j], 0) : -1; /* NaN counts as 0 */
   }
-  if (lane <= ROUTE90_EXPERTS) {
-    double part[4] = {};
-#pragma unroll
-    for (int t = 0; t < ROUTE90_ROWS; t++) {
-      double x = t < tokens ? row[t * ROUTE90_STRIDE + lane] : 0;
-      part[t % 4] += lane == ROUTE90_EXPERTS ? x * x : x;
-    }
-    *sum += (part[0] + part[1]) + (part[2] + part[3]);
-  }
+  if (q == 0) row[ROUTE90_EXPERTS] = live ? lse : 0;
+  hopper_named_arrive(ROUTE90_ROW + threadIdx.x / 32, 64);
+  float all = route90_choose(own, q, k, chosen);
+  all = route_divisor(op.router, all, isnan(p[0]));
   __syncwarp();
+#pragma unroll 1
+  for (int j = q; live && j < k; j += 2) {
+    int e = chosen[j];
+    int64_t slot = (first + here) * k + j;
+    op.out.expert[slot] = e;
+    op.out.weight[slot] = route_weight(op.router, fmaxf(row[e], 0), all);
+    atomicOr(&room.tokens[e], 1u << here);
+  }
+}
+
+/* What a warp has in room.row into op's arrays. sum += lane l's, of expert l or, where l is
+ * ROUTE90_EXPERTS, of squares of log-sum-exps. */
+static __device__ __forceinline__ void route90_write(const op_route_t &op, int64_t first,
+                                                     int tokens, const route90_warp_t &room,
+                                                     double *sum) {
+  int lane = threadIdx.x & 31, experts = (int)op.experts;
+  if (lane < tokens) op.lse[first + lane] = room.row[lane * ROUTE90_STRIDE + ROUTE90_EXPERTS];
+  int half = lane / ROUTE90_EXPERTS, e = lane % ROUTE90_EXPERTS;
+  float *prob = op.prob + (first + half) * experts + e, x[ROUTE90_ROWS];
+#pragma unroll
+  for (int t = 0; t < ROUTE90_ROWS / 2; t++) x[t] = room.row[(2 * t + half) * ROUTE90_STRIDE + e];
+#pragma unroll
+  for (int t = 0; t < ROUTE90_ROWS / 2; t++)
+    if (2 * t + half < tokens && e < experts) prob[2 * t * experts] = x[t];
+  int column = min(lane, (int)ROUTE90_EXPERTS);
+#pragma unroll
+  for (int t = 0; t < ROUTE90_ROWS; t++) x[t] = room.row[t * ROUTE90_STRIDE + column];
+  double part[4] = {};
+#pragma unroll
+  for (int t = 0; t < ROUTE90_ROWS; t++)
+    part[t % 4] += lane < ROUTE90_EXPERTS ? (double)x[t] : (double)x[t] * x[t];
+  *sum += (part[0] + part[1]) + (part[2] + part[3]);
+}
+
+/* The ranks of a warp's slots into slot_row: how many of the block's earlier tokens chose the same.
+ * before: [ROUTE90_EXPERTS] of earlier turns, brought up to this one. By all warps that
+ * compute. */
+static __device__ __forceinline__ void route90_rank(const op_route_t &op, int64_t first, int tokens,
+                                                    route90_warp_t *rooms, int32_t *before) {
+  int computing = ((int)blockDim.x - 32) / 2, warp = threadIdx.x / 32, q = threadIdx.x & 1;
+  int here = route90_token(), k = (int)op.top_k, e = threadIdx.x;
+  int column = e % ROUTE90_EXPERTS, added = 0;
+  hopper_named_sync(ROUTE90_CHOSEN, computing);
+  int earlier = before[column];
+#pragma unroll
+  for (int w = 0; w < ROUTE90_WARPS; w++) {
+    int count = w < computing / 32 ? __popc(rooms[w].tokens[column]) : 0;
+    added += count, earlier += w < warp ? count : 0;
+  }
+#pragma unroll 2
+  for (int j = q; j - q < k; j += 2) {
+    int own = j < k ? rooms[warp].chosen[here * ROUTE90_EXPERTS + j] : 0;
+    int rank = __shfl_sync(0xffffffffu, earlier, own);
+    rank += __popc(rooms[warp].tokens[own] & ((1u << here) - 1));
+    if (here < tokens && j < k)
+      op.out.slot_row[(first + here) * k + j] = rank * ROUTE_RANKED + own;
+  }
+  hopper_named_sync(ROUTE90_TURN, 2 * computing);
+  if (e < ROUTE90_EXPERTS) before[e] += added;
 }
 
 template <typename T>
@@ -117,7 +205,7 @@ static __device__ __forceinline__ void route90_body(const route90_maps_t &maps,
                                                     const route_plan_t &plan) {
   extern __shared__ char dynamic[];
   __shared__ route90_room_t room;
-  int warps = (int)blockDim.x / 32 - 1, warp = threadIdx.x / 32, lane = threadIdx.x & 31;
+  int warps = (int)blockDim.x / 64, warp = threadIdx.x / 32, lane = threadIdx.x & 31;
   int experts = (int)op.experts, rows = warps * ROUTE90_ROWS;
   int chunks = ((int)op.hidden + ROUTE90_COLUMNS - 1) / ROUTE90_COLUMNS;
   int x_bytes = rows * HOPPER_ROW_BYTES, stage = x_bytes + ROUTE90_W_BYTES;
@@ -137,7 +225,7 @@ static __device__ __forceinline__ void route90_body(const route90_maps_t &maps,
   launch_wait();
   int64_t begin = blockIdx.x * plan.tokens, end = min(begin + plan.tokens, op.n);
   uint32_t slot = 0, parity = 0;
-  if (warp == warps) {
+  if (warp == 2 * warps) {
     for (int64_t first = begin; first < end && lane == 0; first += rows)
       for (int c = 0; c < chunks; c++) {
         uint32_t to = stages + slot * stage;
@@ -147,10 +235,20 @@ static __device__ __forceinline__ void route90_body(const route90_maps_t &maps,
         hopper_copy(maps.w, to + x_bytes, full + 8 * slot, c * ROUTE90_COLUMNS, 0, 0);
         if (++slot == ROUTE90_STAGES) slot = 0, parity ^= 1;
       }
+  } else if (warp >= warps) {
+    int of = warp - warps;
+    double sum = 0;
+    for (int64_t first = begin; first < end; first += rows) {
+      int64_t own = first + of * ROUTE90_ROWS;
+      int live = (int)max(min(end - own, (int64_t)ROUTE90_ROWS), (int64_t)0);
+      hopper_named_sync(ROUTE90_ROW + of, 64);
+      route90_write(op, own, live, room.warp[of], &sum);
+      hopper_named_sync(ROUTE90_TURN, 64 * warps);
+    }
+    if (lane < ROUTE90_STRIDE) room.total[of][lane] = sum;
   } else {
     uint32_t x = stages + (warp * ROUTE90_ROWS + lane % ROUTE90_ROWS) * HOPPER_ROW_BYTES;
     uint32_t w = stages + x_bytes + route90_expert(lane % 8 + lane / 16 * 8) * HOPPER_ROW_BYTES;
-    double sum = 0;
     for (int64_t first = begin; first < end; first += rows) {
       float d[2][4] = {}, p[8];
       for (int c = 0; c < chunks; c++) {
@@ -162,17 +260,18 @@ static __device__ __forceinline__ void route90_body(const route90_maps_t &maps,
       }
       route90_share(d, p);
       int64_t own = first + warp * ROUTE90_ROWS;
-      route90_finish<T>(op, p, own, (int)min(end - own, (int64_t)ROUTE90_ROWS), room.row[warp],
-                        room.count, &sum);
+      int live = (int)max(min(end - own, (int64_t)ROUTE90_ROWS), (int64_t)0);
+      route90_finish(op, p, own, live, room.warp[warp]);
+      route90_rank(op, own, live, room.warp, room.count);
     }
-    if (lane < ROUTE90_STRIDE) room.total[warp][lane] = sum;
   }
   __syncthreads();
   int e = threadIdx.x;
   if (e >= ROUTE90_STRIDE) return;
   double sum = 0;
-  for (int i = 0; i < warps; i++) sum += room.total[i][e];
-  if (e < experts) plan.count[blockIdx.x * experts + e] = room.count[e];
+#pragma unroll
+  for (int i = 0; i < ROUTE90_WARPS; i++) sum += i < warps ? room.total[i][e] : 0;
+  if (e < ROUTE90_EXPERTS) plan.count[blockIdx.x * ROUTE_RANKED + e] = room.count[e];
   if (e < experts || e == ROUTE90_EXPERTS)
     plan.sums[blockIdx.x * (experts + 1) + min(e, experts)] = sum;
 }
@@ -180,7 +279,7 @@ static __device__ __forceinline__ void route90_body(const route90_maps_t &maps,
 #endif
 
 template <typename T>
-static __global__ void __launch_bounds__(32 * (ROUTE90_WARPS + 1), 1)
+static __global__ void __launch_bounds__(32 * (2 * ROUTE90_WARPS + 1), 1)
     route90_rows(const __grid_constant__ route90_maps_t maps, const op_route_t op,
                  const route_plan_t plan) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -217,7 +316,7 @@ static nn_status_t route90_launch(backend_device_t *device, const op_route_t *op
   CUDA_TRY(cuda_check(device, "route",
                       cudaFuncSetAttribute(route90_rows<T>,
                                            cudaFuncAttributeMaxDynamicSharedMemorySize, shared)));
-  launch_chained(device, route90_rows<T>, (unsigned)plan->blocks, 32 * (unsigned)(warps + 1),
+  launch_chained(device, route90_rows<T>, (unsigned)plan->blocks, 32 * (unsigned)(2 * warps + 1),
                  (size_t)shared, 0, maps, *op, *plan);
   return NN_OK;
 }
@@ -229,5 +328,6 @@ nn_status_t route90(backend_device_t *device, const op_route_t *op, route_plan_t
   int64_t turns = cuda_blocks(most, ROUTE90_WARPS), warps = cuda_blocks(most, turns);
   plan->tokens = ROUTE90_ROWS * warps * turns;
   plan->blocks = (int)cuda_blocks(op->n, plan->tokens);
+  plan->ranked = 1;
   return CUDA_BY_HALF(op->act_dtype, route90_launch, device, op, (int)warps, plan);
 }
