@@ -240,8 +240,8 @@ CUDA_OP(route, op_route_t) {
   else
     CUDA_BY_DTYPE(op->act_dtype, route_launch, device, &whole, &plan);
   if (plan.ranked) {
-    launch_chained(device, route_place_ranked, (unsigned)plan.blocks + 2, ROUTE_RANKED_THREADS, 0, 0,
-                   whole, plan);
+    launch_chained(device, route_place_ranked, (unsigned)plan.blocks + 2, ROUTE_RANKED_THREADS, 0,
+                   0, whole, plan);
   } else if (plan.blocks > 1) {
     bool wide = op->experts > ROUTE_THREADS; /* shared memory has room for fewer threads */
     bool many = !wide && op->experts > ROUTE_FEW;
