@@ -41,9 +41,8 @@ static void pair_copy(const pair_t *pair) {
   }
 }
 
-static pair_t pair_open(nn_model_config_t config, int32_t dtype) {
-  pair_t pair = {.config = config};
-  pair.gpu = fixture_device_named("cuda:0", 0, 0);
+static pair_t pair_open_on(nn_device_t *gpu, nn_model_config_t config, int32_t dtype) {
+  pair_t pair = {.config = config, .gpu = gpu};
   pair.cpu = fixture_device_named("cpu", 0, 0);
   int32_t exact = dtype == NN_BF16 ? NN_F32 : dtype;
   CHECK(nn_model_create(pair.cpu, &config, exact, 5, &pair.on_cpu));
@@ -54,6 +53,10 @@ static pair_t pair_open(nn_model_config_t config, int32_t dtype) {
   fixture_tokens(pair.tokens, TOKENS, config.vocab_size, 1);
   fixture_targets(pair.targets, TOKENS, config.vocab_size, 2);
   return pair;
+}
+
+static pair_t pair_open(nn_model_config_t config, int32_t dtype) {
+  return pair_open_on(fixture_device_named("cuda:0", 0, 0), config, dtype);
 }
 
 static void pair_close(pair_t *pair) {
@@ -73,21 +76,25 @@ static double distance(const float *got, const float *want, int64_t count) {
   return size > 0 ? sqrt(off / size) : sqrt(off);
 }
 
-static void check_distance(const char *what, const float *got, const float *want, int64_t count,
-                           double bound) {
+/* Returns how far it is off. */
+static double check_distance(const char *what, const float *got, const float *want, int64_t count,
+                             double bound) {
   double found = distance(got, want, count);
-  if (!(found <= bound)) fail_msg("%s: the GPU is off by %.3g of the norm; %.3g is allowed", what, found, bound);
+  if (!(found <= bound))
+    fail_msg("%s: the GPU is off by %.3g of the norm; %.3g is allowed", what, found, bound);
+  return found;
 }
 
-static void check_logits(const pair_t *pair, double bound) {
+static double check_logits(const pair_t *pair, double bound) {
   int64_t count = TOKENS * pair->config.vocab_size;
   float *want = fixture_memory((size_t)count * sizeof *want);
   float *got = fixture_memory((size_t)count * sizeof *got);
   CHECK(nn_model_forward(pair->on_cpu, pair->tokens, BATCH, SEQ, want));
   CHECK(nn_model_forward(pair->on_gpu, pair->tokens, BATCH, SEQ, got));
-  check_distance("logits", got, want, count, bound);
+  double found = check_distance("logits", got, want, count, bound);
   free(want);
   free(got);
+  return found;
 }
 
 static double check_loss(const pair_t *pair, double bound) {
@@ -301,6 +308,27 @@ static void test_training(void **state) {
   }
 }
 
+/* With tf32 set, dense products in fp32 round what they multiply to 11 significant bits, as many as
+ * fp16 has; nothing else is rounded: fp16's bounds, and more than test_fp32 allows. */
+static void test_tf32(void **state) {
+  (void)state;
+  nn_model_config_t configs[] = {preset("tiny"), narrow_moe()};
+  nn_device_options_t options = STRUCT(nn_device_options_t);
+  options.tf32 = 1;
+  for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
+    configs[i].top_k = configs[i].experts;
+    nn_device_t *gpu;
+    CHECK(nn_device_create("cuda:0", &options, &gpu));
+    pair_t pair = pair_open_on(gpu, configs[i], NN_F32);
+    double found = check_logits(&pair, 0.03 * rounding(NN_F16));
+    if (!(found > 2e-5)) fail_msg("logits are off by %.3g alone: no product was rounded", found);
+    check_loss(&pair, 0.005 * rounding(NN_F16));
+    check_gradients(&pair, 0.03 * rounding(NN_F16));
+    if (!i) train(&pair, 0.05 * rounding(NN_F16));
+    pair_close(&pair);
+  }
+}
+
 /* Gradients that are too large for fp16 by themselves: updates are left out until the loss scale is
  * small enough, which comes out the same every time, and then the model learns. */
 static double overflow(int64_t *refused) {
@@ -416,6 +444,7 @@ int main(void) {
       cmocka_unit_test(test_families_bf16),
       cmocka_unit_test(test_families_decode),
       cmocka_unit_test(test_training),
+      cmocka_unit_test(test_tf32),
       cmocka_unit_test(test_overflow),
   };
   return cmocka_run_group_tests_name("cuda against cpu", tests, NULL, NULL);
