@@ -116,7 +116,57 @@ nn_status_t nn_tensor_info(const nn_tensor_t *tensor, nn_tensor_info_t *info) {
   return NN_OK;
 }
 
-/* Moves a tensor's elements to or from row-major host memory, the longest contiguous run at a time. */
+/* A tensor's elements in row-major order: runs of contiguous ones. */
+typedef struct tensor_runs {
+  int32_t outer; /* dimensions before the run */
+  size_t bytes;  /* of a run */
+} tensor_runs_t;
+
+static tensor_runs_t tensor_runs(const nn_tensor_t *tensor) {
+  int32_t outer = tensor->ndim;
+  int64_t run = 1;
+  while (outer && (tensor->shape[outer - 1] == 1 || tensor->strides[outer - 1] == run))
+    run *= tensor->shape[--outer];
+  return (tensor_runs_t){outer, (size_t)run * nn_dtype_bytes(tensor->dtype)};
+}
+
+/* Moves the elements, which begin at data, to or from row-major host memory, run by run. device:
+ * whose memory data is in, or NULL: the host's. */
+static nn_status_t tensor_move_runs(const nn_tensor_t *tensor, const nn_device_t *device, char *data,
+                                    char *host, bool in) {
+  size_t size = nn_dtype_bytes(tensor->dtype), bytes = (size_t)tensor->elements * size;
+  tensor_runs_t runs = tensor_runs(tensor);
+  int64_t index[NN_MAX_DIMS] = {0};
+  nn_status_t status = NN_OK;
+  for (size_t done = 0; status == NN_OK && done < bytes; done += runs.bytes) {
+    int64_t at = 0;
+    for (int32_t i = 0; i < runs.outer; i++) at += index[i] * tensor->strides[i];
+    char *here = data + (size_t)at * size, *to = in ? here : host + done;
+    const char *from = in ? host + done : here;
+    if (!device) memcpy(to, from, runs.bytes);
+    else if (in) status = device->backend->copy_in(device->place, to, from, runs.bytes);
+    else status = device->backend->copy_out(device->place, to, from, runs.bytes);
+    for (int32_t i = runs.outer - 1; i >= 0 && ++index[i] == tensor->shape[i]; i--) index[i] = 0;
+  }
+  return status;
+}
+
+/* The same by way of a host copy of all that the elements span, with what lies between them. */
+static nn_status_t tensor_move_span(const nn_tensor_t *tensor, const nn_device_t *device, size_t span,
+                                    char *host, bool in) {
+  const backend_t *backend = device->backend;
+  void *copy;
+  STATUS_TRY(mem_alloc(span, 1, &copy));
+  nn_status_t status = backend->copy_out(device->place, copy, tensor->data, span);
+  if (status == NN_OK) status = tensor_move_runs(tensor, NULL, copy, host, in);
+  if (status == NN_OK && in) status = backend->copy_in(device->place, tensor->data, copy, span);
+  mem_free(copy);
+  return status;
+}
+
+/* What a copy to or from another memory costs before its first byte, in bytes: some microseconds. */
+enum { TENSOR_COPY_COST = 64 << 10 };
+
 static nn_status_t tensor_move(const nn_tensor_t *tensor, void *host, size_t bytes, bool in) {
   size_t size = nn_dtype_bytes(tensor->dtype);
   if (bytes != (size_t)tensor->elements * size)
@@ -125,23 +175,17 @@ static nn_status_t tensor_move(const nn_tensor_t *tensor, void *host, size_t byt
   if (!bytes) return NN_OK;
   if (!host) return status_fail(NN_ERR_ARGUMENT, "the host memory is NULL");
   nn_device_t *device = tensor->storage->device;
-  const backend_t *backend = device->backend;
-  backend_device_t *place = device->place;
-  int32_t outer = tensor->ndim; /* dimensions before the contiguous run */
-  int64_t run = 1;
-  while (outer && (tensor->shape[outer - 1] == 1 || tensor->strides[outer - 1] == run))
-    run *= tensor->shape[--outer];
-  int64_t index[NN_MAX_DIMS] = {0};
-  nn_status_t status = NN_OK;
+  size_t runs = bytes / tensor_runs(tensor).bytes, last = 0;
+  for (int32_t i = 0; i < tensor->ndim; i++)
+    last += (size_t)((tensor->shape[i] - 1) * tensor->strides[i]);
+  size_t span = (last + 1) * size;
+  nn_status_t status;
   device_lock(device);
-  for (size_t done = 0; status == NN_OK && done < bytes; done += (size_t)run * size) {
-    int64_t at = 0;
-    for (int32_t i = 0; i < outer; i++) at += index[i] * tensor->strides[i];
-    char *data = (char *)tensor->data + (size_t)at * size, *other = (char *)host + done;
-    status = in ? backend->copy_in(place, data, other, (size_t)run * size)
-                : backend->copy_out(place, other, data, (size_t)run * size);
-    for (int32_t i = outer - 1; i >= 0 && ++index[i] == tensor->shape[i]; i--) index[i] = 0;
-  }
+  /* What lies between elements is somebody else's to write. */
+  if (runs > 1 && !device->host_memory && span / runs < TENSOR_COPY_COST && (!in || span == bytes))
+    status = tensor_move_span(tensor, device, span, host, in);
+  else
+    status = tensor_move_runs(tensor, device, tensor->data, host, in);
   device_leave(device);
   return status;
 }

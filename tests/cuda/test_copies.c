@@ -1,5 +1,5 @@
 /* Copies to a GPU and back: every size around those of the pieces that large ones go by, memory
- * that the caller changes as soon as the call returns, and many threads at once. */
+ * that the caller changes as soon as the call returns, many threads at once, and views. */
 #include <pthread.h>
 #include <string.h>
 
@@ -73,10 +73,52 @@ static void test_threads(void **state) {
   nn_device_destroy(device);
 }
 
+/* Elements of a view, forth and back; what lies between them stays. */
+static void check_view(nn_device_t *device, nn_tensor_t *all, const int64_t shape[2],
+                       const int64_t strides[2]) {
+  nn_tensor_info_t info = {.struct_size = sizeof info};
+  CHECK(nn_tensor_info(all, &info));
+  nn_tensor_t *view;
+  CHECK(nn_tensor_wrap(device, info.data, NN_F32, 2, shape, strides, &view));
+  size_t bytes = (size_t)info.elements * sizeof(float);
+  size_t some = (size_t)(shape[0] * shape[1]) * sizeof(float);
+  float *kept = fixture_memory(bytes), *found = fixture_memory(bytes), *part = fixture_memory(some);
+  for (int64_t i = 0; i < info.elements; i++) kept[i] = (float)i;
+  CHECK(nn_tensor_copy_in(all, kept, bytes));
+  CHECK(nn_tensor_copy_out(view, part, some));
+  for (int64_t i = 0; i < shape[0]; i++)
+    for (int64_t j = 0; j < shape[1]; j++) {
+      float *here = &part[i * shape[1] + j], *there = &kept[i * strides[0] + j * strides[1]];
+      assert_true(*here == *there);
+      *here = *there = -*here;
+    }
+  CHECK(nn_tensor_copy_in(view, part, some));
+  CHECK(nn_tensor_copy_out(all, found, bytes));
+  assert_memory_equal(kept, found, bytes);
+  free(kept), free(found), free(part);
+  nn_tensor_destroy(view);
+}
+
+/* A transpose takes two copies, not one for each of its elements: 2^24 of these are minutes. */
+static void test_views(void **state) {
+  (void)state;
+  nn_device_t *device = fixture_device_named("cuda:0", 0, 0);
+  nn_tensor_t *all;
+  int64_t size = 4096 * 4096;
+  CHECK(nn_tensor_create(device, NN_F32, 1, &size, &all));
+  check_view(device, all, (int64_t[]){4096, 4096}, (int64_t[]){1, 4096});
+  check_view(device, all, (int64_t[]){50, 4096}, (int64_t[]){4096 * 70, 1});
+  check_view(device, all, (int64_t[]){300, 5}, (int64_t[]){4096, 1});
+  check_view(device, all, (int64_t[]){3, 40}, (int64_t[]){2, 7});
+  nn_tensor_destroy(all);
+  nn_device_destroy(device);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_sizes),
       cmocka_unit_test(test_threads),
+      cmocka_unit_test(test_views),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
