@@ -101,6 +101,7 @@ static void bench_cpu(nn_device_t *device, const bench_options_t *options,
   bench_seed(options, &single);
   bench_training(device, options, &all);
   bench_serving(device, options, &all);
+  pin_self(true);
   bench_tokenizer(options);
 }
 

@@ -129,8 +129,8 @@ enum {
   NN_CPU_REFERENCE = 1, /**< Plain C. Always allowed. */
   NN_CPU_AVX2 = 2,      /**< AVX2 and FMA. */
   NN_CPU_AVX512 = 4,    /**< AVX-512 F, BW, DQ and VL. */
-  NN_CPU_AVX512_BF16 = 8 /**< With NN_CPU_AVX512: its bf16 products, for models of bf16 parameters; what
-                              is multiplied with those is then rounded to bf16. */
+  NN_CPU_AVX512_BF16 = 8 /**< With NN_CPU_AVX512: its bf16 products, for models of bf16
+                              parameters; gradients of logits are rounded to bf16 for them. */
 };
 
 /** Options of nn_device_create(). */

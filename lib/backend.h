@@ -24,7 +24,7 @@
  * their gradients, written `void` below, have `act_dtype`: NN_F32, or beside parameters of 16 bits
  * what backend_info_t says. Statistics and the gradients of parameters are fp32. Accumulation is
  * fp32 or better, and what is stored in 16 bits is rounded to the nearest; beyond the range of fp16
- * it is infinite.
+ * it is infinite. fp32 factors beside bf16 ones may be rounded to bf16.
  *
  * Shapes use: n tokens (rows), hidden, heads A, kv_heads K, head_dim D (at most 256), ffn F,
  * experts E (at most 1024), top_k k (at most 64), vocab V. Row-major, last index fastest. Members

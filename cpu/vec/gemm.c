@@ -215,7 +215,7 @@ static void gemm_item_thin(gemm_item_t *item) {
         VEC(gemm_thin_bf16)(group, item->a + (row - begin) / GEMM_NR * panel, item->j + column,
                             columns, item->sum);
         VEC(gemm_put)(gemm, group, row, vec_min(end - row, GEMM_NR), item->j + column, columns,
-                 item->sum);
+                      item->sum);
       }
   }
 }

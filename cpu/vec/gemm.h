@@ -24,7 +24,7 @@ enum {
   GEMM_NR = 2 * VEC_WIDTH,
   GEMM_PACK_STEP = 16,  /* rows along k that are packed together */
   GEMM_STREAM_WIDE = 1 << 17, /* longest rows of 16 bits there */
-  GEMM_ROWS_REQUEST = 16, /* see gemm_kernel_rows */
+  GEMM_ROWS_REQUEST = 16, /* most multiply-adds of GEMM_NR columns there between two requests */
   GEMM_STREAM_ROWS = 16, /* most rows of a group that takes the streaming path; */
   GEMM_STREAM_FEW = 8,   /* with more than these, only where */
   GEMM_STREAM_SHORT = 128 /* k is longer: the sums over lanes take their time too */
@@ -62,7 +62,7 @@ typedef struct gemm_group {
 typedef void (*gemm_store_fn)(void *context, int64_t group, int64_t i, int64_t rows, int64_t j,
                               int64_t columns, const float *tile);
 
-typedef struct gemm_form gemm_form_t; /* gemm.c */
+typedef struct gemm_form gemm_form_t; /* gemm_item.h */
 
 typedef struct gemm {
   gemm_group_t *groups;
@@ -112,8 +112,8 @@ typedef struct gemm_panels {
 void VEC(gemm_kernel)(int64_t rows, const gemm_panels_t *panels);
 
 /* d[m, GEMM_NR] = sum + a . b + c for any number m of rows, the products added to sum one by one.
- * With across, a is [m, k], rows lda apart, and a line of *runs is requested every GEMM_ROWS_REQUEST
- * multiply-adds of GEMM_NR columns; what is left of them stays there. */
+ * With across, a is [m, k], rows lda apart, and a line of *runs is requested every second step of a
+ * tile's k, at least each GEMM_ROWS_REQUEST multiply-adds; what is left of them stays there. */
 void VEC(gemm_kernel_rows)(int64_t m, int across, const gemm_panels_t *panels, gemm_run_t **runs);
 
 /* Packs count rows or columns of an operand from `first` on, restricted to k0 .. k0 + k - 1, as

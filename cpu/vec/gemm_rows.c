@@ -13,6 +13,9 @@ enum { ROWS_MR = 6 };
 #endif
 enum { ROWS_FOURTHS = (ROWS_MR + 3) / 4, ROWS_STEPS = 2 };
 
+_Static_assert((int)ROWS_MR * (int)ROWS_STEPS <= (int)GEMM_ROWS_REQUEST,
+               "requests come as often as is counted on");
+
 /* Adds `steps` products to each sum. Of a across, every fourth row has a pointer: more would not
  * stay in registers. */
 VEC_INLINE void rows_steps(const int rows, const int across, const int steps,

@@ -132,8 +132,8 @@ static tensor_runs_t tensor_runs(const nn_tensor_t *tensor) {
 
 /* Moves the elements, which begin at data, to or from row-major host memory, run by run. device:
  * whose memory data is in, or NULL: the host's. */
-static nn_status_t tensor_move_runs(const nn_tensor_t *tensor, const nn_device_t *device, char *data,
-                                    char *host, bool in) {
+static nn_status_t tensor_move_runs(const nn_tensor_t *tensor, const nn_device_t *device,
+                                    char *data, char *host, bool in) {
   size_t size = nn_dtype_bytes(tensor->dtype), bytes = (size_t)tensor->elements * size;
   tensor_runs_t runs = tensor_runs(tensor);
   int64_t index[NN_MAX_DIMS] = {0};
@@ -152,8 +152,8 @@ static nn_status_t tensor_move_runs(const nn_tensor_t *tensor, const nn_device_t
 }
 
 /* The same by way of a host copy of all that the elements span, with what lies between them. */
-static nn_status_t tensor_move_span(const nn_tensor_t *tensor, const nn_device_t *device, size_t span,
-                                    char *host, bool in) {
+static nn_status_t tensor_move_span(const nn_tensor_t *tensor, const nn_device_t *device,
+                                    size_t span, char *host, bool in) {
   const backend_t *backend = device->backend;
   void *copy;
   STATUS_TRY(mem_alloc(span, 1, &copy));
@@ -164,8 +164,10 @@ static nn_status_t tensor_move_span(const nn_tensor_t *tensor, const nn_device_t
   return status;
 }
 
-/* What a copy to or from another memory costs before its first byte, in bytes: some microseconds. */
-enum { TENSOR_COPY_COST = 64 << 10 };
+enum {
+  TENSOR_COPY_COST = 64 << 10, /* bytes that pass while a copy between memories begins */
+  TENSOR_GAPS_MOST = 64 << 20  /* bytes beside a view's elements that a copy of its span may have */
+};
 
 static nn_status_t tensor_move(const nn_tensor_t *tensor, void *host, size_t bytes, bool in) {
   size_t size = nn_dtype_bytes(tensor->dtype);
@@ -182,7 +184,8 @@ static nn_status_t tensor_move(const nn_tensor_t *tensor, void *host, size_t byt
   nn_status_t status;
   device_lock(device);
   /* What lies between elements is somebody else's to write. */
-  if (runs > 1 && !device->host_memory && span / runs < TENSOR_COPY_COST && (!in || span == bytes))
+  bool near = span / runs < TENSOR_COPY_COST && span <= bytes + TENSOR_GAPS_MOST;
+  if (runs > 1 && !device->host_memory && near && (!in || span == bytes))
     status = tensor_move_span(tensor, device, span, host, in);
   else
     status = tensor_move_runs(tensor, device, tensor->data, host, in);

@@ -4,7 +4,8 @@
 #include "model/config.h"
 #include "model/rope.h"
 
-/* Rows of logits that nn_model_forward() holds at a time, on a device that cannot write the caller's. */
+/* Rows of logits that nn_model_forward() holds at a time on a device that cannot write the
+ * caller's memory. */
 enum { LOGITS_ROWS = 64 };
 
 nn_status_t training_check(const nn_model_config_t *config, int32_t dtype,
