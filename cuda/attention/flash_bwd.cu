@@ -23,8 +23,7 @@ template <int D>
 constexpr int flash_bwd_numbers = flash_bwd_held<D> * D; /* of a held block's dk or dv */
 
 /* Rows of a tile where keys are held, keys where rows are; stages of two such tiles. The widest
- * have one: two blocks of a multiprocessor hide each other's loads, and every device has the 96
- * KiB. */
+ * have one: every device has the 96 KiB that this takes. */
 template <int D>
 constexpr int flash_bwd_tile = D <= 128 ? 64 : 32;
 template <int D>

@@ -225,7 +225,8 @@ __global__ void __launch_bounds__(bwd90_rows_size<D>::threads, 1)
     hopper_barrier_ready();
   }
   __syncthreads();
-  /* 128 registers a thread at the start; 128 * 32 + 384 * 160 are all 65536. */
+  /* 64 columns: 128 registers a thread at the start; 128 * 32 + 384 * 160 are all 65536. Wider: as
+   * in flash_bwd_sm90.cu. */
   if (threadIdx.x < HOPPER_GROUP) {
     hopper_give_registers<size::producer_registers>();
     if (threadIdx.x == 0) bwd90_rows_produce<D, WINDOW>(a, base);

@@ -17,7 +17,6 @@
 #include "ops/wide.cuh"
 
 enum {
-  ROUTE_LEAST = 16, /* tokens of a block */
   ROUTE_RANKED_THREADS = 256,
   ROUTE_RANKED_SLOTS = 2 /* of a thread at once */
 };

@@ -26,7 +26,9 @@ static inline int route_plain(const op_router_t *router) {
 
 enum {
   ROUTE_BLOCKS = 256, /* most blocks: each reads the counts of all */
-  ROUTE_RANKED = 16   /* most experts where a block ranks its slots */
+  ROUTE_LEAST = 16,   /* least tokens of a block where there are several: scratch counts on it */
+  ROUTE_FEW = 16,     /* few experts */
+  ROUTE_RANKED = ROUTE_FEW /* most experts where a block ranks its slots */
 };
 
 typedef struct route_plan {
@@ -43,7 +45,6 @@ typedef struct route_plan {
 
 /* route_few.cu: what route_plain says, up to ROUTE_TILE tokens and ROUTE_FEW experts. vectors: x and w
  * may be read in 16 bytes. */
-enum { ROUTE_FEW = 16 };
 void route_few(backend_device_t *device, const op_route_t *op, int vectors);
 
 /* route_sm90.cu: the first kernel, where it is for this device and operation; fills in the plan and

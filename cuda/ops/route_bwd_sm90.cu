@@ -16,9 +16,9 @@ enum {
 };
 static_assert(ROUTE_STRIP * sizeof(bf16_t) == HOPPER_ROW_BYTES, "a box is of a strip's columns");
 
-typedef struct route90_maps {
+typedef struct route90_bwd_maps {
   CUtensorMap x, dx;
-} route90_maps_t;
+} route90_bwd_maps_t;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
@@ -73,7 +73,7 @@ static __device__ __forceinline__ void route90_ask(const op_route_bwd_t &op, int
 }
 
 template <typename T>
-static __device__ __forceinline__ void route90_bwd_body(const route90_maps_t &maps,
+static __device__ __forceinline__ void route90_bwd_body(const route90_bwd_maps_t &maps,
                                                         const op_route_bwd_t &op,
                                                         const route_bwd_plan_t &plan) {
   extern __shared__ char dynamic[];
@@ -150,7 +150,7 @@ static __device__ __forceinline__ void route90_bwd_body(const route90_maps_t &ma
 /* A block: a split of the tokens, ROUTE_STRIP columns for each of its warps. */
 template <typename T>
 static __global__ void __launch_bounds__(32 * ROUTE_STRIPS, 1)
-    route90_bwd(const __grid_constant__ route90_maps_t maps, const op_route_bwd_t op,
+    route90_bwd(const __grid_constant__ route90_bwd_maps_t maps, const op_route_bwd_t op,
                 const route_bwd_plan_t plan) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   route90_bwd_body<T>(maps, op, plan);
@@ -163,7 +163,7 @@ int route90_bwd_takes(const backend_device_t *device) {
 
 nn_status_t route90_bwd_launch(backend_device_t *device, const op_route_bwd_t *op,
                                const route_bwd_plan_t *plan, int64_t warps, int64_t across) {
-  route90_maps_t maps;
+  route90_bwd_maps_t maps;
   hopper_tensor_t tensor = {op->x,
                             NN_BF16,
                             3,

@@ -7,8 +7,6 @@
 #include "ops/route_any.cuh"
 #include "ops/route_place.cuh"
 
-enum { MANY_LEAST = 16 /* tokens of a block, where there are so many */ };
-
 template <int PER, bool ANY>
 static constexpr int many_threads = /* as registers suffice */
     PER <= 4 ? 1024 : PER == 8 ? (ANY ? 512 : 768) : PER == 16 ? 256 : 128;
@@ -418,7 +416,7 @@ nn_status_t route_many(backend_device_t *device, const op_route_t *op, route_pla
   if (op->n > ROUTE_TILE) {
     CUDA_TRY(many_product(device, op, scratch));
     int64_t most = min(device->multiprocessors, (int)ROUTE_BLOCKS), each = cuda_blocks(op->n, most);
-    plan->tokens = MANY_LEAST * cuda_blocks(each, MANY_LEAST);
+    plan->tokens = ROUTE_LEAST * cuda_blocks(each, ROUTE_LEAST);
     plan->blocks = (int)cuda_blocks(op->n, plan->tokens);
   } else {
     CUDA_BY_DTYPE(op->act_dtype, many_launch_logits, device, op, plan->vectors);

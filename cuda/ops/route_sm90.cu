@@ -321,10 +321,12 @@ static nn_status_t route90_launch(backend_device_t *device, const op_route_t *op
   return NN_OK;
 }
 
+static_assert((int)ROUTE90_ROWS >= (int)ROUTE_LEAST, "scratch has room for the blocks");
+
 /* A block to a multiprocessor, and its tokens in as few turns as there can be. */
 nn_status_t route90(backend_device_t *device, const op_route_t *op, route_plan_t *plan) {
   int64_t tiles = cuda_blocks(op->n, ROUTE90_ROWS);
-  int64_t most = cuda_blocks(tiles, device->multiprocessors);
+  int64_t most = cuda_blocks(tiles, min(device->multiprocessors, (int)ROUTE_BLOCKS));
   int64_t turns = cuda_blocks(most, ROUTE90_WARPS), warps = cuda_blocks(most, turns);
   plan->tokens = ROUTE90_ROWS * warps * turns;
   plan->blocks = (int)cuda_blocks(op->n, plan->tokens);

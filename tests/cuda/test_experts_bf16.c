@@ -25,6 +25,8 @@ static const route_case_t route_cases[] = {
      * rows that products cannot take whole, a block's tokens in more than one turn of its warps */
     {1, 200, 128, 8, 0},   {32, 264, 256, 8, 0}, {1000, 72, 128, 8, 70}, {1000, 136, 256, 8, 0},
     {65, 33, 130, 2, 0},   {70, 40, 320, 40, 9}, {90, 24, 1024, 2, 0}, {4500, 8, 72, 3, 0},
+    /* one expert a lane, a set of bits that is full, groups that leave lanes over */
+    {64, 72, 24, 3, 20},   {300, 40, 32, 4, 0},  {70, 16, 384, 6, 0},
 };
 
 /* Ways of routing: those of the families, and all of them at once. */
