@@ -124,6 +124,8 @@ INTERRUPTED = """
 import os, signal, sys, time, moenn, numpy as np
 sys.path.insert(0, sys.argv[1])
 from common import SLOW
+# Python leaves the signal ignored where a shell's background job inherits that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 device = moenn.Device(threads=1, cpu_paths=moenn.CpuPath.REFERENCE)
 model = moenn.Model(device, SLOW, seed=1)
 model.prepare(batch=4, seq_len=512)
