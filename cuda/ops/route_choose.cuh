@@ -44,25 +44,18 @@ template <typename T, int LANES, int PER, bool ANY>
 static __device__ void route_choose(const op_route_t &op, const float (&p)[PER], int q,
                                     int64_t token, bool live, float lse, float *row,
                                     int32_t *count) {
-  constexpr int KEEP = PER < 64 / LANES ? PER : 64 / LANES;
   uint64_t key[PER];
   if constexpr (ANY)
     route_any_keys<T, LANES>(op.router, p, q, (int)op.experts, live, row, key);
   else
     route_keys<LANES>(p, q, (int)op.experts, key);
-  uint64_t mine[KEEP] = {};
-  float score[KEEP] = {}, sum = 0, first = 0, second = 0;
+  uint64_t mine[PER] = {};
+  float score[PER] = {}, sum = 0, first = 0, second = 0;
   int first_expert = 0;
 #pragma unroll
-  for (int i = 0; i < KEEP; i++) {
+  for (int i = 0; i < PER; i++) {
     for (int l = 0; l < LANES && i * LANES + l < op.top_k; l++) {
-      uint64_t best = 0;
-      if constexpr (LANES <= 4) { /* registers have room */
-        best = route_largest<0, PER>(key);
-      } else {
-#pragma unroll
-        for (int j = 0; j < PER; j++) best = key[j] > best ? key[j] : best;
-      }
+      uint64_t best = route_largest<0, PER>(key);
 #pragma unroll
       for (int step = LANES / 2; step; step >>= 1) {
         uint64_t other = __shfl_xor_sync(0xffffffffu, best, step);
@@ -85,7 +78,7 @@ static __device__ void route_choose(const op_route_t &op, const float (&p)[PER],
     sum = q ? two : one; /* lanes 0 and 1 have the two choices */
   }
 #pragma unroll
-  for (int i = 0; i < KEEP; i++) {
+  for (int i = 0; i < PER; i++) {
     int64_t j = i * LANES + q;
     if (!live || j >= op.top_k) continue;
     uint32_t e = ~(uint32_t)mine[i];

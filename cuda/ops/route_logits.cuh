@@ -43,8 +43,8 @@ __device__ __forceinline__ uint4 route_load_once(const void *from) {
 template <int NT, typename T>
 static __device__ void route_logits_mma(route_logits_t<NT> &out, const T *x, const T *w,
                                         int64_t hidden, int rows, int experts) {
-  constexpr int UNROLL = NT <= 2 ? 4 : 2;
-  constexpr bool EARLY = NT <= 2; /* registers have room for all of w's fragments at once */
+  constexpr int UNROLL = 4;
+  static_assert(NT <= 2, "registers have room for w's fragments of all steps at once");
   int warp = threadIdx.x >> 5, g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
   int tiles = rows <= 16 ? 1 : rows <= 32 ? 2 : 4;
   out.span = 16 * tiles, out.slices = ROUTE_WARPS / tiles;
@@ -54,7 +54,7 @@ static __device__ void route_logits_mma(route_logits_t<NT> &out, const T *x, con
   int64_t begin = warp / tiles * slice, end = min(begin + slice, hidden);
   float sum[NT][4] = {};
   for (int64_t c = begin + 8 * t; c - 8 * t < end; c += 32 * UNROLL) {
-    uint4 a0[UNROLL] = {}, a1[UNROLL] = {}, early[UNROLL][NT] = {};
+    uint4 a0[UNROLL] = {}, a1[UNROLL] = {}, b[UNROLL][NT] = {};
     auto load_w = [&](int j, int64_t at) {
       return __ldg((const uint4 *)(w + min(8 * j + g, experts - 1) * hidden + at));
     };
@@ -64,16 +64,14 @@ static __device__ void route_logits_mma(route_logits_t<NT> &out, const T *x, con
       if (at >= end) continue;
       a0[u] = route_load_once(x0 + at), a1[u] = route_load_once(x1 + at);
 #pragma unroll
-      for (int j = 0; EARLY && j < NT; j++) early[u][j] = load_w(j, at);
+      for (int j = 0; j < NT; j++) b[u][j] = load_w(j, at);
     }
 #pragma unroll
     for (int u = 0; u < UNROLL; u++) {
 #pragma unroll
       for (int j = 0; j < NT; j++) {
-        uint4 b = early[u][j];
-        if (!EARLY && c + 32 * u < end) b = load_w(j, c + 32 * u);
-        half_multiply<T>(sum[j], a0[u].x, a1[u].x, a0[u].y, a1[u].y, b.x, b.y);
-        half_multiply<T>(sum[j], a0[u].z, a1[u].z, a0[u].w, a1[u].w, b.z, b.w);
+        half_multiply<T>(sum[j], a0[u].x, a1[u].x, a0[u].y, a1[u].y, b[u][j].x, b[u][j].y);
+        half_multiply<T>(sum[j], a0[u].z, a1[u].z, a0[u].w, a1[u].w, b[u][j].z, b[u][j].w);
       }
     }
   }
