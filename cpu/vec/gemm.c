@@ -294,6 +294,7 @@ static int64_t gemm_width(const gemm_t *gemm, const gemm_group_t *group) {
 VEC_APART gemm_item_t gemm_item_at(const gemm_t *gemm, int64_t index) {
   const gemm_group_t *group = gemm_group_of(gemm, index);
   gemm_item_t item = {.gemm = gemm, .group = group, .few_rows = gemm_few_rows(gemm, group)};
+  item.far = item.few_rows || gemm_many_rows(gemm, group);
   int64_t width = gemm_width(gemm, group);
   index -= group->first_item;
   /* Row blocks of the same columns follow each other, so that b is still in a cache. */

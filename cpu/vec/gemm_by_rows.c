@@ -14,23 +14,6 @@ static void gemm_item_copy_a(const gemm_item_t *item, int64_t k0, int64_t k) {
   }
 }
 
-/* Ends a panel of columns that the kernel cannot write where it belongs: a few rows at a time, so
- * that they are in the first cache when they are put there. */
-static void gemm_item_put(const gemm_item_t *item, int64_t column, gemm_panels_t *panels,
-                          gemm_run_t **runs) {
-  int64_t columns = vec_min(GEMM_NR, item->n - column), j = item->j + column;
-  int across = !item->group->a.along_k;
-  for (int64_t r = 0; r < item->m; r += GEMM_PUT_ROWS) {
-    int64_t rows = vec_min(item->m - r, GEMM_PUT_ROWS);
-    VEC(gemm_kernel_rows)(rows, across, panels, runs);
-    VEC(gemm_put)(item->gemm, item->group, item->i + r, rows, j, columns, panels->d);
-    panels->a += across ? rows * panels->lda : rows;
-    if (!panels->sum) continue;
-    panels->d += rows * GEMM_NR;
-    panels->sum = panels->d;
-  }
-}
-
 /* What is multiplied at once: a panel of columns, k from k0 on of the block [begin, end) that a is
  * read or copied by. item NULL: nothing. */
 typedef struct gemm_slice {
@@ -61,22 +44,49 @@ static void gemm_slice_after(gemm_slice_t *next, const gemm_slice_t *slice,
   else next->item = NULL;
 }
 
-/* Requests what a slice packs. */
-static void gemm_request_slice(gemm_requests_t *requests, const gemm_slice_t *slice) {
+/* What a slice packs and is not near: a share of it beside each of `parts` parts of the one before
+ * it. */
+static gemm_ahead_t gemm_slice_ahead(const gemm_slice_t *slice, int64_t parts) {
   const gemm_item_t *item = slice->item;
-  if (!item || !item->few_rows) return;
-  gemm_ahead_t ahead = {.part = {.operand = &item->group->b,
-                                 .first = item->j + slice->column,
-                                 .count = vec_min(GEMM_NR, item->n - slice->column),
-                                 .k0 = slice->k0,
-                                 .k = slice->k}};
-  ahead.rows = ahead.share = ahead.part.count;
-  gemm_request_ahead(requests, &ahead);
+  if (!item || !item->far) return (gemm_ahead_t){0};
+  return gemm_ahead((gemm_part_t){.operand = &item->group->b,
+                                  .first = item->j + slice->column,
+                                  .count = vec_min(GEMM_NR, item->n - slice->column),
+                                  .k0 = slice->k0,
+                                  .k = slice->k},
+                    parts);
+}
+
+/* All rows of a slice by its panel of columns. What the kernel cannot write where it belongs is put
+ * there after a few rows, which are then in the first cache; as often, lines are requested. */
+static void gemm_slice_rows(const gemm_slice_t *slice, const gemm_slice_t *next,
+                            gemm_panels_t *panels, bool result, bool put) {
+  const gemm_item_t *item = slice->item;
+  const gemm_group_t *group = item->group;
+  int64_t columns = vec_min(GEMM_NR, item->n - slice->column), j = item->j + slice->column;
+  int across = !group->a.along_k;
+  int64_t step = put || !item->few_rows ? GEMM_PART_ROWS : item->m;
+  gemm_ahead_t ahead = gemm_slice_ahead(next, vec_blocks(item->m, step));
+  for (int64_t r = 0; r < item->m; r += step) {
+    int64_t rows = vec_min(item->m - r, step), i = item->i + r;
+    gemm_requests_t requests;
+    gemm_requests_begin(&requests, rows * slice->k / GEMM_ROWS_REQUEST);
+    if (result) gemm_request_result(&requests, group, i, rows, j, columns);
+    gemm_request_ahead(&requests, &ahead);
+    gemm_requests_end(&requests, item->sum);
+    gemm_run_t *runs = requests.run;
+    VEC(gemm_kernel_rows)(rows, across, panels, &runs);
+    if (put) VEC(gemm_put)(item->gemm, group, i, rows, j, columns, panels->d);
+    panels->a += across ? rows * panels->lda : rows;
+    if (panels->c) panels->c += rows * panels->ldc;
+    if (!put || panels->sum) panels->d += rows * panels->ldd;
+    if (panels->sum) panels->sum += rows * GEMM_NR;
+  }
 }
 
 /* One slice; a in its block of k is at `a`. */
-static void gemm_item_slice(const gemm_slice_t *slice, const float *a, int64_t lda,
-                            gemm_requests_t *requests) {
+static void gemm_item_slice(const gemm_slice_t *slice, const gemm_slice_t *next, const float *a,
+                            int64_t lda) {
   const gemm_item_t *item = slice->item;
   const gemm_group_t *group = item->group;
   int64_t column = slice->column, columns = vec_min(GEMM_NR, item->n - column);
@@ -84,8 +94,6 @@ static void gemm_item_slice(const gemm_slice_t *slice, const float *a, int64_t l
   const gemm_operand_t *b = &group->b;
   int across = !group->a.along_k, whole = columns == GEMM_NR, in_place = whole && item->b_in_place;
   if (b->second && slice->k0 < b->split && slice->k0 + slice->k > b->split) in_place = 0;
-  int last = slice->k0 + slice->k == group->k;
-  gemm_run_t *runs = requests->run;
   if (!in_place) VEC(gemm_pack)(b, j, columns, GEMM_NR, slice->k0, slice->k, item->b);
   gemm_panels_t panels = {.k = slice->k,
                           .a = a + (slice->k0 - slice->begin) * (across ? 1 : lda),
@@ -95,23 +103,19 @@ static void gemm_item_slice(const gemm_slice_t *slice, const float *a, int64_t l
                           .ldd = GEMM_NR};
   panels.d = item->sum + (slice->begin == 0 && slice->end == group->k ? 0 : column * item->m);
   panels.sum = slice->k0 ? panels.d : NULL;
-  if (last && !(item->direct && whole)) {
-    gemm_item_put(item, column, &panels, &runs);
-    return;
-  }
-  if (last) {
+  int last = slice->k0 + slice->k == group->k, direct = last && item->direct && whole;
+  if (direct) {
     panels.c = group->c ? (const float *)group->c + i * group->ldc + j : NULL;
     panels.ldc = group->ldc;
     panels.d = (float *)group->d + i * group->ldd + j;
     panels.ldd = group->ldd;
   }
-  VEC(gemm_kernel_rows)(item->m, across, &panels, &runs);
+  gemm_slice_rows(slice, next, &panels, last && item->far && !item->few_rows, last && !direct);
 }
 
 void VEC(gemm_item_rows)(const gemm_item_t *item, const gemm_item_t *after) {
   const gemm_operand_t *a = &item->group->a;
   gemm_slice_t slices[2], *slice = &slices[0], *next = &slices[1];
-  gemm_requests_t requests;
   gemm_slice(slice, item, 0, 0, 0);
   while (slice->item == item) {
     int64_t k0 = slice->begin, k = slice->end - k0, lda = a->along_k ? item->m : k;
@@ -123,10 +127,7 @@ void VEC(gemm_item_rows)(const gemm_item_t *item, const gemm_item_t *after) {
       gemm_item_copy_a(item, k0, k);
     }
     gemm_slice_after(next, slice, after);
-    gemm_requests_begin(&requests, item->m * slice->k / GEMM_ROWS_REQUEST);
-    gemm_request_slice(&requests, next);
-    gemm_requests_end(&requests, item->sum);
-    gemm_item_slice(slice, at, lda, &requests);
+    gemm_item_slice(slice, next, at, lda);
     gemm_slice_t *done = slice;
     slice = next, next = done;
   }

@@ -16,7 +16,7 @@ enum {
   GEMM_ROWS_M = 256,        /* rows that suffice to read a in place by weights from anywhere, */
   GEMM_ROWS_K = 1536,       /* up to this k, */
   GEMM_ROWS_NB = 256,       /* and most columns of such an item: its sums stay in the L2 cache */
-  GEMM_PUT_ROWS = 48,       /* rows that are computed, then put where they belong */
+  GEMM_PART_ROWS = 64,      /* rows that are computed, then put where they belong */
   GEMM_FEW_ROWS = 128,      /* rows that are few: weights from anywhere are packed for them */
   GEMM_FEW_K = 128,         /* by so much of k, which stays in the first cache, packed and before */
   GEMM_THIN_MOST = 255,     /* rows that are few: of experts, whose weights come from memory */
@@ -45,6 +45,7 @@ typedef struct gemm_item {
   int64_t i, m, j, n, row_panels, low_rows, high_panels;
   bool a_in_place, b_in_place, direct; /* direct: the kernel writes what it can where it belongs */
   bool few_rows; /* see gemm_few_rows */
+  bool far; /* items by rows: weights, and results, need not be near */
   float *a, *b, *sum;
 } gemm_item_t;
 
