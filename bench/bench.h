@@ -34,7 +34,8 @@ typedef enum bench_unit { UNIT_NONE, UNIT_FLOP, UNIT_BYTE } bench_unit_t;
 /* The machine's measured peaks with the threads in use. */
 typedef struct bench_ceilings {
   double fp32_flops, bf16_flops, int8_ops; /* multiply-adds count twice; 0: no instruction for it */
-  double read_bytes, copy_bytes, triad_bytes; /* per second; copy and triad count reads and writes */
+  double read_bytes, copy_bytes,
+      triad_bytes; /* per second; copy and triad count reads and writes */
 } bench_ceilings_t;
 
 /* A scenario's work, for its share of the ceiling. */
@@ -44,11 +45,22 @@ typedef struct bench_work {
   double ceiling; /* per second; 0: none applies */
 } bench_work_t;
 
+/* ---- main.c ---- */
+/* Each thread on a CPU of its own, the calling one included. */
+nn_device_t *bench_open_cpu(const bench_options_t *options);
+nn_device_t *bench_open_gpu(const bench_options_t *options, bool tf32);
+
 /* ---- timing.c ---- */
 double bench_now(void);
 typedef void (*bench_fn)(void *context);
 /* Median seconds of one run: warm-up apart, at least 5 runs, at least `seconds` in all. */
 double bench_time(bench_fn fn, void *context, double seconds, double *fastest, int64_t *runs);
+double bench_median(double *times, int64_t count, double *fastest); /* sorts them */
+
+/* ---- temp.c ---- */
+enum { TEMP_PATH = 512 };
+void temp_make(char folder[TEMP_PATH]); /* an empty one below TMPDIR */
+void temp_remove(const char *folder);   /* with all that is in it */
 
 /* ---- pin.c ---- */
 int32_t pin_cpus(void);          /* logical CPUs that this program was started with */
@@ -63,6 +75,8 @@ void report_begin(const bench_options_t *options, int argc, char **argv, const c
 void report_ceilings(const char *label, const bench_ceilings_t *ceilings);
 /* True when the filter lets the scenario through. */
 bool report_wanted(const char *group, const char *name);
+/* Of a group that takes a minute and more: true only when the filter begins with its name. */
+bool report_asked(const char *group);
 /* Measures and prints one scenario. */
 void report_run(const char *group, const char *name, bench_fn fn, void *context,
                 bench_work_t work);
@@ -81,6 +95,10 @@ void bench_training(nn_device_t *device, const bench_options_t *options,
                     const bench_ceilings_t *peak);
 void bench_serving(nn_device_t *device, const bench_options_t *options,
                    const bench_ceilings_t *peak);
+void bench_load(nn_device_t *device, const bench_options_t *options);
 void bench_tokenizer(const bench_options_t *options);
+void bench_context(nn_device_t *device, const bench_options_t *options,
+                   const bench_ceilings_t *peak);
+void bench_curve(const bench_options_t *options); /* where the device is a GPU */
 
 #endif

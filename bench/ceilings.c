@@ -1,5 +1,5 @@
 /* The machine's peaks: multiply-add rates of loops that touch registers alone, and memory bandwidth
- * over arrays far larger than the caches. Every thread does the same work; the slowest one counts. */
+ * over arrays far larger than the caches. Every thread does the same work; the slowest counts. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <stdlib.h>
@@ -20,15 +20,16 @@ enum { IN_FLIGHT = 12 };
 #define DPBF(r, i) "vdpbf16ps %%" r "mm14, %%" r "mm15, %%" r "mm" #i "\n\t"
 #define DPBU(r, i) "vpdpbusd %%" r "mm14, %%" r "mm15, %%" r "mm" #i "\n\t"
 #define ZERO(r, i) "vpxor %%xmm" #i ", %%xmm" #i ", %%xmm" #i "\n\t"
-#define LOOP(name, F, r)                                                                            \
-  static void name(void) {                                                                          \
-    int64_t left = LOOPS;                                                                           \
-    __asm__ volatile(TWELVE_OF(ZERO, r) ZERO(r, 14) ZERO(r, 15) ".p2align 4\n\t1:\n\t" TWELVE_OF(F, r)  \
-                     "dec %0\n\tjnz 1b\n\tvzeroupper\n\t"                                           \
-                     : "+r"(left)                                                                   \
-                     :                                                                              \
-                     : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",        \
-                       "xmm8", "xmm9", "xmm10", "xmm11", "xmm14", "xmm15");                         \
+#define LOOP(name, F, r)                                                                           \
+  static void name(void) {                                                                         \
+    int64_t left = LOOPS;                                                                          \
+    __asm__ volatile(TWELVE_OF(ZERO, r) ZERO(r, 14) ZERO(r, 15)                                    \
+                     ".p2align 4\n\t1:\n\t" TWELVE_OF(F, r)                                          \
+                     "dec %0\n\tjnz 1b\n\tvzeroupper\n\t"                                          \
+                     : "+r"(left)                                                                  \
+                     :                                                                             \
+                     : "cc", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",       \
+                       "xmm8", "xmm9", "xmm10", "xmm11", "xmm14", "xmm15");                        \
   }
 LOOP(loop_fma_512, FMA, "z")
 LOOP(loop_fma_256, FMA, "y")
@@ -83,7 +84,8 @@ static void *ceiling_thread(void *context) {
 }
 
 /* Work of all threads per second, `work` being one thread's. */
-static double ceiling_rate(int32_t threads, void (*loop)(void), int kind, double work, size_t count) {
+static double ceiling_rate(int32_t threads, void (*loop)(void), int kind, double work,
+                           size_t count) {
   pthread_t ids[1024];
   ceiling_job_t *jobs = calloc((size_t)threads, sizeof *jobs);
   if (!jobs) exit(1);

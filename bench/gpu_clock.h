@@ -12,7 +12,8 @@ typedef struct gpu_clock gpu_clock_t;
 /* queue: a cudaStream_t of the device. */
 gpu_clock_t *gpu_clock_open(int device, void *queue);
 void gpu_clock_begin(gpu_clock_t *clock);
-double gpu_clock_end(gpu_clock_t *clock); /* seconds since begin of what was queued, once it is done */
+/* Seconds since begin of what was queued, once it is done. */
+double gpu_clock_end(gpu_clock_t *clock);
 void gpu_clock_close(gpu_clock_t *clock);
 
 /* Bytes a second of reading alone and of a copy, counting both ways; medians. */

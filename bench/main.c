@@ -9,10 +9,14 @@
 
 static const char usage[] =
     "moenn-bench [options]: ceilings of this machine, and each scenario as a share of them\n"
-    "  --device NAME   \"cpu\" (default) or \"cuda:0\"; groups there: gpu, gpt2, moe, decode, prefill\n"
+    "  --device NAME   \"cpu\" (default) or \"cuda:0\"; groups there: gpu, gpt2, moe, decode,\n"
+    "                  prefill, load, context, curve\n"
     "  --threads N     threads that compute (default: every core)\n"
     "  --filter TEXT   only scenarios whose \"group/name\" contains TEXT\n"
     "                  groups: ops, seed, gpt2, moe, decode, prefill, load, tokenizer\n"
+    "                  run only where TEXT begins with their names, for they are long:\n"
+    "                  context: moe-6.9b at 262,144 tokens; a GPU, or few layers and patience\n"
+    "                  curve: losses of GPT-2 124M on a GPU and on the CPU, from one checkpoint\n"
     "  --seconds S     least time spent on a scenario (default 1)\n"
     "  --layers N      layers of moe-6.9b in decode, prefill and load (default: all 30, 15 GB)\n"
     "  --tokenizer P   of the group tokenizer: a tokenizer file or folder (default: the bytes')\n"
@@ -87,6 +91,27 @@ static void cpu_name(char *name, size_t bytes) {
   if (file) fclose(file);
 }
 
+nn_device_t *bench_open_gpu(const bench_options_t *options, bool tf32) {
+  nn_device_options_t asked = {.struct_size = sizeof asked, .threads = options->threads};
+  nn_device_t *device;
+  asked.tf32 = tf32;
+  TRY(nn_device_create(options->device, &asked, &device));
+  return device;
+}
+
+nn_device_t *bench_open_cpu(const bench_options_t *options) {
+  int32_t threads = options->threads ? options->threads : pin_cpus();
+  int32_t *affinity = bench_alloc((size_t)threads * sizeof *affinity);
+  for (int32_t t = 0; t < threads; t++) affinity[t] = pin_cpu(t);
+  nn_device_options_t asked = {
+      .struct_size = sizeof asked, .threads = threads, .affinity = affinity};
+  nn_device_t *device;
+  TRY(nn_device_create("cpu", &asked, &device));
+  mem_free(affinity);
+  pin_self(true);
+  return device;
+}
+
 static void bench_cpu(nn_device_t *device, const bench_options_t *options,
                       const nn_device_info_t *info) {
   bench_ceilings_t single = ceilings_measure(1), all = single;
@@ -101,8 +126,10 @@ static void bench_cpu(nn_device_t *device, const bench_options_t *options,
   bench_seed(options, &single);
   bench_training(device, options, &all);
   bench_serving(device, options, &all);
+  bench_load(device, options);
   pin_self(true);
   bench_tokenizer(options);
+  bench_context(device, options, &all);
 }
 
 #ifdef BENCH_CUDA
@@ -110,10 +137,14 @@ static void bench_cpu(nn_device_t *device, const bench_options_t *options,
 static void find_plugin(void) { setenv("MOENN_PLUGIN_PATH", BENCH_CUDA, 0); }
 
 static void bench_cuda(nn_device_t *device, const bench_options_t *options) {
-  int32_t index = (int32_t)strtol(options->device + strcspn(options->device, "0123456789"), NULL, 10);
+  int32_t index =
+      (int32_t)strtol(options->device + strcspn(options->device, "0123456789"), NULL, 10);
   bench_ceilings_t peak = bench_gpu(device, index);
   bench_training(device, options, &peak);
   bench_serving(device, options, &peak);
+  bench_load(device, options);
+  bench_context(device, options, &peak);
+  bench_curve(options);
 }
 #else
 static void find_plugin(void) {}
@@ -125,33 +156,11 @@ static void bench_cuda(nn_device_t *device, const bench_options_t *options) {
 }
 #endif
 
-static nn_device_t *open_gpu(const bench_options_t *options) {
-  nn_device_options_t asked = {.struct_size = sizeof asked, .threads = options->threads};
-  nn_device_t *device;
-  asked.tf32 = options->tf32;
-  TRY(nn_device_create(options->device, &asked, &device));
-  return device;
-}
-
-/* Each thread on a CPU of its own, this one included. */
-static nn_device_t *open_cpu(const bench_options_t *options) {
-  int32_t threads = options->threads ? options->threads : pin_cpus();
-  int32_t *affinity = bench_alloc((size_t)threads * sizeof *affinity);
-  for (int32_t t = 0; t < threads; t++) affinity[t] = pin_cpu(t);
-  nn_device_options_t asked = {
-      .struct_size = sizeof asked, .threads = threads, .affinity = affinity};
-  nn_device_t *device;
-  TRY(nn_device_create(options->device, &asked, &device));
-  mem_free(affinity);
-  pin_self(true);
-  return device;
-}
-
 int main(int argc, char **argv) {
   bench_options_t options = parse(argc, argv);
   find_plugin();
   bool gpu = strcmp(options.device, "cpu") != 0;
-  nn_device_t *device = gpu ? open_gpu(&options) : open_cpu(&options);
+  nn_device_t *device = gpu ? bench_open_gpu(&options, options.tf32) : bench_open_cpu(&options);
   nn_device_info_t info = {.struct_size = sizeof info};
   TRY(nn_device_info(device, &info));
   char cpu[128];

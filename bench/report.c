@@ -59,6 +59,11 @@ bool report_wanted(const char *group, const char *name) {
   return !report_options->filter || strstr(both, report_options->filter);
 }
 
+bool report_asked(const char *group) {
+  const char *filter = report_options->filter;
+  return filter && !strncmp(filter, group, strlen(group));
+}
+
 void report_line(const char *group, const char *name, double seconds, double fastest, int64_t runs,
                  bench_work_t work, const char *note) {
   static bool headed;
@@ -94,6 +99,11 @@ void report_run(const char *group, const char *name, bench_fn fn, void *context,
 }
 
 void report_end(void) {
+  if (!json_array_size(report_rows) && report_options->filter) {
+    fprintf(stderr, "moenn-bench: no scenario of %s contains \"%s\"\n", report_options->device,
+            report_options->filter);
+    exit(1);
+  }
   if (report_options->json && json_dump_file(report_json, report_options->json, JSON_INDENT(1))) {
     fprintf(stderr, "moenn-bench: %s could not be written\n", report_options->json);
     exit(1);

@@ -32,6 +32,12 @@ static int bench_compare(const void *a, const void *b) {
   return (x > y) - (x < y);
 }
 
+double bench_median(double *times, int64_t count, double *fastest) {
+  qsort(times, (size_t)count, sizeof *times, bench_compare);
+  *fastest = times[0];
+  return count % 2 ? times[count / 2] : 0.5 * (times[count / 2 - 1] + times[count / 2]);
+}
+
 double bench_time(bench_fn fn, void *context, double seconds, double *fastest, int64_t *runs) {
   static double times[MOST_RUNS];
   double begin = bench_now();
@@ -47,8 +53,6 @@ double bench_time(bench_fn fn, void *context, double seconds, double *fastest, i
     for (int64_t i = 0; i < inner; i++) fn(context);
     times[count++] = (bench_now() - start) / (double)inner;
   }
-  qsort(times, (size_t)count, sizeof *times, bench_compare);
-  *fastest = times[0];
   *runs = count * inner;
-  return count % 2 ? times[count / 2] : 0.5 * (times[count / 2 - 1] + times[count / 2]);
+  return bench_median(times, count, fastest);
 }

@@ -1,5 +1,5 @@
-/* Training steps of whole models against their floor: flops at the measured peak plus the optimizer's
- * bytes at the measured bandwidth. The largest runs on a GPU alone. */
+/* Training steps of whole models against their floor: flops at the measured peak plus the
+ * optimizer's bytes at the measured bandwidth. The largest runs on a GPU alone. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +24,8 @@ static void step_run(void *context) {
 }
 
 /* Multiply-adds of a step count 2 flops forward, 4 backward; attention is causal. */
-static double step_flops(const nn_model_config_t *config, int64_t active, double batch, double seq) {
+static double step_flops(const nn_model_config_t *config, int64_t active, double batch,
+                         double seq) {
   double attention = 6.0 * (double)(config->layers * config->heads * config->head_dim) * seq;
   return batch * seq * (6.0 * (double)active + attention);
 }
@@ -59,8 +60,9 @@ static void step_scenario(nn_device_t *device, const bench_options_t *options,
   nn_memory_t memory = {.struct_size = sizeof memory};
   TRY(nn_device_memory(device, &memory));
   char note[128];
-  snprintf(note, sizeof note, "%.2f x floor, %.0f tokens/s; %.1f GB planned, %.1f held", median / floor,
-           (double)n / median, 1e-9 * (double)plan.total_bytes, 1e-9 * (double)memory.current_bytes);
+  snprintf(note, sizeof note, "%.2f x floor, %.0f tokens/s; %.1f GB planned, %.1f held",
+           median / floor, (double)n / median, 1e-9 * (double)plan.total_bytes,
+           1e-9 * (double)memory.current_bytes);
   report_line(group, name, median, fastest, runs, (bench_work_t){UNIT_FLOP, flops, rate}, note);
   nn_optim_destroy(step.optim);
   nn_model_destroy(step.model);
@@ -74,20 +76,20 @@ void bench_training(nn_device_t *device, const bench_options_t *options,
   TRY(nn_config_preset("gpt2-124m", &config));
   step_scenario(device, options, peak, "gpt2", "train gpt2-124m, batch 4, seq 64", &config, 4, 64,
                 NN_F32, NN_RECOMPUTE_NONE);
-  step_scenario(device, options, peak, "gpt2", "train gpt2-124m, batch 1, seq 1024", &config, 1, 1024,
-                NN_F32, NN_RECOMPUTE_NONE);
+  step_scenario(device, options, peak, "gpt2", "train gpt2-124m, batch 1, seq 1024", &config, 1,
+                1024, NN_F32, NN_RECOMPUTE_NONE);
   if (gpu)
-    step_scenario(device, options, peak, "gpt2", "train gpt2-124m, batch 4, seq 1024", &config, 4, 1024,
-                  NN_F32, NN_RECOMPUTE_NONE);
-  step_scenario(device, options, peak, "gpt2", "train gpt2-124m bf16, batch 4, seq 64", &config, 4, 64,
-                NN_BF16, NN_RECOMPUTE_NONE);
+    step_scenario(device, options, peak, "gpt2", "train gpt2-124m, batch 4, seq 1024", &config, 4,
+                  1024, NN_F32, NN_RECOMPUTE_NONE);
+  step_scenario(device, options, peak, "gpt2", "train gpt2-124m bf16, batch 4, seq 64", &config, 4,
+                64, NN_BF16, NN_RECOMPUTE_NONE);
   TRY(nn_config_preset("small", &config));
-  step_scenario(device, options, peak, "moe", "train small, batch 16, seq 256", &config, 16, 256, NN_F32,
-                NN_RECOMPUTE_NONE);
+  step_scenario(device, options, peak, "moe", "train small, batch 16, seq 256", &config, 16, 256,
+                NN_F32, NN_RECOMPUTE_NONE);
   TRY(nn_config_preset("moe-6.9b", &config));
   if (gpu)
-    step_scenario(device, options, peak, "moe", "train moe-6.9b bf16, batch 4, seq 4096", &config, 4, 4096,
-                  NN_BF16, NN_RECOMPUTE_FFN);
+    step_scenario(device, options, peak, "moe", "train moe-6.9b bf16, batch 4, seq 4096", &config,
+                  4, 4096, NN_BF16, NN_RECOMPUTE_FFN);
   config.layers = 4;
   if (gpu) {
     step_scenario(device, options, peak, "moe", "train 4 layers of moe-6.9b bf16, 16384 tokens",
@@ -95,6 +97,6 @@ void bench_training(nn_device_t *device, const bench_options_t *options,
     step_scenario(device, options, peak, "moe", "train 4 layers of moe-6.9b fp16, 16384 tokens",
                   &config, 4, 4096, NN_F16, NN_RECOMPUTE_FFN);
   }
-  step_scenario(device, options, peak, "moe", "train 4 layers of moe-6.9b, 1024 tokens", &config, 1, 1024,
-                NN_F32, NN_RECOMPUTE_NONE);
+  step_scenario(device, options, peak, "moe", "train 4 layers of moe-6.9b, 1024 tokens", &config, 1,
+                1024, NN_F32, NN_RECOMPUTE_NONE);
 }
