@@ -47,7 +47,7 @@ nn_status_t nn_tensor_create(nn_device_t *device, int32_t dtype, int32_t ndim, c
   int64_t bytes;
   STATUS_TRY(tensor_check(dtype, ndim, shape, NULL, &bytes));
   storage_t *storage;
-  STATUS_TRY(storage_create(device, (size_t)bytes, &storage));
+  STATUS_TRY(storage_create(device, (size_t)bytes, "a tensor", &storage));
   nn_status_t status = device_zero(device, storage->data, storage->bytes);
   if (status == NN_OK) status = tensor_view(storage, storage->data, dtype, ndim, shape, NULL, tensor);
   storage_release(storage);

@@ -26,7 +26,7 @@ void device_count(nn_device_t *device, int64_t bytes) {
   }
 }
 
-nn_status_t device_alloc(nn_device_t *device, size_t bytes, void **data) {
+nn_status_t device_alloc(nn_device_t *device, size_t bytes, const char *what, void **data) {
   if (!bytes) {
     *data = NULL;
     return NN_OK;
@@ -34,8 +34,8 @@ nn_status_t device_alloc(nn_device_t *device, size_t bytes, void **data) {
   nn_status_t status = device->backend->alloc(device->place, bytes, data);
   if (status == NN_ERR_MEMORY)
     return status_fail(NN_ERR_MEMORY,
-                       "%s: %zu bytes could not be had; the device holds %lld bytes already",
-                       device->name, bytes, (long long)atomic_load(&device->current_bytes));
+                       "%s: %zu bytes for %s could not be had; the device holds %lld bytes already",
+                       device->name, bytes, what, (long long)atomic_load(&device->current_bytes));
   if (status != NN_OK) return status;
   device_count(device, (int64_t)bytes);
   atomic_fetch_add(&device->allocations, 1);

@@ -29,8 +29,9 @@ struct nn_device {
 void device_retain(nn_device_t *device);
 void device_release(nn_device_t *device);
 
-/* Counted device memory, 64-byte aligned, not initialised. bytes 0 gives NULL. */
-nn_status_t device_alloc(nn_device_t *device, size_t bytes, void **data);
+/* Counted device memory, 64-byte aligned, not initialised. bytes 0 gives NULL.
+ * what: in the message where there is none: "gradients". */
+nn_status_t device_alloc(nn_device_t *device, size_t bytes, const char *what, void **data);
 /* Counts bytes as held, or no longer where negative, that device_alloc did not give. */
 void device_count(nn_device_t *device, int64_t bytes);
 void device_free(nn_device_t *device, void *data, size_t bytes);

@@ -12,10 +12,11 @@ static nn_status_t storage_make(nn_device_t *device, storage_t **storage) {
   return NN_OK;
 }
 
-nn_status_t storage_create(nn_device_t *device, size_t bytes, storage_t **storage) {
+nn_status_t storage_create(nn_device_t *device, size_t bytes, const char *what,
+                           storage_t **storage) {
   storage_t *made;
   STATUS_TRY(storage_make(device, &made));
-  nn_status_t status = device_alloc(device, bytes, &made->data);
+  nn_status_t status = device_alloc(device, bytes, what, &made->data);
   if (status != NN_OK) {
     storage_release(made);
     return status;

@@ -25,8 +25,9 @@ struct nn_tensor {
   int64_t shape[NN_MAX_DIMS], strides[NN_MAX_DIMS], elements;
 };
 
-/* Storage of bytes on a device, not initialised. */
-nn_status_t storage_create(nn_device_t *device, size_t bytes, storage_t **storage);
+/* Storage of bytes on a device, not initialised. what: as in device_alloc. */
+nn_status_t storage_create(nn_device_t *device, size_t bytes, const char *what,
+                           storage_t **storage);
 /* Storage over foreign memory; release(owner) is called with the last reference. */
 nn_status_t storage_wrap(nn_device_t *device, void *data, size_t bytes, void (*release)(void *),
                          void *owner, storage_t **storage);

@@ -134,9 +134,11 @@ static nn_status_t session_allocate_device(nn_session_t *session) {
   session_buffers_t *buffers = &session->buffers;
   session_bytes_t bytes = {0};
   STATUS_TRY(session_count(device, config, model->dtype, &session->options, &bytes));
-  STATUS_TRY(storage_create(device, bytes.cache, &session->cache));
-  STATUS_TRY(storage_create(device, bytes.activations, &session->activations));
-  STATUS_TRY(storage_create(device, bytes.workspace, &session->workspace));
+  STATUS_TRY(storage_create(device, bytes.cache, "a key-value cache", &session->cache));
+  STATUS_TRY(storage_create(device, bytes.activations, "a session's activations",
+                            &session->activations));
+  STATUS_TRY(storage_create(device, bytes.workspace, "a session's workspace",
+                            &session->workspace));
   arena_t cache = {.base = session->cache->data};
   arena_t activations = {.base = session->activations->data};
   arena_t workspace = {.base = session->workspace->data};

@@ -44,7 +44,8 @@ nn_status_t model_allocate(nn_device_t *device, const nn_model_config_t *config,
     storage_retain(buffer);
     made->buffer = buffer;
   } else if (status == NN_OK) {
-    status = storage_create(device, (size_t)made->params.elements * element, &made->buffer);
+    status = storage_create(device, (size_t)made->params.elements * element, "parameters",
+                            &made->buffer);
   }
   if (status == NN_OK)
     status = weights_bind(config, &made->params, made->buffer->data, element, &made->weights);

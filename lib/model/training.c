@@ -149,8 +149,10 @@ static nn_status_t training_allocate(nn_model_t *model, training_t *training) {
     STATUS_TRY(mem_alloc((size_t)config->layers, sizeof(router_stats_t), &got));
     buffers->router = got;
   }
-  STATUS_TRY(storage_create(device, bytes.activations, &training->activations));
-  STATUS_TRY(storage_create(device, bytes.workspace, &training->workspace));
+  STATUS_TRY(storage_create(device, bytes.activations, "training activations",
+                            &training->activations));
+  STATUS_TRY(storage_create(device, bytes.workspace, "training workspace",
+                            &training->workspace));
   arena_t activations = {.base = training->activations->data};
   arena_t workspace = {.base = training->workspace->data};
   training_take_activations(&activations, config, &training->options,
@@ -167,7 +169,7 @@ nn_status_t training_prepare(nn_model_t *model, const nn_train_options_t *checke
   nn_status_t status = training_allocate(model, made);
   if (status == NN_OK && !model->training) {
     size_t bytes = (size_t)model->params.elements * sizeof(float);
-    status = storage_create(model->device, bytes, &made->gradients);
+    status = storage_create(model->device, bytes, "gradients", &made->gradients);
     if (status == NN_OK) status = device_zero(model->device, made->gradients->data, bytes);
   } else if (status == NN_OK) {
     made->gradients = model->training->gradients;

@@ -43,10 +43,12 @@ nn_status_t optim_create(nn_model_t *model, const nn_optim_options_t *checked, n
   made->model = model;
   model_retain(model);
   size_t bytes = optim_bytes(model->params.elements);
-  nn_status_t status = storage_create(model->device, bytes, &made->moments);
+  nn_status_t status =
+      storage_create(model->device, bytes, "optimizer moments", &made->moments);
   if (status == NN_OK) status = device_zero(model->device, made->moments->data, bytes);
   size_t masters = optim_master_bytes(model->params.elements, model->dtype);
-  if (status == NN_OK && masters) status = storage_create(model->device, masters, &made->masters);
+  if (status == NN_OK && masters)
+    status = storage_create(model->device, masters, "master weights", &made->masters);
   if (status == NN_OK && masters) status = device_zero(model->device, made->masters->data, masters);
   if (status != NN_OK) {
     optim_free(made);

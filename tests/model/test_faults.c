@@ -136,6 +136,20 @@ static nn_status_t make_optim(subject_t *s, void **made) {
 }
 static void undo_optim(void *made) { nn_optim_destroy(made); }
 
+/* All that training takes, of a model of bf16. */
+static nn_status_t make_training(subject_t *s, void **made) {
+  nn_train_options_t options = STRUCT(nn_train_options_t);
+  options.batch = BATCH, options.seq_len = SEQ;
+  nn_model_t *model = NULL;
+  nn_optim_t *optim = NULL;
+  nn_status_t status = nn_model_create(s->device, &s->config, NN_BF16, 1, &model);
+  if (status == NN_OK) status = nn_model_prepare(model, &options);
+  if (status == NN_OK) status = nn_optim_create(model, NULL, &optim);
+  nn_model_destroy(model);
+  *made = optim;
+  return status;
+}
+
 static nn_status_t make_session(subject_t *s, void **made) {
   nn_session_t *session = NULL;
   nn_status_t status = nn_session_create(s->model, NULL, &session);
@@ -225,6 +239,47 @@ static void test_every_allocation(void **state) {
   }
 }
 
+/* What the bytes were for that a device could not give. */
+static void test_messages_say_what_for(void **state) {
+  (void)state;
+  static const struct {
+    attempt_fn attempt;
+    undo_fn undo;
+    const char *what;
+  } calls[] = {{make_tensor, undo_tensor, "a tensor"},
+               {make_model, undo_model, "parameters"},
+               {make_training, undo_optim, "training activations"},
+               {make_training, undo_optim, "training workspace"},
+               {make_training, undo_optim, "gradients"},
+               {make_training, undo_optim, "optimizer moments"},
+               {make_training, undo_optim, "master weights"},
+               {make_session, undo_session, "a key-value cache"},
+               {make_session, undo_session, "a session's activations"},
+               {make_session, undo_session, "a session's workspace"}};
+  subject_t s;
+  subject_open(&s, 0);
+  for (size_t call = 0; call < sizeof calls / sizeof *calls; call++) {
+    char words[96];
+    snprintf(words, sizeof words, " bytes for %s could not be had; the device holds ",
+             calls[call].what);
+    int said = 0;
+    nn_status_t status = NN_ERR_MEMORY;
+    for (int64_t i = 0; status != NN_OK; i++) {
+      void *made = NULL;
+      assert_true(i < MOST_ALLOCATIONS);
+      mem_fail_after(i);
+      status = calls[call].attempt(&s, &made);
+      mem_fail_after(-1);
+      if (status == NN_OK)
+        calls[call].undo(made);
+      else
+        said += !strncmp(nn_last_error(), "cpu: ", 5) && strstr(nn_last_error(), words);
+    }
+    if (said != 1) fail_msg("%d messages say \"%s\"", said, words);
+  }
+  subject_close(&s);
+}
+
 /* A preparation that fails leaves the model prepared as it was, or unprepared. */
 static void test_prepare(void **state) {
   (void)state;
@@ -290,6 +345,7 @@ static void test_failed_save_leaves_a_whole_model(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_every_allocation),
+      cmocka_unit_test(test_messages_say_what_for),
       cmocka_unit_test(test_prepare),
       cmocka_unit_test(test_failed_save_leaves_a_whole_model),
   };
