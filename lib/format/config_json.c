@@ -132,7 +132,7 @@ static nn_status_t config_json_keys(json_t *root, int32_t family, reading_t *rea
   const char *name;
   json_t *value;
   json_object_foreach(root, name, value) {
-    const key_line_t *key = key_find(family_keys(family), name);
+    const key_line_t *key = key_find(family, name);
     if (!key && name[0] == '_') continue; /* the writing program's own notes */
     if (!key) return key_unknown(name, value, families[family].model_type);
     STATUS_TRY(key_read(key, value, reading));
@@ -161,7 +161,7 @@ static nn_status_t config_json_family(const json_t *root, int32_t *family) {
 static nn_status_t config_json_object(json_t *root, nn_model_config_t *config) {
   int32_t family = 0;
   STATUS_TRY(config_json_family(root, &family));
-  reading_t reading = family_keys(family)->defaults;
+  reading_t reading = family_defaults(family);
   reading.config.family = family;
   reading.config.norm = families[family].norm;
   reading.config.position = families[family].position;

@@ -18,6 +18,8 @@
 /* Another name of a member, which some writers use. */
 #define ALIAS(name_, rule_, member_) \
   { .name = name_, .rule = rule_, .offset = offsetof(reading_t, member_) }
+#define TEXTS(...) \
+  (const char *const[]) { __VA_ARGS__, NULL }
 #define FIXED(name_, rule_) \
   { .name = name_, .rule = rule_ }
 #define DROPOUT(name_) \
@@ -36,8 +38,10 @@ static const key_line_t common_keys[] = {
     FIXED("pruned_heads", KEY_OFF),
     FIXED("architectures", KEY_CLASSES),
     /* looked at for sense alone: the files say of each tensor what it is */
-    {.name = "torch_dtype", .rule = KEY_TEXT_OR_NULL, .texts = {"float32", "bfloat16", "float16"}},
-    {.name = "dtype", .rule = KEY_TEXT_OR_NULL, .texts = {"float32", "bfloat16", "float16"}},
+    {.name = "torch_dtype",
+     .rule = KEY_TEXT_OR_NULL,
+     .texts = TEXTS("float32", "bfloat16", "float16")},
+    {.name = "dtype", .rule = KEY_TEXT_OR_NULL, .texts = TEXTS("float32", "bfloat16", "float16")},
     /* where weights come from, which program wrote them */
     FIXED("transformers_version", KEY_ANY),
     FIXED("auto_map", KEY_ANY),
@@ -98,7 +102,10 @@ static const key_line_t decoder_keys[] = {
     ALIAS("original_max_position_embeddings", KEY_SIZE_OR_NULL, original_context),
     {.name = "partial_rotary_factor", .rule = KEY_EQUAL, .number = 1},
     OWN("rope_ntk_alpha", KEY_POSITIVE, config.rope_ntk_alpha, 1),
-    {.name = "hidden_act", .rule = KEY_TEXT, .written = WRITE_ALWAYS, .texts = {"silu", "swish"}},
+    {.name = "hidden_act",
+     .rule = KEY_TEXT,
+     .written = WRITE_ALWAYS,
+     .texts = TEXTS("silu", "swish")},
     DROPOUT("attention_dropout"),
     FIXED("sliding_window", KEY_OFF),
     FIXED("attention_bias", KEY_OFF),
@@ -146,7 +153,7 @@ static const key_line_t gpt2_keys[] = {
     {.name = "activation_function",
      .rule = KEY_TEXT,
      .written = WRITE_ALWAYS,
-     .texts = {"gelu_new", "gelu_pytorch_tanh"}},
+     .texts = TEXTS("gelu_new", "gelu_pytorch_tanh")},
     {.name = "scale_attn_weights", .rule = KEY_ON, .written = WRITE_ALWAYS},
     FIXED("scale_attn_by_inverse_layer_idx", KEY_OFF),
     FIXED("reorder_and_upcast_attn", KEY_ANY), /* scores are fp32 here in any case */
@@ -252,7 +259,7 @@ static const key_line_t deepseek_v2_keys[] = {
     GROUPED_EXPERTS,
     LATENT,
     {.name = "topk_method", .rule = KEY_TOPK_METHOD, .written = WRITE_ALWAYS},
-    {.name = "scoring_func", .rule = KEY_TEXT, .texts = {"softmax"}},
+    {.name = "scoring_func", .rule = KEY_TEXT, .texts = TEXTS("softmax")},
     FIXED("norm_topk_prob", KEY_OFF),
 };
 
@@ -261,8 +268,8 @@ static const key_line_t deepseek_v3_keys[] = {
     LATENT,
     MEMBER("norm_topk_prob", KEY_NOT, config.router_norm),
     MEMBER("rope_interleave", KEY_FLAG, config.rope_interleaved),
-    {.name = "topk_method", .rule = KEY_TEXT, .written = WRITE_ALWAYS, .texts = {"noaux_tc"}},
-    {.name = "scoring_func", .rule = KEY_TEXT, .written = WRITE_ALWAYS, .texts = {"sigmoid"}},
+    {.name = "topk_method", .rule = KEY_TEXT, .written = WRITE_ALWAYS, .texts = TEXTS("noaux_tc")},
+    {.name = "scoring_func", .rule = KEY_TEXT, .written = WRITE_ALWAYS, .texts = TEXTS("sigmoid")},
 };
 
 static const key_line_t glm4_moe_keys[] = {
@@ -298,136 +305,140 @@ static const key_line_t phimoe_keys[] = {
 
 #define LIST(keys) \
   { keys, sizeof keys / sizeof *keys }
-#define SIZES(vocab, hidden_, ffn_, layers_, heads_, kv, context_)                        \
-  .vocab_size = vocab, .hidden = hidden_, .ffn = ffn_, .layers = layers_, .heads = heads_, \
-  .kv_heads = kv, .context = context_
-#define ROUTED(experts_, top_k_, coef) \
-  .experts = experts_, .top_k = top_k_, .aux_loss_coef = coef, .aux_loss = NN_AUX_JOINT
 
-static const family_keys_t all_keys[FAMILIES] = {
-    [NN_FAMILY_MIXTRAL] = {{LIST(mistral_keys), LIST(local_experts_keys), LIST(moe_keys),
-                            LIST(decoder_keys), LIST(common_keys)},
-                           {.use_window = 1,
-                            .config = {SIZES(32000, 4096, 14336, 32, 32, 8, 131072),
-                                       ROUTED(8, 2, 0.001f), .rope_theta = 1e6f,
-                                       .norm_eps = 1e-5f}}},
-    [NN_FAMILY_GPT2] = {{LIST(gpt2_keys), LIST(common_keys)},
-                        {.config = {SIZES(50257, 768, 0, 12, 12, 0, 1024),
-                                    .biases = NN_BIAS_ALL, .tied_head = 1}}},
-    [NN_FAMILY_LLAMA] = {{LIST(llama_keys), LIST(dense_keys), LIST(decoder_keys),
-                          LIST(common_keys)},
-                         {.config = {SIZES(32000, 4096, 11008, 32, 32, 0, 2048),
-                                     .norm_eps = 1e-6f}}},
-    [NN_FAMILY_MISTRAL] = {{LIST(mistral_keys), LIST(dense_keys), LIST(decoder_keys),
-                            LIST(common_keys)},
-                           {.use_window = 1,
-                            .config = {SIZES(32000, 4096, 14336, 32, 32, 8, 131072),
-                                       .norm_eps = 1e-6f, .window = 4096}}},
-    [NN_FAMILY_QWEN2] = {{LIST(qwen2_keys), LIST(dense_keys), LIST(decoder_keys),
-                          LIST(common_keys)},
-                         {.window_rule = WINDOW_FROM,
-                          .max_window_layers = 28,
-                          .config = {SIZES(151936, 4096, 22016, 32, 32, 32, 32768),
-                                     .norm_eps = 1e-6f, .window = 4096,
-                                     .biases = NN_BIAS_QKV}}},
-    [NN_FAMILY_QWEN3] = {{LIST(qwen3_keys), LIST(dense_keys), LIST(decoder_keys),
-                          LIST(common_keys)},
-                         {.window_rule = WINDOW_FROM,
-                          .max_window_layers = 28,
-                          .config = {SIZES(151936, 4096, 22016, 32, 32, 32, 32768),
-                                     .head_dim = 128, .norm_eps = 1e-6f, .window = 4096,
-                                     .qk_norm = NN_QK_NORM_HEAD}}},
-    [NN_FAMILY_OLMOE] = {{LIST(olmoe_keys), LIST(moe_keys), LIST(decoder_keys),
-                          LIST(common_keys)},
-                         {.config = {SIZES(50304, 2048, 2048, 16, 16, 0, 4096),
-                                     ROUTED(64, 8, 0.01f), .norm_eps = 1e-5f,
-                                     .qk_norm = NN_QK_NORM_FULL,
-                                     .router_norm = NN_ROUTER_NORM_NONE}}},
-    [NN_FAMILY_QWEN2_MOE] = {{LIST(qwen2_moe_keys), LIST(two_widths_keys), LIST(moe_keys),
-                              LIST(decoder_keys), LIST(common_keys)},
-                             {.window_rule = WINDOW_EVEN_BELOW,
-                              .max_window_layers = 28,
-                              .sparse_step = 1,
-                              .config = {SIZES(151936, 2048, 1408, 24, 16, 16, 32768),
-                                         ROUTED(60, 4, 0.001f), .norm_eps = 1e-6f,
-                                         .window = 4096, .dense_ffn = 5632, .shared_ffn = 5632,
-                                         .shared_gate = 1, .biases = NN_BIAS_QKV,
-                                         .router_norm = NN_ROUTER_NORM_NONE}}},
-    [NN_FAMILY_QWEN3_MOE] = {{LIST(qwen3_moe_keys), LIST(two_widths_keys), LIST(moe_keys),
-                              LIST(decoder_keys), LIST(common_keys)},
-                             {.sparse_step = 1,
-                              .config = {SIZES(151936, 2048, 768, 24, 32, 4, 32768),
-                                         ROUTED(128, 8, 0.001f), .norm_eps = 1e-6f,
-                                         .window = 4096, .dense_ffn = 6144,
-                                         .qk_norm = NN_QK_NORM_HEAD,
-                                         .router_norm = NN_ROUTER_NORM_NONE}}},
-    [NN_FAMILY_GRANITEMOE] = {{LIST(granitemoe_keys), LIST(local_experts_keys), LIST(moe_keys),
-                               LIST(decoder_keys), LIST(common_keys)},
-                              {.config = {SIZES(32000, 4096, 11008, 32, 32, 0, 2048),
-                                          ROUTED(8, 2, 0.001f), .norm_eps = 1e-6f,
-                                          .attention_scale = 1}}},
-    [NN_FAMILY_GPT_OSS] = {{LIST(gpt_oss_keys), LIST(local_experts_keys), LIST(moe_keys),
-                            LIST(decoder_keys), LIST(common_keys)},
-                           {.window_rule = WINDOW_EVEN,
-                            .use_window = 1,
-                            .config = {SIZES(201088, 2880, 2880, 36, 64, 8, 131072),
-                                       ROUTED(128, 4, 0.001f), .head_dim = 64, .norm_eps = 1e-5f,
-                                       .rope_theta = 150000, .window = 128, .attention_sinks = 1,
-                                       .swiglu_limit = 7, .biases = NN_BIAS_ALL | NN_BIAS_ROUTER,
-                                       .rope_scaling = NN_ROPE_YARN, .rope_factor = 32,
-                                       .rope_original_context = 4096, .rope_no_truncate = 1}}},
-    [NN_FAMILY_DEEPSEEK_V2] = {{LIST(deepseek_v2_keys), LIST(two_widths_keys), LIST(moe_keys),
-                                LIST(decoder_keys), LIST(common_keys)},
-                               {.greedy = true,
-                                .shared_experts = 2,
-                                .nope_head_dim = 128,
-                                .config = {SIZES(102400, 4096, 1407, 32, 32, 0, 2048),
-                                           ROUTED(64, 0, 0), .norm_eps = 1e-6f,
-                                           .dense_ffn = 11008, .q_rank = 1536, .kv_rank = 512,
-                                           .rope_head_dim = 64, .value_head_dim = 128,
-                                           .rope_interleaved = 1,
-                                           .router_norm = NN_ROUTER_NORM_NONE}}},
-    [NN_FAMILY_DEEPSEEK_V3] = {{LIST(deepseek_v3_keys), LIST(two_widths_keys), LIST(moe_keys),
-                                LIST(decoder_keys), LIST(common_keys)},
-                               {.first_dense = 3,
-                                .shared_experts = 1,
-                                .nope_head_dim = 128,
-                                .config = {SIZES(129280, 7168, 2048, 61, 128, 128, 4096),
-                                           ROUTED(256, 8, 0), .norm_eps = 1e-6f,
-                                           .dense_ffn = 18432, .q_rank = 1536, .kv_rank = 512,
-                                           .rope_head_dim = 64, .value_head_dim = 128,
-                                           .rope_interleaved = 1, .router_scale = 2.5f,
-                                           .router_groups = 8, .router_top_groups = 4,
-                                           .router_score = NN_SCORE_SIGMOID,
-                                           .router_choice_bias = 1,
-                                           .router_group_score = NN_GROUP_TOP2}}},
-    [NN_FAMILY_GLM4_MOE] = {{LIST(glm4_moe_keys), LIST(two_widths_keys), LIST(moe_keys),
-                             LIST(decoder_keys), LIST(common_keys)},
-                            {.first_dense = 1,
-                             .shared_experts = 1,
-                             .partial_rotary = 0.5f,
-                             .config = {SIZES(151552, 4096, 1408, 46, 96, 8, 131072),
-                                        ROUTED(128, 8, 0), .norm_eps = 1e-5f,
-                                        .dense_ffn = 10944, .router_groups = 1,
-                                        .router_top_groups = 1,
-                                        .router_score = NN_SCORE_SIGMOID,
-                                        .router_choice_bias = 1,
-                                        .router_group_score = NN_GROUP_TOP2}}},
-    [NN_FAMILY_PHIMOE] = {{LIST(phimoe_keys), LIST(local_experts_keys), LIST(moe_keys),
+static const key_list_t all_keys[FAMILIES][KEY_LISTS] = {
+    [NN_FAMILY_MIXTRAL] = {LIST(mistral_keys), LIST(local_experts_keys), LIST(moe_keys),
                            LIST(decoder_keys), LIST(common_keys)},
-                          {.use_window = 1,
-                           .config = {SIZES(32064, 4096, 6400, 32, 32, 8, 131072),
-                                      ROUTED(16, 2, 0.001f), .norm_eps = 1e-5f,
-                                      .rope_theta = 1e6f, .router_eps = 0.01f,
-                                      .router_score = NN_SCORE_SPARSE_MIXER,
-                                      .router_norm = NN_ROUTER_NORM_NONE}}},
+    [NN_FAMILY_GPT2] = {LIST(gpt2_keys), LIST(common_keys)},
+    [NN_FAMILY_LLAMA] = {LIST(llama_keys), LIST(dense_keys), LIST(decoder_keys), LIST(common_keys)},
+    [NN_FAMILY_MISTRAL] = {LIST(mistral_keys), LIST(dense_keys), LIST(decoder_keys),
+                           LIST(common_keys)},
+    [NN_FAMILY_QWEN2] = {LIST(qwen2_keys), LIST(dense_keys), LIST(decoder_keys), LIST(common_keys)},
+    [NN_FAMILY_QWEN3] = {LIST(qwen3_keys), LIST(dense_keys), LIST(decoder_keys), LIST(common_keys)},
+    [NN_FAMILY_OLMOE] = {LIST(olmoe_keys), LIST(moe_keys), LIST(decoder_keys), LIST(common_keys)},
+    [NN_FAMILY_QWEN2_MOE] = {LIST(qwen2_moe_keys), LIST(two_widths_keys), LIST(moe_keys),
+                             LIST(decoder_keys), LIST(common_keys)},
+    [NN_FAMILY_QWEN3_MOE] = {LIST(qwen3_moe_keys), LIST(two_widths_keys), LIST(moe_keys),
+                             LIST(decoder_keys), LIST(common_keys)},
+    [NN_FAMILY_GRANITEMOE] = {LIST(granitemoe_keys), LIST(local_experts_keys), LIST(moe_keys),
+                              LIST(decoder_keys), LIST(common_keys)},
+    [NN_FAMILY_GPT_OSS] = {LIST(gpt_oss_keys), LIST(local_experts_keys), LIST(moe_keys),
+                           LIST(decoder_keys), LIST(common_keys)},
+    [NN_FAMILY_DEEPSEEK_V2] = {LIST(deepseek_v2_keys), LIST(two_widths_keys), LIST(moe_keys),
+                               LIST(decoder_keys), LIST(common_keys)},
+    [NN_FAMILY_DEEPSEEK_V3] = {LIST(deepseek_v3_keys), LIST(two_widths_keys), LIST(moe_keys),
+                               LIST(decoder_keys), LIST(common_keys)},
+    [NN_FAMILY_GLM4_MOE] = {LIST(glm4_moe_keys), LIST(two_widths_keys), LIST(moe_keys),
+                            LIST(decoder_keys), LIST(common_keys)},
+    [NN_FAMILY_PHIMOE] = {LIST(phimoe_keys), LIST(local_experts_keys), LIST(moe_keys),
+                          LIST(decoder_keys), LIST(common_keys)},
 };
 
-const family_keys_t *family_keys(int32_t family) { return &all_keys[family]; }
+const key_list_t *family_keys(int32_t family) { return all_keys[family]; }
 
-const key_line_t *key_find(const family_keys_t *family, const char *name) {
-  for (const key_list_t *list = family->lists; list < family->lists + KEY_LISTS; list++)
+const key_line_t *key_find(int32_t family, const char *name) {
+  for (const key_list_t *list = all_keys[family]; list < all_keys[family] + KEY_LISTS; list++)
     for (size_t i = 0; i < list->count; i++)
       if (strcmp(list->keys[i].name, name) == 0) return &list->keys[i];
   return NULL;
+}
+
+/* ---- defaults -------------------------------------------------------------------------------- */
+
+#define SIZES(vocab, hidden_, ffn_, layers_, heads_, kv, context_)                                 \
+  .vocab_size = vocab, .hidden = hidden_, .ffn = ffn_, .layers = layers_, .heads = heads_,         \
+  .kv_heads = kv, .context = context_
+#define ROUTED(experts_, top_k_, coef)                                                             \
+  .experts = experts_, .top_k = top_k_, .aux_loss_coef = coef, .aux_loss = NN_AUX_JOINT
+
+reading_t family_defaults(int32_t family) {
+  switch (family) {
+    case NN_FAMILY_MIXTRAL:
+      return (reading_t){.use_window = 1,
+                         .config = {SIZES(32000, 4096, 14336, 32, 32, 8, 131072),
+                                    ROUTED(8, 2, 0.001f), .rope_theta = 1e6f, .norm_eps = 1e-5f}};
+    case NN_FAMILY_GPT2:
+      return (reading_t){
+          .config = {SIZES(50257, 768, 0, 12, 12, 0, 1024), .biases = NN_BIAS_ALL, .tied_head = 1}};
+    case NN_FAMILY_LLAMA:
+      return (reading_t){.config = {SIZES(32000, 4096, 11008, 32, 32, 0, 2048), .norm_eps = 1e-6f}};
+    case NN_FAMILY_MISTRAL:
+      return (reading_t){.use_window = 1,
+                         .config = {SIZES(32000, 4096, 14336, 32, 32, 8, 131072), .norm_eps = 1e-6f,
+                                    .window = 4096}};
+    case NN_FAMILY_QWEN2:
+      return (reading_t){.window_rule = WINDOW_FROM,
+                         .max_window_layers = 28,
+                         .config = {SIZES(151936, 4096, 22016, 32, 32, 32, 32768),
+                                    .norm_eps = 1e-6f, .window = 4096, .biases = NN_BIAS_QKV}};
+    case NN_FAMILY_QWEN3:
+      return (reading_t){.window_rule = WINDOW_FROM,
+                         .max_window_layers = 28,
+                         .config = {SIZES(151936, 4096, 22016, 32, 32, 32, 32768), .head_dim = 128,
+                                    .norm_eps = 1e-6f, .window = 4096, .qk_norm = NN_QK_NORM_HEAD}};
+    case NN_FAMILY_OLMOE:
+      return (reading_t){.config = {SIZES(50304, 2048, 2048, 16, 16, 0, 4096), ROUTED(64, 8, 0.01f),
+                                    .norm_eps = 1e-5f, .qk_norm = NN_QK_NORM_FULL,
+                                    .router_norm = NN_ROUTER_NORM_NONE}};
+    case NN_FAMILY_QWEN2_MOE:
+      return (reading_t){
+          .window_rule = WINDOW_EVEN_BELOW,
+          .max_window_layers = 28,
+          .sparse_step = 1,
+          .config = {SIZES(151936, 2048, 1408, 24, 16, 16, 32768), ROUTED(60, 4, 0.001f),
+                     .norm_eps = 1e-6f, .window = 4096, .dense_ffn = 5632, .shared_ffn = 5632,
+                     .shared_gate = 1, .biases = NN_BIAS_QKV, .router_norm = NN_ROUTER_NORM_NONE}};
+    case NN_FAMILY_QWEN3_MOE:
+      return (reading_t){
+          .sparse_step = 1,
+          .config = {SIZES(151936, 2048, 768, 24, 32, 4, 32768), ROUTED(128, 8, 0.001f),
+                     .norm_eps = 1e-6f, .window = 4096, .dense_ffn = 6144,
+                     .qk_norm = NN_QK_NORM_HEAD, .router_norm = NN_ROUTER_NORM_NONE}};
+    case NN_FAMILY_GRANITEMOE:
+      return (reading_t){.config = {SIZES(32000, 4096, 11008, 32, 32, 0, 2048),
+                                    ROUTED(8, 2, 0.001f), .norm_eps = 1e-6f, .attention_scale = 1}};
+    case NN_FAMILY_GPT_OSS:
+      return (reading_t){
+          .window_rule = WINDOW_EVEN,
+          .use_window = 1,
+          .config = {SIZES(201088, 2880, 2880, 36, 64, 8, 131072), ROUTED(128, 4, 0.001f),
+                     .head_dim = 64, .norm_eps = 1e-5f, .rope_theta = 150000, .window = 128,
+                     .attention_sinks = 1, .swiglu_limit = 7,
+                     .biases = NN_BIAS_ALL | NN_BIAS_ROUTER, .rope_scaling = NN_ROPE_YARN,
+                     .rope_factor = 32, .rope_original_context = 4096, .rope_no_truncate = 1}};
+    case NN_FAMILY_DEEPSEEK_V2:
+      return (reading_t){.greedy = true,
+                         .shared_experts = 2,
+                         .nope_head_dim = 128,
+                         .config = {SIZES(102400, 4096, 1407, 32, 32, 0, 2048), ROUTED(64, 0, 0),
+                                    .norm_eps = 1e-6f, .dense_ffn = 11008, .q_rank = 1536,
+                                    .kv_rank = 512, .rope_head_dim = 64, .value_head_dim = 128,
+                                    .rope_interleaved = 1, .router_norm = NN_ROUTER_NORM_NONE}};
+    case NN_FAMILY_DEEPSEEK_V3:
+      return (reading_t){
+          .first_dense = 3,
+          .shared_experts = 1,
+          .nope_head_dim = 128,
+          .config = {SIZES(129280, 7168, 2048, 61, 128, 128, 4096), ROUTED(256, 8, 0),
+                     .norm_eps = 1e-6f, .dense_ffn = 18432, .q_rank = 1536, .kv_rank = 512,
+                     .rope_head_dim = 64, .value_head_dim = 128, .rope_interleaved = 1,
+                     .router_scale = 2.5f, .router_groups = 8, .router_top_groups = 4,
+                     .router_score = NN_SCORE_SIGMOID, .router_choice_bias = 1,
+                     .router_group_score = NN_GROUP_TOP2}};
+    case NN_FAMILY_GLM4_MOE:
+      return (reading_t){.first_dense = 1,
+                         .shared_experts = 1,
+                         .partial_rotary = 0.5f,
+                         .config = {SIZES(151552, 4096, 1408, 46, 96, 8, 131072), ROUTED(128, 8, 0),
+                                    .norm_eps = 1e-5f, .dense_ffn = 10944, .router_groups = 1,
+                                    .router_top_groups = 1, .router_score = NN_SCORE_SIGMOID,
+                                    .router_choice_bias = 1, .router_group_score = NN_GROUP_TOP2}};
+    case NN_FAMILY_PHIMOE:
+      return (reading_t){
+          .use_window = 1,
+          .config = {SIZES(32064, 4096, 6400, 32, 32, 8, 131072), ROUTED(16, 2, 0.001f),
+                     .norm_eps = 1e-5f, .rope_theta = 1e6f, .router_eps = 0.01f,
+                     .router_score = NN_SCORE_SPARSE_MIXER, .router_norm = NN_ROUTER_NORM_NONE}};
+    default: return (reading_t){0};
+  }
 }

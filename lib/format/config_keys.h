@@ -46,16 +46,13 @@ typedef enum key_written {
                take its absence for that */
 } key_written_t;
 
-enum { TEXTS = 3 };
-
 typedef struct key {
   const char *name;
-  key_rule_t rule;
-  key_written_t written;
-  size_t offset;            /* of the member of reading_t, where the rule has one */
-  const char *texts[TEXTS]; /* KEY_TEXT; the first is written */
+  const char *const *texts; /* KEY_TEXT: NULL ends them; the first is written */
   double number;            /* KEY_EQUAL; of a key with WRITE_SET: the default */
-  int32_t bits;             /* KEY_BIASES */
+  uint16_t offset;          /* of the member of reading_t, where the rule has one */
+  int16_t bits;             /* KEY_BIASES */
+  uint8_t rule, written;    /* key_rule_t, key_written_t */
 } key_line_t;
 
 /* Which layers have the window where no list says it. */
@@ -97,15 +94,14 @@ typedef struct key_list {
 
 enum { KEY_LISTS = 5 };
 
-typedef struct family_keys {
-  key_list_t lists[KEY_LISTS]; /* the first that has a name decides */
-  reading_t defaults;          /* of absent keys */
-} family_keys_t;
-
-/* The keys of a family; lists end with a NULL. */
-const family_keys_t *family_keys(int32_t family);
+/* The keys of a family: KEY_LISTS lists, the last of which may be empty. The first that has a name
+ * decides. */
+const key_list_t *family_keys(int32_t family);
 
 /* The line of a name, or NULL. */
-const key_line_t *key_find(const family_keys_t *family, const char *name);
+const key_line_t *key_find(int32_t family, const char *name);
+
+/* What absent keys of a family mean. */
+reading_t family_defaults(int32_t family);
 
 #endif

@@ -205,7 +205,7 @@ static nn_status_t read_factors(const key_line_t *key, const json_t *value, read
 static nn_status_t read_text(const key_line_t *key, const json_t *value) {
   const char *text = json_string_value(value);
   char needed[80] = "";
-  for (size_t i = 0; i < TEXTS && key->texts[i]; i++) {
+  for (size_t i = 0; key->texts[i]; i++) {
     if (text && strcmp(text, key->texts[i]) == 0) return NN_OK;
     size_t used = strlen(needed);
     snprintf(needed + used, sizeof needed - used, "%s\"%s\"", i ? " or " : "", key->texts[i]);

@@ -87,7 +87,7 @@ static nn_status_t rope_read_entry(const char *name, const char *inner, const js
                                    reading_t *reading) {
   if (strcmp(inner, "rope_type") == 0 || strcmp(inner, "type") == 0) return NN_OK;
   if (strcmp(inner, "rope_theta") == 0 || strcmp(inner, "partial_rotary_factor") == 0)
-    return key_read(key_find(family_keys(reading->config.family), inner), value, reading);
+    return key_read(key_find(reading->config.family, inner), value, reading);
   const int32_t type = reading->config.rope_scaling;
   for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
     if (strcmp(keys[i].line.name, inner) != 0 || !(keys[i].types >> type & 1)) continue;
@@ -121,7 +121,7 @@ nn_status_t rope_read(const char *name, const json_t *value, reading_t *reading)
 
 json_t *rope_write(const nn_model_config_t *config) {
   /* null is not the default of every family */
-  if (!config->rope_scaling && !family_keys(config->family)->defaults.config.rope_scaling)
+  if (!config->rope_scaling && !family_defaults(config->family).config.rope_scaling)
     return json_null();
   json_t *object = json_object();
   int failed =

@@ -149,7 +149,7 @@ static reading_t written_of(const nn_model_config_t *c) {
     w->router_groups = w->router_top_groups = 1;
   if (!w->dense_ffn) w->dense_ffn = w->ffn;
   /* a class that always has windows: one as wide as the context hides nothing */
-  if (!w->window && family_keys(c->family)->defaults.window_rule == WINDOW_EVEN)
+  if (!w->window && family_defaults(c->family).window_rule == WINDOW_EVEN)
     w->window = c->context;
   if (!w->value_head_dim) w->value_head_dim = w->head_dim;
   float *const factors[] = {&w->router_scale, &w->embedding_scale, &w->residual_scale,
@@ -170,9 +170,10 @@ static bool key_is_written(const key_line_t *key, const reading_t *written) {
 }
 
 static int write_keys(json_t *root, const reading_t *written) {
-  const family_keys_t *family = family_keys(written->config.family);
+  const int32_t family = written->config.family;
+  const key_list_t *lists = family_keys(family);
   int failed = 0;
-  for (const key_list_t *list = family->lists; list < family->lists + KEY_LISTS; list++)
+  for (const key_list_t *list = lists; list < lists + KEY_LISTS; list++)
     for (size_t i = 0; i < list->count; i++) {
       const key_line_t *key = &list->keys[i];
       if (key_is_written(key, written) && key_find(family, key->name) == key)

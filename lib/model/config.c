@@ -14,76 +14,80 @@
 
 /* ---- presets --------------------------------------------------------------------------------- */
 
-typedef struct preset {
-  const char *name;
-  nn_model_config_t config; /* members left out: config_validate() fills them */
-} preset_t;
+static nn_model_config_t preset_gpt2(int64_t layers, int64_t hidden, int64_t heads) {
+  return (nn_model_config_t){.family = NN_FAMILY_GPT2,
+                             .norm = NN_NORM_LAYER,
+                             .position = NN_POSITION_LEARNED,
+                             .ffn_kind = NN_FFN_GELU_TANH,
+                             .vocab_size = 50257,
+                             .context = 1024,
+                             .layers = layers,
+                             .hidden = hidden,
+                             .heads = heads,
+                             .ffn = 4 * hidden,
+                             .biases = NN_BIAS_ALL,
+                             .tied_head = 1};
+}
 
-#define GPT2(layers_, hidden_, heads_)                                                        \
-  {                                                                                           \
-    .family = NN_FAMILY_GPT2, .norm = NN_NORM_LAYER, .position = NN_POSITION_LEARNED,         \
-    .ffn_kind = NN_FFN_GELU_TANH, .vocab_size = 50257, .context = 1024, .layers = (layers_),  \
-    .hidden = (hidden_), .heads = (heads_), .ffn = 4 * (hidden_), .biases = NN_BIAS_ALL, .tied_head = 1 \
-  }
-
-static const preset_t presets[] = {
-    {"tiny",
-     {.vocab_size = 1000,
-      .context = 512,
-      .layers = 2,
-      .hidden = 64,
-      .heads = 4,
-      .kv_heads = 1,
-      .head_dim = 16,
-      .ffn = 256,
-      .experts = 4,
-      .top_k = 2,
-      .aux_loss_coef = 0.01f}},
-    {"small",
-     {.vocab_size = NN_BYTE_VOCAB,
-      .context = 256,
-      .layers = 4,
-      .hidden = 192,
-      .heads = 6,
-      .kv_heads = 2,
-      .head_dim = 32,
-      .ffn = 384,
-      .experts = 8,
-      .top_k = 2,
-      .aux_loss_coef = 0.01f,
-      .z_loss_coef = 0.001f}},
-    {"moe-6.9b",
-     {.vocab_size = 32000,
-      .context = 32768,
-      .layers = 30,
-      .hidden = 768,
-      .heads = 12,
-      .kv_heads = 1,
-      .head_dim = 64,
-      .ffn = 6144,
-      .experts = 16,
-      .top_k = 4,
-      .rope_ntk_alpha = 8,
-      .aux_loss_coef = 0.01f}},
-    {"gpt2-124m", GPT2(12, 768, 12)},
-    {"gpt2-350m", GPT2(24, 1024, 16)},
-    {"gpt2-774m", GPT2(36, 1280, 20)},
-    {"gpt2-1558m", GPT2(48, 1600, 25)},
-};
+/* Without a vocabulary where there is no such preset. Members left out: config_validate() fills
+ * them. */
+static nn_model_config_t preset_of(const char *name) {
+  if (!strcmp(name, "tiny"))
+    return (nn_model_config_t){.vocab_size = 1000,
+                               .context = 512,
+                               .layers = 2,
+                               .hidden = 64,
+                               .heads = 4,
+                               .kv_heads = 1,
+                               .head_dim = 16,
+                               .ffn = 256,
+                               .experts = 4,
+                               .top_k = 2,
+                               .aux_loss_coef = 0.01f};
+  if (!strcmp(name, "small"))
+    return (nn_model_config_t){.vocab_size = NN_BYTE_VOCAB,
+                               .context = 256,
+                               .layers = 4,
+                               .hidden = 192,
+                               .heads = 6,
+                               .kv_heads = 2,
+                               .head_dim = 32,
+                               .ffn = 384,
+                               .experts = 8,
+                               .top_k = 2,
+                               .aux_loss_coef = 0.01f,
+                               .z_loss_coef = 0.001f};
+  if (!strcmp(name, "moe-6.9b"))
+    return (nn_model_config_t){.vocab_size = 32000,
+                               .context = 32768,
+                               .layers = 30,
+                               .hidden = 768,
+                               .heads = 12,
+                               .kv_heads = 1,
+                               .head_dim = 64,
+                               .ffn = 6144,
+                               .experts = 16,
+                               .top_k = 4,
+                               .rope_ntk_alpha = 8,
+                               .aux_loss_coef = 0.01f};
+  if (!strcmp(name, "gpt2-124m")) return preset_gpt2(12, 768, 12);
+  if (!strcmp(name, "gpt2-350m")) return preset_gpt2(24, 1024, 16);
+  if (!strcmp(name, "gpt2-774m")) return preset_gpt2(36, 1280, 20);
+  if (!strcmp(name, "gpt2-1558m")) return preset_gpt2(48, 1600, 25);
+  return (nn_model_config_t){0};
+}
 
 nn_status_t config_preset(const char *name, nn_model_config_t *config) {
-  for (size_t i = 0; i < sizeof presets / sizeof *presets; i++) {
-    if (strcmp(presets[i].name, name) != 0) continue;
-    nn_model_config_t preset = presets[i].config;
-    preset.struct_size = sizeof preset;
-    STATUS_TRY(config_validate(&preset));
-    *config = preset;
-    return NN_OK;
-  }
-  return status_fail(NN_ERR_NOT_FOUND,
-                     "no preset is called \"%.64s\"; there are tiny, small, moe-6.9b, gpt2-124m, "
-                     "gpt2-350m, gpt2-774m, gpt2-1558m",
-                     name);
+  nn_model_config_t preset = preset_of(name);
+  if (!preset.vocab_size)
+    return status_fail(NN_ERR_NOT_FOUND,
+                       "no preset is called \"%.64s\"; there are tiny, small, moe-6.9b, gpt2-124m, "
+                       "gpt2-350m, gpt2-774m, gpt2-1558m",
+                       name);
+  preset.struct_size = sizeof preset;
+  STATUS_TRY(config_validate(&preset));
+  *config = preset;
+  return NN_OK;
 }
 
 /* ---- bounds of single members ---------------------------------------------------------------- */
