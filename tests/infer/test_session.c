@@ -2,6 +2,7 @@
  * forward pass; sequences are independent; limits, truncation, stretched RoPE, bf16 weights. */
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
@@ -428,6 +429,83 @@ static void test_bf16_model(void **state) {
   }
 }
 
+/* The largest distance of a bf16 session's logits, prompts of some lengths and the tokens behind
+ * them, from those of a forward pass of the same model; of the largest logit. */
+static double bf16_distance(nn_device_t *device, const nn_model_config_t *config, uint64_t seed) {
+  static const int64_t prompts[] = {1, 10, 23};
+  nn_model_t *model;
+  CHECK(nn_model_create(device, config, NN_BF16, seed, &model));
+  int32_t tokens[CONTEXT];
+  fixture_tokens(tokens, CONTEXT, VOCAB, (uint32_t)seed);
+  float *full = forward_logits(model, tokens, CONTEXT), logits[VOCAB];
+  double distance = 0;
+  for (int i = 0; i < 3; i++) {
+    nn_session_t *session = session_of(model, 1, 0, 7);
+    CHECK(nn_session_prefill(session, 0, tokens, prompts[i], logits));
+    for (int64_t t = prompts[i] - 1; t < CONTEXT; t++) {
+      if (t >= prompts[i]) CHECK(nn_session_decode(session, tokens + t, logits));
+      for (int v = 0; v < VOCAB; v++)
+        distance = fmax(distance, fabs((double)logits[v] - (double)full[t * VOCAB + v]));
+    }
+    nn_session_destroy(session);
+  }
+  double largest = fixture_largest(full, CONTEXT * VOCAB);
+  free(full);
+  nn_model_destroy(model);
+  return distance / largest;
+}
+
+static int ascending(const void *a, const void *b) {
+  double x = *(const double *)a, y = *(const double *)b;
+  return (x > y) - (x < y);
+}
+
+/* Half of the models have wide rows, which take other products. */
+static nn_model_config_t bf16_config(int family, bool wide) {
+  nn_model_config_t config = config_of(family);
+  config.top_k = config.experts; /* rounding may have a token choose others, but not of all */
+  if (wide) {
+    config.hidden = 128, config.ffn = 192, config.heads = 8;
+    if (config.head_dim) config.head_dim = 16;
+  }
+  return config;
+}
+
+/* A session rounds the numbers to bf16 that a forward pass rounds. On the reference path their sums
+ * have the same order, so logits have the same bits. Elsewhere sums differ as in fp32, and a
+ * rounding now and then goes the other way: where a sum's error, some 2^-24 of it, is met by the
+ * middle of two bf16 numbers, which lie 2^-7 of it apart at most, so once in 10^5 numbers or more.
+ * Narrow models have 12,500: the median of eight has no such number and is as near as fp32. Wide
+ * ones have ten times as many; one number that is off by 2^-7 of itself moves no logit by more than
+ * 2^-7 of the largest, and another may come upon it. On a GPU kernels round elsewhere:
+ * tests/cuda/test_against_cpu.c. */
+static void test_bf16_session_is_forward(void **state) {
+  (void)state;
+  enum { MODELS = 8 };
+  for (int path = 0; path < FIXTURE_PATHS && !getenv("MOENN_TEST_DEVICE"); path++) {
+    nn_device_t *device = fixture_device_of_path(2, fixture_path[path]);
+    if (!device) continue;
+    bool reference = fixture_path[path] == NN_CPU_REFERENCE;
+    double distance[2][MODELS];
+    for (int i = 0; i < 2 * MODELS; i++) {
+      bool wide = i >= MODELS;
+      nn_model_config_t config = bf16_config(i % 2, wide);
+      double found = distance[wide][i % MODELS] = bf16_distance(device, &config, 1 + (uint64_t)i);
+      if (!(found <= (reference ? 0 : 0x1p-6)))
+        fail_msg("%s, model %d: %g of the largest logit", fixture_path_name(fixture_path[path]), i,
+                 found);
+    }
+    for (int wide = 0; wide < 2; wide++) {
+      qsort(distance[wide], MODELS, sizeof(double), ascending);
+      print_message("%s, %s: median %.2g, most %.2g\n", fixture_path_name(fixture_path[path]),
+                    wide ? "wide" : "narrow", distance[wide][MODELS / 2],
+                    distance[wide][MODELS - 1]);
+    }
+    assert_true(distance[0][MODELS / 2] <= TOLERANCE);
+    nn_device_destroy(device);
+  }
+}
+
 /* ---- steady state, threads ---- */
 
 static void test_decode_allocates_nothing(void **state) {
@@ -501,6 +579,7 @@ int main(void) {
       cmocka_unit_test(test_session_without_prepare),
       cmocka_unit_test(test_ntk_stretch),
       cmocka_unit_test(test_bf16_model),
+      cmocka_unit_test(test_bf16_session_is_forward),
       cmocka_unit_test(test_decode_allocates_nothing),
       cmocka_unit_test(test_same_bits_on_any_threads),
   };
