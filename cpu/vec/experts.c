@@ -311,6 +311,8 @@ static gemm_group_t experts_bwd_down(const experts_t *experts, int64_t e) {
                               .along_k = 1},
                         .c = experts_pre(experts, e, 0).data,
                         .ldc = 2 * op->ffn,
+                        .d = vec_to(op->pre, (experts->row[e] * 2 + 1) * op->ffn, op->act_dtype),
+                        .ldd = 2 * op->ffn,
                         .d_dtype = op->act_dtype};
 }
 
@@ -384,12 +386,17 @@ static gemm_group_t experts_bwd_dx(const experts_t *experts, int64_t e) {
       .ldd = op->hidden};
 }
 
-/* [F, hidden] += dg^T x, over the rows. */
+/* Whether dup's rows follow dgate's as du follows dg in pre: then one product gives both. */
+static int experts_bwd_joined(const op_experts_bwd_t *op) {
+  return !op->interleaved && op->dup == op->dgate + op->ffn * op->hidden;
+}
+
+/* [F, hidden] += dg^T x, over the rows; joined, [2F, hidden] += (dg, du)^T x. */
 static gemm_group_t experts_bwd_dgate(const experts_t *experts, int64_t e) {
   const op_experts_bwd_t *op = experts->backward;
   float *dgate = op->dgate + e * op->expert_stride;
   return (gemm_group_t){
-      .m = op->ffn,
+      .m = experts_bwd_joined(op) ? 2 * op->ffn : op->ffn,
       .n = op->hidden,
       .k = experts->rows[e],
       .a = along_k(experts_pre(experts, e, 0)),
@@ -518,7 +525,8 @@ nn_status_t VEC(experts_bwd)(backend_device_t *device, const op_experts_bwd_t *o
     STATUS_TRY(experts_product(device, &experts, experts_bwd_ddown, NULL, scratch));
     STATUS_TRY(experts_product(device, &experts, experts_bwd_dx, NULL, scratch));
     STATUS_TRY(experts_product(device, &experts, experts_bwd_dgate, NULL, scratch));
-    STATUS_TRY(experts_product(device, &experts, experts_bwd_dup, NULL, scratch));
+    if (!experts_bwd_joined(op))
+      STATUS_TRY(experts_product(device, &experts, experts_bwd_dup, NULL, scratch));
     STATUS_TRY(experts_combine(device, &experts, experts_bwd_combine_item));
   }
   return NN_OK;

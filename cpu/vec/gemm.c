@@ -43,6 +43,15 @@ static bool gemm_in_place(const gemm_t *gemm, const gemm_operand_t *operand) {
          operand->ld * 4 % GEMM_BAD_STRIDE != 0;
 }
 
+static bool gemm_a_in_place(const gemm_t *gemm, const gemm_group_t *group) {
+  return gemm_in_place(gemm, &group->a) && (group->a.along_k || gemm_by_rows(gemm, group));
+}
+
+static bool gemm_b_in_place(const gemm_t *gemm, const gemm_group_t *group) {
+  const gemm_operand_t *b = &group->b;
+  return gemm_in_place(gemm, b) && b->along_k && (!b->second || gemm_by_rows(gemm, group));
+}
+
 static void gemm_item_pack_a(const gemm_item_t *item, int64_t k0, int64_t k) {
   const gemm_operand_t *a = &item->group->a;
   int64_t steps = gemm_steps(item->gemm, k);
@@ -322,11 +331,10 @@ static void gemm_item(void *context, int64_t index, int32_t thread) {
     return;
   }
 #endif
-  const gemm_operand_t *a = &item.group->a, *b = &item.group->b;
   int by_rows = gemm_by_rows(gemm, item.group);
   item.direct = !gemm->store && item.group->d_dtype == NN_F32;
-  item.a_in_place = gemm_in_place(gemm, a) && (a->along_k || by_rows);
-  item.b_in_place = gemm_in_place(gemm, b) && b->along_k && (!b->second || by_rows);
+  item.a_in_place = gemm_a_in_place(gemm, item.group);
+  item.b_in_place = gemm_b_in_place(gemm, item.group);
   /* Most likely this thread's next one: items go to threads in turn. */
   int64_t next = index + gemm->threads;
   gemm_item_t following;
@@ -372,7 +380,9 @@ static int64_t gemm_span(const gemm_t *gemm, int64_t items, int64_t threads) {
     if (own == 0) continue;
     int64_t columns = vec_min(group->n, gemm_width(gemm, group));
     int64_t rows = vec_blocks(group->m, group->row_blocks);
-    int64_t cost = group->k * (rows * columns * 2 / VEC_WIDTH + rows + columns);
+    int64_t packed = gemm_a_in_place(gemm, group) ? 0 : rows;
+    packed += gemm_b_in_place(gemm, group) ? 0 : columns;
+    int64_t cost = group->k * (rows * columns * 2 / VEC_WIDTH + packed);
     int64_t end = before / threads + vec_blocks(own, threads) * cost;
     span = end > span ? end : span;
     before += own * cost;

@@ -101,13 +101,21 @@ static inline void gemm_request_ahead(gemm_requests_t *requests, gemm_ahead_t *a
   }
 }
 
+/* `count` rows from (i, j) on of a matrix, or of none. */
+static inline void gemm_request_tile(gemm_requests_t *requests, const void *matrix, int64_t ld,
+                                     int32_t dtype, int64_t i, int64_t count, int64_t j,
+                                     int64_t columns) {
+  int64_t size = vec_dtype_bytes(dtype);
+  for (int64_t q = 0; matrix && q < columns; q += GEMM_LINE / size)
+    gemm_request(requests, vec_at(matrix, i * ld + j + q, dtype), ld * size, count);
+}
+
 /* What the last block of k adds to and writes, of `count` rows from (i, j) on. */
 static inline void gemm_request_result(gemm_requests_t *requests, const gemm_group_t *group,
                                        int64_t i, int64_t count, int64_t j, int64_t columns) {
-  const void *at = group->c ? group->c : group->d;
-  int64_t ld = group->c ? group->ldc : group->ldd, size = vec_dtype_bytes(group->d_dtype);
-  for (int64_t q = 0; at && q < columns; q += GEMM_LINE / size)
-    gemm_request(requests, vec_at(at, i * ld + j + q, group->d_dtype), ld * size, count);
+  gemm_request_tile(requests, group->c, group->ldc, group->d_dtype, i, count, j, columns);
+  if (group->d != group->c)
+    gemm_request_tile(requests, group->d, group->ldd, group->d_dtype, i, count, j, columns);
 }
 
 /* Ends the list, with a line that is in the cache already. Returns the steps between two requests:

@@ -18,27 +18,37 @@ typedef struct experts_case {
   int32_t choice, dtype;
   float limit;
   int32_t biased, interleaved;
+  int32_t beside; /* dup lies behind dgate, as a model has them */
 } experts_case_t;
 
 static const experts_case_t cases[] = {
-    {1, 1, 1, 1, 1, 0, SPREAD, NN_F32, 0, 0, 0}, {1, 64, 65, 4, 2, 0, SPREAD, NN_F32, 0, 0, 0},
-    {1, 17, 3, 4, 4, 0, SPREAD, NN_BF16, 0, 0, 0}, {17, 65, 17, 5, 3, 0, FEW, NN_F32, 0, 0, 0},
-    {65, 16, 130, 4, 2, 0, SPREAD, NN_F32, 0, 0, 0},
-    {130, 65, 130, 8, 2, 0, SPREAD, NN_BF16, 0, 0, 0},
-    {40, 20, 33, 6, 2, 5, SPREAD, NN_F32, 0, 0, 0}, {600, 20, 33, 3, 1, 0, ONE, NN_F32, 0, 0, 0},
-    {33, 130, 64, 4, 4, 0, SPREAD, NN_F32, 0, 0, 0}, {30, 17, 9, 7, 2, 3, ONE, NN_F32, 0, 0, 0},
-    {4200, 8, 5, 4, 2, 0, SPREAD, NN_F32, 0, 0, 0}, {5, 300, 257, 2, 1, 0, SPREAD, NN_F32, 0, 0, 0},
-    {60, 65, 200, 2, 2, 0, SPREAD, NN_F32, 0, 0, 0}, {17, 65, 17, 5, 3, 0, FEW, NN_F32, 0, 1, 0},
-    {40, 20, 33, 6, 2, 5, SPREAD, NN_F32, 1, 1, 0},
-    {1, 64, 65, 4, 2, 0, SPREAD, NN_F32, 1.5f, 0, 0},
-    {130, 65, 130, 8, 2, 0, SPREAD, NN_BF16, 2, 1, 0},
-    {4200, 8, 5, 4, 2, 0, SPREAD, NN_F32, 1, 1, 0}, {1, 17, 3, 4, 4, 0, SPREAD, NN_F16, 0, 0, 0},
-    {130, 65, 130, 8, 2, 0, SPREAD, NN_F16, 2, 1, 0},
+    {1, 1, 1, 1, 1, 0, SPREAD, NN_F32, 0, 0, 0, 0},
+    {1, 64, 65, 4, 2, 0, SPREAD, NN_F32, 0, 0, 0, 0},
+    {1, 17, 3, 4, 4, 0, SPREAD, NN_BF16, 0, 0, 0, 0},
+    {17, 65, 17, 5, 3, 0, FEW, NN_F32, 0, 0, 0, 0},
+    {65, 16, 130, 4, 2, 0, SPREAD, NN_F32, 0, 0, 0, 0},
+    {130, 65, 130, 8, 2, 0, SPREAD, NN_BF16, 0, 0, 0, 0},
+    {40, 20, 33, 6, 2, 5, SPREAD, NN_F32, 0, 0, 0, 0},
+    {600, 20, 33, 3, 1, 0, ONE, NN_F32, 0, 0, 0, 0},
+    {33, 130, 64, 4, 4, 0, SPREAD, NN_F32, 0, 0, 0, 0},
+    {30, 17, 9, 7, 2, 3, ONE, NN_F32, 0, 0, 0, 0},
+    {4200, 8, 5, 4, 2, 0, SPREAD, NN_F32, 0, 0, 0, 0},
+    {5, 300, 257, 2, 1, 0, SPREAD, NN_F32, 0, 0, 0, 0},
+    {60, 65, 200, 2, 2, 0, SPREAD, NN_F32, 0, 0, 0, 0},
+    {17, 65, 17, 5, 3, 0, FEW, NN_F32, 0, 1, 0, 0},
+    {40, 20, 33, 6, 2, 5, SPREAD, NN_F32, 1, 1, 0, 0},
+    {1, 64, 65, 4, 2, 0, SPREAD, NN_F32, 1.5f, 0, 0, 0},
+    {130, 65, 130, 8, 2, 0, SPREAD, NN_BF16, 2, 1, 0, 0},
+    {4200, 8, 5, 4, 2, 0, SPREAD, NN_F32, 1, 1, 0, 0},
+    {1, 17, 3, 4, 4, 0, SPREAD, NN_F16, 0, 0, 0, 0},
+    {130, 65, 130, 8, 2, 0, SPREAD, NN_F16, 2, 1, 0, 0},
     {.n = 17, .hidden = 65, .ffn = 17, .experts = 5, .top_k = 3, .biased = 1, .interleaved = 1},
     {.n = 130, .hidden = 65, .ffn = 130, .experts = 8, .top_k = 2, .dtype = NN_BF16, .limit = 2,
      .biased = 1, .interleaved = 1},
     {.n = 33, .hidden = 130, .ffn = 64, .experts = 4, .top_k = 4, .interleaved = 1},
     {.n = 1, .hidden = 64, .ffn = 65, .experts = 4, .top_k = 2, .biased = 1, .interleaved = 1},
+    {.n = 130, .hidden = 65, .ffn = 130, .experts = 8, .top_k = 2, .beside = 1},
+    {.n = 17, .hidden = 20, .ffn = 3, .experts = 4, .top_k = 2, .dtype = NN_BF16, .beside = 1},
 };
 
 /* A case in fp64; x_slack is what fp32 may be off for x. */
@@ -249,7 +259,7 @@ typedef struct experts_data {
 
 /* Experts' matrices lie apart, as those of a model do; between them are zeros. */
 static int64_t experts_stride(const experts_case_t *c) {
-  return (c->interleaved ? 2 : 1) * c->ffn * c->hidden + 5;
+  return (c->interleaved || c->beside ? 2 : 1) * c->ffn * c->hidden + 5;
 }
 
 /* Where element i of an expert's gate, or up, is in its part of a matrix in which their rows are in
@@ -300,6 +310,15 @@ static float *together(const experts_case_t *c, const float *spread) {
     else assert_true(spread[at] == 0);
   }
   return data;
+}
+
+/* Moves matrices from one place of each expert to another; zeros are left behind. */
+static void beside(const experts_case_t *c, float *from, int64_t first, float *to, int64_t second) {
+  size_t bytes = (size_t)(c->ffn * c->hidden) * sizeof *from;
+  for (int64_t e = 0; e < c->experts; e++) {
+    memcpy(to + e * experts_stride(c) + second, from + e * experts_stride(c) + first, bytes);
+    memset(from + e * experts_stride(c) + first, 0, bytes);
+  }
 }
 
 /* So are their biases; those of gate and up are ffn wide, that of down as the tokens are. Between
@@ -515,12 +534,15 @@ static void check_experts_bwd(const experts_case_t *c, double rounding) {
     } else {
       op.dgate = apart(c, gate, NN_F32), op.dup = apart(c, up, NN_F32);
     }
+    float *alone = op.dup;
+    if (c->beside) beside(c, alone, 0, op.dgate, size), op.dup = op.dgate + size;
     op.ddown = apart(c, down, NN_F32);
     float **biases[] = {&op.dgate_bias, &op.dup_bias, &op.ddown_bias};
     for (int i = 0; i < 3 && c->biased; i++)
       *biases[i] = ops_copy(half, c->experts * bias_stride(c));
     if (c->biased && c->interleaved) op.dup_bias = op.dgate_bias + 1;
     OPS_RUN(&trial, experts_bwd, &op);
+    if (c->beside) beside(c, op.dgate, size, alone, 0), op.dup = alone;
     const float *dgate = c->interleaved ? together_in_turn(c, op.dgate, 0) : together(c, op.dgate);
     const float *dup = c->interleaved ? together_in_turn(c, op.dgate, 1) : together(c, op.dup);
     const float *ddown = together(c, op.ddown);
