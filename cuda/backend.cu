@@ -47,20 +47,24 @@ nn_status_t cuda_check(backend_device_t *device, const char *operation, cudaErro
   if (backend_error_passes(error))
     return backend_fail(device, NN_ERR_DEVICE, operation, text);
   device->lost = 1;
-  snprintf(what, sizeof what, "%s; the device is lost, and its handles can only be destroyed", text);
+  snprintf(what, sizeof what, "%s; the device is lost, and its handles can only be destroyed",
+           text);
   return backend_fail(device, NN_ERR_DEVICE, operation, what);
 }
 
 nn_status_t cuda_select(backend_device_t *device, const char *operation) {
   if (device->lost)
-    return backend_fail(device, NN_ERR_DEVICE, operation, "the device was lost by an earlier failure");
+    return backend_fail(device, NN_ERR_DEVICE, operation,
+                        "the device was lost by an earlier failure");
   return cuda_check(device, operation, cudaSetDevice(device->index));
 }
 
 nn_status_t cuda_enter(backend_device_t *device, const char *operation) {
-  if (!device->options.cancelled(device->options.cancel_user)) return cuda_select(device, operation);
+  if (!device->options.cancelled(device->options.cancel_user))
+    return cuda_select(device, operation);
   device->failed = 1;
-  return device->options.fail(NN_ERR_CANCELLED, "cancelled; clear it with nn_device_cancel(device, 0)");
+  return device->options.fail(NN_ERR_CANCELLED,
+                              "cancelled; clear it with nn_device_cancel(device, 0)");
 }
 
 nn_status_t cuda_launched(backend_device_t *device, const char *operation) {
@@ -294,8 +298,8 @@ static void backend_fill_table(backend_t *table) {
   table->graph_free = backend_graph_free;
 }
 
-/* MOENN_CUDA_CAPABILITY, as 80, makes a newer GPU take the kernels of an older one, as MOENN_CPU does
- * with paths: for tests. */
+/* MOENN_CUDA_CAPABILITY, as 80, makes a newer GPU take the kernels of an older one, as MOENN_CPU
+ * does with paths: for tests. */
 static int backend_capability(int found) {
   const char *text = getenv("MOENN_CUDA_CAPABILITY");
   int asked = text ? atoi(text) : found;
@@ -352,7 +356,8 @@ static nn_status_t backend_find(const backend_options_t *options) {
 extern "C" __attribute__((visibility("default"))) nn_status_t moenn_cuda_open(
     const backend_options_t *options, const backend_t **table, backend_device_t **device) {
   if (options->struct_size < sizeof *options)
-    return options->fail(NN_ERR_UNSUPPORTED, "libmoenn_cuda.so is newer than the library that opens it");
+    return options->fail(NN_ERR_UNSUPPORTED,
+                         "libmoenn_cuda.so is newer than the library that opens it");
   CUDA_TRY(backend_find(options));
   backend_device_t *made = (backend_device_t *)calloc(1, sizeof *made);
   if (!made) return options->fail(NN_ERR_MEMORY, "host memory could not be had");

@@ -1,6 +1,6 @@
 /* Trains a small mixture-of-experts language model on a text, byte by byte, on the CPU or a GPU:
- * measures it, lets it write, saves it, and proves that what was saved is the same model. main() tells the
- * story; everything asked of libmoenn is in moenn.h. */
+ * measures it, lets it write, saves it, and proves that what was saved is the same model. main()
+ * tells the story; everything asked of libmoenn is in moenn.h. */
 #define _GNU_SOURCE
 #include <getopt.h>
 #include <math.h>

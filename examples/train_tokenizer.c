@@ -1,6 +1,6 @@
-/* Learns a vocabulary of 32,000 entries from text files: pad, unk, bos and eos first, as a SentencePiece
- * tokenizer has them, and the rest by Unigram, or by byte-level BPE. Writes tokenizer.json, which
- * nn_tokenizer_load() and the tokenizers package read. */
+/* Learns a vocabulary of 32,000 entries from text files: pad, unk, bos and eos first, as a
+ * SentencePiece tokenizer has them, and the rest by Unigram, or by byte-level BPE. Writes
+ * tokenizer.json, which nn_tokenizer_load() and the tokenizers package read. */
 #include <stdio.h>
 #include <string.h>
 

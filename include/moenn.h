@@ -152,13 +152,14 @@ typedef struct nn_device_options_t {
 } nn_device_options_t;
 
 /** Opens a device.
- *  @param name    "cpu" (also NULL), or "cuda:0", "cuda:1", ... ("cuda": the first): an NVIDIA GPU of
- *                 compute capability 8.0 or newer. For these the library opens libmoenn_cuda.so from
- *                 its own folder, or from that which MOENN_PLUGIN_PATH names. NN_ERR_NOT_FOUND: no
- *                 such device, plugin or driver; NN_ERR_UNSUPPORTED: a plugin of another release, or
- *                 a GPU that is too old.
+ *  @param name    "cpu" (also NULL), or "cuda:0", "cuda:1", ... ("cuda": the first): an NVIDIA GPU
+ *                 of compute capability 8.0 or newer. For these the library opens libmoenn_cuda.so
+ *                 from its own folder, or from that which MOENN_PLUGIN_PATH names.
+ *                 NN_ERR_NOT_FOUND: no such device, plugin or driver; NN_ERR_UNSUPPORTED: a plugin
+ *                 of another release, or a GPU that is too old.
  *  @param options NULL for the defaults. The environment variable MOENN_CPU ("reference", "avx2",
- *                 "avx512", "avx512bf16", or several joined by commas) stands in for a zero cpu_paths.
+ *                 "avx512", "avx512bf16", or several joined by commas) stands in for a zero
+ *                 cpu_paths.
  *  @param device  receives the handle; nn_device_destroy() ends it.
  *  Results do not depend on the number of threads, to the last bit, and the same calls on the same
  *  kind of device give the same bits. Once a GPU fails (NN_ERR_DEVICE), all calls on its device do;
@@ -377,8 +378,8 @@ enum {
   NN_ROPE_LLAMA3 = 4,  /**< By wavelength, between original context / rope_low_freq and
                             / rope_high_freq, as Llama 3.1 does. */
   NN_ROPE_LONG = 5     /**< Each frequency divided by a factor of its own, of two lists: one for
-                            sequences up to the original context, one for longer ones (LongRoPE, Ding
-                            et al., 2024). Training goes by a batch's seq_len, a session by its
+                            sequences up to the original context, one for longer ones (LongRoPE,
+                            Ding et al., 2024). Training goes by a batch's seq_len, a session by its
                             max_len. */
 };
 
@@ -607,8 +608,8 @@ NN_API nn_status_t nn_model_load(nn_device_t *device, const char *folder, int32_
  *  is not there. What the folder that the model was loaded from holds beside the model
  *  (generation_config.json, the tokenizer's files, the chat template) is copied where the new one
  *  has no file of that name. A full disk, a failure or a kill leaves the earlier model whole. A
- *  failure after the new model took its place, when the earlier one's files are cleared away, says so
- *  in its message. */
+ *  failure after the new model took its place, when the earlier one's files are cleared away, says
+ *  so in its message. */
 NN_API nn_status_t nn_model_save(const nn_model_t *model, const char *folder,
                                  const nn_file_options_t *options);
 
@@ -637,8 +638,8 @@ NN_API nn_status_t nn_model_load_llmc(nn_device_t *device, const char *path, int
  *  the model.
  *  @param path the file, in a folder that is there.
  *  NN_ERR_UNSUPPORTED names what does not fit: a family other than NN_FAMILY_GPT2, an ffn that is
- *  not 4 x hidden, a norm_eps that is not 1e-5, parameters of NN_F16. NN_ERR_NOT_FOUND: there is no such folder.
- *  NN_ERR_IO: the file cannot be written, or another save is writing it. */
+ *  not 4 x hidden, a norm_eps that is not 1e-5, parameters of NN_F16. NN_ERR_NOT_FOUND: there is no
+ *  such folder. NN_ERR_IO: the file cannot be written, or another save is writing it. */
 NN_API nn_status_t nn_model_save_llmc(const nn_model_t *model, const char *path,
                                       const nn_file_options_t *options);
 
@@ -792,8 +793,8 @@ NN_API int64_t nn_optim_steps(const nn_optim_t *optim);
 NN_API nn_status_t nn_optim_set_steps(nn_optim_t *optim, int64_t steps);
 
 /** Writes moments, step count, masters (of bf16 parameters their lower bits) and, beside fp16
- *  parameters, the loss scale and the updates since it changed to one safetensors file, whole or not
- *  at all. */
+ *  parameters, the loss scale and the updates since it changed to one safetensors file, whole or
+ *  not at all. */
 NN_API nn_status_t nn_optim_save(const nn_optim_t *optim, const char *path);
 
 /** Reads what nn_optim_save() wrote for a model of the same configuration. On failure the state is
@@ -827,8 +828,8 @@ NN_API nn_status_t nn_schedule_lr(const nn_schedule_t *schedule, int64_t step, f
 /** Text to ids and back. Immutable: may be used from several threads at once.
  *
  *  Text is any string of less than 4 GiB. Where it is not UTF-8, byte-level tokenizers (those of
- *  GPT-2, Llama 3, Qwen and the like, with at most a Unicode normal form before) encode its bytes as
- *  they are and give them back; all others see U+FFFD for each malformed part. */
+ *  GPT-2, Llama 3, Qwen and the like, with at most a Unicode normal form before) encode its bytes
+ *  as they are and give them back; all others see U+FFFD for each malformed part. */
 typedef struct nn_tokenizer nn_tokenizer_t;
 
 /** Ids of the byte tokenizer's specials; its vocabulary has NN_BYTE_VOCAB ids. */
@@ -845,14 +846,15 @@ NN_API nn_status_t nn_tokenizer_create_bytes(nn_tokenizer_t **tokenizer);
 /** Loads a tokenizer. What a file is, its content decides:
  *
  *  - **tokenizer.json**: BPE, Unigram, WordPiece, WordLevel, with the normalizers, pre-tokenizers,
- *    post-processors and decoders of the tokenizers package (0.23); ids, offsets and text are the same
- *    as there, but that Unigram makes no special token of plain text, and that offsets are right
- *    where a character map removes characters. Characters newer than the Unicode of this system's
- *    utf8proc and PCRE2 may be cut otherwise. Truncation and padding are left to the caller.
+ *    post-processors and decoders of the tokenizers package (0.23); ids, offsets and text are the
+ *    same as there, but that Unigram makes no special token of plain text, and that offsets are
+ *    right where a character map removes characters. Characters newer than the Unicode of this
+ *    system's utf8proc and PCRE2 may be cut otherwise. Truncation and padding are left to the
+ *    caller.
  *  - **SentencePiece** (.model): BPE, Unigram, WORD and CHAR; ids and text are SentencePiece's, for
  *    any bytes.
- *  - **tiktoken** rank files of the published vocabularies of GPT-2, cl100k_base, o200k_base, Llama 3
- *    and Qwen, which the number of tokens tells apart; others: nn_tokenizer_load_tiktoken().
+ *  - **tiktoken** rank files of the published vocabularies of GPT-2, cl100k_base, o200k_base, Llama
+ *    3 and Qwen, which the number of tokens tells apart; others: nn_tokenizer_load_tiktoken().
  *  - **GGUF**: its metadata tokenizer.ggml.*, of the models llama, t5 and gpt2.
  *  - **llm.c** tokenizer files, version 1 and 2, taken as GPT-2's: ids in the order of merges.
  *
@@ -903,8 +905,8 @@ NN_API nn_status_t nn_tokenizer_encode(const nn_tokenizer_t *tokenizer, const ch
 /** Options of nn_tokenizer_encode_with(). */
 typedef struct nn_encode_options_t {
   size_t struct_size;    /**< sizeof this struct. */
-  int32_t add_special;   /**< 1: with the ids before and after it that the tokenizer's post-processor
-                              puts around a text. */
+  int32_t add_special;   /**< 1: with the ids before and after it that the tokenizer's
+                              post-processor puts around a text. */
   int32_t parse_special; /**< 1: a special token that the text spells becomes its id. 0: it is text
                               like any other, as text from outside should be. Added tokens that are
                               not special are found either way. */
@@ -934,8 +936,8 @@ typedef struct nn_decode_options_t {
   int32_t keep_special; /**< 1: special tokens give their spelling. 0: no text. */
 } nn_decode_options_t;
 
-/** Decodes ids. An id outside the vocabulary is NN_ERR_ARGUMENT. Byte-level tokenizers give the bytes
- *  that the ids stand for, which need not be UTF-8.
+/** Decodes ids. An id outside the vocabulary is NN_ERR_ARGUMENT. Byte-level tokenizers give the
+ *  bytes that the ids stand for, which need not be UTF-8.
  *  @param options NULL: all zero.
  *  @param text    [capacity] receives the bytes, without a NUL; may be NULL when capacity is 0.
  *  @param bytes   receives the number of bytes, also with NN_ERR_CAPACITY. */
@@ -943,8 +945,8 @@ NN_API nn_status_t nn_tokenizer_decode_with(const nn_tokenizer_t *tokenizer, con
                                             int64_t count, const nn_decode_options_t *options,
                                             char *text, size_t capacity, size_t *bytes);
 
-/** How far a text that grows id by id has been decoded. All zero but struct_size and keep_special at
- *  its beginning; the rest is nn_tokenizer_decode_next()'s. */
+/** How far a text that grows id by id has been decoded. All zero but struct_size and keep_special
+ *  at its beginning; the rest is nn_tokenizer_decode_next()'s. */
 typedef struct nn_decode_stream_t {
   size_t struct_size;   /**< sizeof this struct. */
   int32_t keep_special; /**< As in nn_decode_options_t. */
@@ -952,21 +954,23 @@ typedef struct nn_decode_stream_t {
   int64_t given;        /**< Bytes given out of the text that begins there. */
 } nn_decode_stream_t;
 
-/** The text that has become certain since the last call with the same stream: whole characters, always
- *  UTF-8, U+FFFD for bytes that form none. The texts of all calls, end to end, are the decoded text.
+/** The text that has become certain since the last call with the same stream: whole characters,
+ *  always UTF-8, U+FFFD for bytes that form none. The texts of all calls, end to end, are the
+ *  decoded text.
  *  @param ids    [count] all ids so far, the earlier ones as in the calls before.
  *  @param finish 1: no more will come, so that an unfinished character at the end is U+FFFD.
  *  @param text   [capacity] receives the bytes, without a NUL; may be NULL when capacity is 0.
- *  @param bytes  receives their number, also with NN_ERR_CAPACITY, which leaves the stream alone. */
+ *  @param bytes  receives their number, also with NN_ERR_CAPACITY, which leaves the stream
+ *                alone. */
 NN_API nn_status_t nn_tokenizer_decode_next(const nn_tokenizer_t *tokenizer,
                                             nn_decode_stream_t *stream, const int32_t *ids,
                                             int64_t count, int32_t finish, char *text,
                                             size_t capacity, size_t *bytes);
 
 /** Writes tokenizer.json for the tokenizers package and for nn_tokenizer_load(). Into a folder also
- *  tokenizer_config.json, with which transformers opens the folder. What SentencePiece files ask for is
- *  written as the steps that published tokenizer.json files have for it; they differ in rare texts.
- *  NN_ERR_UNSUPPORTED names what the format cannot say.
+ *  tokenizer_config.json, with which transformers opens the folder. What SentencePiece files ask
+ *  for is written as the steps that published tokenizer.json files have for it; they differ in rare
+ *  texts. NN_ERR_UNSUPPORTED names what the format cannot say.
  *  @param path a file, or a folder that is there. */
 NN_API nn_status_t nn_tokenizer_save(const nn_tokenizer_t *tokenizer, const char *path);
 
@@ -976,11 +980,12 @@ NN_API nn_status_t nn_tokenizer_save_llmc(const nn_tokenizer_t *tokenizer, const
 
 /** Kinds of vocabularies that can be learnt. */
 enum {
-  NN_TOKENIZER_BPE = 0,    /**< Byte-level BPE (Sennrich et al., 2016): knows every text; the merges of
-                                the tokenizers package's trainer. */
-  NN_TOKENIZER_UNIGRAM = 1 /**< Unigram (Kudo, 2018) over NFKC with spaces at the beginning of words,
-                                after SentencePiece: a text's first word gets one, and decoding drops
-                                it, or the text's own. Needs a special for unknown characters. */
+  NN_TOKENIZER_BPE = 0,    /**< Byte-level BPE (Sennrich et al., 2016): knows every text; the merges
+                                of the tokenizers package's trainer. */
+  NN_TOKENIZER_UNIGRAM = 1 /**< Unigram (Kudo, 2018) over NFKC with spaces at the beginning of
+                                words, after SentencePiece: a text's first word gets one, and
+                                decoding drops it, or the text's own. Needs a special for unknown
+                                characters. */
 };
 
 /** Options of nn_tokenizer_train(). */
@@ -991,8 +996,8 @@ typedef struct nn_tokenizer_train_options_t {
   int64_t min_frequency;  /**< How often what is learnt must come. 0: 2. */
   const char *const *specials; /**< [special_count] special tokens, which get the first ids. */
   int64_t special_count;  /**< Their number. */
-  const char *pattern;    /**< BPE: regular expression whose matches are words, as is what lies between
-                               them. NULL: GPT-2's. */
+  const char *pattern;    /**< BPE: regular expression whose matches are words, as is what lies
+                               between them. NULL: GPT-2's. */
   float coverage;         /**< Unigram: share of the text that characters in the vocabulary make up;
                                the rarest are left to unk. 0: 0.9995. */
   const char *bos;        /**< Which special is NN_TOKEN_BOS, if it is among them. NULL: "<s>". */
@@ -1054,8 +1059,8 @@ NN_API nn_status_t nn_dataset_from_tokens(const int32_t *ids, int64_t count,
                                           const nn_dataset_options_t *options,
                                           nn_dataset_t **dataset);
 
-/** Writes ids to an llm.c token file, which nn_dataset_open_tokens() reads. NN_ERR_UNSUPPORTED: an id
- *  is not below 65,536, or there are more than 2^31 - 1. */
+/** Writes ids to an llm.c token file, which nn_dataset_open_tokens() reads. NN_ERR_UNSUPPORTED: an
+ *  id is not below 65,536, or there are more than 2^31 - 1. */
 NN_API nn_status_t nn_dataset_save_tokens(const char *path, const int32_t *ids, int64_t count);
 
 /** Gives the handle back. */

@@ -5,12 +5,13 @@
  * moenn.h says what each call does, which threads may make it and what zero means in an option; its
  * enumerators are used as they are. This header adds:
  *
- * - A handle is a class that can be moved and not copied; its destructor, or reset(), gives it back. One
- *   that was moved from or reset throws NN_ERR_ARGUMENT when used; getters that cannot fail return 0.
+ * - A handle is a class that can be moved and not copied; its destructor, or reset(), gives it
+ *   back. One that was moved from or reset throws NN_ERR_ARGUMENT when used; getters that cannot
+ *   fail return 0.
  * - Failures are thrown as moenn::error, which carries the status and the message.
  * - Structs begin with their struct_size set: `moenn::train_options shape; shape.batch = 4;`
- * - Arrays are passed as moenn::span, which vectors, arrays and braced lists convert to without a copy;
- *   one of the wrong size throws NN_ERR_ARGUMENT.
+ * - Arrays are passed as moenn::span, which vectors, arrays and braced lists convert to without a
+ *   copy; one of the wrong size throws NN_ERR_ARGUMENT.
  * - Callbacks are callables. What they throw ends the call and is thrown by it.
  */
 #ifndef MOENN_HPP
@@ -37,7 +38,8 @@ namespace moenn {
 /** A failed call: what() is nn_last_error()'s message. */
 class error : public std::runtime_error {
  public:
-  error(nn_status_t status, const std::string &message) : std::runtime_error(message), status_(status) {}
+  error(nn_status_t status, const std::string &message)
+      : std::runtime_error(message), status_(status) {}
   nn_status_t status() const noexcept { return status_; }
 
  private:
@@ -83,11 +85,13 @@ class span {
   span(T *data, std::size_t size) noexcept : data_(data), size_(size) {}
   template <std::size_t N>
   span(T (&array)[N]) noexcept : data_(array), size_(N) {}
-  template <class C, class = std::enable_if_t<std::is_convertible_v<decltype(std::declval<C &>().data()), T *>>>
+  template <class C, class = std::enable_if_t<
+                         std::is_convertible_v<decltype(std::declval<C &>().data()), T *>>>
   span(C &&container) noexcept : data_(container.data()), size_(container.size()) {}
   /** For an argument, as in `prefill(0, {1, 2, 3})`: the list goes at the end of the statement. */
   template <class U = T, class = std::enable_if_t<std::is_const_v<U>>>
-  span(const std::initializer_list<std::remove_const_t<U>> &list) noexcept : span(list.begin(), list.size()) {}
+  span(const std::initializer_list<std::remove_const_t<U>> &list) noexcept
+      : span(list.begin(), list.size()) {}
 
   T *data() const noexcept { return data_; }
   std::size_t size() const noexcept { return size_; }
@@ -128,7 +132,8 @@ Result get(F *function, Args... args) {
   return result;
 }
 
-/* Lets C call a callable: what that throws is kept, and stops the call, which finish() then throws. */
+/* Lets C call a callable: what that throws is kept, and stops the call, which finish() then
+ * throws. */
 template <class F>
 struct guard {
   const F &callable;
@@ -154,7 +159,8 @@ struct guard {
 template <class Options>
 struct progress_guard : guard<progress_fn> {
   Options options;
-  progress_guard(const Options &rest, const progress_fn &progress) : guard{progress}, options(rest) {
+  progress_guard(const Options &rest, const progress_fn &progress)
+      : guard{progress}, options(rest) {
     if (!progress) return;
     options.progress = call<std::int64_t, std::int64_t>;
     options.progress_user = static_cast<guard *>(this);
@@ -208,7 +214,8 @@ inline model_config config_from_json(std::string_view text) {
 }
 inline std::string config_to_json(const model_config &config) {
   std::size_t required = 0;
-  if (nn_status_t status = nn_config_to_json(&config, nullptr, 0, &required); status != NN_ERR_CAPACITY)
+  if (nn_status_t status = nn_config_to_json(&config, nullptr, 0, &required);
+      status != NN_ERR_CAPACITY)
     check(status);
   std::string text(required, '\0');
   check(nn_config_to_json(&config, text.data(), text.size(), &required));
@@ -224,16 +231,20 @@ inline float schedule_lr(const lr_schedule &schedule, std::int64_t step) {
 /** A place to compute. */
 class device : public detail::handle<nn_device_t, nn_device_destroy> {
  public:
-  /** A log lives until the last handle on the device is gone; what DLPack exports is not counted. */
-  explicit device(const std::string &name = "cpu", const device_options &options = {}, log_fn log = nullptr)
+  /** A log lives until the last handle on the device is gone; what DLPack exports is not
+   *  counted. */
+  explicit device(const std::string &name = "cpu", const device_options &options = {},
+                  log_fn log = nullptr)
       : device(name, options, log ? std::make_shared<const log_fn>(std::move(log)) : nullptr) {}
   device_info info() const { return detail::get<device_info>(nn_device_info, get()); }
   memory_info memory() const { return detail::get<memory_info>(nn_device_memory, get()); }
   void cancel(bool on = true) noexcept { nn_device_cancel(get(), on); }
-  byte_plan plan_training(const model_config &config, std::int32_t dtype, const train_options &options = {}) const {
+  byte_plan plan_training(const model_config &config, std::int32_t dtype,
+                          const train_options &options = {}) const {
     return detail::get<byte_plan>(nn_plan_training, get(), &config, dtype, &options);
   }
-  byte_plan plan_inference(const model_config &config, std::int32_t dtype, const session_options &options = {}) const {
+  byte_plan plan_inference(const model_config &config, std::int32_t dtype,
+                           const session_options &options = {}) const {
     return detail::get<byte_plan>(nn_plan_inference, get(), &config, dtype, &options);
   }
 
@@ -260,11 +271,14 @@ class tensor : public detail::handle<nn_tensor_t, nn_tensor_destroy> {
       : handle(on.log(), nn_tensor_create, on.get(), dtype, rank(shape), shape.data()) {}
   /** Over the caller's memory, which must outlive the tensor; no strides: row-major. */
   static tensor wrap(device &on, void *data, std::int32_t dtype, sizes shape, sizes strides = {}) {
-    detail::require(!strides.size() || strides.size() == shape.size(), "wrap: strides and shape differ in length");
+    detail::require(!strides.size() || strides.size() == shape.size(),
+                    "wrap: strides and shape differ in length");
     return {on, nn_tensor_wrap, on.get(), data, dtype, rank(shape), shape.data(), strides.data()};
   }
   /** Imports a DLManagedTensor, and owns it unless it throws. */
-  static tensor from_dlpack(device &on, void *managed) { return {on, nn_tensor_from_dlpack, on.get(), managed}; }
+  static tensor from_dlpack(device &on, void *managed) {
+    return {on, nn_tensor_from_dlpack, on.get(), managed};
+  }
   /** Exports a DLManagedTensor, whose deleter the consumer calls once. */
   void *to_dlpack() const { return detail::get<void *>(nn_tensor_to_dlpack, get()); }
   /** A view of elements begin to end - 1 of one dimension. */
@@ -273,8 +287,12 @@ class tensor : public detail::handle<nn_tensor_t, nn_tensor_destroy> {
   }
   tensor_info info() const { return detail::get<tensor_info>(nn_tensor_info, get()); }
   /** From and to row-major host memory of the tensor's dtype. */
-  void copy_in(const void *source, std::size_t bytes) { check(nn_tensor_copy_in(get(), source, bytes)); }
-  void copy_out(void *target, std::size_t bytes) const { check(nn_tensor_copy_out(get(), target, bytes)); }
+  void copy_in(const void *source, std::size_t bytes) {
+    check(nn_tensor_copy_in(get(), source, bytes));
+  }
+  void copy_out(void *target, std::size_t bytes) const {
+    check(nn_tensor_copy_out(get(), target, bytes));
+  }
 
  private:
   friend class model;
@@ -300,7 +318,8 @@ class model : public detail::handle<nn_model_t, nn_model_destroy> {
                          const progress_fn &progress = nullptr) {
     return load(nn_model_load_llmc, on, path, dtype, progress);
   }
-  void save(const std::string &folder, const file_options &options = {}, const progress_fn &progress = nullptr) const {
+  void save(const std::string &folder, const file_options &options = {},
+            const progress_fn &progress = nullptr) const {
     detail::progress_guard<file_options> guard(options, progress);
     guard.finish(nn_model_save(get(), folder.c_str(), &guard.options));
   }
@@ -311,10 +330,16 @@ class model : public detail::handle<nn_model_t, nn_model_destroy> {
   model_config config() const { return detail::get<model_config>(nn_model_config, get()); }
   std::int64_t parameter_count() const noexcept { return nn_model_parameter_count(get()); }
   /** NULL when there is none. */
-  const char *parameter_name(std::int64_t index) const noexcept { return nn_model_parameter_name(get(), index); }
+  const char *parameter_name(std::int64_t index) const noexcept {
+    return nn_model_parameter_name(get(), index);
+  }
   /** Views of the model's memory. */
-  tensor parameter(const std::string &name) const { return {*this, nn_model_parameter, get(), name.c_str()}; }
-  tensor gradient(const std::string &name) const { return {*this, nn_model_gradient, get(), name.c_str()}; }
+  tensor parameter(const std::string &name) const {
+    return {*this, nn_model_parameter, get(), name.c_str()};
+  }
+  tensor gradient(const std::string &name) const {
+    return {*this, nn_model_gradient, get(), name.c_str()};
+  }
   void prepare(const train_options &options) { check(nn_model_prepare(get(), &options)); }
   /** Gives gradients and activations back. */
   void unprepare() { check(nn_model_prepare(get(), nullptr)); }
@@ -322,7 +347,8 @@ class model : public detail::handle<nn_model_t, nn_model_destroy> {
   void forward(ids tokens, std::int64_t batch, span<float> logits) {
     detail::require(detail::is_product(logits.size(), tokens.count(), config().vocab_size),
                     "forward: logits are not [batch, seq_len, vocab_size]");
-    check(nn_model_forward(get(), tokens.data(), batch, seq_len(tokens, tokens, batch), logits.data()));
+    check(nn_model_forward(get(), tokens.data(), batch, seq_len(tokens, tokens, batch),
+                           logits.data()));
   }
   /** Tokens and targets are [batch, seq_len]. */
   loss_info evaluate(ids tokens, ids targets, std::int64_t batch) {
@@ -337,9 +363,11 @@ class model : public detail::handle<nn_model_t, nn_model_destroy> {
   /** What the gradients are multiplied by: 1 unless parameters are NN_F16. */
   double loss_scale() const noexcept { return nn_model_loss_scale(get()); }
   /** Counts and mean_prob are [experts], or empty. */
-  expert_info expert_stats(std::int64_t layer, span<std::int64_t> counts = {}, span<double> mean_prob = {}) const {
+  expert_info expert_stats(std::int64_t layer, span<std::int64_t> counts = {},
+                           span<double> mean_prob = {}) const {
     require_experts(config().experts, counts, mean_prob);
-    return detail::get<expert_info>(nn_model_expert_stats, get(), layer, counts.data(), mean_prob.data());
+    return detail::get<expert_info>(nn_model_expert_stats, get(), layer, counts.data(),
+                                    mean_prob.data());
   }
   void expert_stats_reset() { check(nn_model_expert_stats_reset(get())); }
 
@@ -347,8 +375,8 @@ class model : public detail::handle<nn_model_t, nn_model_destroy> {
   friend class session;
   template <class F, class... Args>
   model(const device &on, F *make, Args... args) : handle(on.log(), make, args...) {}
-  static model load(decltype(nn_model_load) *read, device &on, const std::string &path, std::int32_t dtype,
-                    const progress_fn &progress) {
+  static model load(decltype(nn_model_load) *read, device &on, const std::string &path,
+                    std::int32_t dtype, const progress_fn &progress) {
     detail::progress_guard<file_options> guard({}, progress);
     try {
       return {on, read, on.get(), path.c_str(), dtype, &guard.options};
@@ -358,12 +386,15 @@ class model : public detail::handle<nn_model_t, nn_model_destroy> {
     }
   }
   static std::int64_t seq_len(ids tokens, ids targets, std::int64_t batch) {
-    detail::require(batch > 0 && tokens.size() && tokens.count() % batch == 0 && targets.size() == tokens.size(),
+    detail::require(batch > 0 && tokens.size() && tokens.count() % batch == 0 &&
+                        targets.size() == tokens.size(),
                     "tokens and targets are not [batch, seq_len]");
     return tokens.count() / batch;
   }
-  static void require_experts(std::int64_t experts, span<std::int64_t> counts, span<double> mean_prob) {
-    detail::require((!counts.size() || counts.count() == experts) && (!mean_prob.size() || mean_prob.count() == experts),
+  static void require_experts(std::int64_t experts, span<std::int64_t> counts,
+                              span<double> mean_prob) {
+    detail::require((!counts.size() || counts.count() == experts) &&
+                        (!mean_prob.size() || mean_prob.count() == experts),
                     "expert_stats: counts and mean_prob are not [experts]");
   }
 };
@@ -418,10 +449,14 @@ class tokenizer : public detail::handle<nn_tokenizer_t, nn_tokenizer_destroy> {
   /** Writes tokenizer.json; into a folder also tokenizer_config.json. */
   void save(const std::string &path) const { check(nn_tokenizer_save(get(), path.c_str())); }
   /** Writes a tokenizer file of llm.c. */
-  void save_llmc(const std::string &path) const { check(nn_tokenizer_save_llmc(get(), path.c_str())); }
+  void save_llmc(const std::string &path) const {
+    check(nn_tokenizer_save_llmc(get(), path.c_str()));
+  }
   std::int64_t vocab_size() const noexcept { return nn_tokenizer_vocab_size(get()); }
   /** The id of an NN_TOKEN_; -1: none. */
-  std::int32_t special(std::int32_t which) const noexcept { return nn_tokenizer_special(get(), which); }
+  std::int32_t special(std::int32_t which) const noexcept {
+    return nn_tokenizer_special(get(), which);
+  }
   /** The id of a token as the vocabulary spells it; -1: none. */
   std::int32_t id(std::string_view token) const noexcept {
     return nn_tokenizer_id(get(), token.data(), token.size());
@@ -440,7 +475,8 @@ class tokenizer : public detail::handle<nn_tokenizer_t, nn_tokenizer_destroy> {
   }
   std::vector<std::int32_t> encode(std::string_view text, const encode_options &options) const {
     return filled<std::vector<std::int32_t>, std::int64_t>([&](auto data, auto room, auto *count) {
-      return nn_tokenizer_encode_with(get(), text.data(), text.size(), &options, data, nullptr, room, count);
+      return nn_tokenizer_encode_with(get(), text.data(), text.size(), &options, data, nullptr,
+                                      room, count);
     });
   }
   /** The same, and where the text of each id begins and ends, in bytes. */
@@ -450,7 +486,8 @@ class tokenizer : public detail::handle<nn_tokenizer_t, nn_tokenizer_destroy> {
     std::vector<std::array<std::int64_t, 2>> offsets(all.size());
     auto count = static_cast<std::int64_t>(all.size());
     check(nn_tokenizer_encode_with(get(), text.data(), text.size(), &options, all.data(),
-                                   offsets.empty() ? nullptr : offsets.data()->data(), count, &count));
+                                   offsets.empty() ? nullptr : offsets.data()->data(), count,
+                                   &count));
     return {std::move(all), std::move(offsets)};
   }
   std::string decode(ids tokens) const {
@@ -460,7 +497,8 @@ class tokenizer : public detail::handle<nn_tokenizer_t, nn_tokenizer_destroy> {
   }
   std::string decode(ids tokens, const decode_options &options) const {
     return filled<std::string, std::size_t>([&](auto data, auto room, auto *count) {
-      return nn_tokenizer_decode_with(get(), tokens.data(), tokens.count(), &options, data, room, count);
+      return nn_tokenizer_decode_with(get(), tokens.data(), tokens.count(), &options, data, room,
+                                      count);
     });
   }
 
@@ -469,8 +507,8 @@ class tokenizer : public detail::handle<nn_tokenizer_t, nn_tokenizer_destroy> {
   template <class F, class... Args>
   tokenizer(F *make, Args... args) : handle(nullptr, make, args...) {}
   template <class F, class... Args>
-  static tokenizer learn(const tokenizer_train_options &options, const progress_fn &progress, F *make,
-                         Args... args) {
+  static tokenizer learn(const tokenizer_train_options &options, const progress_fn &progress,
+                         F *make, Args... args) {
     detail::progress_guard<tokenizer_train_options> guard(options, progress);
     try {
       return {make, args..., &guard.options};
@@ -484,7 +522,8 @@ class tokenizer : public detail::handle<nn_tokenizer_t, nn_tokenizer_destroy> {
   static Container filled(F &&convert) {
     Count count = 0;
     typename Container::value_type *none = nullptr;
-    if (nn_status_t status = convert(none, Count{0}, &count); status != NN_ERR_CAPACITY) check(status);
+    if (nn_status_t status = convert(none, Count{0}, &count); status != NN_ERR_CAPACITY)
+      check(status);
     Container all(static_cast<std::size_t>(count), typename Container::value_type());
     check(convert(all.data(), count, &count));
     all.resize(static_cast<std::size_t>(count));
@@ -492,7 +531,8 @@ class tokenizer : public detail::handle<nn_tokenizer_t, nn_tokenizer_destroy> {
   }
 };
 
-/** Ids to text one by one, each piece as soon as its characters are whole. The tokenizer must live as long. */
+/** Ids to text one by one, each piece as soon as its characters are whole. The tokenizer must live
+ *  as long. */
 class text_stream {
  public:
   explicit text_stream(const tokenizer &of, bool keep_special = false) : of_(&of) {
@@ -512,8 +552,9 @@ class text_stream {
  private:
   std::string next(bool finish) {
     return tokenizer::filled<std::string, std::size_t>([&](auto data, auto room, auto *count) {
-      return nn_tokenizer_decode_next(of_->get(), &state_, window_.data(), static_cast<std::int64_t>(window_.size()),
-                                      finish, data, room, count);
+      return nn_tokenizer_decode_next(of_->get(), &state_, window_.data(),
+                                      static_cast<std::int64_t>(window_.size()), finish, data, room,
+                                      count);
     });
   }
   const tokenizer *of_;
@@ -528,7 +569,8 @@ class dataset : public detail::handle<nn_dataset_t, nn_dataset_destroy> {
   dataset(ids tokens, const dataset_options &options)
       : dataset(options, nn_dataset_from_tokens, tokens.data(), tokens.count()) {}
   /** A text file, as bytes unless a tokenizer is given. */
-  static dataset open_text(const std::string &path, const dataset_options &options, const tokenizer *by = nullptr) {
+  static dataset open_text(const std::string &path, const dataset_options &options,
+                           const tokenizer *by = nullptr) {
     return {options, nn_dataset_open_text, path.c_str(), by ? by->get() : nullptr};
   }
   /** An llm.c token file. */
@@ -542,8 +584,9 @@ class dataset : public detail::handle<nn_dataset_t, nn_dataset_destroy> {
   dataset_info info() const { return detail::get<dataset_info>(nn_dataset_info, get()); }
   /** Tokens and targets receive [batch, seq_len] ids. */
   void next(span<std::int32_t> tokens, span<std::int32_t> targets) {
-    detail::require(detail::is_product(tokens.size(), batch_, seq_len_) && targets.size() == tokens.size(),
-                    "next: tokens and targets are not [batch, seq_len]");
+    detail::require(
+        detail::is_product(tokens.size(), batch_, seq_len_) && targets.size() == tokens.size(),
+        "next: tokens and targets are not [batch, seq_len]");
     check(nn_dataset_next(get(), tokens.data(), targets.data()));
   }
   std::int64_t position() const noexcept { return nn_dataset_position(get()); }
@@ -552,7 +595,9 @@ class dataset : public detail::handle<nn_dataset_t, nn_dataset_destroy> {
  private:
   template <class F, class... Args>
   dataset(const dataset_options &options, F *make, Args... args)
-      : handle(nullptr, make, args..., &options), batch_(options.batch ? options.batch : 1), seq_len_(options.seq_len) {}
+      : handle(nullptr, make, args..., &options),
+        batch_(options.batch ? options.batch : 1),
+        seq_len_(options.seq_len) {}
   std::int64_t batch_, seq_len_;
 };
 
@@ -560,37 +605,46 @@ class dataset : public detail::handle<nn_dataset_t, nn_dataset_destroy> {
 class session : public detail::handle<nn_session_t, nn_session_destroy> {
  public:
   explicit session(model &of, const session_options &options = {})
-      : handle(of.log(), nn_session_create, of.get(), &options), batch_(options.batch ? options.batch : 1),
+      : handle(of.log(), nn_session_create, of.get(), &options),
+        batch_(options.batch ? options.batch : 1),
         config_(of.config()) {}
   /** Logits are [vocab_size], or empty. */
   void prefill(std::int64_t sequence, ids tokens, span<float> logits = {}) {
     require_logits(logits, 1);
     check(nn_session_prefill(get(), sequence, tokens.data(), tokens.count(), logits.data()));
   }
-  /** Tokens are [batch], negative where a sequence is left alone; logits [batch, vocab_size], or empty. */
+  /** Tokens are [batch], negative where a sequence is left alone; logits [batch, vocab_size], or
+   *  empty. */
   void decode(ids tokens, span<float> logits = {}) {
     detail::require(tokens.count() == batch_, "decode: tokens are not [batch]");
     require_logits(logits, batch_);
     check(nn_session_decode(get(), tokens.data(), logits.data()));
   }
-  std::int64_t length(std::int64_t sequence) const noexcept { return nn_session_length(get(), sequence); }
-  void truncate(std::int64_t sequence, std::int64_t length) { check(nn_session_truncate(get(), sequence, length)); }
+  std::int64_t length(std::int64_t sequence) const noexcept {
+    return nn_session_length(get(), sequence);
+  }
+  void truncate(std::int64_t sequence, std::int64_t length) {
+    check(nn_session_truncate(get(), sequence, length));
+  }
   std::int32_t sample(std::int64_t sequence, const sample_options &options = {}) {
     return detail::get<std::int32_t>(nn_session_sample, get(), sequence, &options);
   }
-  /** Generates after a prompt, and returns the NN_STOP_ reason. Every token goes to on_token, which stands
-   *  in for that of the options. */
-  std::int32_t generate(std::int64_t sequence, ids prompt, generate_options options, const token_fn &on_token) {
+  /** Generates after a prompt, and returns the NN_STOP_ reason. Every token goes to on_token, which
+   *  stands in for that of the options. */
+  std::int32_t generate(std::int64_t sequence, ids prompt, generate_options options,
+                        const token_fn &on_token) {
     detail::guard<token_fn> guard{on_token};
     options.on_token = guard.call<std::int32_t, std::int64_t>;
     options.on_token_user = &guard;
     std::int64_t count = 0;
     std::int32_t reason = 0;
-    guard.finish(nn_session_generate(get(), sequence, prompt.data(), prompt.count(), &options, nullptr, 0, &count, &reason));
+    guard.finish(nn_session_generate(get(), sequence, prompt.data(), prompt.count(), &options,
+                                     nullptr, 0, &count, &reason));
     return reason;
   }
   /** Generates after a prompt, and returns the tokens. */
-  std::vector<std::int32_t> generate(std::int64_t sequence, ids prompt, const generate_options &options = {}) {
+  std::vector<std::int32_t> generate(std::int64_t sequence, ids prompt,
+                                     const generate_options &options = {}) {
     std::vector<std::int32_t> tokens;
     generate(sequence, prompt, options, [&](std::int32_t token, std::int64_t index) {
       tokens.push_back(token);
@@ -599,9 +653,11 @@ class session : public detail::handle<nn_session_t, nn_session_destroy> {
     return tokens;
   }
   /** Counts and mean_prob are [experts], or empty. */
-  expert_info expert_stats(std::int64_t layer, span<std::int64_t> counts = {}, span<double> mean_prob = {}) const {
+  expert_info expert_stats(std::int64_t layer, span<std::int64_t> counts = {},
+                           span<double> mean_prob = {}) const {
     model::require_experts(config_.experts, counts, mean_prob);
-    return detail::get<expert_info>(nn_session_expert_stats, get(), layer, counts.data(), mean_prob.data());
+    return detail::get<expert_info>(nn_session_expert_stats, get(), layer, counts.data(),
+                                    mean_prob.data());
   }
 
  private:

@@ -299,8 +299,8 @@ typedef struct routing {
  *
  * NN_SCORE_SPARSE_MIXER is another way, for top_k = 2 without norm, choice bias and groups. The
  * first choice has the largest logit, the second the largest but that. With m a choice's logit, its
- * weight is scale times its part of the sum of exp(l) over the logits, for the second choice without
- * the first, that are near it: (m - l) / max(|l|, m) <= 2 eps. p is the softmax. */
+ * weight is scale times its part of the sum of exp(l) over the logits, for the second choice
+ * without the first, that are near it: (m - l) / max(|l|, m) <= 2 eps. p is the softmax. */
 typedef struct op_router {
   int32_t score;       /* NN_SCORE_ */
   int32_t norm;        /* NN_ROUTER_NORM_ */

@@ -1,5 +1,5 @@
-/* Clamping: y = x clamped to [-limit, limit], assigned; backward sets dx to 0 where x was beyond. NaN
- * stays what it is. */
+/* Clamping: y = x clamped to [-limit, limit], assigned; backward sets dx to 0 where x was beyond.
+ * NaN stays what it is. */
 #include "launch.cuh"
 #include "ops/wide.cuh"
 

@@ -1,4 +1,5 @@
-/* out[j] += alpha * the sum over rows i of x[i, j], x [n, width] with a stride. Order: columns.cuh. */
+/* out[j] += alpha * the sum over rows i of x[i, j], x [n, width] with a stride. Order:
+ * columns.cuh. */
 #include "ops/columns.cuh"
 
 template <typename T, int W>

@@ -1,5 +1,5 @@
-/* Copies of heads: y[t, h] = x[t, h], assigned, with zeros behind each head; or x's one head to all of
- * y's, or the sum of x's heads, in order, to the one that y has. */
+/* Copies of heads: y[t, h] = x[t, h], assigned, with zeros behind each head; or x's one head to all
+ * of y's, or the sum of x's heads, in order, to the one that y has. */
 #include "launch.cuh"
 #include "ops/wide.cuh"
 

@@ -1,6 +1,6 @@
 /* Gated linear units: y = weight act(g, u) of rows [gate F | up F], assigned. Backward:
- * dx = weight dy (dact/dg, dact/du) and, where wanted, y are assigned, and dweight = <dy, act>: sums
- * of a thread's elements in order, of a warp's threads, of the warps. A block has a row. */
+ * dx = weight dy (dact/dg, dact/du) and, where wanted, y are assigned, and dweight = <dy, act>:
+ * sums of a thread's elements in order, of a warp's threads, of the warps. A block has a row. */
 #include "launch.cuh"
 #include "ops/glu.cuh"
 #include "ops/wide.cuh"

@@ -1,8 +1,8 @@
 /* Dense products by cuBLASLt, in its column-major view: d^T [n, m] = op(b)^T [n, k] op(a)^T [k, m].
- * alpha, bias, c and, in 16 bits, GELU go into the product; where alpha is not 1, a bias follows it,
- * for cuBLASLt does not multiply that. In fp32 GELU follows it, for cuBLASLt's tanh is good to fewer
- * bits. A product keeps its algorithm in a table of plans, so that the search for one is made once.
- * Few rows against a weight are streamed by rows.cu. */
+ * alpha, bias, c and, in 16 bits, GELU go into the product; where alpha is not 1, a bias follows
+ * it, for cuBLASLt does not multiply that. In fp32 GELU follows it, for cuBLASLt's tanh is good to
+ * fewer bits. A product keeps its algorithm in a table of plans, so that the search for one is made
+ * once. Few rows against a weight are streamed by rows.cu. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -126,8 +126,10 @@ static cublasStatus_t plan_describe(matmul_plan_t *plan) {
   LT_SET(CUBLASLT_MATMUL_DESC_EPILOGUE, epilogue);
   if (key->aux) LT_SET(CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, key->ldd);
   uint64_t m = (uint64_t)key->m, n = (uint64_t)key->n, k = (uint64_t)key->k;
-  LT_TRY(cublasLtMatrixLayoutCreate(&plan->a, a, key->trans_b ? k : n, key->trans_b ? n : k, key->ldb));
-  LT_TRY(cublasLtMatrixLayoutCreate(&plan->b, b, key->trans_a ? m : k, key->trans_a ? k : m, key->lda));
+  LT_TRY(cublasLtMatrixLayoutCreate(&plan->a, a, key->trans_b ? k : n, key->trans_b ? n : k,
+                                    key->ldb));
+  LT_TRY(cublasLtMatrixLayoutCreate(&plan->b, b, key->trans_a ? m : k, key->trans_a ? k : m,
+                                    key->lda));
   LT_TRY(cublasLtMatrixLayoutCreate(&plan->c, d, n, m, key->ldc));
   return cublasLtMatrixLayoutCreate(&plan->d, d, n, m, key->ldd);
 }
@@ -227,8 +229,8 @@ static nn_status_t matmul_product(backend_device_t *device, const op_matmul_t *o
   return NN_OK;
 }
 
-/* What alpha and a bias make of the product goes to d without the bias first, rounded, and takes the
- * bias and the rest of the epilogue from there. */
+/* What alpha and a bias make of the product goes to d without the bias first, rounded, and takes
+ * the bias and the rest of the epilogue from there. */
 static nn_status_t matmul_scaled_bias(backend_device_t *device, const op_matmul_t *op,
                                       backend_scratch_t scratch) {
   op_matmul_t product = *op;

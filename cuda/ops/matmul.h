@@ -8,8 +8,8 @@
 nn_status_t matmul_exact(backend_device_t *device, const op_matmul_t *op,
                          backend_scratch_t scratch);
 
-/* plain.cu: v = alpha (op(a) op(b) + bias) + c for any layout, one thread an element; for what cuBLASLt has no
- * kernel for. d: where v goes. */
+/* plain.cu: v = alpha (op(a) op(b) + bias) + c for any layout, one thread an element; for what
+ * cuBLASLt has no kernel for. d: where v goes. */
 void matmul_plain(backend_device_t *device, const op_matmul_t *op, void *d);
 
 /* plain.cu: GELU, or its derivative, of the product v that lies at v (op->aux or op->d). */

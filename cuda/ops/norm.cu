@@ -93,7 +93,8 @@ static __global__ void __launch_bounds__(NORM_THREADS, (PER <= 24 ? 4 : 1))
     if ((i * LANES + lane) * W < hidden) wide_load<W>(from + (i * LANES + lane) * W, x[i]);
 #pragma unroll
   for (int i = 0; EARLY && i < CHUNKS; i++)
-    if ((i * LANES + lane) * W < hidden) wide_read<W>((const T *)op.w + (i * LANES + lane) * W, w[i]);
+    if ((i * LANES + lane) * W < hidden)
+      wide_read<W>((const T *)op.w + (i * LANES + lane) * W, w[i]);
   if (op.kind == NN_NORM_LAYER) {
 #pragma unroll
     for (int i = 0; i < CHUNKS; i++)
@@ -201,8 +202,8 @@ CUDA_OP(norm, op_norm_t) {
 
 template <typename T, int PER, bool BIAS>
 struct norm_bwd_plan_t {
-  /* Rows of more than one vector a lane lie one behind the other, and dx accumulates: registers have
-   * no room for more. */
+  /* Rows of more than one vector a lane lie one behind the other, and dx accumulates: registers
+   * have no room for more. */
   static constexpr bool plain = PER > vec_t<T>::width;
   static constexpr bool ahead = sizeof(T) == 2; /* registers have room for the next row */
   /* Warps of a block, which has a multiprocessor to itself: as many as registers allow. */
@@ -251,8 +252,8 @@ struct norm_bwd_row_t {
 };
 
 /* Sums of PER / W chunks of W columns per lane, LANES of which have a row, over the block's warps
- * into to [hidden]: a warp's lanes of the same columns, warp i with warp i + WARPS / 2, then these in
- * order. room: shared, [WARPS / 2 * 32 * PER]. */
+ * into to [hidden]: a warp's lanes of the same columns, warp i with warp i + WARPS / 2, then these
+ * in order. room: shared, [WARPS / 2 * 32 * PER]. */
 template <int PER, int W, int LANES, int WARPS>
 static __device__ __forceinline__ void norm_put(float (&sum)[PER / W][W], float *room, int hidden,
                                                 float *to) {
@@ -350,7 +351,8 @@ static __global__ void __launch_bounds__(32 * norm_bwd_plan_t<T, PER, BIAS>::war
     }
   }
   norm_put<PER, W, LANES, WARPS>(dw, room, hidden, dw_part + (int64_t)blockIdx.x * hidden);
-  if (BIAS) norm_put<PER, W, LANES, WARPS>(db, room, hidden, db_part + (int64_t)blockIdx.x * hidden);
+  if (BIAS)
+    norm_put<PER, W, LANES, WARPS>(db, room, hidden, db_part + (int64_t)blockIdx.x * hidden);
 }
 
 template <typename T, int PER, int LANES, bool BIAS>
@@ -359,8 +361,8 @@ static void norm_bwd_warp(backend_device_t *device, const op_norm_bwd_t *op, flo
   constexpr int WARPS = norm_bwd_plan_t<T, PER, BIAS>::warps;
   int64_t parts = cuda_blocks(op->n, 32 / LANES * WARPS);
   if (parts > device->multiprocessors) parts = device->multiprocessors;
-  launch_chained(device, norm_bwd_warp_kernel<T, PER, LANES, BIAS>, (unsigned)parts, 32 * WARPS, 0, 0, *op,
-                 dw_part, db_part);
+  launch_chained(device, norm_bwd_warp_kernel<T, PER, LANES, BIAS>, (unsigned)parts, 32 * WARPS, 0,
+                 0, *op, dw_part, db_part);
   columns_finish(device, dw_part, parts, op->hidden, op->dw);
   if (BIAS) columns_finish(device, db_part, parts, op->hidden, op->db);
 }

@@ -28,7 +28,8 @@ __global__ void plain_kernel(op_matmul_t op, void *d) {
   int64_t b = op.trans_b ? j * op.ldb : j, b_step = op.trans_b ? 1 : op.ldb;
   float sum = 0;
   for (int64_t l = 0; l < op.k; l++)
-    sum += plain_load(op.a, op.a_dtype, a + l * a_step) * plain_load(op.b, op.b_dtype, b + l * b_step);
+    sum +=
+        plain_load(op.a, op.a_dtype, a + l * a_step) * plain_load(op.b, op.b_dtype, b + l * b_step);
   if (op.bias) sum += plain_load(op.bias, op.b_dtype, j);
   if (op.alpha != 0) sum *= op.alpha;
   if (op.c) sum += plain_load(op.c, op.d_dtype, i * op.ldc + j);
@@ -62,8 +63,8 @@ __device__ __forceinline__ float gelu_tanh(float v, float *slope) {
 }
 
 template <typename T>
-__global__ void gelu_kernel(int64_t m, int64_t n, int64_t ld, bool backward, const T *v, const T *aux,
-                            T *d) {
+__global__ void gelu_kernel(int64_t m, int64_t n, int64_t ld, bool backward, const T *v,
+                            const T *aux, T *d) {
   int64_t at = (int64_t)blockIdx.x * THREADS + threadIdx.x;
   if (at >= m * n) return;
   int64_t i = at / n * ld + at % n;
@@ -79,9 +80,9 @@ __global__ void gelu_kernel(int64_t m, int64_t n, int64_t ld, bool backward, con
 template <typename T>
 static void gelu_run(backend_device_t *device, const op_matmul_t *op, const void *v) {
   unsigned blocks = (unsigned)cuda_blocks(op->m * op->n, THREADS);
-  gelu_kernel<T><<<blocks, THREADS, 0, device->stream>>>(op->m, op->n, op->ldd,
-                                                         op->epilogue == MATMUL_GELU_BWD,
-                                                         (const T *)v, (const T *)op->aux, (T *)op->d);
+  gelu_kernel<T><<<blocks, THREADS, 0, device->stream>>>(
+      op->m, op->n, op->ldd, op->epilogue == MATMUL_GELU_BWD, (const T *)v, (const T *)op->aux,
+      (T *)op->d);
 }
 
 void matmul_gelu(backend_device_t *device, const op_matmul_t *op, const void *v) {

@@ -1,6 +1,6 @@
-/* Norm, product, rotation and storing of a few rows (decode): d = alpha norm(a) b^T + bias, the pairs
- * of columns that rope turns turned, and keys and values in the cache, too. A warp has a pair of
- * columns; it asks for its weights before the rows are there, and norms them for itself.
+/* Norm, product, rotation and storing of a few rows (decode): d = alpha norm(a) b^T + bias, the
+ * pairs of columns that rope turns turned, and keys and values in the cache, too. A warp has a pair
+ * of columns; it asks for its weights before the rows are there, and norms them for itself.
  *
  * The bits are those of the four operations, which run one after the other where this does not fit:
  * sums as in norm.cu and rows.cu, and the product is rounded before it is turned. */
@@ -16,8 +16,8 @@ typedef struct project_pair {
   int32_t angle;         /* of the rotation; -1: none */
 } project_pair_t;
 
-/* The columns of pair p, two neighbours where nothing turns. In a head of D columns, of which d turn,
- * the first d / 2 pairs are rope's. */
+/* The columns of pair p, two neighbours where nothing turns. In a head of D columns, of which d
+ * turn, the first d / 2 pairs are rope's. */
 static __device__ __forceinline__ project_pair_t project_columns(const op_rope_t &rope, int32_t p) {
   if (!rope.n) return {2 * p, 2 * p + 1, -1};
   int32_t dim = (int32_t)rope.head_dim, half = (int32_t)rope.rotary_dim / 2;
@@ -29,8 +29,8 @@ static __device__ __forceinline__ project_pair_t project_columns(const op_rope_t
 
 /* Column c of a row that store knows goes to the cache, if it is a key's or a value's. */
 template <typename T>
-static __device__ __forceinline__ void project_store(const op_kv_store_t &op, const T *d, int64_t at,
-                                                     int32_t c, T value) {
+static __device__ __forceinline__ void project_store(const op_kv_store_t &op, const T *d,
+                                                     int64_t at, int32_t c, T value) {
   int64_t key = c - ((const T *)op.k - d), other = c - ((const T *)op.v - d);
   if (key >= 0 && key < op.width) ((T *)op.k_cache)[at + key] = value;
   if (other >= 0 && other < op.width) ((T *)op.v_cache)[at + other] = value;

@@ -1,5 +1,6 @@
 /* A gate per row: gate[t] = sigmoid(<x_t, w>), assigned; a warp has a row. Backward, with
- * d = dgate gate (1 - gate): dx_t += d w and dw += d x_t, in one pass; dw sums as columns.cuh says. */
+ * d = dgate gate (1 - gate): dx_t += d w and dw += d x_t, in one pass; dw sums as columns.cuh
+ * says. */
 #include "ops/columns.cuh"
 
 enum { GATE_THREADS = 256, GATE_WARPS = GATE_THREADS / 32 };

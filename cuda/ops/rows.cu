@@ -1,6 +1,6 @@
-/* y[i, j] = alpha <a_i, b_j> + bias_j + c[i, j], without bias or alpha = 1, for a few rows i: a warp an output column j reads the
- * weight's row j once, 16 bytes a lane, and keeps a sum for each i. Lanes' sums are added in one
- * fixed order. */
+/* y[i, j] = alpha <a_i, b_j> + bias_j + c[i, j], without bias or alpha = 1, for a few rows i: a
+ * warp an output column j reads the weight's row j once, 16 bytes a lane, and keeps a sum for each
+ * i. Lanes' sums are added in one fixed order. */
 #include "../launch.cuh"
 #include "matmul.h"
 

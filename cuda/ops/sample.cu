@@ -4,9 +4,10 @@
  *
  * Ids fall into runs of SAMPLE_RUN. A block sorts its run and sums its weights from the largest
  * down; then the last token that top-k and top-p keep is a key, found by halving the range of keys:
- * how many are above one, and what they weigh, is a search in each run and a sum over runs. The draw
- * walks the runs, and then one run by id, until the weights pass u times their sum. Where top-k
- * keeps few, the first keys of all runs are merged into one list instead, which has all of it.
+ * how many are above one, and what they weigh, is a search in each run and a sum over runs. The
+ * draw walks the runs, and then one run by id, until the weights pass u times their sum. Where
+ * top-k keeps few, the first keys of all runs are merged into one list instead, which has all of
+ * it.
  *
  * Weights are in double, as on the CPU, but added in another order, always the same one: the token
  * differs from the CPU's only where u times the sum, or top-p times it, lies within the rounding of
@@ -285,8 +286,8 @@ static __device__ bool sample_keeps(const sample_t &s, uint64_t key, uint64_t la
   return !(min_p > 0) || sample_weight(s, key, largest) >= min_p;
 }
 
-/* How many of a sorted run are such keys, which come first; by a whole warp, which looks at the last
- * of each 32, and then at the 32 in which they end. */
+/* How many of a sorted run are such keys, which come first; by a whole warp, which looks at the
+ * last of each 32, and then at the 32 in which they end. */
 static __device__ int sample_kept(const sample_t &s, int run, uint64_t last, double min_p,
                                   double largest) {
   static_assert(SAMPLE_RUN == 32 * 32, "two looks");

@@ -38,11 +38,13 @@ static nn_status_t device_paths_from_environment(int32_t *paths) {
   *paths = NN_CPU_REFERENCE;
   for (const char *word = text; *word;) { /* a comma at the end is a word that no path has */
     size_t length = strcspn(word, ","), i = 0;
-    while (i < KNOWN && (strlen(known[i].name) != length || strncmp(known[i].name, word, length))) i++;
+    while (i < KNOWN && (strlen(known[i].name) != length || strncmp(known[i].name, word, length)))
+      i++;
     if (i == KNOWN)
       return status_fail(
           NN_ERR_ARGUMENT,
-          "MOENN_CPU is \"%s\"; it takes reference, avx2, avx512, avx512bf16, joined by commas", text);
+          "MOENN_CPU is \"%s\"; it takes reference, avx2, avx512, avx512bf16, joined by commas",
+          text);
     *paths |= known[i].path;
     word += length;
     if (*word == ',' && word[1]) word++;
@@ -104,12 +106,14 @@ static nn_status_t device_backend_options(const nn_device_options_t *options,
     return status_fail(NN_ERR_ARGUMENT, "nn_device_options_t: log_level %d is not from 0 to %d",
                        options->log_level, NN_LOG_DEBUG);
   if (options->affinity && !options->threads)
-    return status_fail(NN_ERR_ARGUMENT,
-                       "nn_device_options_t: affinity is given, so threads must be, for its length");
+    return status_fail(
+        NN_ERR_ARGUMENT,
+        "nn_device_options_t: affinity is given, so threads must be, for its length");
   backend->threads = options->threads ? options->threads : device_available_cores();
   backend->affinity = options->affinity;
   if (options->tf32 != 0 && options->tf32 != 1)
-    return status_fail(NN_ERR_ARGUMENT, "nn_device_options_t: tf32 is %d; it is 0 or 1", options->tf32);
+    return status_fail(NN_ERR_ARGUMENT, "nn_device_options_t: tf32 is %d; it is 0 or 1",
+                       options->tf32);
   backend->fast_fp32 = options->tf32;
   *named = options->cpu_paths;
   if (!*named) STATUS_TRY(device_paths_from_environment(named));
@@ -172,8 +176,8 @@ nn_status_t nn_device_create(const char *name, const nn_device_options_t *option
   backend_options_t backend = {.struct_size = sizeof backend};
   int32_t named = 0;
   STATUS_TRY(device_parse(name, &cuda, &backend.index));
-  STATUS_TRY(
-      status_read_options(&asked, sizeof asked, OPTIONS_FIRST_SIZE, options, "nn_device_options_t"));
+  STATUS_TRY(status_read_options(&asked, sizeof asked, OPTIONS_FIRST_SIZE, options,
+                                 "nn_device_options_t"));
   STATUS_TRY(device_backend_options(&asked, &backend, &named));
   backend_open_fn open = cpu_backend_open;
   if (cuda) STATUS_TRY(plugin_open(CUDA_BACKEND_LIBRARY, CUDA_BACKEND_OPEN, &open));

@@ -17,7 +17,8 @@ nn_status_t nn_plan_training(nn_device_t *device, const nn_model_config_t *confi
   nn_model_config_t valid;
   STATUS_TRY(api_config_read(config, "nn_model_config_t", &valid));
   nn_train_options_t asked, checked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_train_options_t"));
+  STATUS_TRY(
+      status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_train_options_t"));
   STATUS_TRY(training_check(&valid, dtype, &asked, &checked));
   nn_plan_t found = {0};
   STATUS_TRY(plan_model(&valid, dtype, &found));
@@ -40,7 +41,8 @@ nn_status_t nn_plan_inference(nn_device_t *device, const nn_model_config_t *conf
   nn_model_config_t valid;
   STATUS_TRY(api_config_read(config, "nn_model_config_t", &valid));
   nn_session_options_t asked, checked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_session_options_t"));
+  STATUS_TRY(
+      status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_session_options_t"));
   STATUS_TRY(session_check(&valid, &asked, &checked));
   nn_plan_t found = {0};
   STATUS_TRY(plan_model(&valid, dtype, &found));
@@ -54,7 +56,8 @@ nn_status_t nn_plan_inference(nn_device_t *device, const nn_model_config_t *conf
   return NN_OK;
 }
 
-/* Gives the caller the model that was made, or releases it where that failed; made may be NULL then. */
+/* Gives the caller the model that was made, or releases it where that failed; made may be NULL
+ * then. */
 static nn_status_t model_hand_over(nn_model_t *made, nn_status_t status, nn_model_t **model) {
   if (status == NN_OK) *model = made;
   else if (made) model_release(made);
@@ -77,7 +80,8 @@ nn_status_t nn_model_create(nn_device_t *device, const nn_model_config_t *config
 static nn_status_t model_begin_load(nn_device_t *device, int32_t dtype,
                                     const nn_file_options_t *options, nn_file_options_t *asked) {
   if (dtype != NN_DTYPE_FILE) STATUS_TRY(model_check_dtype(dtype));
-  STATUS_TRY(status_read_options(asked, sizeof *asked, sizeof *asked, options, "nn_file_options_t"));
+  STATUS_TRY(
+      status_read_options(asked, sizeof *asked, sizeof *asked, options, "nn_file_options_t"));
   return device_poll(device);
 }
 
@@ -164,7 +168,9 @@ nn_status_t nn_model_config(const nn_model_t *model, nn_model_config_t *config) 
   return api_config_write(config, &model->config);
 }
 
-int64_t nn_model_parameter_count(const nn_model_t *model) { return model ? model->params.count : 0; }
+int64_t nn_model_parameter_count(const nn_model_t *model) {
+  return model ? model->params.count : 0;
+}
 
 const char *nn_model_parameter_name(const nn_model_t *model, int64_t index) {
   if (!model || index < 0 || index >= model->params.count) return NULL;

@@ -8,7 +8,8 @@ nn_status_t nn_session_create(nn_model_t *model, const nn_session_options_t *opt
   STATUS_REQUIRE(model);
   STATUS_REQUIRE(session);
   nn_session_options_t asked, checked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_session_options_t"));
+  STATUS_TRY(
+      status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_session_options_t"));
   STATUS_TRY(session_check(&model->config, &asked, &checked));
   return session_create(model, &checked, session);
 }
@@ -22,12 +23,14 @@ static nn_status_t session_check_sequence(const nn_session_t *session, int64_t s
 }
 
 /* Room for count more tokens? */
-static nn_status_t session_check_room(const nn_session_t *session, int64_t sequence, int64_t count) {
+static nn_status_t session_check_room(const nn_session_t *session, int64_t sequence,
+                                      int64_t count) {
   int64_t length = session->length[sequence], max_len = session->options.max_len;
   if (count <= max_len - length) return NN_OK;
-  return status_fail(NN_ERR_CAPACITY,
-                     "sequence %lld holds %lld tokens; %lld more are past the session's max_len, %lld",
-                     (long long)sequence, (long long)length, (long long)count, (long long)max_len);
+  return status_fail(
+      NN_ERR_CAPACITY,
+      "sequence %lld holds %lld tokens; %lld more are past the session's max_len, %lld",
+      (long long)sequence, (long long)length, (long long)count, (long long)max_len);
 }
 
 nn_status_t nn_session_prefill(nn_session_t *session, int64_t sequence, const int32_t *tokens,
@@ -69,7 +72,8 @@ nn_status_t nn_session_truncate(nn_session_t *session, int64_t sequence, int64_t
   STATUS_TRY(session_check_sequence(session, sequence));
   if (length < 0 || length > session->length[sequence])
     return status_fail(NN_ERR_ARGUMENT, "sequence %lld holds %lld tokens; it cannot be cut to %lld",
-                       (long long)sequence, (long long)session->length[sequence], (long long)length);
+                       (long long)sequence, (long long)session->length[sequence],
+                       (long long)length);
   if (length < session->length[sequence]) session->fresh[sequence] = false;
   session->length[sequence] = length;
   return NN_OK;
@@ -77,17 +81,19 @@ nn_status_t nn_session_truncate(nn_session_t *session, int64_t sequence, int64_t
 
 static nn_status_t session_check_fresh(const nn_session_t *session, int64_t sequence) {
   if (session->fresh[sequence]) return NN_OK;
-  return status_fail(NN_ERR_STATE,
-                     "sequence %lld has no logits: it is empty, was truncated, or its last call failed; "
-                     "prefill or decode first",
-                     (long long)sequence);
+  return status_fail(
+      NN_ERR_STATE,
+      "sequence %lld has no logits: it is empty, was truncated, or its last call failed; "
+      "prefill or decode first",
+      (long long)sequence);
 }
 
 /* Reads and checks a caller's sampling options. */
 static nn_status_t session_read_sampling(const nn_sample_options_t *options,
                                          nn_sample_options_t *checked) {
   nn_sample_options_t asked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_sample_options_t"));
+  STATUS_TRY(
+      status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_sample_options_t"));
   return sample_check(&asked, checked);
 }
 
@@ -107,19 +113,22 @@ nn_status_t nn_session_sample(nn_session_t *session, int64_t sequence,
 
 nn_status_t nn_session_generate(nn_session_t *session, int64_t sequence, const int32_t *prompt,
                                 int64_t prompt_count, const nn_generate_options_t *options,
-                                int32_t *tokens, int64_t capacity, int64_t *count, int32_t *reason) {
+                                int32_t *tokens, int64_t capacity, int64_t *count,
+                                int32_t *reason) {
   STATUS_REQUIRE(session);
   STATUS_REQUIRE(count);
   STATUS_TRY(session_check_sequence(session, sequence));
   nn_generate_options_t asked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_generate_options_t"));
+  STATUS_TRY(
+      status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_generate_options_t"));
   nn_sample_options_t sampling;
   STATUS_TRY(session_read_sampling(asked.sampling, &sampling));
   if (asked.max_tokens < 0 || asked.stop_count < 0 || (asked.stop_count && !asked.stop_ids))
-    return status_fail(NN_ERR_ARGUMENT,
-                       "nn_generate_options_t: max_tokens %lld and stop_count %lld are at least 0, and "
-                       "stop_ids is given with stop_count",
-                       (long long)asked.max_tokens, (long long)asked.stop_count);
+    return status_fail(
+        NN_ERR_ARGUMENT,
+        "nn_generate_options_t: max_tokens %lld and stop_count %lld are at least 0, and "
+        "stop_ids is given with stop_count",
+        (long long)asked.max_tokens, (long long)asked.stop_count);
   if (capacity < 0 || (!tokens && capacity))
     return status_fail(NN_ERR_ARGUMENT, "capacity is %lld and tokens is %s; give both or neither",
                        (long long)capacity, tokens ? "given" : "NULL");
@@ -135,8 +144,8 @@ nn_status_t nn_session_generate(nn_session_t *session, int64_t sequence, const i
       return status_fail(NN_ERR_ARGUMENT, "stop id %d; the vocabulary has %lld", asked.stop_ids[i],
                          (long long)session->model->config.vocab_size);
   *count = 0;
-  return generate(session, sequence, prompt, prompt_count, &asked, &sampling, tokens, capacity, count,
-                  reason);
+  return generate(session, sequence, prompt, prompt_count, &asked, &sampling, tokens, capacity,
+                  count, reason);
 }
 
 nn_status_t nn_session_expert_stats(const nn_session_t *session, int64_t layer, int64_t *counts,

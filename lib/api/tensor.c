@@ -8,8 +8,9 @@
 #include "base/dtype.h"
 #include "base/mem.h"
 
-/* Checks dtype and shape; gives the bytes from the first element to one past the last, for row-major
- * strides (NULL) or others. A size of 0 counts as 1 in the products, so that no later one overflows. */
+/* Checks dtype and shape; gives the bytes from the first element to one past the last, for
+ * row-major strides (NULL) or others. A size of 0 counts as 1 in the products, so that no later one
+ * overflows. */
 static nn_status_t tensor_check(int32_t dtype, int32_t ndim, const int64_t *shape,
                                 const int64_t *strides, int64_t *bytes) {
   int64_t bytes_each = (int64_t)nn_dtype_bytes(dtype), elements = 1, last = 0;
@@ -49,18 +50,20 @@ nn_status_t nn_tensor_create(nn_device_t *device, int32_t dtype, int32_t ndim, c
   storage_t *storage;
   STATUS_TRY(storage_create(device, (size_t)bytes, "a tensor", &storage));
   nn_status_t status = device_zero(device, storage->data, storage->bytes);
-  if (status == NN_OK) status = tensor_view(storage, storage->data, dtype, ndim, shape, NULL, tensor);
+  if (status == NN_OK)
+    status = tensor_view(storage, storage->data, dtype, ndim, shape, NULL, tensor);
   storage_release(storage);
   return status;
 }
 
 /* A tensor over foreign memory; release may be NULL. */
 static nn_status_t tensor_wrap(nn_device_t *device, void *data, int32_t dtype, int32_t ndim,
-                               const int64_t *shape, const int64_t *strides, void (*release)(void *),
-                               void *owner, nn_tensor_t **tensor) {
+                               const int64_t *shape, const int64_t *strides,
+                               void (*release)(void *), void *owner, nn_tensor_t **tensor) {
   int64_t bytes;
   STATUS_TRY(tensor_check(dtype, ndim, shape, strides, &bytes));
-  if (bytes && !data) return status_fail(NN_ERR_ARGUMENT, "data is NULL for %lld bytes", (long long)bytes);
+  if (bytes && !data)
+    return status_fail(NN_ERR_ARGUMENT, "data is NULL for %lld bytes", (long long)bytes);
   if ((uintptr_t)data % nn_dtype_bytes(dtype))
     return status_fail(NN_ERR_ARGUMENT, "data is not aligned to its %zu-byte elements",
                        nn_dtype_bytes(dtype));
@@ -84,7 +87,8 @@ nn_status_t nn_tensor_slice(const nn_tensor_t *tensor, int32_t dim, int64_t begi
   STATUS_REQUIRE(tensor);
   STATUS_REQUIRE(view);
   if (dim < 0 || dim >= tensor->ndim)
-    return status_fail(NN_ERR_ARGUMENT, "dim is %d; the tensor has %d dimensions", dim, tensor->ndim);
+    return status_fail(NN_ERR_ARGUMENT, "dim is %d; the tensor has %d dimensions", dim,
+                       tensor->ndim);
   if (begin < 0 || end < begin || end > tensor->shape[dim])
     return status_fail(NN_ERR_ARGUMENT, "elements %lld to %lld of a dimension of %lld",
                        (long long)begin, (long long)end, (long long)tensor->shape[dim]);
@@ -93,8 +97,8 @@ nn_status_t nn_tensor_slice(const nn_tensor_t *tensor, int32_t dim, int64_t begi
   shape[dim] = end - begin;
   size_t skip = 0;
   if (end > begin) skip = (size_t)(begin * tensor->strides[dim]) * nn_dtype_bytes(tensor->dtype);
-  return tensor_view(tensor->storage, (char *)tensor->data + skip, tensor->dtype, tensor->ndim, shape,
-                     tensor->strides, view);
+  return tensor_view(tensor->storage, (char *)tensor->data + skip, tensor->dtype, tensor->ndim,
+                     shape, tensor->strides, view);
 }
 
 void nn_tensor_destroy(nn_tensor_t *tensor) {
@@ -172,8 +176,9 @@ enum {
 static nn_status_t tensor_move(const nn_tensor_t *tensor, void *host, size_t bytes, bool in) {
   size_t size = nn_dtype_bytes(tensor->dtype);
   if (bytes != (size_t)tensor->elements * size)
-    return status_fail(NN_ERR_ARGUMENT, "%zu bytes given for a tensor of %lld elements of %zu bytes",
-                       bytes, (long long)tensor->elements, size);
+    return status_fail(NN_ERR_ARGUMENT,
+                       "%zu bytes given for a tensor of %lld elements of %zu bytes", bytes,
+                       (long long)tensor->elements, size);
   if (!bytes) return NN_OK;
   if (!host) return status_fail(NN_ERR_ARGUMENT, "the host memory is NULL");
   nn_device_t *device = tensor->storage->device;
@@ -205,7 +210,8 @@ nn_status_t nn_tensor_copy_out(const nn_tensor_t *tensor, void *target, size_t b
 
 /* ---- DLPack ---- */
 
-_Static_assert(sizeof(void *) != 8 || sizeof(dlpack_managed_t) == 64, "DLManagedTensor is 64 bytes");
+_Static_assert(sizeof(void *) != 8 || sizeof(dlpack_managed_t) == 64,
+               "DLManagedTensor is 64 bytes");
 
 static const struct {
   uint8_t code, bits;
@@ -290,8 +296,9 @@ nn_status_t nn_tensor_from_dlpack(nn_device_t *device, void *managed, nn_tensor_
          (dlpack_types[type].code != from->code || dlpack_types[type].bits != from->bits))
     type++;
   if (type == DLPACK_TYPES || from->lanes != 1)
-    return status_fail(NN_ERR_UNSUPPORTED, "DLPack element of code %d, %d bits, %d lanes has no dtype here",
-                       from->code, from->bits, from->lanes);
+    return status_fail(NN_ERR_UNSUPPORTED,
+                       "DLPack element of code %d, %d bits, %d lanes has no dtype here", from->code,
+                       from->bits, from->lanes);
   return tensor_wrap(device, from->data ? (char *)from->data + from->byte_offset : NULL,
                      dlpack_types[type].dtype, from->ndim, from->shape, from->strides,
                      dlpack_import_release, import, tensor);

@@ -10,7 +10,8 @@
 /* NN_ERR_STATE unless the model is prepared. */
 static nn_status_t train_require(const nn_model_t *model) {
   if (model->training) return NN_OK;
-  return status_fail(NN_ERR_STATE, "the model is not prepared for training; call nn_model_prepare()");
+  return status_fail(NN_ERR_STATE,
+                     "the model is not prepared for training; call nn_model_prepare()");
 }
 
 nn_status_t nn_model_prepare(nn_model_t *model, const nn_train_options_t *options) {
@@ -21,7 +22,8 @@ nn_status_t nn_model_prepare(nn_model_t *model, const nn_train_options_t *option
     return NN_OK;
   }
   nn_train_options_t asked, checked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_train_options_t"));
+  STATUS_TRY(
+      status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_train_options_t"));
   STATUS_TRY(training_check(&model->config, model->dtype, &asked, &checked));
   return training_prepare(model, &checked);
 }
@@ -42,10 +44,10 @@ static nn_status_t train_check_batch(const nn_model_t *model, const int32_t *tok
   STATUS_TRY(train_require(model));
   const nn_train_options_t *most = &model->training->options;
   if (batch < 1 || batch > most->batch || seq_len < 1 || seq_len > most->seq_len)
-    return status_fail(NN_ERR_ARGUMENT,
-                       "a batch of %lld x %lld tokens; the model is prepared for 1 x 1 to %lld x %lld",
-                       (long long)batch, (long long)seq_len, (long long)most->batch,
-                       (long long)most->seq_len);
+    return status_fail(
+        NN_ERR_ARGUMENT,
+        "a batch of %lld x %lld tokens; the model is prepared for 1 x 1 to %lld x %lld",
+        (long long)batch, (long long)seq_len, (long long)most->batch, (long long)most->seq_len);
   return model_check_ids(&model->config, tokens, batch * seq_len);
 }
 
@@ -54,8 +56,8 @@ static nn_status_t train_check_targets(const nn_model_t *model, const int32_t *t
   STATUS_REQUIRE(targets);
   for (int64_t i = 0; i < count; i++)
     if (targets[i] >= model->config.vocab_size)
-      return status_fail(NN_ERR_ARGUMENT, "target %lld is id %d; the vocabulary has %lld", (long long)i,
-                         targets[i], (long long)model->config.vocab_size);
+      return status_fail(NN_ERR_ARGUMENT, "target %lld is id %d; the vocabulary has %lld",
+                         (long long)i, targets[i], (long long)model->config.vocab_size);
   return NN_OK;
 }
 
@@ -95,7 +97,8 @@ nn_status_t nn_model_evaluate(nn_model_t *model, const int32_t *tokens, const in
 nn_status_t nn_model_backward(nn_model_t *model, const int32_t *tokens, const int32_t *targets,
                               int64_t batch, int64_t seq_len, float scale, nn_loss_t *loss) {
   if (!isfinite(scale))
-    return status_fail(NN_ERR_ARGUMENT, "the gradients' scale is %g; it must be finite", (double)scale);
+    return status_fail(NN_ERR_ARGUMENT, "the gradients' scale is %g; it must be finite",
+                       (double)scale);
   return train_loss(model, tokens, targets, batch, seq_len, true, scale, loss);
 }
 
@@ -127,8 +130,8 @@ nn_status_t nn_model_expert_stats(const nn_model_t *model, int64_t layer, int64_
   STATUS_TRY(status_check_result(stats, sizeof *stats, "nn_expert_stats_t"));
   STATUS_TRY(train_require(model));
   const training_buffers_t *buffers = &model->training->buffers;
-  return model_expert_stats(model, buffers->stat_count, buffers->stat_prob, layer, counts, mean_prob,
-                            stats);
+  return model_expert_stats(model, buffers->stat_count, buffers->stat_prob, layer, counts,
+                            mean_prob, stats);
 }
 
 nn_status_t nn_model_expert_stats_reset(nn_model_t *model) {
@@ -138,14 +141,15 @@ nn_status_t nn_model_expert_stats_reset(nn_model_t *model) {
   return device_zero(model->device, buffers->stat_count, buffers->stat_bytes);
 }
 
-/* ---- optimizer ------------------------------------------------------------------------------------- */
+/* ---- optimizer ------------------------------------------------------------------------------- */
 
 nn_status_t nn_optim_create(nn_model_t *model, const nn_optim_options_t *options,
                             nn_optim_t **optim) {
   STATUS_REQUIRE(model);
   STATUS_REQUIRE(optim);
   nn_optim_options_t asked, checked;
-  STATUS_TRY(status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_optim_options_t"));
+  STATUS_TRY(
+      status_read_options(&asked, sizeof asked, sizeof asked, options, "nn_optim_options_t"));
   STATUS_TRY(optim_check(&asked, &checked));
   STATUS_TRY(train_require(model));
   return optim_create(model, &checked, optim);
@@ -156,7 +160,8 @@ void nn_optim_destroy(nn_optim_t *optim) { optim_free(optim); }
 nn_status_t nn_optim_step(nn_optim_t *optim, float lr, double *grad_norm) {
   STATUS_REQUIRE(optim);
   if (!(lr >= 0 && isfinite(lr)))
-    return status_fail(NN_ERR_ARGUMENT, "the learning rate is %g; it must be at least 0", (double)lr);
+    return status_fail(NN_ERR_ARGUMENT, "the learning rate is %g; it must be at least 0",
+                       (double)lr);
   STATUS_TRY(train_require_gradients(optim->model));
   if (optim->steps >= OPTIM_MOST_STEPS)
     return status_fail(NN_ERR_CAPACITY, "the optimizer has made %lld updates, which is the most",
@@ -177,8 +182,8 @@ nn_status_t nn_optim_moment(const nn_optim_t *optim, const char *name, int32_t m
   const nn_model_t *model = optim->model;
   const param_t *param = param_find(&model->params, name);
   if (!param) return status_fail(NN_ERR_NOT_FOUND, "the model has no parameter \"%s\"", name);
-  return tensor_view(optim->moments, optim_moment(optim, moment) + param->offset, NN_F32, param->ndim,
-                     param->shape, param->stride, tensor);
+  return tensor_view(optim->moments, optim_moment(optim, moment) + param->offset, NN_F32,
+                     param->ndim, param->shape, param->stride, tensor);
 }
 
 int64_t nn_optim_steps(const nn_optim_t *optim) { return optim ? optim->steps : 0; }

@@ -1,5 +1,6 @@
-/* Places in one allocation. The same layout code runs twice: with base NULL it counts bytes (the byte
- * plan), with memory it hands out addresses, so that the plan and the allocation cannot differ. */
+/* Places in one allocation. The same layout code runs twice: with base NULL it counts bytes (the
+ * byte plan), with memory it hands out addresses, so that the plan and the allocation cannot
+ * differ. */
 #ifndef NN_BASE_ARENA_H
 #define NN_BASE_ARENA_H
 
@@ -20,8 +21,10 @@ enum { ARENA_ALIGN = 256 };
 static inline void *arena_take(arena_t *arena, int64_t rows, int64_t columns, size_t size) {
   size_t bytes, end;
   if (__builtin_mul_overflow((size_t)rows, (size_t)columns, &bytes) ||
-      __builtin_mul_overflow(bytes, size, &bytes) || __builtin_add_overflow(bytes, ARENA_ALIGN - 1, &bytes) ||
-      __builtin_add_overflow(arena->used, bytes & ~(size_t)(ARENA_ALIGN - 1), &end) || end > PTRDIFF_MAX) {
+      __builtin_mul_overflow(bytes, size, &bytes) ||
+      __builtin_add_overflow(bytes, ARENA_ALIGN - 1, &bytes) ||
+      __builtin_add_overflow(arena->used, bytes & ~(size_t)(ARENA_ALIGN - 1), &end) ||
+      end > PTRDIFF_MAX) {
     arena->overflowed = true;
     return NULL;
   }

@@ -36,8 +36,8 @@ nn_status_t device_alloc(nn_device_t *device, size_t bytes, const char *what, vo
 void device_count(nn_device_t *device, int64_t bytes);
 void device_free(nn_device_t *device, void *data, size_t bytes);
 
-/* Work on the device stands between device_lock, or device_enter, and device_leave. device_lock waits
- * for its turn. device_enter fails when the cancel flag is set, before or after the wait. */
+/* Work on the device stands between device_lock, or device_enter, and device_leave. device_lock
+ * waits for its turn. device_enter fails when the cancel flag is set, before or after the wait. */
 void device_lock(nn_device_t *device);
 nn_status_t device_enter(nn_device_t *device);
 void device_leave(nn_device_t *device);

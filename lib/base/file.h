@@ -100,9 +100,9 @@ nn_status_t file_list(const char *folder, file_visit_fn visit, void *user);
 /* ---- tests ----------------------------------------------------------------------------------- */
 
 /* Called before each operation: "open", "stat", "map", "own", "create", "lock", "truncate",
- * "write", "sync", "rename", "mkdir", "list", "remove", "rmdir". Returns 0, or the errno to fail with; may
- * lower *bytes of a write, which then writes less. NULL takes it out. Not for use while other
- * threads work on files. */
+ * "write", "sync", "rename", "mkdir", "list", "remove", "rmdir". Returns 0, or the errno to fail
+ * with; may lower *bytes of a write, which then writes less. NULL takes it out. Not for use while
+ * other threads work on files. */
 typedef int (*file_tap_fn)(void *user, const char *operation, const char *path, size_t *bytes);
 void file_tap(file_tap_fn tap, void *user);
 

@@ -19,8 +19,10 @@ static nn_status_t plugin_path(const char *file, char *path, size_t bytes) {
     Dl_info self;
     static const char here;
     if (!dladdr(&here, &self) || !self.dli_fname)
-      return status_fail(NN_ERR_NOT_FOUND, "this library's own folder, where %s is looked for, could "
-                         "not be found; set MOENN_PLUGIN_PATH", file);
+      return status_fail(NN_ERR_NOT_FOUND,
+                         "this library's own folder, where %s is looked for, could "
+                         "not be found; set MOENN_PLUGIN_PATH",
+                         file);
     const char *slash = strrchr(self.dli_fname, '/');
     int kept = slash ? (int)(slash - self.dli_fname) + 1 : 0;
     length = snprintf(path, bytes, "%.*s%s", kept, self.dli_fname, file);
@@ -40,7 +42,8 @@ nn_status_t plugin_open(const char *file, const char *function, backend_open_fn 
                        dlerror());
   void *found = dlsym(library, function);
   if (!found) {
-    status_fail(NN_ERR_UNSUPPORTED, "%s has no function %s: it is of another release", path, function);
+    status_fail(NN_ERR_UNSUPPORTED, "%s has no function %s: it is of another release", path,
+                function);
     dlclose(library);
     return NN_ERR_UNSUPPORTED;
   }

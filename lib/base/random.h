@@ -1,5 +1,6 @@
 /* Random numbers as a function of (seed, stream, counter): Philox 4x32-10 (Salmon et al., 2011). No
- * state, so any part of a sequence can be made by any thread, and a run resumes from its position. */
+ * state, so any part of a sequence can be made by any thread, and a run resumes from its
+ * position. */
 #ifndef NN_BASE_RANDOM_H
 #define NN_BASE_RANDOM_H
 

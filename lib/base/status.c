@@ -68,8 +68,8 @@ static size_t struct_size_of(const void *data) {
 static nn_status_t status_check_size(size_t size, size_t first, const char *name) {
   if (size >= first && size <= 1 << 16) return NN_OK;
   return status_fail(NN_ERR_STRUCT_SIZE,
-                     "%s: struct_size is %zu; set it to sizeof(%s), which is at least %zu", name, size,
-                     name, first);
+                     "%s: struct_size is %zu; set it to sizeof(%s), which is at least %zu", name,
+                     size, name, first);
 }
 
 nn_status_t status_read_options(void *target, size_t known, size_t first, const void *source,
@@ -80,10 +80,11 @@ nn_status_t status_read_options(void *target, size_t known, size_t first, const 
     STATUS_TRY(status_check_size(size, first, name));
     for (size_t i = known; i < size; i++)
       if (((const unsigned char *)source)[i])
-        return status_fail(NN_ERR_STRUCT_SIZE,
-                           "%s: struct_size is %zu, this library knows %zu bytes, and byte %zu is set; "
-                           "it needs a newer library",
-                           name, size, known, i);
+        return status_fail(
+            NN_ERR_STRUCT_SIZE,
+            "%s: struct_size is %zu, this library knows %zu bytes, and byte %zu is set; "
+            "it needs a newer library",
+            name, size, known, i);
     memcpy(target, source, size < known ? size : known);
   }
   memcpy(target, &known, sizeof known);

@@ -4,8 +4,8 @@
 
 #include "moenn.h"
 
-/* Sets the calling thread's message (printf format) and returns status. A message says what was asked,
- * what was found, what to do; no capital at the start, no full stop at the end. */
+/* Sets the calling thread's message (printf format) and returns status. A message says what was
+ * asked, what was found, what to do; no capital at the start, no full stop at the end. */
 nn_status_t status_fail(nn_status_t status, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
@@ -14,9 +14,9 @@ nn_status_t status_prefix(nn_status_t status, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
 /* Reads a caller's option struct, of this header's age or another, into `known` bytes at `target`:
- * what the caller's is too short for becomes zero; a longer tail must be zero. NULL source: all zero.
- * `first` is the struct's size in the release that brought it: no caller can have a smaller one. The
- * first member of both is size_t struct_size. */
+ * what the caller's is too short for becomes zero; a longer tail must be zero. NULL source: all
+ * zero. `first` is the struct's size in the release that brought it: no caller can have a smaller
+ * one. The first member of both is size_t struct_size. */
 nn_status_t status_read_options(void *target, size_t known, size_t first, const void *source,
                                 const char *name);
 

@@ -113,8 +113,8 @@ bool key_value_is_zero(const key_line_t *key, const reading_t *written) {
 
 /* ---- the whole text -------------------------------------------------------------------------- */
 
-/* Whether which layers have the window is to be listed: where some have none, and where the rule for
- * files without a list would not give it to all. */
+/* Whether which layers have the window is to be listed: where some have none, and where the rule
+ * for files without a list would not give it to all. */
 static bool window_is_listed(const nn_model_config_t *c) {
   const uint64_t *words = c->window_layers;
   return c->window && (families[c->family].window_needs_list || words[0] || words[1] || words[2] ||

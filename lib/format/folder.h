@@ -37,10 +37,10 @@ typedef struct folder {
 nn_status_t folder_open(const char *path, folder_t *folder);
 
 /* Gives the parameter buffer that the file's own data is: where there is one file, laid out as the
- * buffer, of dtype, and the device reads host memory. The folder may be closed then; what is written
- * to the buffer does not reach the file, and the file must not be changed in place while the buffer
- * lives. Its bytes count as held by the device, though pages that nobody wrote to belong to the
- * system's cache of the file. NULL: the folder is to be read. */
+ * buffer, of dtype, and the device reads host memory. The folder may be closed then; what is
+ * written to the buffer does not reach the file, and the file must not be changed in place while
+ * the buffer lives. Its bytes count as held by the device, though pages that nobody wrote to belong
+ * to the system's cache of the file. NULL: the folder is to be read. */
 nn_status_t folder_map(folder_t *folder, nn_device_t *device, int32_t dtype, storage_t **buffer);
 
 /* Writes every parameter, converted, to its place in a buffer of table.elements of dtype (NN_F32,

@@ -1,6 +1,6 @@
 /* What a model folder holds beside the model, from the folder that a model was loaded from to the
- * one that it is saved in: the tokenizer's files, generation_config.json, and the ids of tokens that
- * config.json names. */
+ * one that it is saved in: the tokenizer's files, generation_config.json, and the ids of tokens
+ * that config.json names. */
 #ifndef NN_FORMAT_FOLDER_CARRY_H
 #define NN_FORMAT_FOLDER_CARRY_H
 
@@ -12,8 +12,8 @@
  * `source` has and `target` has not. */
 nn_status_t folder_carry(const char *source, const char *target, const char *place);
 
-/* The ids of tokens in the folder's config.json, as an object; empty where there is no such file, or
- * it cannot be read. NULL: no memory. */
+/* The ids of tokens in the folder's config.json, as an object; empty where there is no such file,
+ * or it cannot be read. NULL: no memory. */
 json_t *folder_carry_tokens(const char *source);
 
 #endif

@@ -11,7 +11,7 @@
 #include "format/name_show.h"
 #include "model/family.h"
 
-/* ---- all tensors of all files, by name -------------------------------------------------------- */
+/* ---- all tensors of all files, by name ------------------------------------------------------- */
 
 typedef struct entry {
   const safetensors_tensor_t *tensor;
@@ -52,7 +52,7 @@ static nn_status_t entries_collect(const folder_t *folder, entries_t *entries) {
   return NN_OK;
 }
 
-/* ---- names ------------------------------------------------------------------------------------ */
+/* ---- names ----------------------------------------------------------------------------------- */
 
 static const char gpt2_prefix[] = "transformer.";
 
@@ -87,7 +87,7 @@ static bool name_is_redundant(const char *name, const nn_model_config_t *config)
   return family->predicting_layers && layer >= config->layers && rest[0] == '.';
 }
 
-/* ---- matching tensors with parameters --------------------------------------------------------- */
+/* ---- matching tensors with parameters -------------------------------------------------------- */
 
 /* What a tensor must be. */
 typedef struct wanted {

@@ -8,8 +8,8 @@
 #include "format/transfer.h"
 #include "model/params.h"
 
-/* Where a parameter is in a file: its elements as published, one after the other; or MXFP4 blocks of
- * them as stored, run by run. */
+/* Where a parameter is in a file: its elements as published, one after the other; or MXFP4 blocks
+ * of them as stored, run by run. */
 typedef struct param_source {
   const file_map_t *map; /* what data is in */
   int32_t dtype;         /* F32, BF16 or F16; of MXFP4 U8 */
@@ -32,8 +32,9 @@ typedef struct param_item {
 typedef bool (*param_next_fn)(void *user, param_item_t *item);
 
 /* Writes the elements of every parameter that next() gives to its buffer; several threads do where
- * there is much to be read. next() and the callback are called by one thread at a time, the callback
- * by the calling one. Counts the files' bytes, and gives back the memory that they are mapped to. */
+ * there is much to be read. next() and the callback are called by one thread at a time, the
+ * callback by the calling one. Counts the files' bytes, and gives back the memory that they are
+ * mapped to. */
 nn_status_t param_io_read(param_next_fn next, void *user, transfer_t *transfer);
 
 /* Writes the parameter to a file, as dtype as it is in the buffer. */

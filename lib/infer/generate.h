@@ -4,8 +4,8 @@
 
 #include "infer/session.h"
 
-/* See nn_session_generate(); options are complete, sampling checked. Takes the device for each token,
- * so that others have their turn and the callback runs without it. */
+/* See nn_session_generate(); options are complete, sampling checked. Takes the device for each
+ * token, so that others have their turn and the callback runs without it. */
 nn_status_t generate(nn_session_t *session, int64_t sequence, const int32_t *prompt,
                      int64_t prompt_count, const nn_generate_options_t *options,
                      const nn_sample_options_t *sampling, int32_t *tokens, int64_t capacity,

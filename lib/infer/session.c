@@ -25,16 +25,18 @@ nn_status_t session_check(const nn_model_config_t *config, const nn_session_opti
                        "nn_session_options_t: batch %lld and prefill_chunk %lld are at least 1",
                        (long long)checked->batch, (long long)checked->prefill_chunk);
   if (checked->max_len < 1 || (double)checked->max_len > longest)
-    return status_fail(NN_ERR_ARGUMENT,
-                       "nn_session_options_t: max_len is %lld; it goes from 1 to %.0f, the context and "
-                       "what RoPE stretches it by",
-                       (long long)checked->max_len, longest);
+    return status_fail(
+        NN_ERR_ARGUMENT,
+        "nn_session_options_t: max_len is %lld; it goes from 1 to %.0f, the context and "
+        "what RoPE stretches it by",
+        (long long)checked->max_len, longest);
   if (checked->prefill_chunk > checked->max_len) checked->prefill_chunk = checked->max_len;
   int64_t tokens, slots;
   int64_t rows = checked->batch > checked->prefill_chunk ? checked->batch : checked->prefill_chunk;
   if (!mem_mul(rows, config->top_k ? config->top_k : 1, &slots) || slots > INT32_MAX ||
       !mem_mul(checked->batch, checked->max_len, &tokens) || tokens > INT64_MAX / 64)
-    return status_fail(NN_ERR_ARGUMENT, "nn_session_options_t: %lld sequences of %lld tokens are too many",
+    return status_fail(NN_ERR_ARGUMENT,
+                       "nn_session_options_t: %lld sequences of %lld tokens are too many",
                        (long long)checked->batch, (long long)checked->max_len);
   return NN_OK;
 }
@@ -70,7 +72,8 @@ static void session_take_activations(arena_t *arena, const nn_model_config_t *co
 
 static void session_take_workspace(arena_t *arena, const nn_device_t *device,
                                    const nn_model_config_t *config, int32_t dtype,
-                                   const nn_session_options_t *options, session_buffers_t *buffers) {
+                                   const nn_session_options_t *options,
+                                   session_buffers_t *buffers) {
   int64_t rows = session_rows(options);
   buffers->rows = arena_take(arena, SESSION_ROW_KINDS, rows, sizeof(int32_t));
   if (config->position == NN_POSITION_ROPE)
@@ -188,7 +191,7 @@ void session_free(nn_session_t *session) {
   mem_free(session);
 }
 
-/* ---- passes --------------------------------------------------------------------------------------- */
+/* ---- passes ---------------------------------------------------------------------------------- */
 
 /* One kind of the host's rows, or of the device's. */
 static int32_t *session_host(const nn_session_t *session, int32_t kind) {
@@ -204,14 +207,16 @@ static nn_status_t session_copy_in(nn_session_t *session, void *target, const vo
   return device->backend->copy_in(device->place, target, source, (size_t)count * sizeof(int32_t));
 }
 
-/* Describes n rows to the device. Only a long prompt, whose rows lie far apart, needs several copies. */
+/* Describes n rows to the device. Only a long prompt, whose rows lie far apart, needs several
+ * copies. */
 static nn_status_t session_rows_in(nn_session_t *session, int64_t n) {
   enum { FEW = 1024 };
   if (session->rows <= FEW)
     return session_copy_in(session, session->buffers.rows, session->rows_host,
                            SESSION_ROW_KINDS * session->rows);
   for (int32_t kind = 0; kind < SESSION_ROW_KINDS; kind++)
-    STATUS_TRY(session_copy_in(session, session_place(session, kind), session_host(session, kind), n));
+    STATUS_TRY(
+        session_copy_in(session, session_place(session, kind), session_host(session, kind), n));
   return NN_OK;
 }
 
@@ -299,7 +304,8 @@ nn_status_t session_prefill(nn_session_t *session, int64_t sequence, const int32
     session_begin(session, 1, n, &cache, &pass);
     STATUS_TRY(session_blocks(session, &pass, &x));
   }
-  STATUS_TRY(session_head(session, &pass, block_at(x, pass.act_dtype, (n - 1) * hidden), 1, sequence));
+  STATUS_TRY(
+      session_head(session, &pass, block_at(x, pass.act_dtype, (n - 1) * hidden), 1, sequence));
   if (logits) STATUS_TRY(session_logits_out(session, sequence, logits));
   memcpy(session->tokens + sequence * session->options.max_len + start, tokens,
          (size_t)count * sizeof *tokens);
@@ -377,19 +383,21 @@ nn_status_t session_decode_one(nn_session_t *session, int64_t sequence, int32_t 
   return NN_OK;
 }
 
-/* ---- choice ------------------------------------------------------------------------------------------ */
+/* ---- choice ---------------------------------------------------------------------------------- */
 
 nn_status_t sample_check(const nn_sample_options_t *options, nn_sample_options_t *checked) {
   *checked = *options;
   if (checked->repetition_penalty == 0) checked->repetition_penalty = 1;
   if (!(checked->temperature >= 0 && isfinite(checked->temperature)))
-    return status_fail(NN_ERR_ARGUMENT, "nn_sample_options_t: temperature is %g; it must be at least 0",
+    return status_fail(NN_ERR_ARGUMENT,
+                       "nn_sample_options_t: temperature is %g; it must be at least 0",
                        (double)checked->temperature);
   if (checked->top_k < 0)
     return status_fail(NN_ERR_ARGUMENT, "nn_sample_options_t: top_k is %d; it must be at least 0",
                        checked->top_k);
   if (!(checked->top_p >= 0 && checked->top_p <= 1 && checked->min_p >= 0 && checked->min_p <= 1))
-    return status_fail(NN_ERR_ARGUMENT, "nn_sample_options_t: top_p %g and min_p %g must be in [0, 1]",
+    return status_fail(NN_ERR_ARGUMENT,
+                       "nn_sample_options_t: top_p %g and min_p %g must be in [0, 1]",
                        (double)checked->top_p, (double)checked->min_p);
   if (!(checked->repetition_penalty > 0 && isfinite(checked->repetition_penalty)))
     return status_fail(NN_ERR_ARGUMENT,

@@ -1,4 +1,5 @@
-/* Sequences being served: key-value cache, workspace, the logits after each sequence's last token. */
+/* Sequences being served: key-value cache, workspace, the logits after each sequence's last
+ * token. */
 #ifndef NN_INFER_SESSION_H
 #define NN_INFER_SESSION_H
 

@@ -19,7 +19,8 @@ nn_status_t config_preset(const char *name, nn_model_config_t *config);
 
 /* Writes the defaults in place of zeros, in members before dense_ffn, and checks every member:
  * NN_ERR_ARGUMENT names the member, its value and what it must be; NN_ERR_UNSUPPORTED a combination
- * that the family has no published form for. On failure the configuration is as before. Validating twice changes nothing. */
+ * that the family has no published form for. On failure the configuration is as before. Validating
+ * twice changes nothing. */
 nn_status_t config_validate(nn_model_config_t *config);
 
 /* NN_ERR_UNSUPPORTED, naming the member, where no block code computes what a validated
@@ -28,7 +29,8 @@ nn_status_t config_check_computed(const nn_model_config_t *config);
 
 /* Of a validated configuration; layer is from 0 to layers - 1. */
 bool config_layer_is_dense(const nn_model_config_t *config, int64_t layer); /* has no experts */
-int64_t config_layer_ffn(const nn_model_config_t *config, int64_t layer); /* dense or of an expert */
+/* Dense or of an expert. */
+int64_t config_layer_ffn(const nn_model_config_t *config, int64_t layer);
 int64_t config_layer_window(const nn_model_config_t *config, int64_t layer); /* 0: all keys */
 int64_t config_sparse_layers(const nn_model_config_t *config); /* layers with experts */
 

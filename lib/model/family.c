@@ -30,8 +30,8 @@
       {PARAM_Q_A, SCOPE_LAYER, "self_attn.q_a_proj.weight", DIM_Q_RANK, DIM_HIDDEN, 0},            \
       {PARAM_Q_A_NORM, SCOPE_LAYER, "self_attn.q_a_layernorm.weight", DIM_Q_RANK, DIM_NONE, 0},    \
       {PARAM_Q_B, SCOPE_LAYER, "self_attn.q_b_proj.weight", DIM_QUERY, DIM_Q_RANK, 0},             \
-      {PARAM_KV_A, SCOPE_LAYER, "self_attn.kv_a_proj_with_mqa.weight", DIM_KV_AND_ROPE, DIM_HIDDEN, \
-       0},                                                                                         \
+      {PARAM_KV_A, SCOPE_LAYER, "self_attn.kv_a_proj_with_mqa.weight", DIM_KV_AND_ROPE,            \
+       DIM_HIDDEN, 0},                                                                             \
       {PARAM_KV_A_NORM, SCOPE_LAYER, "self_attn.kv_a_layernorm.weight", DIM_KV_RANK, DIM_NONE, 0}, \
       {PARAM_KV_B, SCOPE_LAYER, "self_attn.kv_b_proj.weight", DIM_KEYS_VALUES, DIM_KV_RANK, 0},    \
       {PARAM_O, SCOPE_LAYER, "self_attn.o_proj.weight", DIM_HIDDEN, DIM_VALUES, 0}

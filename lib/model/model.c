@@ -13,7 +13,8 @@ static const float MODEL_LOSS_SCALE = 65536;
 
 nn_status_t model_check_dtype(int32_t dtype) {
   if (dtype == NN_F32 || dtype == NN_BF16 || dtype == NN_F16) return NN_OK;
-  if (!nn_dtype_bytes(dtype)) return status_fail(NN_ERR_ARGUMENT, "dtype %d is not an NN_ dtype", dtype);
+  if (!nn_dtype_bytes(dtype))
+    return status_fail(NN_ERR_ARGUMENT, "dtype %d is not an NN_ dtype", dtype);
   return status_fail(NN_ERR_UNSUPPORTED,
                      "parameters of dtype %d; they are NN_F32, NN_BF16 or NN_F16", dtype);
 }
@@ -199,8 +200,8 @@ nn_status_t model_initialise(nn_model_t *model, uint64_t seed) {
   return status;
 }
 
-nn_status_t model_tensor(const nn_model_t *model, storage_t *buffer, int32_t dtype, const char *name,
-                         nn_tensor_t **tensor) {
+nn_status_t model_tensor(const nn_model_t *model, storage_t *buffer, int32_t dtype,
+                         const char *name, nn_tensor_t **tensor) {
   const param_t *param = param_find(&model->params, name);
   if (!param) return status_fail(NN_ERR_NOT_FOUND, "the model has no parameter \"%s\"", name);
   return tensor_view(buffer, (char *)buffer->data + (size_t)param->offset * nn_dtype_bytes(dtype),

@@ -39,11 +39,11 @@ nn_status_t model_check_dtype(int32_t dtype);
 nn_status_t model_check_ids(const nn_model_config_t *config, const int32_t *ids, int64_t count);
 
 /* A named parameter's part of a buffer that the table lays out. */
-nn_status_t model_tensor(const nn_model_t *model, storage_t *buffer, int32_t dtype, const char *name,
-                         nn_tensor_t **tensor);
+nn_status_t model_tensor(const nn_model_t *model, storage_t *buffer, int32_t dtype,
+                         const char *name, nn_tensor_t **tensor);
 
-/* Router statistics [layers, E + 1] and [layers, E] as nn_model_expert_stats() gives them. Holds the
- * device's lock. */
+/* Router statistics [layers, E + 1] and [layers, E] as nn_model_expert_stats() gives them. Holds
+ * the device's lock. */
 nn_status_t model_expert_stats(const nn_model_t *model, const int64_t *stat_count,
                                const double *stat_prob, int64_t layer, int64_t *counts,
                                double *mean_prob, nn_expert_stats_t *stats);

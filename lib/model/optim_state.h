@@ -10,7 +10,8 @@
 typedef struct optim_state {
   int32_t dtype; /* of the parameters */
   float *m, *v;  /* [params.elements], in device memory */
-  void *masters; /* [params.elements] int16_t beside bf16 parameters, float beside fp16 ones, or NULL */
+  void *masters; /* [params.elements] int16_t beside bf16 parameters, float beside fp16 ones, or
+                    NULL */
   int64_t steps;
   int64_t loss_scale;       /* of fp16 parameters: a power of two */
   int64_t loss_scale_steps; /* updates since it last changed */

@@ -1,9 +1,10 @@
-/* The parameters of a model: names, shapes and places in one buffer, derived from the configuration.
+/* The parameters of a model: names, shapes and places in one buffer, derived from the
+ * configuration.
  *
  * The buffer holds first every parameter that decays (matrices), then those that do not (norms and
- * biases). Gradients and moments are fp32 buffers with the same offsets. A parameter's published shape
- * (its family's files) may be a transpose of what is stored, or stack what is stored apart: then its
- * strides say so. */
+ * biases). Gradients and moments are fp32 buffers with the same offsets. A parameter's published
+ * shape (its family's files) may be a transpose of what is stored, or stack what is stored apart:
+ * then its strides say so. */
 #ifndef NN_MODEL_PARAMS_H
 #define NN_MODEL_PARAMS_H
 
@@ -12,9 +13,10 @@
 
 #include "moenn.h"
 
-/* What a parameter is to the block code. The buffer's layout (params.c) relies on the order here: Q, K, V
- * are neighbours, so are their biases, and each gate and its up; what follows the last layer comes from
- * NORM_FINAL on. GATE to DOWN_BIAS belong to an expert, always. In brackets: when it is there. */
+/* What a parameter is to the block code. The buffer's layout (params.c) relies on the order here:
+ * Q, K, V are neighbours, so are their biases, and each gate and its up; what follows the last
+ * layer comes from NORM_FINAL on. GATE to DOWN_BIAS belong to an expert, always. In brackets: when
+ * it is there. */
 typedef enum param_role {
   PARAM_WTE,         /* [vocab, hidden] */
   PARAM_WPE,         /* [context, hidden] */
@@ -23,7 +25,8 @@ typedef enum param_role {
   PARAM_Q,           /* [heads * head_dim, hidden] (not with q_rank) */
   PARAM_K,           /* [kv_heads * head_dim, hidden], behind Q */
   PARAM_V,           /* [kv_heads * head_dim, hidden], behind K */
-  PARAM_QKV,         /* [(heads + 2 kv_heads) * head_dim, hidden] where the family keeps one tensor */
+  PARAM_QKV,         /* [(heads + 2 kv_heads) * head_dim, hidden] where the family keeps one
+                        tensor */
   PARAM_Q_BIAS,      /* (NN_BIAS_QKV) */
   PARAM_K_BIAS,
   PARAM_V_BIAS,
@@ -33,8 +36,8 @@ typedef enum param_role {
   PARAM_Q_B,         /* [heads * head_dim, q_rank] */
   PARAM_KV_A,        /* [kv_rank + rope_head_dim, hidden] */
   PARAM_KV_A_NORM,   /* [kv_rank] */
-  PARAM_KV_B,        /* [heads * (head_dim - rope_head_dim + value width), kv_rank]: of each head keys,
-                        then values */
+  PARAM_KV_B,        /* [heads * (head_dim - rope_head_dim + value width), kv_rank]: of each head
+                        keys, then values */
   PARAM_Q_NORM,      /* [head_dim], or [heads * head_dim] with NN_QK_NORM_FULL (qk_norm) */
   PARAM_K_NORM,      /* [head_dim] or [kv_heads * head_dim] */
   PARAM_SINKS,       /* [heads] (attention_sinks) */
@@ -57,8 +60,8 @@ typedef enum param_role {
   PARAM_SHARED_EXPERT_GATE, /* [1, hidden] (shared_gate) */
   PARAM_GATE,        /* [ffn, hidden], per expert */
   PARAM_UP,          /* [ffn, hidden], per expert, behind GATE */
-  PARAM_GATE_UP,     /* [2 ffn, hidden], per expert, where the family keeps one tensor: gate rows, then
-                        up rows, or with NN_FFN_SWIGLU_CLAMPED in turn; so its bias */
+  PARAM_GATE_UP,     /* [2 ffn, hidden], per expert, where the family keeps one tensor: gate rows,
+                        then up rows, or with NN_FFN_SWIGLU_CLAMPED in turn; so its bias */
   PARAM_DOWN,        /* [hidden, ffn], per expert */
   PARAM_GATE_UP_BIAS, /* [2 ffn], per expert (NN_BIAS_FFN; so the next) */
   PARAM_DOWN_BIAS,   /* [hidden], per expert */

@@ -255,8 +255,8 @@ static nn_status_t step_byte_fallback(const step_context_t *context, const token
   return end_run(context, to, begin);
 }
 
-/* The characters of a run of bytes that are whole stay, its other bytes become U+FFFD; but at the end
- * of ids to come (open) those that may yet become a character. */
+/* The characters of a run of bytes that are whole stay, its other bytes become U+FFFD; but at the
+ * end of ids to come (open) those that may yet become a character. */
 static nn_status_t end_mixed_run(token_texts_t *to, size_t begin, bool open) {
   const size_t all = to->text.bytes - begin;
   if (!all) return NN_OK;

@@ -51,14 +51,16 @@ enum {
   NORMALIZE_APPEND,        /* content after a text that is not empty */
   NORMALIZE_NMT,           /* control characters removed, odd spaces made plain */
   NORMALIZE_BERT,          /* clean_text, chinese_chars, strip_accents, lowercase, in that order */
-  NORMALIZE_CHARSMAP,      /* content: the bytes of a precompiled_charsmap of SentencePiece. The longest
-                              string of the map at each place is replaced; with graphemes, as the
-                              tokenizers package has it, each grapheme of up to 5 bytes by what the
-                              shortest beginning in the map says, else each character likewise */
-  NORMALIZE_SENTENCEPIECE, /* all that SentencePiece does, on bytes that need not be UTF-8: the charsmap
-                              content, but for the strings kept; collapse: spaces at the ends go, of
-                              several in between all but one; left, right: a space before, behind a
-                              text that is not empty; escape: spaces become U+2581 */
+  NORMALIZE_CHARSMAP,      /* content: the bytes of a precompiled_charsmap of SentencePiece. The
+                              longest string of the map at each place is replaced; with graphemes,
+                              as the tokenizers package has it, each grapheme of up to 5 bytes by
+                              what the shortest beginning in the map says, else each character
+                              likewise */
+  NORMALIZE_SENTENCEPIECE, /* all that SentencePiece does, on bytes that need not be UTF-8: the
+                              charsmap content, but for the strings kept; collapse: spaces at the
+                              ends go, of several in between all but one; left, right: a space
+                              before, behind a text that is not empty; escape: spaces become
+                              U+2581 */
   NORMALIZE_BYTE_LEVEL     /* each byte becomes its character of the byte map */
 };
 
@@ -117,10 +119,10 @@ typedef struct pre_step {
 enum {
   DECODE_BYTE_LEVEL,    /* characters of the byte map become bytes */
   DECODE_BYTE_FALLBACK, /* runs of <0xNN> become bytes; a run that is not UTF-8: U+FFFD for each */
-  DECODE_SENTENCEPIECE, /* U+2581 becomes a space; with `start` 1 or collapse the first one goes, with
-                           collapse every one before the first text; with bytes runs of <0xNN> become
-                           bytes, U+FFFD for each that is not UTF-8; the token `pattern` (unknown)
-                           becomes content */
+  DECODE_SENTENCEPIECE, /* U+2581 becomes a space; with `start` 1 or collapse the first one goes,
+                           with collapse every one before the first text; with bytes runs of <0xNN>
+                           become bytes, U+FFFD for each that is not UTF-8; the token `pattern`
+                           (unknown) becomes content */
   DECODE_FUSE,          /* the tokens' texts become one */
   DECODE_METASPACE,     /* content becomes a space, or nothing in the first token unless prepend is
                            PREPEND_NEVER */

@@ -70,7 +70,8 @@ void edit_insert(edit_t *edit, text_t text);
 /* Writes text before the next character, sharing that one's place, and copies the character. */
 void edit_prepend(edit_t *edit, text_t text);
 
-/* The place of bytes [begin, end) of a work, begin < end, in whole characters of the caller's text. */
+/* The place of bytes [begin, end) of a work, begin < end, in whole characters of the caller's
+ * text. */
 place_t work_place(const work_t *work, span_t span, const char *text, size_t bytes);
 
 #endif

@@ -1,6 +1,6 @@
-/* An application as it was written for libmoenn 0.1: a device, a small model, one training step, saving,
- * loading, generating. test_old_client.sh compiles it with the headers of earlier releases, so it uses
- * nothing newer than 0.1. The argument is a folder that it may write in. */
+/* An application as it was written for libmoenn 0.1: a device, a small model, one training step,
+ * saving, loading, generating. test_old_client.sh compiles it with the headers of earlier releases,
+ * so it uses nothing newer than 0.1. The argument is a folder that it may write in. */
 #include <stdio.h>
 #include <string.h>
 
@@ -25,8 +25,8 @@
 
 enum { BATCH = 2, SEQ_LEN = 16, TOKENS = 64 };
 
-/* Structs of other sizes: one shorter than any release had is refused, and a longer one when the unknown
- * part is not zero. */
+/* Structs of other sizes: one shorter than any release had is refused, and a longer one when the
+ * unknown part is not zero. */
 static int check_struct_sizes(nn_device_t *device) {
   nn_memory_t memory;
   memset(&memory, 0x5a, sizeof memory);

@@ -1,10 +1,10 @@
-/* Pins the binary interface on 64-bit systems: place and type of each member of each public struct, and
- * the value of each enumerator. Compiling it is the test, and test_layout.sh sees to it that nothing of
- * the header is missing.
+/* Pins the binary interface on 64-bit systems: place and type of each member of each public struct,
+ * and the value of each enumerator. Compiling it is the test, and test_layout.sh sees to it that
+ * nothing of the header is missing.
  *
- * Within one NN_ABI_VERSION a line here never changes, except that a SIZE may grow; new ones are added. A
- * new member begins at or past the old SIZE, never in the old padding: what an older client's padding
- * holds is not known. */
+ * Within one NN_ABI_VERSION a line here never changes, except that a SIZE may grow; new ones are
+ * added. A new member begins at or past the old SIZE, never in the old padding: what an older
+ * client's padding holds is not known. */
 #include "moenn.h"
 
 #define SIZE(object, bytes) _Static_assert(sizeof(object) == (bytes), "size of " #object);
@@ -12,9 +12,9 @@
   _Static_assert(offsetof(object, member) == (offset), "place of " #object "." #member); \
   _Static_assert(_Generic(&((object *)0)->member, type *: 1, default: 0),                \
                  "type of " #object "." #member);
-#define PIN_ARRAY(object, type, member, count, offset)                                                \
-  _Static_assert(offsetof(object, member) == (offset), "place of " #object "." #member);               \
-  _Static_assert(_Generic(&((object *)0)->member, type(*)[count]: 1, default: 0),                      \
+#define PIN_ARRAY(object, type, member, count, offset)                                             \
+  _Static_assert(offsetof(object, member) == (offset), "place of " #object "." #member);           \
+  _Static_assert(_Generic(&((object *)0)->member, type(*)[count]: 1, default: 0),                  \
                  "type of " #object "." #member);
 #define IS(name, value) _Static_assert((name) == (value), "value of " #name);
 

@@ -58,7 +58,8 @@ static void refuse(const nn_device_options_t *options, const char *words) {
 
 static void test_words_that_are_no_paths(void **state) {
   (void)state;
-  const char *unknown[] = {"avx", "AVX2", "avx2,", ",avx2", "avx2,,avx512", "avx2 avx512", "avx5122"};
+  const char *unknown[] = {"avx", "AVX2", "avx2,", ",avx2",
+                           "avx2,,avx512", "avx2 avx512", "avx5122"};
   for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++) {
     setenv("MOENN_CPU", unknown[i], 1);
     refuse(NULL, unknown[i]);

@@ -20,7 +20,8 @@ static void expect(nn_status_t want, const char *name, const char *words) {
 
 static void test_names(void **state) {
   (void)state;
-  const char *unknown[] = {"", "gpu", "CPU", "cuda:", "cuda:x", "cuda:-1", "cuda:1x", "cuda:123", "cudas"};
+  const char *unknown[] = {"", "gpu", "CPU", "cuda:", "cuda:x",
+                           "cuda:-1", "cuda:1x", "cuda:123", "cudas"};
   for (size_t i = 0; i < sizeof unknown / sizeof *unknown; i++)
     expect(NN_ERR_NOT_FOUND, unknown[i], "there are \"cpu\" and \"cuda:N\"");
 }

@@ -49,7 +49,8 @@ static void options_of_every_age(void **state) {
 
 static void sizes_that_no_release_had(void **state) {
   (void)state;
-  static const size_t sizes[] = {0, 1, sizeof(size_t), sizeof(first_t) - 1, (size_t)1 << 20, SIZE_MAX};
+  static const size_t sizes[] = {0, 1, sizeof(size_t), sizeof(first_t) - 1,
+                                 (size_t)1 << 20, SIZE_MAX};
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
     known_t got, source = {.struct_size = sizes[i]};
     CHECK_STATUS(NN_ERR_STRUCT_SIZE, read_struct(&got, &source));

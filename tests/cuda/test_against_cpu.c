@@ -1,4 +1,5 @@
-/* Whole models on a GPU against the same models on the CPU: logits, loss, gradients, training runs. */
+/* Whole models on a GPU against the same models on the CPU: logits, loss, gradients, training
+ * runs. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -8,8 +9,9 @@
 
 enum { BATCH = 3, SEQ = 40, TOKENS = BATCH * SEQ };
 
-/* The same parameters on both devices; the CPU's are made, the GPU's copied. Where the GPU's model is
- * of bf16 the CPU's is an fp32 one of the same numbers, for a CPU's activations would be bf16 too. */
+/* The same parameters on both devices; the CPU's are made, the GPU's copied. Where the GPU's model
+ * is of bf16 the CPU's is an fp32 one of the same numbers, for a CPU's activations would be bf16
+ * too. */
 typedef struct pair {
   nn_device_t *cpu, *gpu;
   nn_model_t *on_cpu, *on_gpu;
@@ -107,16 +109,17 @@ static double check_loss(const pair_t *pair, double bound) {
   double off = fabs(got.loss - want.loss) + fabs(got.aux_loss - want.aux_loss) +
                fabs(got.z_loss - want.z_loss);
   if (!(off <= bound * want.loss))
-    fail_msg("loss %.9g, auxiliary %.9g, z %.9g; on the CPU %.9g, %.9g, %.9g", got.loss, got.aux_loss,
-             got.z_loss, want.loss, want.aux_loss, want.z_loss);
+    fail_msg("loss %.9g, auxiliary %.9g, z %.9g; on the CPU %.9g, %.9g, %.9g", got.loss,
+             got.aux_loss, got.z_loss, want.loss, want.aux_loss, want.z_loss);
   return got.loss;
 }
 
-/* Every parameter's gradient by itself, so that none hides behind a larger one. A gradient far below
- * the others' size is held to the whole's: there both are rounding. */
+/* Every parameter's gradient by itself, so that none hides behind a larger one. A gradient far
+ * below the others' size is held to the whole's: there both are rounding. */
 static void check_gradients(const pair_t *pair, double bound) {
   int64_t all, unused, done = 0;
-  float *want = fixture_gradients(pair->on_cpu, &all), *got = fixture_gradients(pair->on_gpu, &unused);
+  float *want = fixture_gradients(pair->on_cpu, &all);
+  float *got = fixture_gradients(pair->on_gpu, &unused);
   double whole = 0;
   for (int64_t i = 0; i < all; i++) whole += (double)want[i] * want[i];
   check_distance("all gradients", got, want, all, bound);
@@ -177,14 +180,14 @@ static nn_model_config_t wide_family(int32_t index) {
   return config;
 }
 
-/* What comes first decides the weights of the sparse mixer: a choice that numbers of 16 bits may make
- * otherwise, even where every expert is chosen. */
+/* What comes first decides the weights of the sparse mixer: a choice that numbers of 16 bits may
+ * make otherwise, even where every expert is chosen. */
 static int chooses_alike(const nn_model_config_t *config) {
   return config->router_score != NN_SCORE_SPARSE_MIXER;
 }
 
-/* fp32: both sum products of up to 1000 terms in other orders, off by about sqrt(1000) 2^-24 = 2e-6 of
- * the norm in each of some ten layers of operations. */
+/* fp32: both sum products of up to 1000 terms in other orders, off by about sqrt(1000) 2^-24 = 2e-6
+ * of the norm in each of some ten layers of operations. */
 static void test_fp32(void **state) {
   (void)state;
   nn_model_config_t configs[] = {fixture_moe(), fixture_gpt2(), preset("tiny"), narrow_moe()};
@@ -217,9 +220,10 @@ static void test_families_fp32(void **state) {
   }
 }
 
-/* bf16: the GPU rounds each activation to 8 bits, at most 2^-8 = 0.4 % of it, 0.2 % on average, some ten
- * times in a block, and the residual stream at every sum: random errors of sqrt(20 x 2 layers) 0.2 % =
- * 1.2 %, and as much again backward. With every expert chosen nothing else can differ. */
+/* bf16: the GPU rounds each activation to 8 bits, at most 2^-8 = 0.4 % of it, 0.2 % on average,
+ * some ten times in a block, and the residual stream at every sum: random errors of
+ * sqrt(20 x 2 layers) 0.2 % = 1.2 %, and as much again backward. With every expert chosen nothing
+ * else can differ. */
 static void check_half(int32_t dtype) {
   nn_model_config_t configs[] = {fixture_moe(), preset("tiny"), narrow_moe(), fixture_gpt2()};
   for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
@@ -238,10 +242,10 @@ static void test_half(void **state) {
   for (int i = 0; i < 2; i++) check_half(halves[i]);
 }
 
-/* As check_half, with the roundings of norms of q and k, of clamped rows and of shared experts to it,
- * up to half as many again. A clamped activation has a slope on one side of its limit alone: one in
- * 2^8 of them may be on the other side after rounding, sqrt(2^-8) = 6 % of the gradients' norm, which
- * with 4 % makes 7.5 %. */
+/* As check_half, with the roundings of norms of q and k, of clamped rows and of shared experts to
+ * it, up to half as many again. A clamped activation has a slope on one side of its limit alone:
+ * one in 2^8 of them may be on the other side after rounding, sqrt(2^-8) = 6 % of the gradients'
+ * norm, which with 4 % makes 7.5 %. */
 static void test_families_bf16(void **state) {
   (void)state;
   for (int32_t i = 0; i < FIXTURE_FAMILIES; i++) {
@@ -257,7 +261,8 @@ static void test_families_bf16(void **state) {
 }
 
 /* Where two experts are nearly tied, 16 bits may choose the other one, and a few tokens' output and
- * their experts' gradients differ: what is bounded is the whole, with room for one token in twenty. */
+ * their experts' gradients differ: what is bounded is the whole, with room for one token in
+ * twenty. */
 static void check_half_with_choice(int32_t dtype) {
   nn_model_config_t configs[] = {fixture_moe(), preset("tiny"), narrow_moe()};
   for (size_t i = 0; i < sizeof configs / sizeof *configs; i++) {
@@ -274,7 +279,8 @@ static void test_half_with_choice(void **state) {
   for (int i = 0; i < 2; i++) check_half_with_choice(halves[i]);
 }
 
-/* Fifty AdamW steps on one batch; the loss falls to less than half, and the curves stay together. */
+/* Fifty AdamW steps on one batch; the loss falls to less than half, and the curves stay
+ * together. */
 static void train(const pair_t *pair, double bound) {
   nn_optim_options_t options = STRUCT(nn_optim_options_t);
   options.weight_decay = 0.1f, options.grad_clip = 1;
@@ -293,8 +299,9 @@ static void train(const pair_t *pair, double bound) {
   nn_optim_destroy(optim[1]);
 }
 
-/* fp32: the first step's difference of 1e-7 grows with every update, by chaos and by Adam's division
- * of small gradients by small moments; a thousandth of the loss is far below one step's change. */
+/* fp32: the first step's difference of 1e-7 grows with every update, by chaos and by Adam's
+ * division of small gradients by small moments; a thousandth of the loss is far below one step's
+ * change. */
 static void test_training(void **state) {
   (void)state;
   nn_model_config_t config = preset("tiny");
@@ -364,8 +371,8 @@ static void test_overflow(void **state) {
   assert_true(loss[0] == loss[1]);
 }
 
-/* Tokens one by one, through the graph from the third on, against the forward pass over all of them;
- * in each layer the experts that were chosen are counted the same. */
+/* Tokens one by one, through the graph from the third on, against the forward pass over all of
+ * them; in each layer the experts that were chosen are counted the same. */
 static void check_sequences(nn_model_config_t config, int32_t dtype, double bound,
                             int64_t sequences) {
   enum { LENGTH = 32, SEQUENCES = 2, EXPERTS = 16 };

@@ -57,9 +57,9 @@ static op_attention_t self_op(const self_case_t *c, int side, const gpu_tensor_t
                           .lse = gpu_at(lse, side, 0)};
 }
 
-/* The first row of a sequence sees one key and, without sinks, nothing depends on its score: its dq (and dk, where
- * it is the only row) is the difference of two equal sums of dim products of order 1, times a few
- * units. */
+/* The first row of a sequence sees one key and, without sinks, nothing depends on its score: its dq
+ * (and dk, where it is the only row) is the difference of two equal sums of dim products of order
+ * 1, times a few units. */
 static void check_nothing(const gpu_tensor_t *d, const char *name, int64_t from, int64_t count) {
   for (int64_t i = from; i < from + count; i++)
     if (!(fabs(gpu_value(d, GPU_GPU, i)) <= 0x1p-14))
@@ -125,8 +125,8 @@ static void self_backward(const self_case_t *c, const gpu_tensor_t *qkv, const g
   if (dsinks) gpu_check(dsinks, "dsinks", c->heads, gpu_bound_f32(rows + c->dim));
 }
 
-/* Queries, keys and values, scores of a few units; with `growth` keys are longer and longer, up to so many
- * times, along a sequence, so that the largest score of a row keeps coming later. */
+/* Queries, keys and values, scores of a few units; with `growth` keys are longer and longer, up to
+ * so many times, along a sequence, so that the largest score of a row keeps coming later. */
 static gpu_tensor_t *self_rows(const self_case_t *c, float growth) {
   int64_t ld = self_stride(c), count = c->batch * c->q_len * ld;
   float *values = malloc((size_t)count * sizeof *values);
@@ -147,10 +147,11 @@ static void check_self(const self_case_t *c, int32_t backward, int32_t dtype, fl
   if (gpu_leaves(dtype, (backward ? 7.0 : 2.0) * (double)(rows * c->q_len * width))) return;
   backend_limits_t limits = {.rows = rows, .batch = c->batch, .hidden = width, .heads = c->heads,
                              .kv_heads = c->kv_heads, .head_dim = c->dim, .training = backward};
-  gpu_begin(dtype, limits,
-            "attention batch %lld, T %lld, heads %lld/%lld of %lld, pad %lld, window %lld, sinks %d",
-            (long long)c->batch, (long long)c->q_len, (long long)c->heads, (long long)c->kv_heads,
-            (long long)c->dim, (long long)c->pad, (long long)c->window, c->sinks);
+  gpu_begin(
+      dtype, limits,
+      "attention batch %lld, T %lld, heads %lld/%lld of %lld, pad %lld, window %lld, sinks %d",
+      (long long)c->batch, (long long)c->q_len, (long long)c->heads, (long long)c->kv_heads,
+      (long long)c->dim, (long long)c->pad, (long long)c->window, c->sinks);
   gpu_tensor_t *qkv = self_rows(c, growth), *sinks = c->sinks ? gpu_in(c->heads, 3, 1, 5) : NULL;
   gpu_tensor_t *o = gpu_out(GPU_ACT, rows * width), *lse = gpu_out(GPU_F32, rows * c->heads);
   op_attention_t op[GPU_SIDES];

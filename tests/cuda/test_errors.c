@@ -1,5 +1,5 @@
-/* What goes wrong on a GPU: memory that cannot be had, cancelling, and an access that loses the device. Each
- * is a status; the process lives on. */
+/* What goes wrong on a GPU: memory that cannot be had, cancelling, and an access that loses the
+ * device. Each is a status; the process lives on. */
 #define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
 #include <stdio.h>
@@ -137,8 +137,9 @@ static void test_cancel(void **state) {
   nn_device_destroy(device);
 }
 
-/* An operation on memory that is not there loses the device: from then on every call says so, handles
- * can be destroyed, and the CPU works. It comes last, for no other device on that GPU can work either. */
+/* An operation on memory that is not there loses the device: from then on every call says so,
+ * handles can be destroyed, and the CPU works. It comes last, for no other device on that GPU can
+ * work either. */
 static void test_lost_device(void **state) {
   (void)state;
   nn_device_t *device = fixture_device_named("cuda:0", 0, 0);

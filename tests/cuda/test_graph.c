@@ -10,7 +10,8 @@ enum { E = 4, K = 2, F = 96, V = 500 };
 enum { Q = HEADS * DIM, QKV = Q + 2 * DIM, SLOTS = N * K };
 
 typedef struct layer {
-  gpu_tensor_t *ids, *position, *target, *turns, *scale, *wte, *norm_w, *qkv_w, *o_w, *router_w, *expert_w;
+  gpu_tensor_t *ids, *position, *target, *turns, *scale, *wte, *norm_w, *qkv_w, *o_w, *router_w,
+      *expert_w;
   gpu_tensor_t *x, *normed, *rstd, *qkv, *attended, *lse, *y;
   gpu_tensor_t *expert, *weight, *offset, *row_slot, *slot_row, *prob, *route_lse, *share,
       *mean_prob, *mean_lse2, *pre, *z, *row_loss, *loss, *dz, *dwte, *dx, *dweight, *d_expert;

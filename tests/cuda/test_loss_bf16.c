@@ -291,8 +291,8 @@ static gpu_tensor_t *sample_logits(int64_t vocab, int32_t with_nan) {
   return gpu_tensor(GPU_F32, GPU_READ, logits, vocab);
 }
 
-/* Draws are the CPU's: both add weights in double, in other orders, so one falls on the other side of
- * a border between tokens for 1e-15 of the draws. */
+/* Draws are the CPU's: both add weights in double, in other orders, so one falls on the other side
+ * of a border between tokens for 1e-15 of the draws. */
 static void check_sample(const sample_case_t *c, int32_t with_nan) {
   gpu_begin(NN_BF16, (backend_limits_t){.rows = 1, .vocab = c->vocab},
             "sample %d of %lld, temperature %g, top_p %g, top_k %d", (int)(c - sample_cases),

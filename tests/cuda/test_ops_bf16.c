@@ -359,14 +359,15 @@ static void check_matmul(const matmul_case_t *c, float alpha, int32_t dtype) {
                           .epilogue = c->epilogue,
                           .aux = gpu_at(t.aux, s, 0)};
   GPU_RUN(matmul, op);
-  /* d is rounded once; an epilogue, or a bias beside a factor, may work on a product that was itself
-   * stored */
+  /* d is rounded once; an epilogue, or a bias beside a factor, may work on a product that was
+   * itself stored */
   int roundings = 1 + (c->epilogue != MATMUL_NONE) + (alpha != 0 && c->bias);
   double bound = c->wide ? gpu_bound_f32(c->k) : gpu_bound(roundings, c->k);
   gpu_check_rows(t.d, "d", 0, c->m, c->n, t.ldd, bound);
   gpu_check_gaps(t.d, "d", c->n, t.ldd);
   if (c->aux && c->epilogue == MATMUL_GELU) {
-    gpu_check_rows(t.aux, "aux", 0, c->m, c->n, t.ldd, gpu_bound(1 + (alpha != 0 && c->bias), c->k));
+    gpu_check_rows(t.aux, "aux", 0, c->m, c->n, t.ldd,
+                   gpu_bound(1 + (alpha != 0 && c->bias), c->k));
     gpu_check_gaps(t.aux, "aux", c->n, t.ldd);
   }
   gpu_end();

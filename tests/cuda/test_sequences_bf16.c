@@ -1,5 +1,5 @@
-/* Operations that follow one another on a GPU against the CPU: rows that a kernel of their own takes
- * together, and rows that it leaves to the single operations. */
+/* Operations that follow one another on a GPU against the CPU: rows that a kernel of their own
+ * takes together, and rows that it leaves to the single operations. */
 #include <math.h>
 
 #include "gpu.h"

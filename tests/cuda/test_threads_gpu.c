@@ -1,5 +1,5 @@
-/* Threads that share a GPU: one trains, one generates, one copies tensors, passes and steps being recorded
- * meanwhile; each gets the bits that it gets alone. */
+/* Threads that share a GPU: one trains, one generates, one copies tensors, passes and steps being
+ * recorded meanwhile; each gets the bits that it gets alone. */
 #include <pthread.h>
 #include <string.h>
 
@@ -82,7 +82,8 @@ static void test_together_as_alone(void **state) {
     job_t job = {.device = alone.device};
     pthread_t threads[3];
     void *(*const works[])(void *) = {train, generate, copy};
-    for (int i = 0; i < 3; i++) assert_int_equal(pthread_create(&threads[i], NULL, works[i], &job), 0);
+    for (int i = 0; i < 3; i++)
+      assert_int_equal(pthread_create(&threads[i], NULL, works[i], &job), 0);
     pthread_join(threads[0], NULL);
     pthread_join(threads[1], NULL);
     job.done = 1;

@@ -141,7 +141,8 @@ static void add_moments(const char *story, void *user) {
   sum->residual2 += (nats - sum->rate * bytes) * (nats - sum->rate * bytes);
 }
 
-/* nats - rate * bytes of a story has expectation 0 if the rate is right (renewal-reward theorem). */
+/* nats - rate * bytes of a story has expectation 0 if the rate is right (renewal-reward
+ * theorem). */
 static void test_entropy(void **state) {
   (void)state;
   stories_t stories;

@@ -129,10 +129,12 @@ static void long_rope_needs_its_lists(void **state) {
          "{\"model_type\":\"llama\",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2,"
          "\"short_factor\":[1]}}");
   refuse(NN_ERR_FORMAT, "long_factor stands there twice",
-         "{\"model_type\":\"llama\"," HEADS_OF_EIGHT "\"rope_scaling\":{\"type\":\"su\"," FOUR_FACTORS
+         "{\"model_type\":\"llama\"," HEADS_OF_EIGHT
+         "\"rope_scaling\":{\"type\":\"su\"," FOUR_FACTORS
          "},\"rope_parameters\":{\"rope_type\":\"longrope\",\"short_factor\":[1,1.5,2,2.5],"
          "\"long_factor\":[1,1,1,1]}}");
-  char many[2000] = "{\"model_type\":\"llama\",\"rope_scaling\":{\"type\":\"su\",\"long_factor\":[1";
+  char many[2000] =
+      "{\"model_type\":\"llama\",\"rope_scaling\":{\"type\":\"su\",\"long_factor\":[1";
   for (int i = 0; i < 128; i++) strcat(many, ",1");
   refuse(NN_ERR_FORMAT, "long_factor is|a list of 1 to 128", strcat(many, "]}}"));
 }

@@ -235,13 +235,15 @@ static void every_parameter_must_be_there_and_every_tensor_used(void **state) {
   static const struct {
     int32_t dtype;
     const char *parts;
-  } others[] = {{NN_I64, "q_proj|I64|BF16"}, {NN_I32, "q_proj|I32|BF16"}, {NN_I16, "q_proj|I16|BF16"},
-                {NN_I8, "q_proj|I8|BF16"},   {NN_U8, "q_proj|U8|BF16"},   {NN_BOOL, "q_proj|BOOL|BF16"}};
+  } others[] = {{NN_I64, "q_proj|I64|BF16"}, {NN_I32, "q_proj|I32|BF16"},
+                {NN_I16, "q_proj|I16|BF16"}, {NN_I8, "q_proj|I8|BF16"},
+                {NN_U8, "q_proj|U8|BF16"},   {NN_BOOL, "q_proj|BOOL|BF16"}};
   for (size_t i = 0; i < sizeof others / sizeof *others; i++)
     refuse(&mixtral, (oddity_t){.retype = query, .to_dtype = others[i].dtype}, NN_ERR_UNSUPPORTED,
            others[i].parts);
-  refuse(&mixtral, (oddity_t){.skip = query, .extra = {"model.x", "model.y"}}, NN_ERR_FORMAT,
-         "missing: tensor \"model.layers.1.self_attn.q_proj.weight\"; of no|\"model.x\" and 1 more");
+  refuse(
+      &mixtral, (oddity_t){.skip = query, .extra = {"model.x", "model.y"}}, NN_ERR_FORMAT,
+      "missing: tensor \"model.layers.1.self_attn.q_proj.weight\"; of no|\"model.x\" and 1 more");
   refuse(&mixtral, (oddity_t){.extra = {"model.x", "model.y", "model.z"}}, NN_ERR_FORMAT,
          "\"model.x\"|no parameter|2 more");
 }

@@ -40,7 +40,7 @@ static void every_family_is_saved_and_read_again(void **state) {
   }
 }
 
-/* ---- the fused layout ------------------------------------------------------------------------- */
+/* ---- the fused layout ------------------------------------------------------------------------ */
 
 typedef struct fusing {
   const stamped_t *model;

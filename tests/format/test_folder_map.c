@@ -1,6 +1,6 @@
 /* Files that are a model's parameter buffer themselves: mapped where they can be, read where they
- * cannot, never written to; and what a folder holds beside its model, carried over when the model is
- * saved elsewhere. */
+ * cannot, never written to; and what a folder holds beside its model, carried over when the model
+ * is saved elsewhere. */
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -174,7 +174,7 @@ static void memory_that_runs_out_leaves_nothing(void **state) {
   }
 }
 
-/* ---- what is beside the model ----------------------------------------------------------------- */
+/* ---- what is beside the model ---------------------------------------------------------------- */
 
 static void check_text(const char *path, const char *name, const char *text) {
   size_t bytes;

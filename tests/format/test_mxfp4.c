@@ -40,7 +40,7 @@ static void numbers_and_scales_are_decoded(void **state) {
   for (int i = 16; i < 32; i++) assert_true(values[i] == 0);
 }
 
-/* ---- models ----------------------------------------------------------------------------------- */
+/* ---- models ---------------------------------------------------------------------------------- */
 
 enum { BLOCKS, SCALES, PLAIN };
 

@@ -239,7 +239,8 @@ static void numbers_are_checked(void **unused) {
   check_numbers("\"step\":\"7\"", steps, "\"step\" is");
   state_narrow(&mixtral, NN_F16);
   check_numbers("\"loss_scale_steps\":\"3\"", steps, "\"loss_scale_steps\" is");
-  static const char *const scales[] = {"", "0", "-2", "0.5", "33554432", NULL}, *const odd[] = {"3", NULL};
+  static const char *const scales[] = {"", "0", "-2", "0.5", "33554432", NULL};
+  static const char *const odd[] = {"3", NULL};
   check_numbers("\"loss_scale\":\"512\"", scales, "\"loss_scale\" is|from 1 to 16777216");
   check_numbers("\"loss_scale\":\"512\"", odd, "\"loss_scale\" is 3|power of two");
   state_narrow(&mixtral, NN_F32);

@@ -1,7 +1,7 @@
 /* The llm.c checkpoint reader: any bytes are refused, or make a file of exactly the size that the
  * format gives its header, whose tensors are read in both dtypes. An input that does not begin with
- * the magic number is the header's words from the version on: zeros are put behind it as tensors, so
- * that a mutation of the sizes alone gets past the check of the file's size. */
+ * the magic number is the header's words from the version on: zeros are put behind it as tensors,
+ * so that a mutation of the sizes alone gets past the check of the file's size. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -1,5 +1,5 @@
-/* Runs every file of a folder through LLVMFuzzerTestOneInput, in the order of their names, without a
- * fuzzing engine. Fails when the folder holds none. */
+/* Runs every file of a folder through LLVMFuzzerTestOneInput, in the order of their names, without
+ * a fuzzing engine. Fails when the folder holds none. */
 #define _POSIX_C_SOURCE 200809L
 #include <dirent.h>
 #include <stdint.h>
@@ -11,7 +11,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static int replay_visible(const struct dirent *entry) { return entry->d_name[0] != '.'; }
 
-/* The input gets a block of exactly its size, so that the address sanitizer sees one byte too far. */
+/* The input gets a block of exactly its size, so that the address sanitizer sees one byte too
+ * far. */
 static int replay_file(const char *path) {
   FILE *file = fopen(path, "rb");
   if (!file) return -1;

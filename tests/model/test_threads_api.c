@@ -251,8 +251,8 @@ static void *keep_busy(void *argument) {
   return NULL;
 }
 
-/* A thread that never pauses between its calls does not keep others from theirs. While a decode waits,
- * the other thread can end the call that it is in and one more that was queued before. */
+/* A thread that never pauses between its calls does not keep others from theirs. While a decode
+ * waits, the other thread can end the call that it is in and one more that was queued before. */
 static void test_calls_take_turns(void **state) {
   (void)state;
   nn_device_t *device = fixture_device(1, 0);

@@ -415,7 +415,8 @@ static backend_limits_t experts_limits(const experts_case_t *c, int32_t training
 /* ---- forward ---- */
 
 /* The paths that round to bf16 what they multiply with bf16 weights, and those that do not. */
-static void check_paths(void (*check)(const experts_case_t *c, double rounding), const experts_case_t *c) {
+static void check_paths(void (*check)(const experts_case_t *c, double rounding),
+                        const experts_case_t *c) {
   check(c, 0);
   if (c->dtype == NN_BF16) check(c, 0x1p-8);
 }
@@ -569,7 +570,8 @@ static void check_experts_bwd(const experts_case_t *c, double rounding) {
 
 static void test_backward(void **state) {
   (void)state;
-  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_paths(check_experts_bwd, &cases[i]);
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
+    check_paths(check_experts_bwd, &cases[i]);
 }
 
 static double experts64_loss(const void *context) {

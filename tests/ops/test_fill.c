@@ -113,8 +113,8 @@ static void test_prefixes(void **state) {
   ops_free();
 }
 
-/* 16 bits are the nearest of the fp32 number: at most half a unit of their 8 or 11 bits away; fp16's
- * unit is no smaller than 2^-24. */
+/* 16 bits are the nearest of the fp32 number: at most half a unit of their 8 or 11 bits away;
+ * fp16's unit is no smaller than 2^-24. */
 static void check_half(int32_t dtype, int bits) {
   enum { N = 20001 };
   float *wide = ops_floats(N);

@@ -139,7 +139,8 @@ static void check_rows(ops_trial_t *trial, const op_head_loss_t *op, const loss6
 }
 
 /* The paths that round to bf16 what they multiply with bf16 weights, and those that do not. */
-static void check_paths(void (*check)(const loss_case_t *c, double rounding), const loss_case_t *c) {
+static void check_paths(void (*check)(const loss_case_t *c, double rounding),
+                        const loss_case_t *c) {
   check(c, 0);
   if (c->dtype == NN_BF16) check(c, 0x1p-8);
 }

@@ -161,8 +161,9 @@ static void test_near(void **state) {
   (void)state;
   for (int64_t m = 9; m < 27; m++)
     for (int32_t i = 0; i < 8; i++)
-      check_matmul(&(matmul_case_t){.m = m, .n = 64 + 3 * (i / 4), .k = 30 + m % 2, .trans_a = i % 2,
-                                    .trans_b = i / 2 % 2, .addend = (int32_t)m % 3});
+      check_matmul(&(matmul_case_t){.m = m, .n = 64 + 3 * (i / 4), .k = 30 + m % 2,
+                                    .trans_a = i % 2, .trans_b = i / 2 % 2,
+                                    .addend = (int32_t)m % 3});
   const matmul_case_t cases[] = {
       {.m = 100, .n = 70, .k = 900, .addend = 1},
       {.m = 100, .n = 70, .k = 900, .trans_b = 1, .biased = 1},

@@ -295,8 +295,8 @@ static void check_masters(const adamw_case_t *c, int64_t count) {
   ops_free();
 }
 
-/* The same with fp16 ones and their masters, which begin as zeros; then with a parameter that somebody
- * wrote, in both. */
+/* The same with fp16 ones and their masters, which begin as zeros; then with a parameter that
+ * somebody wrote, in both. */
 static void check_whole_masters(const adamw_case_t *c, int64_t count) {
   masters_data_t d = masters_make(count);
   uint16_t *first = ops_pack(d.p, count, NN_F16);

@@ -184,7 +184,8 @@ static nn_model_config_t fixture_phimoe(void) {
   config.norm = NN_NORM_LAYER, config.biases = NN_BIAS_QKV | NN_BIAS_O | NN_BIAS_HEAD;
   config.router_score = NN_SCORE_SPARSE_MIXER, config.router_norm = NN_ROUTER_NORM_NONE;
   config.router_eps = 0.1f, config.window = 9;
-  config.rope_original_context = 16, config.rope_short_mscale = 1.2f, config.rope_long_mscale = 1.3f;
+  config.rope_original_context = 16;
+  config.rope_short_mscale = 1.2f, config.rope_long_mscale = 1.3f;
   fixture_long_rope(&config);
   return config;
 }

@@ -35,8 +35,8 @@ const char *fixture_path_name(int32_t path);
 nn_device_t *fixture_device(int32_t threads, int32_t paths);
 nn_device_t *fixture_device_named(const char *name, int32_t threads, int32_t paths);
 
-/* A device that has this path, or NULL where the processor or the build lacks it. A GPU stands in for the
- * first path. */
+/* A device that has this path, or NULL where the processor or the build lacks it. A GPU stands in
+ * for the first path. */
 nn_device_t *fixture_device_of_path(int32_t threads, int32_t path);
 
 nn_memory_t fixture_device_memory(const nn_device_t *device);
@@ -47,8 +47,8 @@ nn_memory_t fixture_device_memory(const nn_device_t *device);
 nn_model_config_t fixture_moe(void);
 /* Two layers, odd inner width. */
 nn_model_config_t fixture_gpt2(void);
-/* Of the other families, with all that they have beyond those two; as wide as the first, two or three
- * layers. */
+/* Of the other families, with all that they have beyond those two; as wide as the first, two or
+ * three layers. */
 enum { FIXTURE_FAMILIES = 14 };
 nn_model_config_t fixture_family(int32_t index);
 

@@ -377,8 +377,9 @@ void gpu_end(void) {
 
 /* ---- runs ------------------------------------------------------------------------------------ */
 
-/* Scratch is full of NaN at first, later of numbers; the guard behind it is NaN. A GPU fills it: copying
- * its tens of megabytes would take longer than most cases; where a CPU is in its place, bytes do. */
+/* Scratch is full of NaN at first, later of numbers; the guard behind it is NaN. A GPU fills it:
+ * copying its tens of megabytes would take longer than most cases; where a CPU is in its place,
+ * bytes do. */
 static void gpu_soil_scratch(int run) {
   char *data = gpu.scratch[GPU_GPU];
   size_t bytes = gpu.scratch_bytes[GPU_GPU];

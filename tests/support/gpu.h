@@ -10,9 +10,9 @@
  *   gpu_end();
  *
  * On the CPU activations and weights are fp32; on the GPU they have the case's dtype, and inputs
- * are rounded to it before either side sees them. What is assigned is full of NaN before each run. The
- * GPU runs everything twice and must give the same bits, write nothing to its inputs, and nothing
- * behind tensors and scratch.
+ * are rounded to it before either side sees them. What is assigned is full of NaN before each run.
+ * The GPU runs everything twice and must give the same bits, write nothing to its inputs, and
+ * nothing behind tensors and scratch.
  *
  * Where MOENN_TEST_DEVICE is "cpu:PATH", the CPU by that path (reference, avx2, avx512, avx512bf16)
  * takes the GPU's place, with three threads and then with one. */
@@ -30,8 +30,9 @@
 
 enum { GPU_SIDES = 2, GPU_CPU = 0, GPU_GPU = 1, GPU_SKIPPED = 77 };
 
-/* 0, or what main() has to return: GPU_SKIPPED after the reason is printed. A GPU's plugin is looked
- * for in MOENN_PLUGIN_PATH or, where that is not set, in the folder that the build puts it in. */
+/* 0, or what main() has to return: GPU_SKIPPED after the reason is printed. A GPU's plugin is
+ * looked for in MOENN_PLUGIN_PATH or, where that is not set, in the folder that the build puts it
+ * in. */
 int gpu_open(void);
 int gpu_close(void **state); /* a group teardown */
 

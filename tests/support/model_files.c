@@ -89,7 +89,8 @@ void stamped_write(const stamped_t *model, const char *folder, const char *name,
         .name = param->name, .dtype = oddity.dtype, .ndim = param->ndim, .shape = param->shape};
     if (oddity.bare) entry->name += strlen("transformer.");
     if (oddity.rename && strcmp(param->name, oddity.rename) == 0) entry->name = oddity.to;
-    if (oddity.retype && strcmp(param->name, oddity.retype) == 0) entry->dtype = oddity.to_dtype ? oddity.to_dtype : NN_F64;
+    if (oddity.retype && strcmp(param->name, oddity.retype) == 0)
+      entry->dtype = oddity.to_dtype ? oddity.to_dtype : NN_F64;
     if (oddity.reshape && strcmp(param->name, oddity.reshape) == 0) {
       entry->ndim = 1;
       entry->shape = &param->elements;

@@ -106,12 +106,12 @@ void *ops_pack(float *data, int64_t count, int32_t dtype);
 /* Element i of such a parameter. */
 double ops_weight(const void *data, int32_t dtype, int64_t i);
 
-/* ops_uniform, rounded to bf16 where a product multiplies them with weights of NN_BF16: a path that rounds
- * its inputs to bf16 then has the same inputs as all others. */
+/* ops_uniform, rounded to bf16 where a product multiplies them with weights of NN_BF16: a path that
+ * rounds its inputs to bf16 then has the same inputs as all others. */
 float *ops_inputs(int64_t count, int32_t weight_dtype, float scale, uint64_t seed);
 
-/* By how much the open device may round what it multiplies with weights of a dtype: 2^-8, half a unit in
- * the last place of bf16, or 0. */
+/* By how much the open device may round what it multiplies with weights of a dtype: 2^-8, half a
+ * unit in the last place of bf16, or 0. */
 double ops_rounding(const ops_trial_t *trial, int32_t weight_dtype);
 
 /* In [0, bound). */

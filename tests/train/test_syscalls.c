@@ -1,5 +1,5 @@
-/* A training step and a decoding step, once they are steady, ask the system for nothing but futexes: a
- * filter on every thread of a child process traps any other call. */
+/* A training step and a decoding step, once they are steady, ask the system for nothing but
+ * futexes: a filter on every thread of a child process traps any other call. */
 #define _GNU_SOURCE
 #include <linux/audit.h>
 #include <linux/filter.h>

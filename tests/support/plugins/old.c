@@ -1,5 +1,5 @@
-/* A plugin of another release: its devices open, and their tables say an ABI version of their own, or
- * that they end early. */
+/* A plugin of another release: its devices open, and their tables say an ABI version of their own,
+ * or that they end early. */
 #include "backend.h"
 
 static int closed;
