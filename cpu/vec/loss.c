@@ -1,4 +1,4 @@
-/* The head's logits and their cross-entropy over chunks of rows, and softmax of rows.
+/* The head's logits and their cross-entropy over equal chunks of rows, and softmax of rows.
  *
  * row_loss = logsumexp(l) - l[target], l = alpha (w x + bias); with
  * dl = scale alpha (softmax(l) - onehot(target)), rows without a target left out, dx = dl w is
@@ -148,7 +148,8 @@ nn_status_t VEC(head_loss)(backend_device_t *device, const op_head_loss_t *op,
   head_chunk_t chunk = {
       .op = op,
       .logits = (float *)((char *)scratch.data + (size_t)device->threads * GEMM_THREAD_BYTES)};
-  int64_t step = head_chunk_rows(op->n, op->vocab);
+  int64_t most = head_chunk_rows(op->n, op->vocab);
+  int64_t step = op->n > most ? vec_blocks(op->n, vec_blocks(op->n, most)) : op->n;
   for (; chunk.begin < op->n; chunk.begin += step) {
     chunk.rows = vec_min(step, op->n - chunk.begin);
     STATUS_TRY(head_loss_forward(device, &chunk, scratch));

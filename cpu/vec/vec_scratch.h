@@ -10,7 +10,7 @@ enum {
   EXPERTS_CHUNK_ROWS = 8192,     /* slots that the experts treat at a time, in whole tokens */
   EXPERTS_GROUP_BYTES = 256,     /* what is noted for each expert; experts.c holds itself to it */
   EXPERTS_DOT_COLUMNS = 16,      /* least columns of a part of dweight */
-  HEAD_CHUNK_ELEMENTS = 8 << 20, /* logits that exist at a time, */
+  HEAD_CHUNK_ELEMENTS = 16 << 20, /* logits that exist at a time, */
   HEAD_CHUNK_MIN_ROWS = 64,      /* but for these bounds */
   HEAD_CHUNK_MAX_ROWS = 1024
 };
@@ -25,7 +25,7 @@ static inline int64_t experts_chunk_tokens(int64_t n, int64_t top_k) {
   return n < most ? n : most;
 }
 
-/* Rows whose logits op_head_loss holds at a time. */
+/* Most rows whose logits op_head_loss holds at a time. */
 static inline int64_t head_chunk_rows(int64_t n, int64_t vocab) {
   int64_t rows = HEAD_CHUNK_ELEMENTS / vocab;
   if (rows < HEAD_CHUNK_MIN_ROWS) rows = HEAD_CHUNK_MIN_ROWS;
