@@ -584,8 +584,8 @@ static double experts64_loss(const void *context) {
 
 static void test_gradients_by_finite_differences(void **state) {
   (void)state;
-  const experts_case_t small[] = {{4, 3, 5, 3, 2, 2, SPREAD, NN_F32, 0, 0, 0},
-                                  {4, 3, 5, 3, 2, 2, SPREAD, NN_F32, 1, 1, 0}};
+  const experts_case_t small[] = {{4, 3, 5, 3, 2, 2, SPREAD, NN_F32, 0, 0, 0, 0},
+                                  {4, 3, 5, 3, 2, 2, SPREAD, NN_F32, 1, 1, 0, 0}};
   for (int i = 0; i < 2; i++) {
     const experts_case_t c = small[i];
     experts64_t e = experts_make(&c, 0).exact;
