@@ -38,8 +38,9 @@ nn_status_t plugin_open(const char *file, const char *function, backend_open_fn 
   void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
   if (!library)
     return status_fail(NN_ERR_NOT_FOUND,
-                       "the plugin could not be opened (MOENN_PLUGIN_PATH names its folder): %s",
-                       dlerror());
+                       "%s could not be opened, in this library's folder or that of "
+                       "MOENN_PLUGIN_PATH; a build without CUDA has none: %s",
+                       file, dlerror());
   void *found = dlsym(library, function);
   if (!found) {
     status_fail(NN_ERR_UNSUPPORTED, "%s has no function %s: it is of another release", path,

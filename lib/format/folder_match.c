@@ -95,19 +95,27 @@ typedef struct wanted {
   int64_t shape[4];
 } wanted_t;
 
+typedef struct shape_text {
+  char text[200];
+} shape_text_t;
+
+static shape_text_t shape_show(int32_t ndim, const int64_t *shape) {
+  shape_text_t shown = {""};
+  for (int32_t i = 0; i < ndim; i++) {
+    size_t used = strlen(shown.text);
+    snprintf(shown.text + used, sizeof shown.text - used, "%s%lld", i ? ", " : "",
+             (long long)shape[i]);
+  }
+  return shown;
+}
+
 static nn_status_t check_shape(const safetensors_tensor_t *tensor, const wanted_t *wanted) {
   bool fits = tensor->ndim == wanted->ndim;
   for (int32_t i = 0; fits && i < wanted->ndim; i++) fits = tensor->shape[i] == wanted->shape[i];
-  if (!fits) {
-    char shape[80];
-    size_t used = 0;
-    for (int32_t i = 0; i < wanted->ndim; i++)
-      used += (size_t)snprintf(shape + used, sizeof shape - used, "%s%lld", i ? ", " : "",
-                               (long long)wanted->shape[i]);
-    return status_fail(NN_ERR_FORMAT, "tensor \"%s\": its shape is not [%s], as config.json has it",
-                       name_show(tensor->name).text, shape);
-  }
-  return NN_OK;
+  if (fits) return NN_OK;
+  return status_fail(NN_ERR_FORMAT, "tensor \"%s\": its shape is [%s]; config.json makes it [%s]",
+                     name_show(tensor->name).text, shape_show(tensor->ndim, tensor->shape).text,
+                     shape_show(wanted->ndim, wanted->shape).text);
 }
 
 static nn_status_t check_tensor(const safetensors_tensor_t *tensor, const wanted_t *wanted) {
@@ -232,14 +240,14 @@ static nn_status_t check_complete(const folder_t *folder, const entries_t *entri
   }
   const more_t missing_more = more_show(missing_count), unused_more = more_show(unused_count);
   if (missing && unused)
-    return status_fail(NN_ERR_FORMAT,
-                       "missing: tensor \"%s\"%s; of no parameter of config.json's model: tensor "
-                       "\"%s\"%s",
-                       missing, missing_more.text, name_show(unused).text, unused_more.text);
+    return status_fail(
+        NN_ERR_FORMAT,
+        "missing: tensor \"%s\"%s; no parameter of config.json's model: tensor \"%s\"%s", missing,
+        missing_more.text, name_show(unused).text, unused_more.text);
   if (missing)
     return status_fail(NN_ERR_FORMAT, "missing: tensor \"%s\"%s", missing, missing_more.text);
   if (unused)
-    return status_fail(NN_ERR_FORMAT, "of no parameter of config.json's model: tensor \"%s\"%s",
+    return status_fail(NN_ERR_FORMAT, "no parameter of config.json's model: tensor \"%s\"%s",
                        name_show(unused).text, unused_more.text);
   return NN_OK;
 }

@@ -69,7 +69,7 @@ static nn_status_t read_file(const char *path, pipeline_t *pipeline) {
   STATUS_TRY(file_map(path, &map));
   nn_status_t status = read_any(map.data, map.bytes, pipeline);
   file_unmap(&map);
-  return status;
+  return status == NN_OK ? NN_OK : status_prefix(status, "%s", file_show(path).text);
 }
 
 /* The special tokens that tokenizer_config.json names, where there is one. */
@@ -90,11 +90,11 @@ static nn_status_t read_config(const char *folder, pipeline_t *pipeline) {
   return status;
 }
 
-static nn_status_t read_in(const char *folder, const char *name, bool needed, bool *found,
+static nn_status_t read_in(const char *folder, const char *name, bool *found,
                            pipeline_t *pipeline) {
   char *path;
   STATUS_TRY(file_join(folder, name, &path));
-  *found = needed || file_exists(path);
+  *found = file_exists(path);
   nn_status_t status = *found ? read_file(path, pipeline) : NN_OK;
   mem_free(path);
   return status;
@@ -103,17 +103,17 @@ static nn_status_t read_in(const char *folder, const char *name, bool needed, bo
 /* tokenizer.json goes before what it may have been made from. */
 static nn_status_t read_folder(const char *folder, pipeline_t *pipeline) {
   bool found;
-  STATUS_TRY(read_in(folder, "tokenizer.json", false, &found, pipeline));
-  if (!found) STATUS_TRY(read_in(folder, "tokenizer.model", false, &found, pipeline));
-  if (!found) STATUS_TRY(read_in(folder, "tokenizer.json", true, &found, pipeline));
+  STATUS_TRY(read_in(folder, "tokenizer.json", &found, pipeline));
+  if (!found) STATUS_TRY(read_in(folder, "tokenizer.model", &found, pipeline));
+  if (!found)
+    return status_fail(NN_ERR_NOT_FOUND, "%s: holds no tokenizer.json and no tokenizer.model",
+                       file_show(folder).text);
   return read_config(folder, pipeline);
 }
 
-/* Makes the tokenizer of what was read, or clears up. */
-static nn_status_t finish(nn_status_t status, const char *name, pipeline_t *pipeline,
-                          nn_tokenizer_t **tokenizer) {
-  if (status == NN_OK) status = tokenizer_create(pipeline, tokenizer);
-  pipeline_free(pipeline);
+/* Makes the tokenizer of what was read. */
+static nn_status_t make(const char *name, pipeline_t *pipeline, nn_tokenizer_t **tokenizer) {
+  nn_status_t status = tokenizer_create(pipeline, tokenizer);
   return status == NN_OK ? NN_OK : status_prefix(status, "%s", file_show(name).text);
 }
 
@@ -122,12 +122,18 @@ nn_status_t tokenizer_load(const char *path, nn_tokenizer_t **tokenizer) {
   pipeline_init(&pipeline);
   nn_status_t status =
       file_is_folder(path) ? read_folder(path, &pipeline) : read_file(path, &pipeline);
-  return finish(status, path, &pipeline, tokenizer);
+  if (status == NN_OK) status = make(path, &pipeline, tokenizer);
+  pipeline_free(&pipeline);
+  return status;
 }
 
 nn_status_t tokenizer_load_memory(const void *data, size_t bytes, const char *name,
                                   nn_tokenizer_t **tokenizer) {
   pipeline_t pipeline;
   pipeline_init(&pipeline);
-  return finish(read_any(data, bytes, &pipeline), name, &pipeline, tokenizer);
+  nn_status_t status = read_any(data, bytes, &pipeline);
+  status = status == NN_OK ? make(name, &pipeline, tokenizer)
+                           : status_prefix(status, "%s", file_show(name).text);
+  pipeline_free(&pipeline);
+  return status;
 }

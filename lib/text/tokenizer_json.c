@@ -175,7 +175,10 @@ static nn_status_t read_model(const json_t *json, pipeline_t *pipeline) {
   if (is(json, "WordPiece") || (untyped && json_object_get(json, "continuing_subword_prefix")))
     return read_wordpiece(json, pipeline);
   if (is(json, "WordLevel") || untyped) return read_wordlevel(json, pipeline);
-  return status_fail(NN_ERR_UNSUPPORTED, "the model \"%.80s\" is not understood", value_type(json));
+  return status_fail(
+      NN_ERR_UNSUPPORTED,
+      "the model \"%.80s\" is not understood; BPE, Unigram, WordPiece and WordLevel are",
+      value_type(json));
 }
 
 /* ---- added tokens ---------------------------------------------------------------------------- */

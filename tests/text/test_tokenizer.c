@@ -244,7 +244,14 @@ static void test_folder(void **state) {
   (void)state;
   char *path = fixture_folder();
   nn_tokenizer_t *tokenizer;
-  CHECK_FAILS(NN_ERR_NOT_FOUND, "tokenizer", nn_tokenizer_load(path, &tokenizer));
+  CHECK_FAILS(NN_ERR_NOT_FOUND, "holds no tokenizer.json", nn_tokenizer_load(path, &tokenizer));
+  CHECK_FAILS(NN_ERR_NOT_FOUND, "cannot be opened",
+              nn_tokenizer_load(files_path(path, "none.json"), &tokenizer));
+  const char *once = strstr(nn_last_error(), "none.json");
+  assert_true(once && !strstr(once + 1, "none.json"));
+  files_write_text(path, "tokenizer.json", "{\"model\": {\"type\": \"Words\"}}");
+  CHECK_FAILS(NN_ERR_UNSUPPORTED, "/tokenizer.json: the model \"Words\" is not understood; BPE",
+              nn_tokenizer_load(path, &tokenizer));
   files_write_text(path, "tokenizer.json", "{" WORDS "}");
   files_write_text(path, "tokenizer_config.json",
                    "{\"bos_token\": \"a\", \"eos_token\": {\"content\": \"b\"}, \"pad_token\": "
