@@ -31,16 +31,16 @@ typedef struct grad_norm {
 typedef __m512d vd;
 VEC_INLINE vd vd_zero(void) { return _mm512_setzero_pd(); }
 VEC_INLINE vd vd_add(vd a, vd b) { return _mm512_add_pd(a, b); }
-VEC_INLINE vd vd_add_squares(vd sum, vf x) {
-  __m512d low = _mm512_cvtps_pd(vf_low(x)), high = _mm512_cvtps_pd(vf_high(x));
+VEC_INLINE vd vd_add_squares(vd sum, const float *x) {
+  __m512d low = _mm512_cvtps_pd(_mm256_loadu_ps(x)), high = _mm512_cvtps_pd(_mm256_loadu_ps(x + 8));
   return _mm512_fmadd_pd(high, high, _mm512_fmadd_pd(low, low, sum));
 }
 #else
 typedef __m256d vd;
 VEC_INLINE vd vd_zero(void) { return _mm256_setzero_pd(); }
 VEC_INLINE vd vd_add(vd a, vd b) { return _mm256_add_pd(a, b); }
-VEC_INLINE vd vd_add_squares(vd sum, vf x) {
-  __m256d low = _mm256_cvtps_pd(vf_low(x)), high = _mm256_cvtps_pd(vf_high(x));
+VEC_INLINE vd vd_add_squares(vd sum, const float *x) {
+  __m256d low = _mm256_cvtps_pd(_mm_loadu_ps(x)), high = _mm256_cvtps_pd(_mm_loadu_ps(x + 4));
   return _mm256_fmadd_pd(high, high, _mm256_fmadd_pd(low, low, sum));
 }
 #endif
@@ -59,8 +59,11 @@ static void grad_norm_chunk(void *context, int64_t item, int32_t thread) {
   int64_t i = item * job->chunk, end = vec_min(job->op->count, i + job->chunk);
   vd sum[4] = {vd_zero(), vd_zero(), vd_zero(), vd_zero()};
   for (; i + 4 * VEC_WIDTH <= end; i += 4 * VEC_WIDTH)
-    for (int u = 0; u < 4; u++) sum[u] = vd_add_squares(sum[u], vf_load(g + i + u * VEC_WIDTH));
-  for (; i < end; i += VEC_WIDTH) sum[0] = vd_add_squares(sum[0], vf_load_next(g + i, end - i));
+    for (int u = 0; u < 4; u++) sum[u] = vd_add_squares(sum[u], g + i + u * VEC_WIDTH);
+  for (; i + VEC_WIDTH <= end; i += VEC_WIDTH) sum[0] = vd_add_squares(sum[0], g + i);
+  float rest[VEC_WIDTH];
+  vf_store(rest, vf_load_part(g + i, end - i));
+  sum[0] = vd_add_squares(sum[0], rest);
   job->sums[item] = vd_sum(vd_add(vd_add(sum[0], sum[1]), vd_add(sum[2], sum[3])));
 }
 
@@ -85,6 +88,7 @@ VEC_OP(grad_norm, op_grad_norm_t) {
 
 typedef struct adamw {
   op_adamw_t op;
+  int64_t chunks;
   float scale;      /* of the gradient: the clip */
   float step_size;  /* lr / (1 - beta1^step) */
   float root_scale; /* 1 / sqrt(1 - beta2^step) */
@@ -136,67 +140,90 @@ VEC_INLINE vf adamw_master(vf master, const uint16_t *p) {
 }
 #endif
 
-/* Updates m and v of the elements from i on; returns what becomes of their p. */
-VEC_INLINE vf adamw_update(const adamw_t *job, int64_t i, int64_t left, vf p) {
+/* The same as vectors, which what is stored cannot change: they stay in registers. */
+typedef struct adamw_by {
+  const float *g;
+  float *m, *v;
+  vf scale, beta1, beta2, rest1, rest2, root_scale, eps, step_size, decay;
+} adamw_by_t;
+
+VEC_INLINE adamw_by_t adamw_by(const adamw_t *job) {
   const op_adamw_t *op = &job->op;
-  vf g = vf_mul(vf_load_next(op->g + i, left), vf_set1(job->scale));
-  vf m = vf_mul(vf_load_next(op->m + i, left), vf_set1(op->beta1));
-  vf v = vf_mul(vf_load_next(op->v + i, left), vf_set1(op->beta2));
-  m = vf_fma(g, vf_set1(1.0f - op->beta1), m);
-  v = vf_fma(vf_mul(g, g), vf_set1(1.0f - op->beta2), v);
-  vf root = vf_fma(vf_sqrt(v), vf_set1(job->root_scale), vf_set1(op->eps));
-  vf update = vf_div(vf_mul(m, vf_set1(job->step_size)), root);
+  adamw_by_t by = {.g = op->g, .m = op->m, .v = op->v};
+  by.scale = vf_set1(job->scale), by.step_size = vf_set1(job->step_size);
+  by.root_scale = vf_set1(job->root_scale), by.decay = vf_set1(job->decay);
+  by.beta1 = vf_set1(op->beta1), by.rest1 = vf_set1(1.0f - op->beta1);
+  by.beta2 = vf_set1(op->beta2), by.rest2 = vf_set1(1.0f - op->beta2);
+  by.eps = vf_set1(op->eps);
+  return by;
+}
+
+/* Updates m and v of the elements from i on; returns what becomes of their p. */
+VEC_INLINE vf adamw_update(const adamw_by_t *by, int64_t i, int64_t left, vf p) {
+  vf g = vf_mul(vf_load_next(by->g + i, left), by->scale);
+  vf m = vf_mul(vf_load_next(by->m + i, left), by->beta1);
+  vf v = vf_mul(vf_load_next(by->v + i, left), by->beta2);
+  m = vf_fma(g, by->rest1, m);
+  v = vf_fma(vf_mul(g, g), by->rest2, v);
+  vf root = vf_fma(vf_sqrt(v), by->root_scale, by->eps);
+  vf update = vf_div(vf_mul(m, by->step_size), root);
   /* Not p (1 - decay) - update: beside 1, a small decay loses its last digits. */
-  vf_store_next(op->m + i, left, m);
-  vf_store_next(op->v + i, left, v);
-  return vf_sub(p, vf_fma(p, vf_set1(job->decay), update));
+  vf_store_next(by->m + i, left, m);
+  vf_store_next(by->v + i, left, v);
+  return vf_sub(p, vf_fma(p, by->decay, update));
 }
 
-VEC_INLINE void adamw_fp32(const adamw_t *job, int64_t i, int64_t left) {
-  float *p = job->op.p;
-  vf_store_next(p + i, left, adamw_update(job, i, left, vf_load_next(p + i, left)));
+VEC_INLINE void adamw_fp32(const adamw_by_t *by, float *p, int64_t i, int64_t left) {
+  vf_store_next(p + i, left, adamw_update(by, i, left, vf_load_next(p + i, left)));
 }
 
-VEC_INLINE void adamw_bf16(const adamw_t *job, int64_t i, int64_t left) {
-  uint16_t *p = job->op.p, part[VEC_WIDTH] = {0};
-  int16_t *low = job->op.p_low, part_low[VEC_WIDTH] = {0};
+VEC_INLINE void adamw_bf16(const adamw_by_t *by, uint16_t *p, int16_t *low, int64_t i,
+                           int64_t left) {
+  uint16_t part[VEC_WIDTH] = {0};
+  int16_t part_low[VEC_WIDTH] = {0};
   if (left >= VEC_WIDTH) {
-    adamw_split(adamw_update(job, i, left, adamw_join(p + i, low + i)), p + i, low + i);
+    adamw_split(adamw_update(by, i, left, adamw_join(p + i, low + i)), p + i, low + i);
     return;
   }
   size_t bytes = (size_t)left * sizeof *p;
   memcpy(part, p + i, bytes), memcpy(part_low, low + i, bytes);
-  adamw_split(adamw_update(job, i, left, adamw_join(part, part_low)), part, part_low);
+  adamw_split(adamw_update(by, i, left, adamw_join(part, part_low)), part, part_low);
   memcpy(p + i, part, bytes), memcpy(low + i, part_low, bytes);
 }
 
-VEC_INLINE void adamw_f16(const adamw_t *job, int64_t i, int64_t left) {
-  uint16_t *p = (uint16_t *)job->op.p + i, part[VEC_WIDTH] = {0};
-  float *master = job->op.master + i;
+VEC_INLINE void adamw_f16(const adamw_by_t *by, uint16_t *p, float *master, int64_t i,
+                          int64_t left) {
+  uint16_t part[VEC_WIDTH] = {0};
   size_t bytes = (size_t)vec_min(left, VEC_WIDTH) * sizeof *p;
-  memcpy(part, p, bytes);
-  vf from = adamw_master(vf_load_next(master, left), part), to = adamw_update(job, i, left, from);
-  vf_store_next(master, left, to);
+  memcpy(part, p + i, bytes);
+  vf from = adamw_master(vf_load_next(master + i, left), part), to = adamw_update(by, i, left, from);
+  vf_store_next(master + i, left, to);
   vf_store_f16(part, to);
-  memcpy(p, part, bytes);
+  memcpy(p + i, part, bytes);
 }
 
 static void adamw_range(const adamw_t *job, int64_t i, int64_t end) {
+  const adamw_by_t by = adamw_by(job);
+  void *p = job->op.p;
+  int16_t *low = job->op.p_low;
+  float *master = job->op.master;
   if (job->op.weight_dtype == NN_F16) {
-    for (; i < end; i += VEC_WIDTH) adamw_f16(job, i, end - i);
+    for (; i < end; i += VEC_WIDTH) adamw_f16(&by, p, master, i, end - i);
   } else if (job->op.weight_dtype == NN_BF16) {
-    for (; i + VEC_WIDTH <= end; i += VEC_WIDTH) adamw_bf16(job, i, VEC_WIDTH);
-    if (i < end) adamw_bf16(job, i, end - i);
+    for (; i + VEC_WIDTH <= end; i += VEC_WIDTH) adamw_bf16(&by, p, low, i, VEC_WIDTH);
+    if (i < end) adamw_bf16(&by, p, low, i, end - i);
   } else {
-    for (; i + VEC_WIDTH <= end; i += VEC_WIDTH) adamw_fp32(job, i, VEC_WIDTH);
-    if (i < end) adamw_fp32(job, i, end - i);
+    for (; i + VEC_WIDTH <= end; i += VEC_WIDTH) adamw_fp32(&by, p, i, VEC_WIDTH);
+    if (i < end) adamw_fp32(&by, p, i, end - i);
   }
 }
 
 static void adamw_chunk(void *context, int64_t item, int32_t thread) {
   (void)thread;
   adamw_t job = *(const adamw_t *)context;
-  int64_t begin = item * ADAMW_CHUNK, end = vec_min(job.op.count, begin + ADAMW_CHUNK);
+  /* From the last chunk to the first: the norm read the last gradients last, and the next pass
+   * reads the first parameters first. */
+  int64_t begin = (job.chunks - 1 - item) * ADAMW_CHUNK, end = vec_min(job.op.count, begin + ADAMW_CHUNK);
   int64_t split = vec_min(end, job.op.decayed > begin ? job.op.decayed : begin);
   adamw_range(&job, begin, split);
   job.decay = 0;
@@ -208,11 +235,12 @@ VEC_OP(adamw, op_adamw_t) {
   if (!isfinite(op->scale[0])) return NN_OK;
   adamw_t job = {
       .op = *op,
+      .chunks = vec_blocks(op->count, ADAMW_CHUNK),
       .scale = (float)op->scale[1],
       .step_size = (float)(op->now->lr / op->now->m_left),
       .root_scale = (float)(1.0 / sqrt(op->now->v_left)),
       .decay = (float)op->now->lr * op->weight_decay,
   };
-  optim_run(device, vec_blocks(op->count, ADAMW_CHUNK), op->count, adamw_chunk, &job);
+  optim_run(device, job.chunks, op->count, adamw_chunk, &job);
   return NN_OK;
 }
