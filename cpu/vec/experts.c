@@ -173,31 +173,51 @@ static gemm_group_t experts_up(const experts_t *experts, int64_t e) {
                               .dtype = op->weight_dtype}};
 }
 
-/* A tile is VEC_WIDTH columns of g beside the same of u. */
+/* What the tiles of an expert's rows [i, ..) and columns [f, f + VEC_WIDTH) become. */
+typedef struct experts_up {
+  void *pre, *out; /* or NULL */
+  int64_t pre_at, at, ffn, left;
+  int biased;
+  float limit;
+  vf g_bias, u_bias;
+} experts_up_t;
+
+/* Takes `count` rows, a constant, from row r on. A row of a tile is VEC_WIDTH columns of g beside
+ * the same of u. */
+VEC_INLINE void experts_up_beside(const int count, const experts_up_t *up, int64_t r,
+                                  const float *tile, int32_t act) {
+  vf g[VEC_BESIDE], u[VEC_BESIDE];
+  tile += r * GEMM_NR;
+  VEC_EACH(k, count) {
+    g[k] = vf_load(tile + k * GEMM_NR), u[k] = vf_load(tile + k * GEMM_NR + VEC_WIDTH);
+    if (up->biased) g[k] = vf_add(g[k], up->g_bias), u[k] = vf_add(u[k], up->u_bias);
+    if (!up->pre) continue;
+    int64_t at = up->pre_at + (r + k) * 2 * up->ffn;
+    vf_store_as_next(up->pre, at, up->left, act, g[k]);
+    vf_store_as_next(up->pre, at + up->ffn, up->left, act, u[k]);
+  }
+  if (!up->out) return;
+  glu_acts(count, g, u, up->limit);
+  VEC_EACH(k, count)
+    vf_store_as_next(up->out, up->at + (r + k) * up->ffn, up->left, act, g[k]);
+}
+
 VEC_INLINE void experts_up_rows(const experts_t *experts, int64_t e, int64_t i, int64_t rows,
                                 int64_t j, const float *tile, int32_t act) {
   const op_experts_t *op = experts->forward;
   /* All in variables of its own, which what is stored cannot change. */
   const int64_t ffn = op->ffn, f = j / 2, left = ffn - f, first = e * op->bias_stride;
-  const float limit = op->limit;
-  const int biased = op->gate_bias != NULL;
-  const int64_t pre_at = (experts->row[e] + i) * 2 * ffn + f;
-  const int64_t at = (experts->local[e] + i) * ffn + f;
-  void *pre = op->pre, *out = op->out ? experts->act : NULL;
-  vf g_bias = vf_zero(), u_bias = vf_zero();
-  if (biased) {
-    g_bias = experts_bias(op->gate_bias, first, f, left, op->interleaved, op->weight_dtype);
-    u_bias = experts_bias(op->up_bias, first, f, left, op->interleaved, op->weight_dtype);
+  experts_up_t up = {.pre = op->pre, .out = op->out ? experts->act : NULL, .limit = op->limit};
+  up.ffn = ffn, up.left = left, up.biased = op->gate_bias != NULL;
+  up.pre_at = (experts->row[e] + i) * 2 * ffn + f, up.at = (experts->local[e] + i) * ffn + f;
+  up.g_bias = up.u_bias = vf_zero();
+  if (up.biased) {
+    up.g_bias = experts_bias(op->gate_bias, first, f, left, op->interleaved, op->weight_dtype);
+    up.u_bias = experts_bias(op->up_bias, first, f, left, op->interleaved, op->weight_dtype);
   }
-  for (int64_t r = 0; r < rows; r++, tile += GEMM_NR) {
-    vf g = vf_load(tile), u = vf_load(tile + VEC_WIDTH);
-    if (biased) g = vf_add(g, g_bias), u = vf_add(u, u_bias);
-    if (pre) {
-      vf_store_as_next(pre, pre_at + r * 2 * ffn, left, act, g);
-      vf_store_as_next(pre, pre_at + r * 2 * ffn + ffn, left, act, u);
-    }
-    if (out) vf_store_as_next(out, at + r * ffn, left, act, glu_act(g, u, limit));
-  }
+  int64_t r = 0;
+  for (; r + VEC_BESIDE <= rows; r += VEC_BESIDE) experts_up_beside(VEC_BESIDE, &up, r, tile, act);
+  for (; r < rows; r++) experts_up_beside(1, &up, r, tile, act);
 }
 
 static void experts_up_store(void *context, int64_t e, int64_t i, int64_t rows, int64_t j,

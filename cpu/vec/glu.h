@@ -12,11 +12,21 @@ VEC_INLINE vf glu_clamp_u(vf u, float limit) {
   return vf_max(vf_set1(-limit), vf_min(vf_set1(limit), u));
 }
 
+/* Replaces each g by the activation. */
+VEC_INLINE void glu_acts(const int count, vf *g, vf *u, float limit) {
+  vf rise[VEC_BESIDE];
+  VEC_EACH(i, count) {
+    if (limit != 0.0f) g[i] = glu_clamp_g(g[i], limit);
+    if (limit != 0.0f) u[i] = vf_add(glu_clamp_u(u[i], limit), vf_set1(1.0f));
+    rise[i] = limit != 0.0f ? vf_mul(vf_set1(GLU_SLOPE), g[i]) : g[i];
+  }
+  vf_rises(count, rise);
+  VEC_EACH(i, count) g[i] = vf_mul(vf_div(g[i], rise[i]), u[i]);
+}
+
 VEC_INLINE vf glu_act(vf g, vf u, float limit) {
-  if (limit == 0.0f) return vf_mul(vf_mul(g, vf_sigmoid(g)), u);
-  g = glu_clamp_g(g, limit), u = glu_clamp_u(u, limit);
-  vf s = vf_sigmoid(vf_mul(vf_set1(GLU_SLOPE), g));
-  return vf_mul(vf_mul(g, s), vf_add(u, vf_set1(1.0f)));
+  glu_acts(1, &g, &u, limit);
+  return g;
 }
 
 /* Turns g and u into da times the derivatives by them; returns the activation. */

@@ -18,6 +18,20 @@ VEC_INLINE void rope_head(void *x, int64_t at, const float *table, int64_t half,
   }
 }
 
+/* Heads of one vector, whose halves are turned at once: reads of the next head would wait for a
+ * write of half a vector. */
+VEC_INLINE void rope_vectors(void *x, int64_t at, int64_t step, int64_t heads, const float *table,
+                             int32_t inverse, int32_t act) {
+  vmask first = vf_mask(VEC_WIDTH / 2);
+  vf sign = vf_set1(inverse ? -1.0f : 1.0f);
+  vf both = vf_load(table), swapped = vf_swap(both), c = vf_select(first, both, swapped);
+  vf s = vf_mul(vf_select(first, vf_sub(vf_zero(), sign), sign), vf_select(first, swapped, both));
+  for (int64_t head = 0; head < heads; head++, at += step) {
+    vf v = vf_load_as(x, at, act);
+    vf_store_as_next(x, at, VEC_WIDTH, act, vf_fma(vf_swap(v), s, vf_mul(v, c)));
+  }
+}
+
 VEC_INLINE void rope_pairs(void *x, int64_t at, const float *table, int64_t half, int32_t inverse,
                            int32_t act) {
   float sign = inverse ? -1.0f : 1.0f;
@@ -36,6 +50,11 @@ static void rope_rows(void *context, int64_t item, int32_t thread) {
   int64_t end = vec_min(op->n, (item + 1) * ROPE_ROWS);
   for (int64_t i = item * ROPE_ROWS; i < end; i++) {
     const float *table = op->table + op->position[i] * width;
+    if (width == VEC_WIDTH && !op->interleaved) {
+      VEC_BY_ACT(op->act_dtype, rope_vectors(op->x, i * op->ldx, op->head_dim, op->heads, table,
+                                             op->inverse, VEC_ACT));
+      continue;
+    }
     for (int64_t head = 0; head < op->heads; head++) {
       int64_t at = i * op->ldx + head * op->head_dim;
       if (op->interleaved)

@@ -59,25 +59,49 @@ VEC_INLINE void route_dots(const op_route_t *op, int64_t t, int64_t end, int64_t
         op->prob[(t + i) * op->experts + e + j] = vf_sum(sum[i][j]);
 }
 
-/* Turns a row of logits into scores; returns the log-sum-exp of the logits. */
-static float route_scores(int32_t score, float *row, int64_t experts) {
-  vf top = vf_set1(-INFINITY), total = vf_zero();
+/* Turns the rows of logits of tokens t .. into scores; total becomes their sums of exponentials and
+ * lse their largest logits. Rows are read before others are written: a read of what a masked
+ * write may touch waits for it. */
+VEC_INLINE void route_score(const op_route_t *op, int64_t t, int64_t end, float *lse,
+                            float *total) {
+  const int sigmoid = op->router.score == NN_SCORE_SIGMOID;
+  const int64_t experts = op->experts, last = (experts - 1) / VEC_WIDTH * VEC_WIDTH;
+  float *row[ROUTE_TOKENS];
+  vf largest[ROUTE_TOKENS], sum[ROUTE_TOKENS], score[ROUTE_TOKENS] ;
+  VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) {
+    row[i] = op->prob + vec_min(t + i, end - 1) * experts;
+    largest[i] = vf_set1(-INFINITY), sum[i] = score[i] = vf_zero();
+  }
   for (int64_t e = 0; e < experts; e += VEC_WIDTH) {
     vmask mask = vf_mask(vec_min(VEC_WIDTH, experts - e));
-    top = vf_max(top, vf_select(mask, vf_load_mask(row + e, mask), vf_set1(-INFINITY)));
+    VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++)
+      largest[i] = vf_max(largest[i],
+                          vf_select(mask, vf_load_mask(row[i] + e, mask), vf_set1(-INFINITY)));
   }
-  float largest = vf_max_lane(top);
+  VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) {
+    float most = vf_max_lane(largest[i]);
+    largest[i] = vf_set1(most);
+    if (t + i < end) lse[i] = most;
+  }
   for (int64_t e = 0; e < experts; e += VEC_WIDTH) {
     vmask mask = vf_mask(vec_min(VEC_WIDTH, experts - e));
-    vf logit = vf_load_mask(row + e, mask), p = vf_exp(vf_sub(logit, vf_set1(largest)));
-    vf_store_mask(row + e, mask, score == NN_SCORE_SIGMOID ? vf_sigmoid(logit) : p);
-    total = vf_add(total, vf_select(mask, p, vf_zero()));
+    VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) {
+      vf logit = vf_load_mask(row[i] + e, mask), p = vf_exp(vf_sub(logit, largest[i]));
+      score[i] = sigmoid ? vf_sigmoid(logit) : p;
+      sum[i] = vf_add(sum[i], vf_select(mask, p, vf_zero()));
+    }
+    VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++)
+      if (e < last && t + i < end) vf_store(row[i] + e, score[i]);
   }
-  float sum = vf_sum(total);
-  for (int64_t e = 0; score != NN_SCORE_SIGMOID && e < experts; e += VEC_WIDTH)
-    vf_store_next(row + e, experts - e,
-                  vf_div(vf_load_next(row + e, experts - e), vf_set1(sum)));
-  return largest + logf(sum);
+  VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) {
+    float all = vf_sum(sum[i]);
+    if (t + i >= end) continue;
+    total[i] = all;
+    for (int64_t e = 0; !sigmoid && e < last; e += VEC_WIDTH)
+      vf_store(row[i] + e, vf_div(vf_load(row[i] + e), vf_set1(all)));
+    if (!sigmoid) score[i] = vf_div(score[i], vf_set1(all));
+    vf_store_next(row[i] + last, experts - last, score[i]);
+  }
 }
 
 static void route_add_bias(const op_route_t *op, float *row) {
@@ -126,14 +150,19 @@ static void route_block(void *context, int64_t item, int32_t thread) {
                     route_dots(op, t, end, e, VEC_DTYPE, VEC_ACT));
   double *sums = job->sums + item * (op->experts + 1);
   int32_t *count = job->place + item * op->experts;
+  float total[ROUTE_BLOCK];
   memset(sums, 0, (size_t)(op->experts + 1) * sizeof *sums);
   memset(count, 0, (size_t)op->experts * sizeof *count);
   for (int64_t t = begin; t < end; t++) {
+    if (op->router.bias) route_add_bias(op, op->prob + t * op->experts);
+    if (op->router.score == NN_SCORE_SPARSE_MIXER) route_mix(op, t);
+  }
+  for (int64_t t = begin; t < end; t += ROUTE_TOKENS)
+    route_score(op, t, end, op->lse + t, total + t - begin);
+  for (int64_t t = begin; t < end; t++) {
     float *prob = op->prob + t * op->experts;
     int32_t *expert = op->out.expert + t * op->top_k;
-    if (op->router.bias) route_add_bias(op, prob);
-    if (op->router.score == NN_SCORE_SPARSE_MIXER) route_mix(op, t);
-    op->lse[t] = route_scores(op->router.score, prob, op->experts);
+    op->lse[t] += logf(total[t - begin]);
     if (op->router.score != NN_SCORE_SPARSE_MIXER)
       route_token(op, prob, expert, op->out.weight + t * op->top_k);
     for (int64_t j = 0; j < op->top_k; j++) count[expert[j]]++;

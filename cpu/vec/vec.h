@@ -152,6 +152,7 @@ VEC_INLINE void vf_load_columns(const float *const row[VEC_WIDTH], vf x[VEC_WIDT
   }
 }
 
+VEC_INLINE vf vf_swap(vf x) { return _mm512_shuffle_f32x4(x, x, 0x4e); } /* its halves */
 VEC_INLINE __m256 vf_low(vf x) { return _mm512_castps512_ps256(x); }
 VEC_INLINE __m256 vf_high(vf x) { return _mm512_extractf32x8_ps(x, 1); }
 
@@ -277,6 +278,7 @@ VEC_INLINE void vf_load_columns(const float *const row[VEC_WIDTH], vf x[VEC_WIDT
   }
 }
 
+VEC_INLINE vf vf_swap(vf x) { return _mm256_permute2f128_ps(x, x, 1); } /* its halves */
 VEC_INLINE __m128 vf_low(vf x) { return _mm256_castps256_ps128(x); }
 VEC_INLINE __m128 vf_high(vf x) { return _mm256_extractf128_ps(x, 1); }
 
@@ -449,43 +451,64 @@ VEC_INLINE float vf_max_lane(vf x) {
 
 /* ---- functions ------------------------------------------------------------------------------- */
 
-/* x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) by the degree 6 polynomial of least relative error
- * (3e-9), then times 2^n. At most 1 ulp off where the result is a normal number; 0 from -104
- * down (and for -inf), infinity from 88.73 up; NaN stays NaN. */
-VEC_INLINE vf vf_exp(vf x) {
-  x = vf_min(vf_set1(89.0f), vf_max(vf_set1(-110.0f), x));
+/* Vectors whose functions are computed side by side, step by step: one after the other, the many
+ * steps that wait for the one before them would fill the processor's schedulers. */
+enum { VEC_BESIDE = VEC_WIDTH / 4 };
+
+/* Does what follows for each i of `count`, a constant of at most VEC_BESIDE. */
+#define VEC_EACH(i, count) \
+  VEC_UNROLL for (int i = 0; i < VEC_BESIDE; i++) if (i < (count))
+
+/* Replaces each x by exp(x): x = n ln 2 + r with |r| <= ln 2 / 2, exp(r) by the degree 6 polynomial
+ * of least relative error (3e-9), then times 2^n. At most 1 ulp off where the result is a normal
+ * number; 0 from -104 down (and for -inf), infinity from 88.73 up; NaN stays NaN. */
+VEC_INLINE void vf_exps(const int count, vf *x) {
+  static const float coefficient[] = {0x1.123a20p-7f, 0x1.5558f2p-5f, 0x1.555492p-3f,
+                                      0x1.fffffcp-2f, 1.0f, 1.0f};
+  vf n[VEC_BESIDE], p[VEC_BESIDE];
+  VEC_EACH(i, count) x[i] = vf_min(vf_set1(89.0f), vf_max(vf_set1(-110.0f), x[i]));
 #if VEC_AVX512
-  vf n = _mm512_roundscale_ps(vf_mul(x, vf_set1(0x1.715476p+0f)), 0);
+  VEC_EACH(i, count) n[i] = _mm512_roundscale_ps(vf_mul(x[i], vf_set1(0x1.715476p+0f)), 0);
 #else
-  vf n = _mm256_round_ps(vf_mul(x, vf_set1(0x1.715476p+0f)), 8);
+  VEC_EACH(i, count) n[i] = _mm256_round_ps(vf_mul(x[i], vf_set1(0x1.715476p+0f)), 8);
 #endif
-  vf r = vf_fnma(n, vf_set1(0x1.62e400p-1f), x);
-  r = vf_fnma(n, vf_set1(0x1.7f7d1cp-20f), r);
-  vf p = vf_set1(0x1.6a23d0p-10f);
-  p = vf_fma(p, r, vf_set1(0x1.123a20p-7f));
-  p = vf_fma(p, r, vf_set1(0x1.5558f2p-5f));
-  p = vf_fma(p, r, vf_set1(0x1.555492p-3f));
-  p = vf_fma(p, r, vf_set1(0x1.fffffcp-2f));
-  p = vf_fma(p, r, vf_set1(1.0f));
-  p = vf_fma(p, r, vf_set1(1.0f));
+  VEC_EACH(i, count) x[i] = vf_fnma(n[i], vf_set1(0x1.62e400p-1f), x[i]);
+  VEC_EACH(i, count) x[i] = vf_fnma(n[i], vf_set1(0x1.7f7d1cp-20f), x[i]);
+  VEC_EACH(i, count) p[i] = vf_set1(0x1.6a23d0p-10f);
+  VEC_UNROLL for (int c = 0; c < 6; c++)
+    VEC_EACH(i, count) p[i] = vf_fma(p[i], x[i], vf_set1(coefficient[c]));
 #if VEC_AVX512
-  return _mm512_scalef_ps(p, n);
+  VEC_EACH(i, count) x[i] = _mm512_scalef_ps(p[i], n[i]);
 #else
   /* 2^n in two factors, since n reaches below the smallest exponent and above the largest. */
-  __m256i exponent = _mm256_cvtps_epi32(n);
-  __m256i half = _mm256_srai_epi32(exponent, 1), rest = _mm256_sub_epi32(exponent, half);
-  __m256i bias = _mm256_set1_epi32(127);
-  vf a = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
-  vf b = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
-  return vf_mul(vf_mul(p, a), b);
+  VEC_EACH(i, count) {
+    __m256i exponent = _mm256_cvtps_epi32(n[i]);
+    __m256i half = _mm256_srai_epi32(exponent, 1), rest = _mm256_sub_epi32(exponent, half);
+    __m256i bias = _mm256_set1_epi32(127);
+    vf a = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23));
+    vf b = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23));
+    x[i] = vf_mul(vf_mul(p[i], a), b);
+  }
 #endif
 }
 
-/* 1 / (1 + exp(-x)). Of use for silu(x) = x sigmoid(x), and for the tanh form of GELU, since
- * (1 + tanh(u)) / 2 = sigmoid(2u). */
+VEC_INLINE vf vf_exp(vf x) {
+  vf_exps(1, &x);
+  return x;
+}
+
+/* Replaces each x by 1 + exp(-x). x / (1 + exp(-x)) is silu(x); v / (1 + exp(-2u)) is the tanh form
+ * of GELU, since (1 + tanh(u)) / 2 = sigmoid(2u). */
+VEC_INLINE void vf_rises(const int count, vf *x) {
+  VEC_EACH(i, count) x[i] = vf_sub(vf_zero(), x[i]);
+  vf_exps(count, x);
+  VEC_EACH(i, count) x[i] = vf_add(vf_set1(1.0f), x[i]);
+}
+
+/* 1 / (1 + exp(-x)). */
 VEC_INLINE vf vf_sigmoid(vf x) {
-  vf one = vf_set1(1.0f);
-  return vf_div(one, vf_add(one, vf_exp(vf_sub(vf_zero(), x))));
+  vf_rises(1, &x);
+  return vf_div(vf_set1(1.0f), x);
 }
 
 /* ---- running --------------------------------------------------------------------------------- */
