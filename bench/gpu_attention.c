@@ -25,6 +25,7 @@ static const attention_case_t attention_cases[] = {
     {"width 96", 8, 1, 96, 0, NN_BF16, 0},
     {"width 192", 4, 1, 192, 0, NN_BF16, 0},
     {"width 256", 3, 1, 256, 0, NN_BF16, 0},
+    {"width 64, fp32", 12, 1, 64, 0, NN_F32, 0},
 };
 
 /* Rows of queries, keys and values. */
@@ -44,7 +45,8 @@ static op_attention_t attention_op(gpu_t *gpu, const attention_case_t *c) {
   op_attention_t op = {.batch = GPU_BATCH, .q_len = GPU_SEQ, .heads = c->heads};
   op.kv_heads = c->kv_heads, op.head_dim = c->dim, op.window = c->window;
   op.weight_dtype = op.act_dtype = c->dtype;
-  op.q = qkv.data, op.k = qkv.data + 2 * q, op.v = qkv.data + 2 * (q + kv);
+  int64_t bytes = (int64_t)nn_dtype_bytes(c->dtype);
+  op.q = qkv.data, op.k = qkv.data + bytes * q, op.v = qkv.data + bytes * (q + kv);
   op.ldq = op.ldkv = qkv.ld, op.kv_batch = GPU_SEQ * qkv.ld, op.scale = 0.125f;
   if (c->sinks) op.sinks = gpu_normal(gpu, c->heads, c->dtype, 1);
   op.o = gpu_normal(gpu, GPU_TOKENS * q, c->dtype, 1);
@@ -62,7 +64,8 @@ static op_attention_bwd_t attention_bwd_op(gpu_t *gpu, const attention_case_t *c
   back.ldq = op->ldq, back.ldkv = op->ldkv, back.kv_batch = op->kv_batch, back.scale = op->scale;
   back.o = op->o, back.dout = gpu_normal(gpu, GPU_TOKENS * q, c->dtype, 1), back.lse = op->lse;
   char *d = attention_rows(gpu, c).data;
-  back.dq = d, back.dk = d + 2 * q, back.dv = d + 2 * (q + kv);
+  int64_t bytes = (int64_t)nn_dtype_bytes(c->dtype);
+  back.dq = d, back.dk = d + bytes * q, back.dv = d + bytes * (q + kv);
   if (c->sinks) back.dsinks = gpu_zeros(gpu, (size_t)c->heads * sizeof(float));
   return back;
 }
@@ -77,11 +80,13 @@ static void attention_training(gpu_t *gpu, const attention_case_t *c) {
   char name[96];
   op_attention_t op = attention_op(gpu, c);
   op_attention_bwd_t back = attention_bwd_op(gpu, c, &op);
-  double work = 4 * (double)c->dim * attention_pairs(c); /* two products forward, five backward */
+  bench_work_t work = gpu_flops(gpu, 4 * (double)c->dim * attention_pairs(c)); /* two products */
+  if (c->dtype == NN_F32) work.ceiling = gpu->peak.fp32_flops;
   snprintf(name, sizeof name, "attention forward, 4 x 4096, %s", c->what);
-  RUN(gpu, name, attention, op, gpu_flops(gpu, work));
+  RUN(gpu, name, attention, op, work);
   snprintf(name, sizeof name, "attention backward, 4 x 4096, %s", c->what);
-  RUN(gpu, name, attention_bwd, back, gpu_flops(gpu, 2.5 * work));
+  work.amount *= 2.5; /* five */
+  RUN(gpu, name, attention_bwd, back, work);
 }
 
 static void attention_decoding(gpu_t *gpu, const attention_case_t *c, int64_t batch) {
@@ -94,7 +99,8 @@ static void attention_decoding(gpu_t *gpu, const attention_case_t *c, int64_t ba
   op.v = gpu_normal(gpu, batch * GPU_SEQ * width, c->dtype, 1);
   snprintf(name, sizeof name, "attention, %lld of 4096 keys, 1 query, %s", (long long)batch,
            c->what);
-  RUN(gpu, name, attention, op, gpu_bytes(gpu, 4.0 * (double)(batch * seen * width)));
+  double bytes = 2 * (double)nn_dtype_bytes(c->dtype) * (double)(batch * seen * width);
+  RUN(gpu, name, attention, op, gpu_bytes(gpu, bytes));
 }
 
 static void attention_store(gpu_t *gpu) {
