@@ -120,11 +120,17 @@ static gemm_part_t gemm_part_b(const gemm_stripe_t *stripe) {
   return (gemm_part_t){&item->group->b, item->j + stripe->column, stripe->n, stripe->k0, stripe->k};
 }
 
+/* Where a tile's sums are between two blocks of k. */
+static float *gemm_stripe_sum(const gemm_stripe_t *stripe, int64_t panel, int64_t column) {
+  const gemm_item_t *item = stripe->item;
+  return item->sum + (column / GEMM_NR * item->row_panels + panel) * GEMM_TILE_FLOATS;
+}
+
 /* The tile of a panel of rows and one of columns, the latter at `column` of the item. Where only
  * the operation itself knows what becomes of a tile, or it is not whole, the kernel leaves it in
  * item->sum. */
 static void gemm_tile_at(const gemm_stripe_t *stripe, int64_t panel, int64_t column,
-                         gemm_ahead_t ahead[2]) {
+                         int64_t request_step, gemm_run_t **runs) {
   const gemm_item_t *item = stripe->item;
   const gemm_t *gemm = item->gemm;
   const gemm_group_t *group = item->group;
@@ -132,17 +138,8 @@ static void gemm_tile_at(const gemm_stripe_t *stripe, int64_t panel, int64_t col
   int64_t i = item->i + row, j = item->j + column, columns = vec_min(GEMM_NR, item->n - column);
   int first = stripe->k0 == 0, last = stripe->k0 + stripe->k == group->k;
   int direct = last && item->direct && columns == GEMM_NR;
-  float *tile = item->sum;
-  if (!first || !last)
-    tile += (column / GEMM_NR * item->row_panels + panel) * GEMM_TILE_FLOATS;
+  float *tile = first && last ? item->sum : gemm_stripe_sum(stripe, panel, column);
   int64_t steps = gemm_steps(gemm, stripe->k);
-  gemm_requests_t requests;
-  gemm_requests_begin(&requests, steps);
-  if (!first) gemm_request_bytes(&requests, tile, rows * GEMM_NR * (int64_t)sizeof *tile);
-  if (last) gemm_request_result(&requests, group, i, rows, j, columns);
-  gemm_request_ahead(&requests, &ahead[0]);
-  gemm_request_ahead(&requests, &ahead[1]);
-  int64_t request_step = gemm_requests_end(&requests, tile);
   int b_in_place = item->b_in_place && columns == GEMM_NR;
   gemm_panels_t panels = {.k = steps,
                           .a = item->a_in_place ? gemm_place(&group->a, stripe->k0, i)
@@ -157,16 +154,31 @@ static void gemm_tile_at(const gemm_stripe_t *stripe, int64_t panel, int64_t col
                           .d = direct ? (float *)group->d + i * group->ldd + j : tile,
                           .ldc = group->ldc,
                           .ldd = direct ? group->ldd : GEMM_NR,
-                          .runs = requests.run,
                           .request_step = request_step};
-  gemm->form->kernel(rows, &panels);
+  gemm->form->kernel(rows, &panels, runs);
   if (last && !direct) VEC(gemm_put)(gemm, group, i, rows, j, columns, tile);
 }
 
-static void gemm_stripe_tiles(const gemm_stripe_t *stripe, gemm_ahead_t ahead[2]) {
-  for (int64_t panel = 0; panel < stripe->item->row_panels; panel++)
-    for (int64_t q = 0; q < stripe->n; q += GEMM_NR)
-      gemm_tile_at(stripe, panel, stripe->column + q, ahead);
+/* The tiles of a panel of rows. */
+static void gemm_stripe_panel(const gemm_stripe_t *stripe, int64_t panel, gemm_ahead_t ahead[2]) {
+  const gemm_item_t *item = stripe->item;
+  const gemm_group_t *group = item->group;
+  int64_t row = panel_row(item, panel), rows = panel_row(item, panel + 1) - row;
+  int64_t j = item->j + stripe->column;
+  gemm_requests_t requests;
+  gemm_requests_begin(&requests,
+                      gemm_steps(item->gemm, stripe->k) * vec_blocks(stripe->n, GEMM_NR));
+  for (int64_t q = 0; stripe->k0 > 0 && q < stripe->n; q += GEMM_NR)
+    gemm_request_bytes(&requests, gemm_stripe_sum(stripe, panel, stripe->column + q),
+                       rows * GEMM_NR * (int64_t)sizeof(float));
+  if (stripe->k0 + stripe->k == group->k)
+    gemm_request_result(&requests, group, item->i + row, rows, j, stripe->n);
+  gemm_request_ahead(&requests, &ahead[0]);
+  gemm_request_ahead(&requests, &ahead[1]);
+  int64_t request_step = gemm_requests_end(&requests, item->sum);
+  gemm_run_t *runs = requests.run;
+  for (int64_t q = 0; q < stripe->n; q += GEMM_NR)
+    gemm_tile_at(stripe, panel, stripe->column + q, request_step, &runs);
 }
 
 /* `after` is the item that this thread is likely to do next, or NULL. */
@@ -179,7 +191,7 @@ static void gemm_item_packed(const gemm_item_t *item, const gemm_item_t *after) 
     gemm_item_pack_a(item, k0, stripe.k);
     gemm_ahead_t ahead[2] = {0};
     if (then.item)
-      ahead[0] = gemm_ahead(gemm_part_a(&then), item->row_panels * vec_blocks(item->n, GEMM_NR));
+      ahead[0] = gemm_ahead(gemm_part_a(&then), item->row_panels * vec_blocks(item->n, GEMM_NC));
     for (int64_t column = 0; column < item->n; column += GEMM_NC) {
       stripe = gemm_stripe(item, column, k0);
       gemm_item_pack_b(item, item->j + column, stripe.n, k0, stripe.k);
@@ -187,8 +199,9 @@ static void gemm_item_packed(const gemm_item_t *item, const gemm_item_t *after) 
       if (column + GEMM_NC < item->n) next = gemm_stripe(item, column + GEMM_NC, k0);
       ahead[1] = (gemm_ahead_t){0};
       if (next.item)
-        ahead[1] = gemm_ahead(gemm_part_b(&next), item->row_panels * vec_blocks(stripe.n, GEMM_NR));
-      gemm_stripe_tiles(&stripe, ahead);
+        ahead[1] = gemm_ahead(gemm_part_b(&next), item->row_panels);
+      for (int64_t panel = 0; panel < item->row_panels; panel++)
+        gemm_stripe_panel(&stripe, panel, ahead);
     }
     k0 += stripe.k;
   } while (k0 < k);

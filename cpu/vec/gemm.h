@@ -105,11 +105,11 @@ typedef struct gemm_panels {
   const float *c;   /* rows ldc apart, or NULL; may be d */
   float *d;         /* rows ldd apart */
   int64_t lda, ldb, ldc, ldd;
-  const gemm_run_t *runs; /* of a line every request_step steps, and more than these */
   int64_t request_step;
 } gemm_panels_t;
 
-void VEC(gemm_kernel)(int64_t rows, const gemm_panels_t *panels);
+/* A line of *runs is requested every request_step steps; what is left of them stays there. */
+void VEC(gemm_kernel)(int64_t rows, const gemm_panels_t *panels, gemm_run_t **runs);
 
 /* d[m, GEMM_NR] = sum + a . b + c for any number m of rows, the products added to sum one by one.
  * With across, a is [m, k], rows lda apart, and a line of *runs is requested every second step of a
@@ -129,7 +129,7 @@ void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, flo
 /* gemm_bf16.c: the same on pairs of bf16. Panels are [ceil(k / 2), width] pairs, and the kernel's k
  * counts pairs. Streaming reads rows of a that gemm_stream_round has made: m x gemm_stream_pairs(k)
  * pairs. */
-void VEC(gemm_kernel_bf16)(int64_t rows, const gemm_panels_t *panels);
+void VEC(gemm_kernel_bf16)(int64_t rows, const gemm_panels_t *panels, gemm_run_t **runs);
 void VEC(gemm_pack_bf16)(const gemm_operand_t *operand, int64_t first, int64_t count,
                          int64_t width, int64_t k0, int64_t k, float *out);
 int64_t VEC(gemm_stream_pairs)(int64_t k);

@@ -8,7 +8,7 @@
 #include "vec/gemm.h"
 
 enum {
-  GEMM_RUNS = 16, /* most of what is requested beside one tile */
+  GEMM_RUNS = 40, /* most of what is requested at a time */
   GEMM_LINE = 64  /* bytes of a cache line */
 };
 

@@ -121,12 +121,14 @@ VEC_INLINE vf kernel_fma(vf a, vf b, vf sum) {
   return pairs_fma(sum, _mm512_castps_si512(b), _mm512_castps_si512(a));
 }
 
-VEC_INLINE void kernel(const int rows, const gemm_panels_t *panels) {
-  gemm_tile(rows, panels, kernel_fma);
+VEC_INLINE void kernel(const int rows, const gemm_panels_t *panels, gemm_run_t **runs) {
+  gemm_tile(rows, panels, runs, kernel_fma);
 }
 
 #define KERNEL(rows) \
-  static void kernel_##rows(const gemm_panels_t *panels) { kernel(rows, panels); }
+  static void kernel_##rows(const gemm_panels_t *panels, gemm_run_t **runs) { \
+    kernel(rows, panels, runs); \
+  }
 KERNEL(1) KERNEL(2) KERNEL(3) KERNEL(4) KERNEL(5) KERNEL(6) KERNEL(7)
 KERNEL(8) KERNEL(9) KERNEL(10) KERNEL(11) KERNEL(12) KERNEL(13) KERNEL(14)
 
@@ -135,8 +137,8 @@ static const gemm_kernel_fn kernels[GEMM_MR] = {
     kernel_8, kernel_9, kernel_10, kernel_11, kernel_12, kernel_13, kernel_14,
 };
 
-void VEC(gemm_kernel_bf16)(int64_t rows, const gemm_panels_t *panels) {
-  kernels[rows - 1](panels);
+void VEC(gemm_kernel_bf16)(int64_t rows, const gemm_panels_t *panels, gemm_run_t **runs) {
+  kernels[rows - 1](panels, runs);
 }
 
 /* ---- streaming ------------------------------------------------------------------------------- */

@@ -32,7 +32,7 @@ struct gemm_form {
   int64_t numbers; /* of k in a packed step */
   void (*pack)(const gemm_operand_t *operand, int64_t first, int64_t count, int64_t width,
                int64_t k0, int64_t k, float *out);
-  void (*kernel)(int64_t rows, const gemm_panels_t *panels);
+  void (*kernel)(int64_t rows, const gemm_panels_t *panels, gemm_run_t **runs);
 };
 
 static inline bool gemm_of_numbers(const gemm_t *gemm) { return gemm->form->numbers == 1; }
@@ -68,7 +68,7 @@ static inline int64_t gemm_extent(const gemm_operand_t *operand, int64_t rows) {
 /* Whether a has so many rows across that packing b, in as few blocks of k, takes little of it. */
 static inline int gemm_many_rows(const gemm_t *gemm, const gemm_group_t *group) {
   const gemm_operand_t *a = &group->a;
-  return gemm_of_numbers(gemm) && !gemm->store && !a->along_k && !a->gather &&
+  return gemm_of_numbers(gemm) && !a->along_k && !a->gather &&
          !group->b.along_k && group->m >= GEMM_ROWS_M && group->k > GEMM_KC &&
          group->k <= GEMM_ROWS_K;
 }

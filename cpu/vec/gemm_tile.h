@@ -23,10 +23,11 @@ VEC_INLINE void gemm_tile_add(const int rows, vf acc[GEMM_MR][2], const float *c
 
 /* rows and fma are constants where this is called, so that the loops unroll (all to GEMM_MR, which
  * compilers agree on) and acc becomes registers: 2 rows + 3 of the 32 (AVX-512) or 16 (AVX2). */
-VEC_INLINE void gemm_tile(const int rows, const gemm_panels_t *panels, gemm_fma_fn fma) {
+VEC_INLINE void gemm_tile(const int rows, const gemm_panels_t *panels, gemm_run_t **runs,
+                          gemm_fma_fn fma) {
   const float *a = panels->a, *b = panels->b;
   int64_t lda = panels->lda, ldb = panels->ldb;
-  const gemm_run_t *run = panels->runs;
+  gemm_run_t *run = *runs;
   uintptr_t line = run->line;
   int64_t lines = run->count, request_step = panels->request_step;
   vf acc[GEMM_MR][2];
@@ -51,6 +52,8 @@ VEC_INLINE void gemm_tile(const int rows, const gemm_panels_t *panels, gemm_fma_
       b += ldb;
     }
   }
+  run->line = line, run->count = lines;
+  *runs = run;
   if (panels->sum) gemm_tile_add(rows, acc, panels->sum, GEMM_NR);
   if (panels->c) gemm_tile_add(rows, acc, panels->c, panels->ldc);
   float *d = panels->d;
@@ -63,6 +66,6 @@ VEC_INLINE void gemm_tile(const int rows, const gemm_panels_t *panels, gemm_fma_
 }
 
 /* A function for each height: in one, compilers would merge them into a loop over memory. */
-typedef void (*gemm_kernel_fn)(const gemm_panels_t *panels);
+typedef void (*gemm_kernel_fn)(const gemm_panels_t *panels, gemm_run_t **runs);
 
 #endif
