@@ -26,9 +26,8 @@ VEC_INLINE __m512i pairs_load(const void *row, int64_t i, int64_t count, int32_t
   return (__m512i)_mm512_cvtne2ps_pbh(high, low);
 }
 
-/* `count` numbers, at most a vector, of a row as 16-bit values in the low halves of 32. */
-VEC_INLINE __m512i halves_load(const void *row, int64_t i, int64_t count, int32_t dtype) {
-  vmask mask = vf_mask(count);
+/* Numbers of a row as 16-bit values in the low halves of 32. */
+VEC_INLINE __m512i halves_load(const void *row, int64_t i, vmask mask, int32_t dtype) {
   if (dtype == NN_BF16)
     return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, (const uint16_t *)row + i));
   __m512 wide = _mm512_maskz_loadu_ps(mask, (const float *)row + i);
@@ -64,34 +63,56 @@ VEC_INLINE void pack_pair_rows(const void *const *row, int64_t rows, int64_t ahe
   }
 }
 
-/* Rows along k: two at a time, number beside number. */
+/* Rows along k: two at a time, number beside number; a vector of columns after the other. */
 VEC_INLINE void pack_pair_columns(const gemm_operand_t *operand, int64_t first, int64_t count,
                                   int64_t width, int64_t k0, int64_t k, int32_t dtype,
                                   uint32_t *out) {
   int64_t ahead = GEMM_PACK_STEP * operand->ld * (dtype == NN_BF16 ? 2 : 4);
-  for (int64_t p = 0; p < k; p += PAIR, out += width) {
-    const void *low = gemm_row(operand, k0 + p), *high = NULL;
-    pairs_request(low, first, ahead, dtype);
-    if (p + 1 < k) {
-      high = gemm_row(operand, k0 + p + 1);
-      pairs_request(high, first, ahead, dtype);
-    }
-    for (int64_t q = 0; q < width; q += VEC_WIDTH) {
-      int64_t there = vec_min(count - q, VEC_WIDTH), room = vec_min(width - q, VEC_WIDTH);
-      if (there < 0) there = 0;
+  for (int64_t q = 0; q < width; q += VEC_WIDTH) {
+    vmask there = vf_mask(vec_min(count > q ? count - q : 0, VEC_WIDTH));
+    vmask room = vf_mask(vec_min(width - q, VEC_WIDTH));
+    uint32_t *to = out + q;
+    for (int64_t p = 0; p < k; p += PAIR, to += width) {
+      const void *low = gemm_row(operand, k0 + p);
+      pairs_request(low, first + q, ahead, dtype);
       __m512i pair = halves_load(low, first + q, there, dtype);
-      if (high)
-        pair = _mm512_or_si512(pair,
-                               _mm512_slli_epi32(halves_load(high, first + q, there, dtype), 16));
-      _mm512_mask_storeu_epi32(out + q, vf_mask(room), pair);
+      if (p + 1 < k) {
+        const void *high = gemm_row(operand, k0 + p + 1);
+        pairs_request(high, first + q, ahead, dtype);
+        __m512i upper = _mm512_slli_epi32(halves_load(high, first + q, there, dtype), 16);
+        pair = _mm512_or_si512(pair, upper);
+      }
+      _mm512_mask_storeu_epi32(to, room, pair);
     }
+  }
+}
+
+/* The same of GEMM_NR columns of bf16 and an even k. */
+VEC_INLINE void pack_pair_panel(const gemm_operand_t *operand, int64_t first, int64_t k0, int64_t k,
+                                uint32_t *out) {
+  int64_t ahead = GEMM_PACK_STEP * operand->ld * 2;
+  /* 16-bit lanes i and 32 + i by turns, from i = 0 and from i = 16 on */
+  __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+  __m512i other = _mm512_add_epi32(lane, _mm512_set1_epi32(PAIR_NUMBERS));
+  __m512i left = _mm512_or_si512(_mm512_slli_epi32(other, 16), lane);
+  __m512i right = _mm512_add_epi32(left, _mm512_set1_epi32(PAIRS << 16 | PAIRS));
+  for (int64_t p = 0; p < k; p += PAIR, out += GEMM_NR) {
+    const uint16_t *low = gemm_row(operand, k0 + p), *high = gemm_row(operand, k0 + p + 1);
+    pairs_request(low, first, ahead, NN_BF16);
+    pairs_request(high, first, ahead, NN_BF16);
+    __m512i a = _mm512_loadu_si512(low + first), b = _mm512_loadu_si512(high + first);
+    _mm512_storeu_si512(out, _mm512_permutex2var_epi16(a, left, b));
+    _mm512_storeu_si512(out + PAIRS, _mm512_permutex2var_epi16(a, right, b));
   }
 }
 
 VEC_INLINE void pack_pairs(const gemm_operand_t *operand, int64_t first, int64_t count,
                            int64_t width, int64_t k0, int64_t k, int32_t dtype, uint32_t *out) {
   if (operand->along_k) {
-    pack_pair_columns(operand, first, count, width, k0, k, dtype, out);
+    if (dtype == NN_BF16 && width == GEMM_NR && count == GEMM_NR && k % PAIR == 0)
+      pack_pair_panel(operand, first, k0, k, out);
+    else
+      pack_pair_columns(operand, first, count, width, k0, k, dtype, out);
     return;
   }
   for (int64_t q = 0; q < width; q += VEC_WIDTH) {
