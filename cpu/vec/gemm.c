@@ -413,7 +413,7 @@ static void gemm_cut(gemm_t *gemm, int64_t m, int64_t n, int64_t most_n, int32_t
       gemm->block_m = vec_blocks(m, gemm_cuts(vec_blocks(m, GEMM_MB), i, threads));
       gemm->block_n = vec_round_up(vec_blocks(n, gemm_cuts(vec_blocks(n, most_n), j, threads)),
                                    GEMM_NR);
-      int64_t cost = gemm_span(gemm, gemm_count_items(gemm), threads);
+      int64_t cost = cuts > 1 ? gemm_span(gemm, gemm_count_items(gemm), threads) : 0;
       if (cost < best) {
         best = cost;
         block_m = gemm->block_m;

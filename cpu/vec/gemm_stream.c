@@ -4,23 +4,51 @@
 #include "vec/gemm.h"
 
 enum {
-  STREAM_W = 4,                      /* rows of w read side by side */
-  STREAM_X = VEC_WIDTH == 16 ? 4 : 2 /* rows of x that share a pass over them */
+  STREAM_W = 4,                       /* rows of w read side by side */
+  STREAM_X = VEC_WIDTH == 16 ? 4 : 2, /* rows of x that share a pass over them */
+  STREAM_BLOCKS = 3,       /* blocks of STREAM_W rows from one to what it requests, or as many, */
+  STREAM_AHEAD = 12 << 10, /* but at least one, as are so many bytes; */
+  STREAM_SINGLE = 4 << 10  /* of a single pass, which reads as fast as it requests */
 };
+
+/* How passes over STREAM_W rows of w request those to come: each its share, so that memory is not
+ * idle while other passes multiply. */
+typedef struct stream_plan {
+  uintptr_t ahead; /* bytes from a row to the one that is requested */
+  uintptr_t rest;  /* bytes from rows 0 and 1 to 2 and 3, where there is but one pass; else 0 */
+  struct {
+    uint8_t first, last; /* rows of a pass; may be the same */
+  } share[GEMM_STREAM_ROWS / STREAM_X];
+} stream_plan_t;
+
+static stream_plan_t stream_plan(int64_t m, int64_t row_bytes) {
+  int64_t passes = vec_blocks(m, STREAM_X), block = STREAM_W * row_bytes;
+  int64_t blocks = STREAM_BLOCKS, most = passes > 1 ? STREAM_AHEAD : STREAM_SINGLE;
+  while (blocks > 1 && blocks * block > most) blocks--;
+  stream_plan_t plan = {.ahead = (uintptr_t)(blocks * block)};
+  for (int64_t i = 0; i < passes; i++) {
+    plan.share[i].first = (uint8_t)(i * STREAM_W / passes);
+    plan.share[i].last = (uint8_t)(((i + 1) * STREAM_W - 1) / passes);
+  }
+  if (passes > 1) return plan;
+  plan.rest = 2 * (uintptr_t)row_bytes;
+  plan.share[0].last = 1;
+  return plan;
+}
 
 /* Adds `count` products (VEC_WIDTH, or fewer at the end) from p on to the sums of x_rows rows of
  * x (a constant where this is called; loops unroll to STREAM_X, which compilers agree on) with
- * STREAM_W rows of w. What lies `ahead` bytes further is requested from memory, if that is not
- * 0. */
+ * STREAM_W rows of w. */
 VEC_INLINE void stream_step(const int x_rows, const float *const *x, const void *const *w,
-                            int64_t p, int64_t count, int64_t ahead, int32_t dtype,
-                            vf acc[STREAM_X][STREAM_W]) {
+                            int64_t p, int64_t count, const uintptr_t ahead[2], uintptr_t rest,
+                            int32_t dtype, vf acc[STREAM_X][STREAM_W]) {
   vf v[STREAM_W];
-  VEC_UNROLL for (int j = 0; j < STREAM_W; j++) {
-    uintptr_t here = (uintptr_t)w[j] + (uintptr_t)(p * vec_dtype_bytes(dtype));
-    if (ahead) _mm_prefetch((const char *)(here + (uintptr_t)ahead), _MM_HINT_T0);
-    v[j] = vf_load_as_next(w[j], p, count, dtype);
+  VEC_UNROLL for (int j = 0; j < 2; j++) {
+    uintptr_t line = ahead[j] + (uintptr_t)(p * vec_dtype_bytes(dtype));
+    _mm_prefetch((const char *)line, _MM_HINT_T0);
+    if (rest) _mm_prefetch((const char *)(line + rest), _MM_HINT_T0);
   }
+  VEC_UNROLL for (int j = 0; j < STREAM_W; j++) v[j] = vf_load_as_next(w[j], p, count, dtype);
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
     if (i >= x_rows) continue;
     vf u = vf_load_next(x[i] + p, count);
@@ -28,13 +56,16 @@ VEC_INLINE void stream_step(const int x_rows, const float *const *x, const void 
   }
 }
 
-/* tile[i, j] for x_rows rows of x and STREAM_W rows of w. */
+/* tile[i, j] for x_rows rows of x and STREAM_W rows of w, in pass number `pass` over these. */
 VEC_INLINE void stream_dots(const int x_rows, const float *const *rows_of_x,
-                            const void *const *rows_of_w, int64_t ahead, int64_t k,
-                            int32_t dtype, float *tile) {
+                            const void *const *rows_of_w, const stream_plan_t *plan, int64_t pass,
+                            int64_t k, int32_t dtype, float *tile) {
   const float *x[STREAM_X];
   const void *w[STREAM_W];
   vf acc[STREAM_X][STREAM_W];
+  const uintptr_t ahead[2] = {(uintptr_t)rows_of_w[plan->share[pass].first] + plan->ahead,
+                              (uintptr_t)rows_of_w[plan->share[pass].last] + plan->ahead};
+  const uintptr_t rest = plan->rest;
   VEC_UNROLL for (int j = 0; j < STREAM_W; j++) w[j] = rows_of_w[j];
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
     x[i] = rows_of_x[i < x_rows ? i : 0];
@@ -42,26 +73,25 @@ VEC_INLINE void stream_dots(const int x_rows, const float *const *rows_of_x,
   }
   int64_t p = 0;
   for (; p + VEC_WIDTH <= k; p += VEC_WIDTH)
-    stream_step(x_rows, x, w, p, VEC_WIDTH, ahead, dtype, acc);
-  if (p < k) stream_step(x_rows, x, w, p, k - p, ahead, dtype, acc);
+    stream_step(x_rows, x, w, p, VEC_WIDTH, ahead, rest, dtype, acc);
+  if (p < k) stream_step(x_rows, x, w, p, k - p, ahead, rest, dtype, acc);
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
     if (i >= x_rows) continue;
     _mm_storeu_ps(tile + i * GEMM_NR, vf_sum4(acc[i]));
   }
 }
 
-/* tile[i, j] for m rows of x and STREAM_W rows of w, ld elements apart; the first pass requests
- * the rows of w after these. */
-VEC_INLINE void stream_rows(const float *const *x, int64_t m, const void *const *w, int64_t ld,
-                            int64_t k, int32_t dtype, float *tile) {
-  int64_t i = 0, ahead = STREAM_W * ld * vec_dtype_bytes(dtype);
-  for (; i + STREAM_X <= m; i += STREAM_X, tile += STREAM_X * GEMM_NR, ahead = 0)
-    stream_dots(STREAM_X, x + i, w, ahead, k, dtype, tile);
-  switch (m - i) {
-    case 1: stream_dots(1, x + i, w, ahead, k, dtype, tile); break;
+/* tile[i, j] for m rows of x and STREAM_W rows of w. */
+VEC_INLINE void stream_rows(const float *const *x, int64_t m, const void *const *w,
+                            const stream_plan_t *plan, int64_t k, int32_t dtype, float *tile) {
+  int64_t pass = 0;
+  for (; m >= STREAM_X; m -= STREAM_X, pass++, x += STREAM_X, tile += STREAM_X * GEMM_NR)
+    stream_dots(STREAM_X, x, w, plan, pass, k, dtype, tile);
+  switch (m) {
+    case 1: stream_dots(1, x, w, plan, pass, k, dtype, tile); break;
 #if VEC_AVX512
-    case 2: stream_dots(2, x + i, w, ahead, k, dtype, tile); break;
-    case 3: stream_dots(3, x + i, w, ahead, k, dtype, tile); break;
+    case 2: stream_dots(2, x, w, plan, pass, k, dtype, tile); break;
+    case 3: stream_dots(3, x, w, plan, pass, k, dtype, tile); break;
 #endif
     default: break;
   }
@@ -69,6 +99,8 @@ VEC_INLINE void stream_rows(const float *const *x, int64_t m, const void *const 
 
 void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, float *tile) {
   const float *x[GEMM_STREAM_ROWS];
+  const stream_plan_t plan =
+      stream_plan(group->m, group->b.ld * vec_dtype_bytes(group->b.dtype));
   for (int64_t i = 0; i < group->m; i++) x[i] = gemm_row(&group->a, i);
   for (int64_t q = 0; q < columns; q += VEC_WIDTH) {
     const void *w[VEC_WIDTH];
@@ -77,7 +109,7 @@ void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, flo
     for (int64_t i = rows; rows && i % STREAM_W; i++) w[i] = w[rows - 1];
     for (int64_t i = 0; i < rows; i += STREAM_W) {
       float *to = tile + q + i;
-      VEC_BY_DTYPE(group->b.dtype, stream_rows(x, group->m, w + i, group->b.ld, group->k,
+      VEC_BY_DTYPE(group->b.dtype, stream_rows(x, group->m, w + i, &plan, group->k,
                                                VEC_DTYPE, to));
     }
   }
