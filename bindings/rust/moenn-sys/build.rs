@@ -28,20 +28,27 @@ fn in_folder(folder: &Path) -> String {
         places.push(lib);
     }
     match places.iter().find(|place| place.join("libmoenn.so").is_file()) {
-        Some(place) => fs::canonicalize(place).unwrap_or_else(|_| place.clone()).display().to_string(),
-        None => fail(&format!("MOENN_DIR is {}, and there is no libmoenn.so in it", folder.display())),
+        Some(place) => {
+            fs::canonicalize(place).unwrap_or_else(|_| place.clone()).display().to_string()
+        }
+        None => {
+            fail(&format!("MOENN_DIR is {}, and there is no libmoenn.so in it", folder.display()))
+        }
     }
 }
 
 /// Folders that pkg-config names; none where the library is in a place that the linker knows.
 fn by_pkg_config() -> Vec<String> {
     let program = env::var("PKG_CONFIG").unwrap_or_else(|_| "pkg-config".into());
-    let output = Command::new(&program)
-        .args(["--libs-only-L", "moenn >= 0.1"])
-        .output()
-        .unwrap_or_else(|error| fail(&format!("MOENN_DIR is not set, and {program} does not run: {error}")));
+    let output =
+        Command::new(&program).args(["--libs-only-L", "moenn >= 0.1"]).output().unwrap_or_else(
+            |error| fail(&format!("MOENN_DIR is not set, and {program} does not run: {error}")),
+        );
     if !output.status.success() {
-        fail(&format!("MOENN_DIR is not set, and {}", String::from_utf8_lossy(&output.stderr).trim()));
+        fail(&format!(
+            "MOENN_DIR is not set, and {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        ));
     }
     let flags = String::from_utf8_lossy(&output.stdout).into_owned();
     flags.split_whitespace().filter_map(|flag| flag.strip_prefix("-L")).map(String::from).collect()
@@ -49,7 +56,8 @@ fn by_pkg_config() -> Vec<String> {
 
 fn fail(reason: &str) -> ! {
     eprintln!(
-        "{reason}.\nInstall libmoenn, or set MOENN_DIR to the absolute path of its prefix or build folder."
+        "{reason}.\nInstall libmoenn, or set MOENN_DIR to the absolute path of its prefix or build \
+         folder."
     );
     exit(1)
 }

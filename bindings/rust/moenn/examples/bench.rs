@@ -1,5 +1,5 @@
-//! What this crate costs over the C interface: a trivial getter, and a training step of `small`. Calls
-//! through both take turns, and the best of many rounds counts.
+//! What this crate costs over the C interface: a trivial getter, and a training step of `small`.
+//! Calls through both take turns, and the best of many rounds counts.
 use std::ptr;
 use std::time::Instant;
 
@@ -16,7 +16,9 @@ fn race(rounds: usize, mut c: impl FnMut(), mut rust: impl FnMut()) -> (f64, f64
         call();
         start.elapsed().as_secs_f64()
     };
-    (0..rounds).fold((f64::MAX, f64::MAX), |best, _| (best.0.min(time(&mut c)), best.1.min(time(&mut rust))))
+    (0..rounds).fold((f64::MAX, f64::MAX), |best, _| {
+        (best.0.min(time(&mut c)), best.1.min(time(&mut rust)))
+    })
 }
 
 fn must(status: i32) {
@@ -75,11 +77,21 @@ fn main() -> Result<()> {
     let (c, rust) = race(
         10,
         || unsafe {
-            let mut loss =
-                sys::nn_loss_t { struct_size: std::mem::size_of::<sys::nn_loss_t>(), ..Default::default() };
+            let mut loss = sys::nn_loss_t {
+                struct_size: std::mem::size_of::<sys::nn_loss_t>(),
+                ..Default::default()
+            };
             let (tokens, targets) = (tokens.as_ptr(), targets.as_ptr());
             must(sys::nn_model_zero_grad(raw));
-            must(sys::nn_model_backward(raw, tokens, targets, BATCH as i64, LENGTH as i64, 1.0, &mut loss));
+            must(sys::nn_model_backward(
+                raw,
+                tokens,
+                targets,
+                BATCH as i64,
+                LENGTH as i64,
+                1.0,
+                &mut loss,
+            ));
             must(sys::nn_optim_step(raw_optim, 1e-3, ptr::null_mut()));
         },
         || {

@@ -4,8 +4,8 @@ use std::io::{stdout, Write};
 use std::{env, process};
 
 use moenn::{
-    Device, FileOptions, GenerateOptions, Model, SampleOptions, Session, SessionOptions, TextStream,
-    Tokenizer,
+    Device, FileOptions, GenerateOptions, Model, SampleOptions, Session, SessionOptions,
+    TextStream, Tokenizer,
 };
 
 fn run(folder: &str, prompt: &str, max_tokens: usize) -> Result<(), Box<dyn Error>> {
@@ -36,7 +36,9 @@ fn main() {
     let result = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [folder] => run(folder, "\n", 0),
         [folder, prompt] => run(folder, prompt, 0),
-        [folder, prompt, tokens] => tokens.parse().map_err(Box::from).and_then(|n| run(folder, prompt, n)),
+        [folder, prompt, tokens] => {
+            tokens.parse().map_err(Box::from).and_then(|n| run(folder, prompt, n))
+        }
         _ => Err("usage: generate FOLDER [PROMPT [TOKENS]]".into()),
     };
     if let Err(error) = result {

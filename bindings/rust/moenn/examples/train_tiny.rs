@@ -1,5 +1,5 @@
-//! Trains a small mixture-of-experts model on the bytes of a text, as examples/train_tiny.c does: with the
-//! same text, steps and seed it prints the same losses and saves the same bytes.
+//! Trains a small mixture-of-experts model on the bytes of a text, as examples/train_tiny.c does:
+//! with the same text, steps and seed it prints the same losses and saves the same bytes.
 use std::ops::ControlFlow;
 use std::time::Instant;
 use std::{env, fs, process};
@@ -40,12 +40,16 @@ fn settings() -> Option<Settings> {
     let mut arguments = env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--steps" => settings.steps = arguments.next()?.parse().ok().filter(|steps| *steps > 0)?,
+            "--steps" => {
+                settings.steps = arguments.next()?.parse().ok().filter(|steps| *steps > 0)?
+            }
             "--seed" => settings.seed = arguments.next()?.parse().ok()?,
             "--device" => settings.device = arguments.next()?,
             "--threads" => settings.threads = arguments.next()?.parse().ok()?,
             "--out" => settings.out = arguments.next()?,
-            text if settings.text.is_empty() && !text.starts_with('-') => settings.text = text.into(),
+            text if settings.text.is_empty() && !text.starts_with('-') => {
+                settings.text = text.into()
+            }
             _ => return None,
         }
     }
@@ -62,10 +66,14 @@ struct Batch {
 fn open_text(settings: &Settings) -> Result<(Dataset, Dataset)> {
     let bytes = fs::metadata(&settings.text).map_or(0, |file| file.len() as usize);
     let split = bytes - bytes / 10;
-    let windows = DatasetOptions { batch: BATCH, seq_len: LENGTH, seed: settings.seed, ..Default::default() };
+    let windows =
+        DatasetOptions { batch: BATCH, seq_len: LENGTH, seed: settings.seed, ..Default::default() };
     let valid = DatasetOptions { begin: split, ..windows };
     let train = DatasetOptions { end: split, shuffle: true, ..windows };
-    Ok((Dataset::open_text(&settings.text, None, &train)?, Dataset::open_text(&settings.text, None, &valid)?))
+    Ok((
+        Dataset::open_text(&settings.text, None, &train)?,
+        Dataset::open_text(&settings.text, None, &valid)?,
+    ))
 }
 
 /// Nats per byte over the validation part, or its first batches.
@@ -130,7 +138,13 @@ fn write_sample(model: &Model, seed: u64) -> Result<()> {
     let mut session = Session::new(model, &SessionOptions::default())?;
     let mut text = Vec::new();
     session.generate(0, &[i32::from(b'\n')], &options, |token| {
-        text.extend(u8::try_from(token).map(|byte| if byte < b' ' && byte != b'\n' { b'?' } else { byte }));
+        text.extend(u8::try_from(token).map(|byte| {
+            if byte < b' ' && byte != b'\n' {
+                b'?'
+            } else {
+                byte
+            }
+        }));
         ControlFlow::Continue(())
     })?;
     println!("{}\n", String::from_utf8_lossy(&text));
@@ -153,7 +167,8 @@ fn run(settings: &Settings) -> Result<()> {
     for layer in 0..model.config().layers {
         let used = model.expert_stats(layer)?;
         println!(
-            "layer {layer}: entropy of expert use {:.3} of 1, the busiest has {:.2} times its share",
+            "layer {layer}: entropy of expert use {:.3} of 1, the busiest has {:.2} times its \
+             share",
             used.entropy, used.max_load
         );
     }

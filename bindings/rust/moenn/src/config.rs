@@ -206,9 +206,9 @@ impl Default for RopeFactors {
     }
 }
 
-/// A model's architecture: a [preset](Config::preset), a [config.json](Config::from_json), or members set
-/// by hand. Zero means the default given here; `vocab_size`, `context`, `layers`, `hidden`, `heads` and
-/// `ffn` must be given.
+/// A model's architecture: a [preset](Config::preset), a [config.json](Config::from_json), or
+/// members set by hand. Zero means the default given here; `vocab_size`, `context`, `layers`,
+/// `hidden`, `heads` and `ffn` must be given.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Config {
     /// Whose names a saved folder carries.
@@ -257,8 +257,8 @@ pub struct Config {
     pub aux_loss: AuxLoss,
     /// Weight of the router z-loss. 0: none.
     pub z_loss_coef: f32,
-    /// An expert takes at most ceil(factor * tokens * top_k / experts) slots of a training batch. 0: any
-    /// number.
+    /// An expert takes at most ceil(factor * tokens * top_k / experts) slots of a training batch.
+    /// 0: any number.
     pub capacity_factor: f32,
     /// Width inside the FFN of a mixture's dense layers.
     pub dense_ffn: usize,
@@ -282,13 +282,13 @@ pub struct Config {
     pub router_norm: RouterNorm,
     /// Multiplies experts' weights.
     pub router_scale: f32,
-    /// 1: a parameter per expert is added to its score for the choice alone, has no gradient and is not
-    /// trained.
+    /// 1: a parameter per expert is added to its score for the choice alone, has no gradient and is
+    /// not trained.
     pub router_choice_bias: bool,
     /// How experts' scores make their group's.
     pub router_group_score: GroupScore,
-    /// Experts are in this many groups of neighbours, and only those of the best router_top_groups are
-    /// chosen from; divides experts.
+    /// Experts are in this many groups of neighbours, and only those of the best router_top_groups
+    /// are chosen from; divides experts.
     pub router_groups: usize,
     /// Required with router_groups, at most as many; 0 without.
     pub router_top_groups: usize,
@@ -336,7 +336,8 @@ pub struct Config {
     pub q_rank: usize,
     /// Width of the latent of keys and values.
     pub kv_rank: usize,
-    /// With kv_rank: how many of the head_dim elements of a query or key, the last ones, carry positions.
+    /// With kv_rank: how many of the head_dim elements of a query or key, the last ones, carry
+    /// positions.
     pub rope_head_dim: usize,
     /// With kv_rank: width of a value, at most head_dim.
     pub value_head_dim: usize,
@@ -375,11 +376,17 @@ impl Config {
         }
         let mut text = vec![0u8; required];
         check(unsafe {
-            sys::nn_config_to_json(&raw, text.as_mut_ptr() as *mut c_char, text.len(), &mut required)
+            sys::nn_config_to_json(
+                &raw,
+                text.as_mut_ptr() as *mut c_char,
+                text.len(),
+                &mut required,
+            )
         })?;
         text.pop(); /* the NUL */
-        String::from_utf8(text)
-            .map_err(|error| Error::new(Status::Format, format!("config.json is not UTF-8: {error}")))
+        String::from_utf8(text).map_err(|error| {
+            Error::new(Status::Format, format!("config.json is not UTF-8: {error}"))
+        })
     }
 
     /// Checks the configuration, and gives it with the defaults in place of zeros.
@@ -391,14 +398,24 @@ impl Config {
     }
 
     /// Exact device bytes to train: model, gradients, AdamW and batches of a shape.
-    pub fn plan_training(&self, device: &Device, dtype: DType, options: &TrainOptions) -> Result<Plan> {
+    pub fn plan_training(
+        &self,
+        device: &Device,
+        dtype: DType,
+        options: &TrainOptions,
+    ) -> Result<Plan> {
         Plan::read(|plan| unsafe {
             sys::nn_plan_training(device.raw(), &self.raw(), dtype.raw(), &options.raw(), plan)
         })
     }
 
     /// Exact device bytes to serve: model and one session.
-    pub fn plan_inference(&self, device: &Device, dtype: DType, options: &SessionOptions) -> Result<Plan> {
+    pub fn plan_inference(
+        &self,
+        device: &Device,
+        dtype: DType,
+        options: &SessionOptions,
+    ) -> Result<Plan> {
         Plan::read(|plan| unsafe {
             sys::nn_plan_inference(device.raw(), &self.raw(), dtype.raw(), &options.raw(), plan)
         })

@@ -57,8 +57,8 @@ impl BitOr for CpuPaths {
     }
 }
 
-/// Receives messages, from any thread. It must not use what the call that logs is working on; a panic
-/// inside ends the message, not the call.
+/// Receives messages, from any thread. It must not use what the call that logs is working on; a
+/// panic inside ends the message, not the call.
 pub type LogFn = Box<dyn Fn(LogLevel, &str) + Send + Sync>;
 
 /// Options of [`Device::open`]. The default asks for nothing.
@@ -68,11 +68,11 @@ pub struct DeviceOptions {
     pub threads: usize,
     /// Instruction sets allowed.
     pub cpu_paths: CpuPaths,
-    /// The logical CPU of each thread (entry 0, the caller's own, is left alone). Empty: wherever the
-    /// system puts them.
+    /// The logical CPU of each thread (entry 0, the caller's own, is left alone). Empty: wherever
+    /// the system puts them.
     pub affinity: Vec<i32>,
-    /// Receives messages until the last of the device and all that lives on it is dropped. `None`: they
-    /// are written to standard error.
+    /// Receives messages until the last of the device and all that lives on it is dropped. `None`:
+    /// they are written to standard error.
     pub log: Option<LogFn>,
     /// Least urgent level to pass on.
     pub log_level: LogLevel,
@@ -121,8 +121,8 @@ pub struct Memory {
 
 /// A place to compute: a CPU with its threads, or a GPU.
 ///
-/// A clone is the same device, and what is made on a device keeps it open. Any number of threads may use
-/// it at once, so a clone on another thread is how to [cancel](Device::cancel).
+/// A clone is the same device, and what is made on a device keeps it open. Any number of threads
+/// may use it at once, so a clone on another thread is how to [cancel](Device::cancel).
 #[derive(Clone)]
 pub struct Device(Arc<Open>);
 
@@ -164,12 +164,15 @@ impl Device {
             threads: int32(threads),
             cpu_paths: options.cpu_paths.0,
             affinity: if pinned { options.affinity.as_ptr() } else { ptr::null() },
-            log: log.as_ref().map(|_| on_log as unsafe extern "C" fn(i32, *const c_char, *mut c_void)),
+            log: log
+                .as_ref()
+                .map(|_| on_log as unsafe extern "C" fn(i32, *const c_char, *mut c_void)),
             log_user: log.as_ref().map_or(ptr::null_mut(), |log| Arc::as_ptr(log) as *mut c_void),
             log_level: options.log_level.raw(),
             tf32: options.tf32 as i32,
         });
-        let handle = Handle::create(|out| unsafe { sys::nn_device_create(name.as_ptr(), &raw, out) })?;
+        let handle =
+            Handle::create(|out| unsafe { sys::nn_device_create(name.as_ptr(), &raw, out) })?;
         Ok(Device(Arc::new(Open { handle, log })))
     }
 
@@ -206,9 +209,10 @@ impl Device {
         })
     }
 
-    /// Makes calls that compute, load or save on this device fail with [`Status::Cancelled`], running ones
-    /// within 50 ms, until [`uncancel`](Device::uncancel). An optimizer step under way is finished; after a
-    /// cancelled backward the gradients are undefined until [`Model::zero_grad`].
+    /// Makes calls that compute, load or save on this device fail with [`Status::Cancelled`],
+    /// running ones within 50 ms, until [`uncancel`](Device::uncancel). An optimizer step under way
+    /// is finished; after a cancelled backward the gradients are undefined until
+    /// [`Model::zero_grad`].
     ///
     /// [`Status::Cancelled`]: crate::Status::Cancelled
     /// [`Model::zero_grad`]: crate::Model::zero_grad
@@ -233,7 +237,8 @@ mod tests {
     use super::*;
     use std::sync::Mutex;
 
-    /// Whether a device has something to say depends on the machine, so the trampoline is called by hand.
+    /// Whether a device has something to say depends on the machine, so the trampoline is called by
+    /// hand.
     #[test]
     fn messages_reach_the_closure() {
         let said = Arc::new(Mutex::new(Vec::new()));
@@ -247,7 +252,8 @@ mod tests {
             let text = c_string(text).unwrap();
             unsafe { on_log(level, text.as_ptr(), user) };
         }
-        let expected = [(LogLevel::Error, "one"), (LogLevel::Debug, "panic"), (LogLevel::Debug, "\u{fc}")];
+        let expected =
+            [(LogLevel::Error, "one"), (LogLevel::Debug, "panic"), (LogLevel::Debug, "\u{fc}")];
         assert_eq!(*said.lock().unwrap(), expected.map(|(level, text)| (level, text.to_string())));
     }
 }

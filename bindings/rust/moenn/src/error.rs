@@ -66,7 +66,10 @@ impl Status {
 
 impl From<i32> for Status {
     fn from(code: i32) -> Status {
-        CODES.iter().find(|(_, known)| *known == code).map_or(Status::Other(code), |(status, _)| *status)
+        CODES
+            .iter()
+            .find(|(_, known)| *known == code)
+            .map_or(Status::Other(code), |(status, _)| *status)
     }
 }
 
@@ -151,7 +154,9 @@ pub(crate) fn int32(size: usize) -> i32 {
 
 /// A C enumeration as a Rust one.
 macro_rules! c_enum {
-    ($(#[$meta:meta])* $name:ident { $($(#[$variant_meta:meta])* $variant:ident = $value:ident,)* }) => {
+    ($(#[$meta:meta])* $name:ident {
+        $($(#[$variant_meta:meta])* $variant:ident = $value:ident,)*
+    }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         #[non_exhaustive]
@@ -168,7 +173,10 @@ macro_rules! c_enum {
                 $(if raw == moenn_sys::$value as i32 { return Ok(Self::$variant); })*
                 Err($crate::Error::new(
                     $crate::Status::Unsupported,
-                    format!("{} {raw} is of a newer library than this crate knows", stringify!($name)),
+                    format!(
+                        "{} {raw} is of a newer library than this crate knows",
+                        stringify!($name)
+                    ),
                 ))
             }
         }

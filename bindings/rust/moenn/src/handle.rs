@@ -38,8 +38,8 @@ impl Raw for sys::nn_dataset_t {
     const DESTROY: unsafe extern "C" fn(*mut Self) = sys::nn_dataset_destroy;
 }
 
-/// A handle that is destroyed once, when it is dropped. Neither `Send` nor `Sync`: the types around it
-/// say which of these the header promises.
+/// A handle that is destroyed once, when it is dropped. Neither `Send` nor `Sync`: the types around
+/// it say which of these the header promises.
 #[derive(Debug)]
 pub(crate) struct Handle<T: Raw>(NonNull<T>);
 

@@ -15,8 +15,8 @@ mod tensor;
 mod text;
 
 pub use config::{
-    AuxLoss, Biases, Config, Family, Ffn, GroupScore, Norm, Plan, Position, QkNorm, RopeFactors, RopeScaling,
-    RouterNorm, Score,
+    AuxLoss, Biases, Config, Family, Ffn, GroupScore, Norm, Plan, Position, QkNorm, RopeFactors,
+    RopeScaling, RouterNorm, Score,
 };
 pub use device::{CpuPaths, Device, DeviceInfo, DeviceOptions, LogFn, LogLevel, Memory};
 pub use error::{Error, Result, Status};
@@ -25,8 +25,8 @@ pub use optimizer::{HoldsModel, Moment, Optimizer, OptimizerOptions, Schedule, S
 pub use session::{GenerateOptions, SampleOptions, Session, SessionOptions, StopReason, Tokens};
 pub use tensor::{DType, Element, Tensor, TensorView, MAX_DIMS};
 pub use text::{
-    Dataset, DatasetInfo, DatasetOptions, EncodeOptions, SpecialToken, TextStream, Tokenizer, TokenizerKind,
-    TokenizerTrainOptions,
+    Dataset, DatasetInfo, DatasetOptions, EncodeOptions, SpecialToken, TextStream, Tokenizer,
+    TokenizerKind, TokenizerTrainOptions,
 };
 
 /// Release of the library that is running, as "major.minor.patch".

@@ -1,5 +1,5 @@
-//! What must not compile: use after the end, the wrong order, the wrong thread. Each block differs from
-//! code that compiles by the line marked.
+//! What must not compile: use after the end, the wrong order, the wrong thread. Each block differs
+//! from code that compiles by the line marked.
 
 /// A model is gone once it is dropped: no use after it, no second drop.
 ///

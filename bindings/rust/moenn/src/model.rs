@@ -45,8 +45,8 @@ impl TrainOptions {
     }
 }
 
-/// Receives the bytes done and the bytes in all; `Break` cancels the call. It must not use the model that
-/// is being saved: being `Send`, it cannot hold a reference to it.
+/// Receives the bytes done and the bytes in all; `Break` cancels the call. It must not use the
+/// model that is being saved: being `Send`, it cannot hold a reference to it.
 pub type ProgressFn<'a> = &'a mut (dyn FnMut(u64, u64) -> ControlFlow<()> + Send);
 
 /// Options of loading and saving.
@@ -65,8 +65,9 @@ pub(crate) unsafe extern "C" fn on_progress(done: i64, total: i64, user: *mut c_
 impl FileOptions<'_> {
     /// Makes a call with the options as the library takes them.
     fn lend<T>(self, call: impl FnOnce(*const sys::nn_file_options_t) -> Result<T>) -> Result<T> {
-        let mut raw =
-            sized!(nn_file_options_t { shard_bytes: i64::try_from(self.shard_bytes).unwrap_or(i64::MAX) });
+        let mut raw = sized!(nn_file_options_t {
+            shard_bytes: i64::try_from(self.shard_bytes).unwrap_or(i64::MAX)
+        });
         let progress = match self.progress {
             Some(progress) => progress,
             None => return call(&raw),
@@ -146,10 +147,10 @@ impl ExpertStats {
 
 /// A configuration and its parameters; gradients once training is prepared.
 ///
-/// A model, its [optimizers](crate::Optimizer) and the [views](TensorView) of its memory are one thing for
-/// threads: used by one at a time. So optimizers and views borrow the model, its methods take `&self`, and
-/// it may move to another thread when nothing borrows it. [Sessions](crate::Session) do not borrow: they
-/// may run on other threads beside its training.
+/// A model, its [optimizers](crate::Optimizer) and the [views](TensorView) of its memory are one
+/// thing for threads: used by one at a time. So optimizers and views borrow the model, its methods
+/// take `&self`, and it may move to another thread when nothing borrows it.
+/// [Sessions](crate::Session) do not borrow: they may run on other threads beside its training.
 #[derive(Debug)]
 pub struct Model {
     handle: Handle<sys::nn_model_t>,
@@ -185,7 +186,8 @@ impl Model {
         Model::load_by(sys::nn_model_load, device, folder.as_ref(), dtype, options)
     }
 
-    /// Reads a model checkpoint of llm.c's train_gpt2, converting to a type; `None`: that of the file.
+    /// Reads a model checkpoint of llm.c's train_gpt2, converting to a type; `None`: that of the
+    /// file.
     pub fn load_llmc(
         device: &Device,
         path: impl AsRef<Path>,
@@ -278,8 +280,8 @@ impl Model {
         TensorView::new(Handle::create(make)?, &self.device)
     }
 
-    /// Allocates gradients (zeros) and activations for batches up to a shape. Again with another shape
-    /// keeps the gradients and resets the expert counters.
+    /// Allocates gradients (zeros) and activations for batches up to a shape. Again with another
+    /// shape keeps the gradients and resets the expert counters.
     pub fn prepare(&self, options: &TrainOptions) -> Result<()> {
         check(unsafe { sys::nn_model_prepare(self.raw(), &options.raw()) })
     }
@@ -289,8 +291,8 @@ impl Model {
         check(unsafe { sys::nn_model_prepare(self.raw(), ptr::null()) })
     }
 
-    /// Logits of `batch` sequences of equal length, one after the other in `tokens`, without gradients.
-    /// `logits` takes \[batch, seq_len, vocab_size\] numbers.
+    /// Logits of `batch` sequences of equal length, one after the other in `tokens`, without
+    /// gradients. `logits` takes \[batch, seq_len, vocab_size\] numbers.
     pub fn forward(&self, tokens: &[i32], batch: usize, logits: &mut [f32]) -> Result<()> {
         let (batch, seq_len) = shape(tokens, batch)?;
         if Some(logits.len()) != tokens.len().checked_mul(self.config.vocab_size) {
@@ -306,19 +308,32 @@ impl Model {
         })
     }
 
-    /// Loss of `batch` sequences of equal length, without gradients. `targets` has the id that should follow
-    /// each token; negative ones do not count.
+    /// Loss of `batch` sequences of equal length, without gradients. `targets` has the id that
+    /// should follow each token; negative ones do not count.
     pub fn evaluate(&self, tokens: &[i32], targets: &[i32], batch: usize) -> Result<Loss> {
         let (batch, seq_len) = shape_with_targets(tokens, targets, batch)?;
         Loss::read(|loss| unsafe {
-            sys::nn_model_evaluate(self.raw(), tokens.as_ptr(), targets.as_ptr(), batch, seq_len, loss)
+            sys::nn_model_evaluate(
+                self.raw(),
+                tokens.as_ptr(),
+                targets.as_ptr(),
+                batch,
+                seq_len,
+                loss,
+            )
         })
     }
 
-    /// As [`evaluate`](Model::evaluate), and adds the gradients, times `scale`, to the model's: 1 / n for n
-    /// accumulated batches. After a failure midway they are undefined until
+    /// As [`evaluate`](Model::evaluate), and adds the gradients, times `scale`, to the model's: 1 /
+    /// n for n accumulated batches. After a failure midway they are undefined until
     /// [`zero_grad`](Model::zero_grad).
-    pub fn backward(&self, tokens: &[i32], targets: &[i32], batch: usize, scale: f32) -> Result<Loss> {
+    pub fn backward(
+        &self,
+        tokens: &[i32],
+        targets: &[i32],
+        batch: usize,
+        scale: f32,
+    ) -> Result<Loss> {
         let (batch, seq_len) = shape_with_targets(tokens, targets, batch)?;
         let (tokens, targets) = (tokens.as_ptr(), targets.as_ptr());
         Loss::read(|loss| unsafe {
@@ -376,7 +391,11 @@ fn shape(tokens: &[i32], batch: usize) -> Result<(i64, i64)> {
 
 fn shape_with_targets(tokens: &[i32], targets: &[i32], batch: usize) -> Result<(i64, i64)> {
     if tokens.len() != targets.len() {
-        return Err(Error::argument(format!("{} tokens and {} targets", tokens.len(), targets.len())));
+        return Err(Error::argument(format!(
+            "{} tokens and {} targets",
+            tokens.len(),
+            targets.len()
+        )));
     }
     shape(tokens, batch)
 }

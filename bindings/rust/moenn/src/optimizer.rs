@@ -18,7 +18,8 @@ pub trait HoldsModel: sealed::Sealed {
     fn model(&self) -> &Model;
 }
 
-/* Sealed: an implementation that gave another model, or one of another thread, would break `Send`. */
+/* Sealed: an implementation that gave another model, or one of another thread, would break
+ * `Send`. */
 macro_rules! holds_model {
     ($($name:ty),*) => {
         $(impl sealed::Sealed for $name {}
@@ -56,8 +57,8 @@ c_enum! {
     }
 }
 
-/// AdamW state of one model, which it borrows (`Optimizer::new(&model, ...)`), shares (an `Rc`) or owns
-/// (`Optimizer::new(model, ...)`). One that owns its model moves between threads with it.
+/// AdamW state of one model, which it borrows (`Optimizer::new(&model, ...)`), shares (an `Rc`) or
+/// owns (`Optimizer::new(model, ...)`). One that owns its model moves between threads with it.
 #[derive(Debug)]
 pub struct Optimizer<M: HoldsModel> {
     handle: Handle<sys::nn_optim_t>,
@@ -77,7 +78,8 @@ impl<M: HoldsModel> Optimizer<M> {
             weight_decay: options.weight_decay,
             grad_clip: options.grad_clip,
         });
-        let handle = Handle::create(|out| unsafe { sys::nn_optim_create(model.model().raw(), &raw, out) })?;
+        let handle =
+            Handle::create(|out| unsafe { sys::nn_optim_create(model.model().raw(), &raw, out) })?;
         Ok(Optimizer { handle, model })
     }
 
@@ -91,8 +93,8 @@ impl<M: HoldsModel> Optimizer<M> {
         self.model
     }
 
-    /// Updates all parameters once from the model's gradients, which stay as they are. Gives the global
-    /// norm of the gradients before the clip.
+    /// Updates all parameters once from the model's gradients, which stay as they are. Gives the
+    /// global norm of the gradients before the clip.
     pub fn step(&mut self, lr: f32) -> Result<f64> {
         let mut norm = 0.0;
         check(unsafe { sys::nn_optim_step(self.handle.get(), lr, &mut norm) })?;
@@ -102,8 +104,9 @@ impl<M: HoldsModel> Optimizer<M> {
     /// A moment of one parameter as a view of the optimizer's memory, F32.
     pub fn moment(&self, name: &str, moment: Moment) -> Result<TensorView<'_>> {
         let name = c_string(name)?;
-        self.model()
-            .view(|out| unsafe { sys::nn_optim_moment(self.handle.get(), name.as_ptr(), moment.raw(), out) })
+        self.model().view(|out| unsafe {
+            sys::nn_optim_moment(self.handle.get(), name.as_ptr(), moment.raw(), out)
+        })
     }
 
     /// Updates made so far.

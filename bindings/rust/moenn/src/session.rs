@@ -42,8 +42,8 @@ pub struct SampleOptions {
     pub top_p: f32,
     /// Drop those below min_p times the largest probability. 0: none.
     pub min_p: f32,
-    /// Logits of ids already in the sequence are divided by it when positive, multiplied when negative.
-    /// 0: 1.
+    /// Logits of ids already in the sequence are divided by it when positive, multiplied when
+    /// negative. 0: 1.
     pub repetition_penalty: f32,
     /// At a given length of a sequence the choice depends on this alone.
     pub seed: u64,
@@ -89,8 +89,8 @@ c_enum! {
 
 /// Key-value caches of sequences being served by a model.
 ///
-/// It keeps the model's parameters alive and sees them as they are between steps of training, which may
-/// run on another thread.
+/// It keeps the model's parameters alive and sees them as they are between steps of training, which
+/// may run on another thread.
 #[derive(Debug)]
 pub struct Session {
     handle: Handle<sys::nn_session_t>,
@@ -107,8 +107,9 @@ unsafe impl Send for Session {}
 impl Session {
     /// Allocates cache and workspace.
     pub fn new(model: &Model, options: &SessionOptions) -> Result<Session> {
-        let handle =
-            Handle::create(|out| unsafe { sys::nn_session_create(model.raw(), &options.raw(), out) })?;
+        let handle = Handle::create(|out| unsafe {
+            sys::nn_session_create(model.raw(), &options.raw(), out)
+        })?;
         let config = model.config();
         Ok(Session {
             handle,
@@ -125,20 +126,37 @@ impl Session {
         &self.device
     }
 
-    /// Appends tokens to a sequence and computes them. `logits` takes the \[vocab_size\] after the last one.
-    pub fn prefill(&mut self, sequence: usize, tokens: &[i32], logits: Option<&mut [f32]>) -> Result<()> {
+    /// Appends tokens to a sequence and computes them. `logits` takes the \[vocab_size\] after the
+    /// last one.
+    pub fn prefill(
+        &mut self,
+        sequence: usize,
+        tokens: &[i32],
+        logits: Option<&mut [f32]>,
+    ) -> Result<()> {
         let logits = self.logits(logits, 1)?;
         let count = int64(tokens.len());
         check(unsafe {
-            sys::nn_session_prefill(self.handle.get(), int64(sequence), tokens.as_ptr(), count, logits)
+            sys::nn_session_prefill(
+                self.handle.get(),
+                int64(sequence),
+                tokens.as_ptr(),
+                count,
+                logits,
+            )
         })
     }
 
-    /// Appends one token to each sequence and computes them together; a negative one leaves its sequence
-    /// alone. `logits` takes \[batch, vocab_size\]; rows of sequences left alone are not written.
+    /// Appends one token to each sequence and computes them together; a negative one leaves its
+    /// sequence alone. `logits` takes \[batch, vocab_size\]; rows of sequences left alone are not
+    /// written.
     pub fn decode(&mut self, tokens: &[i32], logits: Option<&mut [f32]>) -> Result<()> {
         if tokens.len() != self.batch {
-            return Err(Error::argument(format!("{} tokens for {} sequences", tokens.len(), self.batch)));
+            return Err(Error::argument(format!(
+                "{} tokens for {} sequences",
+                tokens.len(),
+                self.batch
+            )));
         }
         let logits = self.logits(logits, self.batch)?;
         check(unsafe { sys::nn_session_decode(self.handle.get(), tokens.as_ptr(), logits) })
@@ -165,7 +183,9 @@ impl Session {
 
     /// Shortens a sequence to its first `length` tokens.
     pub fn truncate(&mut self, sequence: usize, length: usize) -> Result<()> {
-        check(unsafe { sys::nn_session_truncate(self.handle.get(), int64(sequence), int64(length)) })
+        check(unsafe {
+            sys::nn_session_truncate(self.handle.get(), int64(sequence), int64(length))
+        })
     }
 
     /// Chooses a token from the logits after a sequence's last token, without appending it.
@@ -177,11 +197,11 @@ impl Session {
         Ok(token)
     }
 
-    /// Prefills a prompt, which may be empty when the sequence is not, and generates after it. Calls
-    /// `on_token` for each token; `Break` stops after it.
+    /// Prefills a prompt, which may be empty when the sequence is not, and generates after it.
+    /// Calls `on_token` for each token; `Break` stops after it.
     ///
-    /// After [`StopReason::Id`] every token made is part of the sequence; otherwise all but the last, which
-    /// is the prompt to go on with. After a failure [`length`](Session::length) tells.
+    /// After [`StopReason::Id`] every token made is part of the sequence; otherwise all but the
+    /// last, which is the prompt to go on with. After a failure [`length`](Session::length) tells.
     pub fn generate<F>(
         &mut self,
         sequence: usize,

@@ -69,8 +69,9 @@ pub const MAX_DIMS: usize = sys::NN_MAX_DIMS as usize;
 
 /// An n-dimensional array on a device.
 ///
-/// It is a place to write through a shared reference, as a `Cell` is: it may move to another thread,
-/// and is used by one at a time. What borrows its memory, or another's, is a [`TensorView`].
+/// It is a place to write through a shared reference, as a `Cell` is: it may move to another
+/// thread, and is used by one at a time. What borrows its memory, or another's, is a
+/// [`TensorView`].
 #[derive(Debug)]
 pub struct Tensor {
     handle: Handle<sys::nn_tensor_t>,
@@ -84,7 +85,8 @@ unsafe impl Send for Tensor {}
 
 /// A tensor over memory that another value owns: a parameter, a gradient, a slice of either.
 ///
-/// It stays on the thread of its owner, which counts as one with it, and goes before its owner does.
+/// It stays on the thread of its owner, which counts as one with it, and goes before its owner
+/// does.
 #[derive(Debug)]
 pub struct TensorView<'a> {
     tensor: Tensor,
@@ -101,19 +103,36 @@ impl Tensor {
     /// Makes a tensor of zeros.
     pub fn zeros(device: &Device, dtype: DType, shape: &[i64]) -> Result<Tensor> {
         let handle = Handle::create(|out| unsafe {
-            sys::nn_tensor_create(device.raw(), dtype.raw(), int32(shape.len()), shape.as_ptr(), out)
+            sys::nn_tensor_create(
+                device.raw(),
+                dtype.raw(),
+                int32(shape.len()),
+                shape.as_ptr(),
+                out,
+            )
         })?;
         Tensor::new(handle, device)
     }
 
-    /// Makes a tensor over a slice, row-major and without a copy, on a device that reaches host memory.
-    pub fn wrap<'a, T: Element>(device: &Device, data: &'a mut [T], shape: &[i64]) -> Result<TensorView<'a>> {
+    /// Makes a tensor over a slice, row-major and without a copy, on a device that reaches host
+    /// memory.
+    pub fn wrap<'a, T: Element>(
+        device: &Device,
+        data: &'a mut [T],
+        shape: &[i64],
+    ) -> Result<TensorView<'a>> {
         let elements = shape.iter().try_fold(1i64, |product, size| product.checked_mul(*size));
         if elements != Some(int64(data.len())) {
-            return Err(Error::argument(format!("{} elements are not of shape {shape:?}", data.len())));
+            return Err(Error::argument(format!(
+                "{} elements are not of shape {shape:?}",
+                data.len()
+            )));
         }
         if device.info()?.name != "cpu" {
-            return Err(Error::new(Status::Unsupported, "only a CPU device computes in host memory"));
+            return Err(Error::new(
+                Status::Unsupported,
+                "only a CPU device computes in host memory",
+            ));
         }
         let handle = Handle::create(|out| unsafe {
             sys::nn_tensor_wrap(
@@ -129,21 +148,22 @@ impl Tensor {
         TensorView::new(handle, device)
     }
 
-    /// Takes over a DLPack `DLManagedTensor` (version 0 layout), without a copy. Where that fails it is
-    /// still the caller's.
+    /// Takes over a DLPack `DLManagedTensor` (version 0 layout), without a copy. Where that fails
+    /// it is still the caller's.
     ///
     /// # Safety
-    /// `managed` points to a valid `DLManagedTensor` that nobody else will delete. Until its deleter is
-    /// called, nobody else uses the memory while another thread uses the tensor.
+    /// `managed` points to a valid `DLManagedTensor` that nobody else will delete. Until its
+    /// deleter is called, nobody else uses the memory while another thread uses the tensor.
     pub unsafe fn from_dlpack(device: &Device, managed: NonNull<c_void>) -> Result<Tensor> {
-        let handle =
-            Handle::create(|out| unsafe { sys::nn_tensor_from_dlpack(device.raw(), managed.as_ptr(), out) })?;
+        let handle = Handle::create(|out| unsafe {
+            sys::nn_tensor_from_dlpack(device.raw(), managed.as_ptr(), out)
+        })?;
         Tensor::new(handle, device)
     }
 
-    /// Exports the tensor as a DLPack `DLManagedTensor` (version 0 layout), without a copy. Whoever takes
-    /// it calls its deleter once, and until then has to heed what Rust no longer sees: that the memory is
-    /// shared, and that a view's owner must outlive it.
+    /// Exports the tensor as a DLPack `DLManagedTensor` (version 0 layout), without a copy. Whoever
+    /// takes it calls its deleter once, and until then has to heed what Rust no longer sees: that
+    /// the memory is shared, and that a view's owner must outlive it.
     pub fn to_dlpack(&self) -> Result<NonNull<c_void>> {
         let mut managed = ptr::null_mut();
         check(unsafe { sys::nn_tensor_to_dlpack(self.handle.get(), &mut managed) })?;
@@ -244,7 +264,11 @@ impl Tensor {
         if T::DTYPE == self.dtype {
             return Ok(());
         }
-        Err(Error::argument(format!("the tensor's elements are {:?}, not {:?}", self.dtype, T::DTYPE)))
+        Err(Error::argument(format!(
+            "the tensor's elements are {:?}, not {:?}",
+            self.dtype,
+            T::DTYPE
+        )))
     }
 }
 

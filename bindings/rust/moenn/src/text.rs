@@ -50,8 +50,12 @@ impl Tokenizer {
     }
 
     /// Learns a vocabulary from texts; words do not go from one to the next.
-    pub fn train<T: AsRef<[u8]>>(texts: &[T], options: TokenizerTrainOptions<'_>) -> Result<Tokenizer> {
-        let data: Vec<_> = texts.iter().map(|text| text.as_ref().as_ptr() as *const c_char).collect();
+    pub fn train<T: AsRef<[u8]>>(
+        texts: &[T],
+        options: TokenizerTrainOptions<'_>,
+    ) -> Result<Tokenizer> {
+        let data: Vec<_> =
+            texts.iter().map(|text| text.as_ref().as_ptr() as *const c_char).collect();
         let bytes: Vec<_> = texts.iter().map(|text| text.as_ref().len()).collect();
         options.lend(|options, out| unsafe {
             sys::nn_tokenizer_train(data.as_ptr(), bytes.as_ptr(), int64(data.len()), options, out)
@@ -59,7 +63,10 @@ impl Tokenizer {
     }
 
     /// The same from files, of which each line with its end is a text.
-    pub fn train_files<P: AsRef<Path>>(paths: &[P], options: TokenizerTrainOptions<'_>) -> Result<Tokenizer> {
+    pub fn train_files<P: AsRef<Path>>(
+        paths: &[P],
+        options: TokenizerTrainOptions<'_>,
+    ) -> Result<Tokenizer> {
         let paths = paths.iter().map(|path| c_path(path.as_ref())).collect::<Result<Vec<_>>>()?;
         let names = pointers(&paths);
         options.lend(|options, out| unsafe {
@@ -92,7 +99,9 @@ impl Tokenizer {
 
     /// The id of a token as the vocabulary spells it.
     pub fn id(&self, token: &str) -> Option<i32> {
-        let id = unsafe { sys::nn_tokenizer_id(self.0.get(), token.as_ptr() as *const c_char, token.len()) };
+        let id = unsafe {
+            sys::nn_tokenizer_id(self.0.get(), token.as_ptr() as *const c_char, token.len())
+        };
         (id >= 0).then_some(id)
     }
 
@@ -164,7 +173,14 @@ impl Tokenizer {
             let mut count = 0;
             let status = unsafe {
                 let text_ptr = text.as_ptr() as *const c_char;
-                sys::nn_tokenizer_encode(self.0.get(), text_ptr, text.len(), ids, int64(capacity), &mut count)
+                sys::nn_tokenizer_encode(
+                    self.0.get(),
+                    text_ptr,
+                    text.len(),
+                    ids,
+                    int64(capacity),
+                    &mut count,
+                )
             };
             (status, count as usize)
         })
@@ -177,7 +193,15 @@ impl Tokenizer {
             let (mut bytes, count, text) = (0, int64(ids.len()), text as *mut c_char);
             let status = unsafe {
                 let ids = ids.as_ptr();
-                sys::nn_tokenizer_decode_with(self.0.get(), ids, count, &options, text, capacity, &mut bytes)
+                sys::nn_tokenizer_decode_with(
+                    self.0.get(),
+                    ids,
+                    count,
+                    &options,
+                    text,
+                    capacity,
+                    &mut bytes,
+                )
             };
             (status, bytes)
         })
@@ -189,7 +213,14 @@ impl Tokenizer {
             let mut bytes = 0;
             let (count, text) = (int64(ids.len()), text as *mut c_char);
             let status = unsafe {
-                sys::nn_tokenizer_decode(self.0.get(), ids.as_ptr(), count, text, capacity, &mut bytes)
+                sys::nn_tokenizer_decode(
+                    self.0.get(),
+                    ids.as_ptr(),
+                    count,
+                    text,
+                    capacity,
+                    &mut bytes,
+                )
             };
             (status, bytes)
         })
@@ -230,7 +261,8 @@ pub struct TextStream<'t> {
 impl<'t> TextStream<'t> {
     /// A text's beginning. keep_special: special tokens give their spelling.
     pub fn new(tokenizer: &'t Tokenizer, keep_special: bool) -> TextStream<'t> {
-        let state = sized!(nn_decode_stream_t { keep_special: keep_special as i32, first: 0, given: 0 });
+        let state =
+            sized!(nn_decode_stream_t { keep_special: keep_special as i32, first: 0, given: 0 });
         TextStream { tokenizer, state, window: Vec::new() }
     }
 
@@ -323,10 +355,12 @@ impl TokenizerTrainOptions<'_> {
             *mut *mut sys::nn_tokenizer_t,
         ) -> sys::nn_status_t,
     ) -> Result<Tokenizer> {
-        let specials = self.specials.iter().map(|name| c_string(*name)).collect::<Result<Vec<_>>>()?;
+        let specials =
+            self.specials.iter().map(|name| c_string(*name)).collect::<Result<Vec<_>>>()?;
         let names = pointers(&specials);
         let texts = [self.pattern, self.bos, self.eos, self.pad, self.unk];
-        let texts = texts.iter().map(|text| text.map(c_string).transpose()).collect::<Result<Vec<_>>>()?;
+        let texts =
+            texts.iter().map(|text| text.map(c_string).transpose()).collect::<Result<Vec<_>>>()?;
         let text = |index: usize| texts[index].as_ref().map_or(ptr::null(), |text| text.as_ptr());
         let mut raw = sized!(nn_tokenizer_train_options_t {
             kind: self.kind.raw(),
@@ -381,8 +415,8 @@ pub struct DatasetOptions {
     pub begin: usize,
     /// One past the last. 0: the end of the stream.
     pub end: usize,
-    /// In each epoch windows begin at a random phase and come in a random order. Otherwise they come in
-    /// order, the last one filled up with targets of -1.
+    /// In each epoch windows begin at a random phase and come in a random order. Otherwise they
+    /// come in order, the last one filled up with targets of -1.
     pub shuffle: bool,
     /// Of the shuffle.
     pub seed: u64,
@@ -402,8 +436,8 @@ pub struct DatasetInfo {
     pub max_id: i32,
 }
 
-/// A token stream cut into windows, with a deterministic, resumable order. It never ends: epoch follows
-/// epoch.
+/// A token stream cut into windows, with a deterministic, resumable order. It never ends: epoch
+/// follows epoch.
 #[derive(Debug)]
 pub struct Dataset {
     handle: Handle<sys::nn_dataset_t>,
@@ -414,8 +448,8 @@ pub struct Dataset {
 unsafe impl Send for Dataset {}
 
 impl Dataset {
-    /// Opens a text file, encoded by a tokenizer; `None`: its bytes. With `None` the file stays mapped, and
-    /// must not be truncated.
+    /// Opens a text file, encoded by a tokenizer; `None`: its bytes. With `None` the file stays
+    /// mapped, and must not be truncated.
     pub fn open_text(
         path: impl AsRef<Path>,
         tokenizer: Option<&Tokenizer>,
@@ -451,7 +485,10 @@ impl Dataset {
 
     fn new(
         options: &DatasetOptions,
-        open: impl FnOnce(*const sys::nn_dataset_options_t, *mut *mut sys::nn_dataset_t) -> sys::nn_status_t,
+        open: impl FnOnce(
+            *const sys::nn_dataset_options_t,
+            *mut *mut sys::nn_dataset_t,
+        ) -> sys::nn_status_t,
     ) -> Result<Dataset> {
         let raw = sized!(nn_dataset_options_t {
             batch: int64(options.batch),
@@ -477,7 +514,8 @@ impl Dataset {
         })
     }
 
-    /// Writes the next batch: \[batch, seq_len\] ids, and the id after each, or -1 where there is none.
+    /// Writes the next batch: \[batch, seq_len\] ids, and the id after each, or -1 where there is
+    /// none.
     pub fn next_batch(&mut self, tokens: &mut [i32], targets: &mut [i32]) -> Result<()> {
         if tokens.len() != self.batch_tokens || targets.len() != self.batch_tokens {
             return Err(Error::argument(format!(
@@ -487,7 +525,9 @@ impl Dataset {
                 targets.len()
             )));
         }
-        check(unsafe { sys::nn_dataset_next(self.handle.get(), tokens.as_mut_ptr(), targets.as_mut_ptr()) })
+        check(unsafe {
+            sys::nn_dataset_next(self.handle.get(), tokens.as_mut_ptr(), targets.as_mut_ptr())
+        })
     }
 
     /// Batches taken so far. With the same tokens, options and position, the same batches follow.

@@ -35,14 +35,22 @@ fn json_goes_both_ways() {
         let text = config.to_json().unwrap();
         assert!(text.trim_end().ends_with('}'), "{text}");
         let read = Config::from_json(&text).unwrap();
-        assert_eq!((read.family, read.layers, read.experts), (config.family, config.layers, config.experts));
+        assert_eq!(
+            (read.family, read.layers, read.experts),
+            (config.family, config.layers, config.experts)
+        );
         assert_eq!(read.to_json().unwrap(), text);
     }
-    let text = "{\"model_type\": \"qwen2_moe\", \"mlp_only_layers\": [0, 3], \"num_hidden_layers\": 5}";
+    let text =
+        "{\"model_type\": \"qwen2_moe\", \"mlp_only_layers\": [0, 3], \"num_hidden_layers\": 5}";
     let read = Config::from_json(text).unwrap();
-    assert_eq!((read.family, read.dense_layers, read.shared_gate), (Family::Qwen2Moe, [9, 0, 0, 0], true));
+    assert_eq!(
+        (read.family, read.dense_layers, read.shared_gate),
+        (Family::Qwen2Moe, [9, 0, 0, 0], true)
+    );
     assert_eq!((read.router_norm, read.dense_ffn, read.ffn), (RouterNorm::None, 5632, 1408));
-    let text = "{\"model_type\": \"llama\", \"head_dim\": 4, \"rope_scaling\": {\"type\": \"longrope\", \
+    let text =
+        "{\"model_type\": \"llama\", \"head_dim\": 4, \"rope_scaling\": {\"type\": \"longrope\", \
                 \"short_factor\": [1, 1.5], \"long_factor\": [2, 64]}}";
     let read = Config::from_json(text).unwrap();
     assert_eq!(

@@ -57,12 +57,16 @@ fn a_clone_is_the_same_device_and_outlives_it() {
     let clone = device.clone();
     let tensor = Tensor::zeros(&device, DType::I64, &[2]).unwrap();
     drop(device);
-    assert_eq!(clone.memory().unwrap().current_bytes, tensor.device().memory().unwrap().current_bytes);
+    assert_eq!(
+        clone.memory().unwrap().current_bytes,
+        tensor.device().memory().unwrap().current_bytes
+    );
     drop(clone);
     assert_eq!(tensor.to_vec::<i64>().unwrap(), [0, 0]);
 }
 
-/// Opens a device that has something to say: an instruction set that its build or processor lacks, or none.
+/// Opens a device that has something to say: an instruction set that its build or processor lacks,
+/// or none.
 fn warn(log: LogFn) -> Device {
     let options = DeviceOptions {
         cpu_paths: CpuPaths::AVX2 | CpuPaths::AVX512,
@@ -77,7 +81,8 @@ fn warn(log: LogFn) -> Device {
 fn logs_to_a_closure_that_lives_as_long_as_the_device() {
     let said = Arc::new(Mutex::new(Vec::new()));
     let kept = Arc::clone(&said);
-    let device = warn(Box::new(move |level, text| kept.lock().unwrap().push((level, text.to_string()))));
+    let device =
+        warn(Box::new(move |level, text| kept.lock().unwrap().push((level, text.to_string()))));
     let has_all = device.info().unwrap().cpu_paths.contains(CpuPaths::AVX2 | CpuPaths::AVX512);
     let tensor = Tensor::zeros(&device, DType::F32, &[1]).unwrap();
     drop(device);
@@ -85,7 +90,10 @@ fn logs_to_a_closure_that_lives_as_long_as_the_device() {
     drop(tensor);
     assert_eq!(Arc::strong_count(&said), 1);
     let said = said.lock().unwrap();
-    assert!(has_all || said.iter().any(|(level, text)| *level == LogLevel::Warning && text.contains("avx")));
+    assert!(
+        has_all
+            || said.iter().any(|(level, text)| *level == LogLevel::Warning && text.contains("avx"))
+    );
 }
 
 #[test]

@@ -25,7 +25,10 @@ fn every_status_is_known() {
         assert!(!matches!(status, Status::Other(_)), "{name}");
     }
     assert_eq!(Status::from(-99), Status::Other(-99));
-    assert_eq!((Status::Other(-99).code(), Status::Other(-99).to_string()), (-99, "unknown status".into()));
+    assert_eq!(
+        (Status::Other(-99).code(), Status::Other(-99).to_string()),
+        (-99, "unknown status".into())
+    );
 }
 
 #[test]
@@ -44,7 +47,8 @@ fn messages_are_each_threads_own() {
     fails(Config::preset("here"), Status::NotFound, "here");
 }
 
-/// The safe interface always gives the size that it was compiled with; one of another release would not.
+/// The safe interface always gives the size that it was compiled with; one of another release would
+/// not.
 #[test]
 fn structs_of_unknown_sizes_are_refused() {
     let mut config = sys::nn_model_config_t { struct_size: 3, ..Default::default() };

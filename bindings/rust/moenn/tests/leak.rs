@@ -24,8 +24,12 @@ fn heavy(device: &Device, folder: &Folder) {
     let managed = model.parameter(HEAD).unwrap().to_dlpack().unwrap();
     drop(unsafe { Tensor::from_dlpack(device, managed) }.unwrap());
     assert!(Model::load(device, folder.path("none"), None, FileOptions::default()).is_err());
-    Dataset::open_text(folder.path("text"), None, &DatasetOptions { seq_len: 4, ..Default::default() })
-        .unwrap();
+    Dataset::open_text(
+        folder.path("text"),
+        None,
+        &DatasetOptions { seq_len: 4, ..Default::default() },
+    )
+    .unwrap();
     let captured = [1u8; 4096];
     let log: LogFn = Box::new(move |_, _| assert_eq!(captured.len(), 4096));
     let options = DeviceOptions { threads: 2, log: Some(log), ..Default::default() };
@@ -54,8 +58,8 @@ fn is_flat(rounds: usize, device: &Device, once: impl Fn()) {
     assert!(grown < WANDER, "{grown} bytes in {rounds} rounds");
 }
 
-/// One test, for resident memory is the whole process's. A kilobyte lost in a heavy round, or sixteen bytes
-/// in a light one, are more than the allocator wanders.
+/// One test, for resident memory is the whole process's. A kilobyte lost in a heavy round, or
+/// sixteen bytes in a light one, are more than the allocator wanders.
 #[test]
 fn memory_is_flat() {
     let folder = Folder::new();

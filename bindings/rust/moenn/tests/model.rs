@@ -65,7 +65,8 @@ fn losses_fall_and_repeat_to_the_bit() {
     let losses = train(&mut Optimizer::new(&prepared(), &Default::default()).unwrap(), 8);
     assert!(f64::from_bits(losses[7]) < f64::from_bits(losses[0]));
     let threads = DeviceOptions { threads: 2, ..Default::default() };
-    let model = Model::new(&Device::open("cpu", threads).unwrap(), &config(), DType::F32, 7).unwrap();
+    let model =
+        Model::new(&Device::open("cpu", threads).unwrap(), &config(), DType::F32, 7).unwrap();
     model.prepare(&TrainOptions { batch: 2, ..Default::default() }).unwrap();
     assert_eq!(train(&mut Optimizer::new(model, &Default::default()).unwrap(), 8), losses);
 }
@@ -89,7 +90,10 @@ fn micro_batches_add_up() {
     model.backward(&tokens, &targets, 2, 1.0).unwrap();
     let twice = model.gradient(HEAD).unwrap().to_vec::<f32>().unwrap();
     /* the second sum rounds each gradient once: a few units of its last place */
-    assert!(once.iter().zip(&twice).all(|(one, two)| (2.0 * one - two).abs() <= 1e-6 + 1e-4 * one.abs()));
+    assert!(once
+        .iter()
+        .zip(&twice)
+        .all(|(one, two)| (2.0 * one - two).abs() <= 1e-6 + 1e-4 * one.abs()));
     model.zero_grad().unwrap();
     assert!(model.gradient(HEAD).unwrap().to_vec::<f32>().unwrap().iter().all(|g| *g == 0.0));
 }
@@ -128,7 +132,11 @@ fn the_wrong_order_is_said() {
 fn batches_of_other_shapes_are_refused() {
     let model = prepared();
     let (tokens, targets) = batch();
-    fails(model.backward(&tokens, &targets[1..], 2, 1.0), Status::Argument, "16 tokens and 15 targets");
+    fails(
+        model.backward(&tokens, &targets[1..], 2, 1.0),
+        Status::Argument,
+        "16 tokens and 15 targets",
+    );
     fails(model.evaluate(&tokens, &targets, 3), Status::Argument, "3 sequences");
     fails(model.evaluate(&tokens, &targets, 0), Status::Argument, "0 sequences");
     fails(model.evaluate(&[], &[], 1), Status::Argument, "");
@@ -159,13 +167,16 @@ fn folders_go_both_ways() {
     let folder = Folder::new();
     let model = prepared();
     model.save(folder.path("m"), FileOptions { shard_bytes: 4096, ..Default::default() }).unwrap();
-    let loaded = Model::load(model.device(), folder.path("m"), None, FileOptions::default()).unwrap();
+    let loaded =
+        Model::load(model.device(), folder.path("m"), None, FileOptions::default()).unwrap();
     loaded.prepare(&TrainOptions { batch: 2, ..Default::default() }).unwrap();
     assert_eq!(logits(&loaded), logits(&model));
-    let bf16 = Model::load(&device(), folder.path("m"), Some(DType::Bf16), FileOptions::default()).unwrap();
+    let bf16 = Model::load(&device(), folder.path("m"), Some(DType::Bf16), FileOptions::default())
+        .unwrap();
     assert_eq!(bf16.parameter(HEAD).unwrap().dtype(), DType::Bf16);
     assert_eq!(bf16.loss_scale(), 1.0);
-    let f16 = Model::load(&device(), folder.path("m"), Some(DType::F16), FileOptions::default()).unwrap();
+    let f16 =
+        Model::load(&device(), folder.path("m"), Some(DType::F16), FileOptions::default()).unwrap();
     assert_eq!(f16.loss_scale(), 65536.0);
     fails(
         Model::load(&device(), folder.path("m"), Some(DType::F64), Default::default()),
@@ -179,15 +190,25 @@ fn llmc_checkpoints_go_both_ways() {
     let folder = Folder::new();
     let model = Model::new(&device(), &gpt2(), DType::F32, 3).unwrap();
     model.save_llmc(folder.path("model.bin"), FileOptions::default()).unwrap();
-    let loaded = Model::load_llmc(&device(), folder.path("model.bin"), None, FileOptions::default()).unwrap();
+    let loaded =
+        Model::load_llmc(&device(), folder.path("model.bin"), None, FileOptions::default())
+            .unwrap();
     for name in model.parameter_names() {
         let of = |model: &Model| model.parameter(name).unwrap().to_vec::<f32>().unwrap();
         assert_eq!(of(&loaded), of(&model), "{name}");
     }
     let other = common::model();
-    fails(other.save_llmc(folder.path("other.bin"), FileOptions::default()), Status::Unsupported, "");
+    fails(
+        other.save_llmc(folder.path("other.bin"), FileOptions::default()),
+        Status::Unsupported,
+        "",
+    );
     folder.write("bad.bin", "not a checkpoint");
-    fails(Model::load_llmc(&device(), folder.path("bad.bin"), None, Default::default()), Status::Format, "");
+    fails(
+        Model::load_llmc(&device(), folder.path("bad.bin"), None, Default::default()),
+        Status::Format,
+        "",
+    );
 }
 
 #[test]
@@ -229,7 +250,8 @@ fn a_panic_in_a_progress_closure_arrives() {
     let model = model();
     let mut panics = |_, _| panic!("in a progress closure");
     let options = FileOptions { progress: Some(&mut panics), ..Default::default() };
-    let panic = catch_unwind(AssertUnwindSafe(|| model.save(folder.path("m"), options))).unwrap_err();
+    let panic =
+        catch_unwind(AssertUnwindSafe(|| model.save(folder.path("m"), options))).unwrap_err();
     assert_eq!(panic.downcast_ref(), Some(&"in a progress closure"));
     model.save(folder.path("m"), FileOptions::default()).unwrap();
 }
@@ -284,9 +306,11 @@ fn an_optimizer_borrows_shares_or_owns_its_model() {
 fn two_optimizers_of_one_model_take_turns() {
     let model = prepared();
     let mut first = Optimizer::new(&model, &Default::default()).unwrap();
-    let mut second =
-        Optimizer::new(&model, &OptimizerOptions { weight_decay: 0.1, grad_clip: 1.0, ..Default::default() })
-            .unwrap();
+    let mut second = Optimizer::new(
+        &model,
+        &OptimizerOptions { weight_decay: 0.1, grad_clip: 1.0, ..Default::default() },
+    )
+    .unwrap();
     train(&mut first, 1);
     train(&mut second, 2);
     assert_eq!((first.steps(), second.steps()), (1, 2));
@@ -299,8 +323,13 @@ fn two_optimizers_of_one_model_take_turns() {
 
 #[test]
 fn schedules_warm_up_and_fall() {
-    let schedule =
-        Schedule { kind: ScheduleKind::Cosine, lr: 1.0, min_lr: 0.1, warmup_steps: 10, total_steps: 110 };
+    let schedule = Schedule {
+        kind: ScheduleKind::Cosine,
+        lr: 1.0,
+        min_lr: 0.1,
+        warmup_steps: 10,
+        total_steps: 110,
+    };
     assert_eq!(schedule.at(4).unwrap(), 0.5);
     assert_eq!(schedule.at(10).unwrap(), 1.0);
     assert!((schedule.at(60).unwrap() - 0.55).abs() < 1e-6);

@@ -23,7 +23,14 @@ fn generated(session: &mut Session, options: &GenerateOptions<'_>) -> (Vec<i32>,
 }
 
 fn sampling() -> SampleOptions {
-    SampleOptions { temperature: 1.0, top_k: 20, top_p: 0.95, min_p: 0.001, repetition_penalty: 1.1, seed: 5 }
+    SampleOptions {
+        temperature: 1.0,
+        top_k: 20,
+        top_p: 0.95,
+        min_p: 0.001,
+        repetition_penalty: 1.1,
+        seed: 5,
+    }
 }
 
 #[test]
@@ -137,7 +144,8 @@ fn the_iterator_ends_after_an_error() {
 #[test]
 fn decodes_sequences_side_by_side() {
     let model = model();
-    let mut session = Session::new(&model, &SessionOptions { batch: 2, ..Default::default() }).unwrap();
+    let mut session =
+        Session::new(&model, &SessionOptions { batch: 2, ..Default::default() }).unwrap();
     let mut logits = vec![7.0; 2 * VOCAB];
     session.prefill(0, &[1, 2], None).unwrap();
     session.prefill(1, &[3], None).unwrap();

@@ -100,7 +100,10 @@ fn crosses_dlpack_without_a_copy() {
     drop(tensor);
     assert_eq!(other.to_vec::<f32>().unwrap(), [1.0, 2.0, 3.0, 4.0]);
     drop(other);
-    assert_eq!(device.memory().unwrap().current_bytes, self::device().memory().unwrap().current_bytes);
+    assert_eq!(
+        device.memory().unwrap().current_bytes,
+        self::device().memory().unwrap().current_bytes
+    );
 }
 
 #[test]

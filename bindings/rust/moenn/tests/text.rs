@@ -150,7 +150,8 @@ fn windows_come_in_order() {
 #[test]
 fn a_shuffle_resumes() {
     let ids: Vec<i32> = (0..1000).collect();
-    let options = DatasetOptions { batch: 2, seq_len: 8, shuffle: true, seed: 3, ..Default::default() };
+    let options =
+        DatasetOptions { batch: 2, seq_len: 8, shuffle: true, seed: 3, ..Default::default() };
     let mut first = Dataset::from_tokens(&ids, &options).unwrap();
     (0..70).for_each(|_| drop(next(&mut first, 16)));
     let mut second = Dataset::from_tokens(&ids, &options).unwrap();
@@ -175,7 +176,8 @@ fn files_are_datasets() {
     assert_eq!(batch.0, [98, 99, 100]);
     assert_eq!(next(&mut encoded, 3), batch);
 
-    let mut file: Vec<u8> = [20240520i32, 1, 5].iter().flat_map(|word| word.to_le_bytes()).collect();
+    let mut file: Vec<u8> =
+        [20240520i32, 1, 5].iter().flat_map(|word| word.to_le_bytes()).collect();
     file.resize(1024, 0);
     file.extend((10..15u16).flat_map(u16::to_le_bytes));
     let path = folder.write("tokens.bin", &file);

@@ -42,7 +42,10 @@ fn a_device_and_a_tokenizer_are_shared() {
             });
         }
     });
-    assert_eq!(device.memory().unwrap().current_bytes, common::device().memory().unwrap().current_bytes);
+    assert_eq!(
+        device.memory().unwrap().current_bytes,
+        common::device().memory().unwrap().current_bytes
+    );
 }
 
 #[test]
