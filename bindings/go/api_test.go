@@ -35,7 +35,8 @@ var structs = map[string]any{
 
 // Members that Go has no use for: a slice has its length, a func its state.
 var implied = map[string]bool{
-	"struct_size": true, "unused": true, "log_user": true, "progress_user": true, "on_token_user": true,
+	"struct_size": true, "unused": true,
+	"log_user": true, "progress_user": true, "on_token_user": true,
 	"nn_tensor_info_t.ndim": true, "nn_generate_options_t.stop_count": true,
 	"nn_tokenizer_train_options_t.special_count": true,
 }
@@ -75,7 +76,8 @@ func TestComplete(t *testing.T) {
 		}
 	}
 	if len(api.Functions) < 70 || len(api.Structs) < 17 || len(api.Enums) < 15 {
-		t.Fatalf("api.json has %d functions, %d structs, %d enums", len(api.Functions), len(api.Structs), len(api.Enums))
+		t.Fatalf("api.json has %d functions, %d structs, %d enums",
+			len(api.Functions), len(api.Structs), len(api.Enums))
 	}
 	need := func(name string) {
 		if !used[name] {

@@ -1,6 +1,6 @@
 /* What cgo cannot say itself: options that hold pointers are put together in C, for Go's rules keep
- * pointers to Go memory out of Go structs that C reads; and callbacks get their cgo.Handle, an integer,
- * through the user pointer. */
+ * pointers to Go memory out of Go structs that C reads; and callbacks get their cgo.Handle, an
+ * integer, through the user pointer. */
 #ifndef MOENN_GO_BRIDGE_H
 #define MOENN_GO_BRIDGE_H
 

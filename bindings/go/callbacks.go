@@ -8,8 +8,8 @@ import (
 	"runtime/cgo"
 )
 
-// calling is a call under way that calls back. While Go runs, the call gives its turn on the device to
-// whoever waits, as the library does.
+// calling is a call under way that calls back. While Go runs, the call gives its turn on the device
+// to whoever waits, as the library does.
 type calling struct {
 	ctx      context.Context
 	place    *place
@@ -44,8 +44,8 @@ func (c *calling) run(f func(user C.uintptr_t) C.nn_status_t) error {
 	return explain(c.ctx, err)
 }
 
-// back runs f between two turns, and says whether the call is to stop. A panic must not unwind C: it
-// goes on in run.
+// back runs f between two turns, and says whether the call is to stop. A panic must not unwind C:
+// it goes on in run.
 func (c *calling) back(f func() bool) (stop C.int32_t) {
 	c.turn.give()
 	c.turn = nil

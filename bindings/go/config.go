@@ -129,8 +129,9 @@ const (
 	RoPELong    RoPEScaling = C.NN_ROPE_LONG
 )
 
-// Config is a model's architecture. Begin with [Preset] or [ParseConfig], or set fields by hand; zero
-// means the default that moenn.h gives. VocabSize, Context, Layers, Hidden, Heads and FFN have none.
+// Config is a model's architecture. Begin with [Preset] or [ParseConfig], or set fields by hand;
+// zero means the default that moenn.h gives. VocabSize, Context, Layers, Hidden, Heads and FFN have
+// none.
 type Config struct {
 	Family              Family
 	Norm                Norm
@@ -361,7 +362,9 @@ func Preset(name string) (Config, error) {
 	if err != nil {
 		return Config{}, err
 	}
-	return getConfig(func(c *C.nn_model_config_t) C.nn_status_t { return C.nn_config_preset(cname, c) })
+	return getConfig(func(c *C.nn_model_config_t) C.nn_status_t {
+		return C.nn_config_preset(cname, c)
+	})
 }
 
 // ParseConfig reads the text of a Hugging Face config.json.

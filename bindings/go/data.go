@@ -26,7 +26,9 @@ type Tokenizer struct {
 
 // NewByteTokenizer makes the tokenizer whose ids are bytes, and the specials above.
 func NewByteTokenizer() (*Tokenizer, error) {
-	return newTokenizer(func(ptr **C.nn_tokenizer_t) C.nn_status_t { return C.nn_tokenizer_create_bytes(ptr) })
+	return newTokenizer(func(ptr **C.nn_tokenizer_t) C.nn_status_t {
+		return C.nn_tokenizer_create_bytes(ptr)
+	})
 }
 
 // LoadTokenizer loads a tokenizer file, or the folder that holds one.
@@ -35,7 +37,9 @@ func LoadTokenizer(path string) (*Tokenizer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newTokenizer(func(ptr **C.nn_tokenizer_t) C.nn_status_t { return C.nn_tokenizer_load(cpath, ptr) })
+	return newTokenizer(func(ptr **C.nn_tokenizer_t) C.nn_status_t {
+		return C.nn_tokenizer_load(cpath, ptr)
+	})
 }
 
 // LoadTiktoken loads a tiktoken rank file, whose words are the matches of a pattern.
@@ -119,7 +123,10 @@ const (
 // Special is the id of a special token; -1 when there is none.
 func (t *Tokenizer) Special(which SpecialToken) int32 {
 	id := int32(-1)
-	_ = t.with(func() error { id = int32(C.nn_tokenizer_special(t.ptr, C.int32_t(which))); return nil })
+	_ = t.with(func() error {
+		id = int32(C.nn_tokenizer_special(t.ptr, C.int32_t(which)))
+		return nil
+	})
 	return id
 }
 
@@ -140,7 +147,9 @@ func (t *Tokenizer) Token(id int32) (token string, err error) {
 	err = t.with(func() error {
 		var text *C.char
 		var bytes C.size_t
-		err := call(func() C.nn_status_t { return C.nn_tokenizer_token(t.ptr, C.int32_t(id), &text, &bytes) })
+		err := call(func() C.nn_status_t {
+			return C.nn_tokenizer_token(t.ptr, C.int32_t(id), &text, &bytes)
+		})
 		if err == nil {
 			token = C.GoStringN(text, C.int(bytes))
 		}
@@ -156,7 +165,8 @@ type EncodeOptions struct {
 }
 
 // EncodeWith gives the ids of a text and, of each, where its text begins and ends, in bytes.
-func (t *Tokenizer) EncodeWith(text string, options EncodeOptions) (ids []int32, offsets [][2]int64, err error) {
+func (t *Tokenizer) EncodeWith(text string, options EncodeOptions) (
+	ids []int32, offsets [][2]int64, err error) {
 	c := C.nn_encode_options_t{struct_size: C.sizeof_nn_encode_options_t,
 		add_special: toInt32(options.AddSpecial), parse_special: toInt32(options.ParseSpecial)}
 	data := *(**C.char)(unsafe.Pointer(&text))
@@ -164,7 +174,8 @@ func (t *Tokenizer) EncodeWith(text string, options EncodeOptions) (ids []int32,
 		var count C.int64_t
 		offsets = make([][2]int64, len(room))
 		err := t.do(func() C.nn_status_t {
-			return C.nn_tokenizer_encode_with(t.ptr, data, C.size_t(len(text)), &c, (*C.int32_t)(first(room)),
+			return C.nn_tokenizer_encode_with(t.ptr, data, C.size_t(len(text)), &c,
+				(*C.int32_t)(first(room)),
 				(*C.int64_t)(first(offsets)), C.int64_t(len(room)), &count)
 		})
 		return int(count), err
@@ -227,7 +238,8 @@ type TextStream struct {
 
 // NewTextStream begins a text; with keepSpecial special tokens give their spelling.
 func (t *Tokenizer) NewTextStream(keepSpecial bool) *TextStream {
-	state := C.nn_decode_stream_t{struct_size: C.sizeof_nn_decode_stream_t, keep_special: toInt32(keepSpecial)}
+	state := C.nn_decode_stream_t{struct_size: C.sizeof_nn_decode_stream_t,
+		keep_special: toInt32(keepSpecial)}
 	return &TextStream{tokenizer: t, state: state}
 }
 
@@ -235,7 +247,8 @@ func (t *Tokenizer) NewTextStream(keepSpecial bool) *TextStream {
 func (s *TextStream) Push(text []byte, id int32) ([]byte, error) {
 	s.window = append(s.window, id)
 	text, err := s.next(text, 0)
-	s.window = append(s.window[:0], s.window[s.state.first:]...) // nothing to come depends on the others
+	// nothing to come depends on the others
+	s.window = append(s.window[:0], s.window[s.state.first:]...)
 	s.state.first = 0
 	return text, err
 }
@@ -263,8 +276,8 @@ func (t *Tokenizer) do(f func() C.nn_status_t) error {
 	return t.with(func() error { return call(f) })
 }
 
-// grow appends what f writes: f gets the room behind the slice and returns the elements it needs. The
-// first room has a guess of them at least.
+// grow appends what f writes: f gets the room behind the slice and returns the elements it needs.
+// The first room has a guess of them at least.
 func grow[T any](s *[]T, guess int, f func(room []T) (int, error)) error {
 	for {
 		used := len(*s)
@@ -307,7 +320,8 @@ type DatasetInfo struct {
 	MaxID   int32 // Largest id between Begin and End.
 }
 
-func newDataset(options DatasetOptions, f func(*C.nn_dataset_options_t, **C.nn_dataset_t) C.nn_status_t) (*Dataset, error) {
+func newDataset(options DatasetOptions,
+	f func(*C.nn_dataset_options_t, **C.nn_dataset_t) C.nn_status_t) (*Dataset, error) {
 	c := C.nn_dataset_options_t{
 		struct_size: C.sizeof_nn_dataset_options_t, batch: C.int64_t(options.Batch),
 		seq_len: C.int64_t(options.SeqLen), begin: C.int64_t(options.Begin), end: C.int64_t(options.End),
@@ -321,20 +335,22 @@ func newDataset(options DatasetOptions, f func(*C.nn_dataset_options_t, **C.nn_d
 	if batch == 0 {
 		batch = 1
 	}
-	d := &Dataset{makeHandle(newGate(), nil, func() { C.nn_dataset_destroy(ptr) }), ptr, batch * options.SeqLen}
+	destroy := func() { C.nn_dataset_destroy(ptr) }
+	d := &Dataset{makeHandle(newGate(), nil, destroy), ptr, batch * options.SeqLen}
 	runtime.SetFinalizer(d, (*Dataset).forget)
 	return d, nil
 }
 
-// OpenText opens a text file, encoded whole by a tokenizer; nil means bytes, and maps the file, which
-// must then not be truncated.
+// OpenText opens a text file, encoded whole by a tokenizer; nil means bytes, and maps the file,
+// which must then not be truncated.
 func OpenText(path string, tokenizer *Tokenizer, options DatasetOptions) (d *Dataset, err error) {
 	cpath, err := cstring(path)
 	if err != nil {
 		return nil, err
 	}
 	open := func(ptr *C.nn_tokenizer_t) error {
-		d, err = newDataset(options, func(c *C.nn_dataset_options_t, data **C.nn_dataset_t) C.nn_status_t {
+		d, err = newDataset(options, func(
+			c *C.nn_dataset_options_t, data **C.nn_dataset_t) C.nn_status_t {
 			return C.nn_dataset_open_text(cpath, ptr, c, data)
 		})
 		return err
@@ -382,8 +398,8 @@ func (d *Dataset) Info() (DatasetInfo, error) {
 	return DatasetInfo{int64(c.tokens), int64(c.windows), int64(c.batches), int32(c.max_id)}, err
 }
 
-// Next fills tokens, [batch, seqLen], with the next batch, and targets with the id after each, or -1
-// where there is none. Epoch follows epoch.
+// Next fills tokens, [batch, seqLen], with the next batch, and targets with the id after each, or
+// -1 where there is none. Epoch follows epoch.
 func (d *Dataset) Next(tokens, targets []int32) error {
 	if len(tokens) != d.elements || len(targets) != d.elements {
 		return argumentError("Next: tokens has %d elements and targets %d; a batch has %d",

@@ -122,8 +122,8 @@ func OpenDevice(name string, options *DeviceOptions) (*Device, error) {
 	return d, nil
 }
 
-// Close gives the handle back; what lives on the device keeps it open until it is closed too. It always
-// returns nil.
+// Close gives the handle back; what lives on the device keeps it open until it is closed too. It
+// always returns nil.
 func (d *Device) Close() error {
 	if d.place != nil && !d.closed.Swap(true) {
 		d.release()
@@ -188,8 +188,9 @@ func (p *place) setCancel(reason *bool, on bool) {
 	C.nn_device_cancel(p.ptr, toInt32(p.asked || p.expired))
 }
 
-// turn is the right to compute on a device. The library runs one call at a time on a device; by queueing
-// for it here, a goroutine can stop waiting, and the cancel flag meets the one call that it is meant for.
+// turn is the right to compute on a device. The library runs one call at a time on a device; by
+// queueing for it here, a goroutine can stop waiting, and the cancel flag meets the one call that
+// it is meant for.
 type turn struct {
 	place *place
 	over  chan struct{} // nil: the context never ends

@@ -67,7 +67,8 @@ func (h *handle) end() {
 	}
 }
 
-// forget is the finalizer of handles. It does not wait for a model's other views: finalizers take turns.
+// forget is the finalizer of handles. It does not wait for a model's other views: finalizers take
+// turns.
 func (h *handle) forget() {
 	select {
 	case h.gate <- struct{}{}:

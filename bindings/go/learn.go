@@ -26,7 +26,7 @@ type TokenizerTrainOptions struct {
 	MinFrequency int      // How often what is learnt must come. 0: 2.
 	Specials     []string // Special tokens, which get the first ids.
 	Pattern      string   // BPE: regular expression whose matches are words. "": GPT-2's.
-	Coverage     float32  // Unigram: share of the text that characters in the vocabulary make up. 0: 0.9995.
+	Coverage     float32  // Unigram: share of the text that known characters make up. 0: 0.9995.
 	Bos          string   // Which special begins a text. "": "<s>".
 	Eos          string   // Which special ends a text. "": "</s>".
 	Pad          string   // Which special is padding. "": "<pad>".
@@ -37,7 +37,8 @@ type TokenizerTrainOptions struct {
 }
 
 // TrainTokenizer learns a vocabulary from texts; words do not go from one to the next.
-func TrainTokenizer(ctx context.Context, texts []string, options *TokenizerTrainOptions) (*Tokenizer, error) {
+func TrainTokenizer(ctx context.Context, texts []string,
+	options *TokenizerTrainOptions) (*Tokenizer, error) {
 	memory := cMemory{}
 	defer memory.free()
 	// bytes are never nil: without them data would be paths
@@ -49,7 +50,8 @@ func TrainTokenizer(ctx context.Context, texts []string, options *TokenizerTrain
 }
 
 // TrainTokenizerFiles is TrainTokenizer with files, of which each line with its end is a text.
-func TrainTokenizerFiles(ctx context.Context, paths []string, options *TokenizerTrainOptions) (*Tokenizer, error) {
+func TrainTokenizerFiles(ctx context.Context, paths []string,
+	options *TokenizerTrainOptions) (*Tokenizer, error) {
 	memory := cMemory{}
 	defer memory.free()
 	names, err := memory.strings(paths)
@@ -68,11 +70,12 @@ func train(ctx context.Context, memory *cMemory, data []*C.char, bytes unsafe.Po
 	if err != nil {
 		return nil, err
 	}
-	names, err := memory.strings([]string{options.Pattern, options.Bos, options.Eos, options.Pad, options.Unk})
+	given := []string{options.Pattern, options.Bos, options.Eos, options.Pad, options.Unk}
+	names, err := memory.strings(given)
 	if err != nil {
 		return nil, err
 	}
-	for i, name := range []string{options.Pattern, options.Bos, options.Eos, options.Pad, options.Unk} {
+	for i, name := range given {
 		if name == "" {
 			names[i] = nil
 		}
@@ -82,7 +85,8 @@ func train(ctx context.Context, memory *cMemory, data []*C.char, bytes unsafe.Po
 	defer user.Delete()
 	t, err := newTokenizer(func(ptr **C.nn_tokenizer_t) C.nn_status_t {
 		var made *C.nn_tokenizer_t
-		status := C.moenn_tokenizer_train((**C.char)(first(data)), (*C.size_t)(bytes), C.int64_t(len(data)),
+		status := C.moenn_tokenizer_train((**C.char)(first(data)), (*C.size_t)(bytes),
+			C.int64_t(len(data)),
 			C.int32_t(options.Kind), C.int64_t(options.VocabSize), C.int64_t(options.MinFrequency),
 			(**C.char)(first(specials)), C.int64_t(len(specials)), C.float(options.Coverage),
 			(**C.char)(first(names)), C.uintptr_t(user), &made)

@@ -47,7 +47,9 @@ func (d *Device) newModel(f func(ptr **C.nn_model_t) error) (*Model, error) {
 		if err := f(&ptr); err != nil {
 			return err
 		}
-		config, err := getConfig(func(c *C.nn_model_config_t) C.nn_status_t { return C.nn_model_config(ptr, c) })
+		config, err := getConfig(func(c *C.nn_model_config_t) C.nn_status_t {
+			return C.nn_model_config(ptr, c)
+		})
 		if err != nil {
 			C.nn_model_destroy(ptr)
 			return err
@@ -92,16 +94,19 @@ func (options *FileOptions) calling(ctx context.Context, place *place) *calling 
 }
 
 // LoadModel reads a Hugging Face folder.
-func (d *Device) LoadModel(ctx context.Context, folder string, dtype DType, options *FileOptions) (*Model, error) {
+func (d *Device) LoadModel(ctx context.Context, folder string, dtype DType,
+	options *FileOptions) (*Model, error) {
 	return d.load(ctx, C.moenn_load_fn(C.nn_model_load), folder, dtype, options)
 }
 
 // LoadLLMC reads a model checkpoint of llm.c.
-func (d *Device) LoadLLMC(ctx context.Context, path string, dtype DType, options *FileOptions) (*Model, error) {
+func (d *Device) LoadLLMC(ctx context.Context, path string, dtype DType,
+	options *FileOptions) (*Model, error) {
 	return d.load(ctx, C.moenn_load_fn(C.nn_model_load_llmc), path, dtype, options)
 }
 
-func (m *Model) save(ctx context.Context, save C.moenn_save_fn, path string, options *FileOptions) error {
+func (m *Model) save(ctx context.Context, save C.moenn_save_fn, path string,
+	options *FileOptions) error {
 	cpath, err := cstring(path)
 	if err != nil {
 		return err
@@ -117,8 +122,8 @@ func (m *Model) save(ctx context.Context, save C.moenn_save_fn, path string, opt
 	})
 }
 
-// Save writes a Hugging Face folder that LoadModel and transformers read; whatever happens, an earlier
-// model there stays whole until the new one takes its place.
+// Save writes a Hugging Face folder that LoadModel and transformers read; whatever happens, an
+// earlier model there stays whole until the new one takes its place.
 func (m *Model) Save(ctx context.Context, folder string, options *FileOptions) error {
 	return m.save(ctx, C.moenn_save_fn(C.nn_model_save), folder, options)
 }
@@ -131,7 +136,9 @@ func (m *Model) SaveLLMC(ctx context.Context, path string, options *FileOptions)
 // Config is the model's configuration, defaults filled in.
 func (m *Model) Config() (config Config, err error) {
 	err = m.with(context.Background(), func() error {
-		config, err = getConfig(func(c *C.nn_model_config_t) C.nn_status_t { return C.nn_model_config(m.ptr, c) })
+		config, err = getConfig(func(c *C.nn_model_config_t) C.nn_status_t {
+			return C.nn_model_config(m.ptr, c)
+		})
 		return err
 	})
 	return config, err
@@ -164,7 +171,8 @@ func (m *Model) Gradient(name string) (*Tensor, error) {
 }
 
 // tensor wraps a view of what the handle owns.
-func (h *handle) tensor(name string, f func(*C.char, **C.nn_tensor_t) C.nn_status_t) (t *Tensor, err error) {
+func (h *handle) tensor(name string, f func(*C.char, **C.nn_tensor_t) C.nn_status_t) (
+	t *Tensor, err error) {
 	cname, err := cstring(name)
 	if err != nil {
 		return nil, err
@@ -202,16 +210,20 @@ func (m *Model) Forward(ctx context.Context, tokens []int32, batch int, logits [
 		return err
 	}
 	if len(logits) != len(tokens)*m.vocab {
-		return argumentError("Forward: logits has %d elements and needs %d", len(logits), len(tokens)*m.vocab)
+		return argumentError("Forward: logits has %d elements and needs %d", len(logits),
+			len(tokens)*m.vocab)
 	}
 	return m.compute(ctx, func() C.nn_status_t {
-		return C.nn_model_forward(m.ptr, (*C.int32_t)(first(tokens)), b, seqLen, (*C.float)(first(logits)))
+		return C.nn_model_forward(m.ptr, (*C.int32_t)(first(tokens)), b, seqLen,
+			(*C.float)(first(logits)))
 	})
 }
 
-type passFunc func(tokens, targets *C.int32_t, batch, seqLen C.int64_t, loss *C.nn_loss_t) C.nn_status_t
+type passFunc func(tokens, targets *C.int32_t, batch, seqLen C.int64_t,
+	loss *C.nn_loss_t) C.nn_status_t
 
-func (m *Model) pass(ctx context.Context, tokens, targets []int32, batch int, f passFunc) (Loss, error) {
+func (m *Model) pass(ctx context.Context, tokens, targets []int32, batch int,
+	f passFunc) (Loss, error) {
 	b, seqLen, err := shapeOf(tokens, batch)
 	if err != nil {
 		return Loss{}, err
@@ -235,9 +247,10 @@ func (m *Model) Evaluate(ctx context.Context, tokens, targets []int32, batch int
 		})
 }
 
-// Backward is Evaluate, and adds the gradients, times scale, to the model's. After it was cancelled the
-// gradients are undefined until [Model.ZeroGrad].
-func (m *Model) Backward(ctx context.Context, tokens, targets []int32, batch int, scale float32) (Loss, error) {
+// Backward is Evaluate, and adds the gradients, times scale, to the model's. After it was cancelled
+// the gradients are undefined until [Model.ZeroGrad].
+func (m *Model) Backward(ctx context.Context, tokens, targets []int32, batch int,
+	scale float32) (Loss, error) {
 	return m.pass(ctx, tokens, targets, batch,
 		func(tokens, targets *C.int32_t, batch, seqLen C.int64_t, loss *C.nn_loss_t) C.nn_status_t {
 			return C.nn_model_backward(m.ptr, tokens, targets, batch, seqLen, C.float(scale), loss)
@@ -255,11 +268,14 @@ func (m *Model) LossScale() (scale float64) {
 	return scale
 }
 
-type statsFunc func(layer C.int64_t, counts *C.int64_t, meanProb *C.double, c *C.nn_expert_stats_t) C.nn_status_t
+type statsFunc func(layer C.int64_t, counts *C.int64_t, meanProb *C.double,
+	c *C.nn_expert_stats_t) C.nn_status_t
 
-func (h *handle) expertStats(layer, experts int, counts []int64, meanProb []float64, f statsFunc) (ExpertStats, error) {
+func (h *handle) expertStats(layer, experts int, counts []int64, meanProb []float64,
+	f statsFunc) (ExpertStats, error) {
 	if (counts != nil && len(counts) != experts) || (meanProb != nil && len(meanProb) != experts) {
-		return ExpertStats{}, argumentError("ExpertStats: counts has %d entries and meanProb %d; there are %d experts",
+		return ExpertStats{}, argumentError(
+			"ExpertStats: counts has %d entries and meanProb %d; there are %d experts",
 			len(counts), len(meanProb), experts)
 	}
 	c := C.nn_expert_stats_t{struct_size: C.sizeof_nn_expert_stats_t}
@@ -269,16 +285,20 @@ func (h *handle) expertStats(layer, experts int, counts []int64, meanProb []floa
 	return ExpertStats{int64(c.tokens), int64(c.dropped), float64(c.entropy), float64(c.max_load)}, err
 }
 
-// ExpertStats tells the use of one layer's experts since the last reset. Counts, [experts], receives
-// their routed slots and meanProb, [experts], their mean router probability; either may be nil.
+// ExpertStats tells the use of one layer's experts since the last reset. Counts, [experts],
+// receives their routed slots and meanProb, [experts], their mean router probability; either may be
+// nil.
 func (m *Model) ExpertStats(layer int, counts []int64, meanProb []float64) (ExpertStats, error) {
 	return m.expertStats(layer, m.experts, counts, meanProb,
-		func(layer C.int64_t, counts *C.int64_t, meanProb *C.double, c *C.nn_expert_stats_t) C.nn_status_t {
+		func(layer C.int64_t, counts *C.int64_t, meanProb *C.double,
+			c *C.nn_expert_stats_t) C.nn_status_t {
 			return C.nn_model_expert_stats(m.ptr, layer, counts, meanProb, c)
 		})
 }
 
 // ResetExpertStats sets every layer's expert counters to zero.
 func (m *Model) ResetExpertStats() error {
-	return m.compute(context.Background(), func() C.nn_status_t { return C.nn_model_expert_stats_reset(m.ptr) })
+	return m.compute(context.Background(), func() C.nn_status_t {
+		return C.nn_model_expert_stats_reset(m.ptr)
+	})
 }

@@ -79,10 +79,12 @@ func ids(text string) []int32 {
 	return result
 }
 
-var tokens, targets = ids("the quick brown fox jumps over t"), ids("he quick brown fox jumps over th")
+var tokens, targets = ids("the quick brown fox jumps over t"),
+	ids("he quick brown fox jumps over th")
 
 func TestVersion(t *testing.T) {
-	equal(t, Version(), strconv.Itoa(VersionMajor)+"."+strconv.Itoa(VersionMinor)+"."+strconv.Itoa(VersionPatch))
+	equal(t, Version(),
+		strconv.Itoa(VersionMajor)+"."+strconv.Itoa(VersionMinor)+"."+strconv.Itoa(VersionPatch))
 	equal(t, ABIVersion(), HeaderABI)
 	equal(t, ErrCapacity.String(), "NN_ERR_CAPACITY")
 	equal(t, Status(-99).Error(), "unknown status")
@@ -133,7 +135,8 @@ func TestLog(t *testing.T) {
 		CPUPaths: CPUReference | CPUAVX2 | CPUAVX512}))
 	m := must[*Model](t)(d.NewModel(testConfig, F32, 1))
 	ok(t, d.Close())
-	hear(m.place.log, LogWarning, "spoken") // as the library would; a processor with every path hears no other
+	// as the library would; a processor with every path hears no other
+	hear(m.place.log, LogWarning, "spoken")
 	ok(t, m.Close())
 	t.Logf("heard %q", heard)
 	if len(heard) == 0 || heard[len(heard)-1] != "2 spoken" {
@@ -345,7 +348,8 @@ func TestTraining(t *testing.T) {
 	equal(t, must[ExpertStats](t)(m.ExpertStats(0, nil, nil)).Tokens, 0)
 
 	name := m.ParameterName(0)
-	for _, view := range []*Tensor{must[*Tensor](t)(m.Parameter(name)), must[*Tensor](t)(m.Gradient(name)),
+	for _, view := range []*Tensor{must[*Tensor](t)(m.Parameter(name)),
+		must[*Tensor](t)(m.Gradient(name)),
 		must[*Tensor](t)(o.Moment(name, MomentFirst)), must[*Tensor](t)(o.Moment(name, MomentSecond))} {
 		values := make([]float32, must[TensorInfo](t)(view.Info()).Elements)
 		ok(t, CopyOut(view, values))
@@ -399,16 +403,20 @@ func TestFiles(t *testing.T) {
 	ok(t, loaded.Close())
 
 	stop := errors.New("enough")
-	_, err := d.LoadModel(bg, folder, F32, &FileOptions{Progress: func(int64, int64) error { return stop }})
+	stops := &FileOptions{Progress: func(int64, int64) error { return stop }}
+	_, err := d.LoadModel(bg, folder, F32, stops)
 	fails(t, err, ErrCancelled)
 	fails(t, err, stop)
-	fails(t, m.Save(bg, folder, &FileOptions{Progress: func(int64, int64) error { return stop }}), stop)
+	fails(t, m.Save(bg, folder, stops), stop)
 	func() {
 		defer func() { equal(t, recover(), any("oops")) }()
 		d.LoadModel(bg, folder, F32, &FileOptions{Progress: func(int64, int64) error { panic("oops") }})
 	}()
 	ctx, cancel := context.WithCancel(bg)
-	_, err = d.LoadModel(ctx, folder, F32, &FileOptions{Progress: func(int64, int64) error { cancel(); return nil }})
+	_, err = d.LoadModel(ctx, folder, F32, &FileOptions{Progress: func(int64, int64) error {
+		cancel()
+		return nil
+	}})
 	fails(t, err, ErrCancelled)
 	fails(t, err, context.Canceled)
 	fails(t, m.Save(ctx, folder, nil), context.Canceled)
@@ -434,7 +442,8 @@ func TestFiles(t *testing.T) {
 func TestLLMC(t *testing.T) {
 	d := testDevice(t)
 	config := must[Config](t)(Preset("gpt2-124m"))
-	config.Layers, config.Hidden, config.FFN, config.Heads, config.HeadDim, config.KVHeads = 1, 32, 128, 2, 0, 0
+	config.Layers, config.Hidden, config.FFN = 1, 32, 128
+	config.Heads, config.HeadDim, config.KVHeads = 2, 0, 0
 	config.VocabSize, config.Context = 128, 16
 	m := must[*Model](t)(d.NewModel(config, F32, 1))
 	defer m.Close()
@@ -492,8 +501,9 @@ func TestLoadTokenizer(t *testing.T) {
 
 func TestTrainTokenizer(t *testing.T) {
 	texts, folder, heard := []string{"low lower lowest", "new newer newest low"}, t.TempDir(), 0
-	options := TokenizerTrainOptions{VocabSize: 270, MinFrequency: 1, Specials: []string{"<|end|>", "<pad>"},
-		Eos: "<|end|>", Progress: func(done, total int64) error {
+	options := TokenizerTrainOptions{VocabSize: 270, MinFrequency: 1,
+		Specials: []string{"<|end|>", "<pad>"},
+		Eos:      "<|end|>", Progress: func(done, total int64) error {
 			equal(t, [2]int64{done, total}, [2]int64{36, 36})
 			heard++
 			return nil
@@ -509,7 +519,8 @@ func TestTrainTokenizer(t *testing.T) {
 	ok(t, tokenizer.Save(folder))
 	again := must[*Tokenizer](t)(LoadTokenizer(folder))
 	defer again.Close()
-	equal(t, must[[]int32](t)(again.Encode(nil, "newest")), must[[]int32](t)(tokenizer.Encode(nil, "newest")))
+	equal(t, must[[]int32](t)(again.Encode(nil, "newest")),
+		must[[]int32](t)(tokenizer.Encode(nil, "newest")))
 	ok(t, tokenizer.SaveLLMC(filepath.Join(folder, "tokenizer.bin")))
 	text := filepath.Join(folder, "text")
 	ok(t, os.WriteFile(text, []byte("low low\nlower"), 0o600))
@@ -622,7 +633,8 @@ func TestSession(t *testing.T) {
 	equal(t, stats.Tokens, 4)
 
 	// Generation: into a slice, to a callback, to a writer.
-	sampling := &SampleOptions{Temperature: 1, TopK: 50, TopP: 0.9, MinP: 0.01, RepetitionPenalty: 1.1, Seed: 3}
+	sampling := &SampleOptions{Temperature: 1, TopK: 50, TopP: 0.9, MinP: 0.01, RepetitionPenalty: 1.1,
+		Seed: 3}
 	made := make([]int32, 5)
 	n, reason, err := s.Generate(bg, 1, ids("ab"), made, &GenerateOptions{Sampling: sampling})
 	ok(t, err)
@@ -640,7 +652,8 @@ func TestSession(t *testing.T) {
 	equal(t, heard, made[:n])
 	equal(t, n, 3)
 	ok(t, s.Truncate(1, 0))
-	_, reason, err = s.Generate(bg, 1, ids("ab"), nil, &GenerateOptions{Sampling: sampling, StopIDs: made[1:2]})
+	_, reason, err = s.Generate(bg, 1, ids("ab"), nil,
+		&GenerateOptions{Sampling: sampling, StopIDs: made[1:2]})
 	ok(t, err)
 	equal(t, reason, StopID)
 	ok(t, s.Truncate(1, 0))
@@ -666,7 +679,9 @@ func TestSession(t *testing.T) {
 	// A panic in a callback is the caller's, and the session goes on.
 	func() {
 		defer func() { equal(t, recover(), any("oops")) }()
-		s.Generate(bg, 0, ids("ab"), nil, &GenerateOptions{OnToken: func(int32, int64) bool { panic("oops") }})
+		s.Generate(bg, 0, ids("ab"), nil, &GenerateOptions{OnToken: func(int32, int64) bool {
+			panic("oops")
+		}})
 	}()
 	ok(t, s.Truncate(0, 0))
 	// A callback may use other handles of the device.
@@ -699,14 +714,17 @@ func TestStatuses(t *testing.T) { // those that no other test meets
 	m := testModel(t, d, 1)
 	ok(t, m.Prepare(&TrainOptions{Batch: 2, SeqLen: 16}))
 	embedding := must[*Tensor](t)(m.Parameter("model.embed_tokens.weight"))
-	ok(t, View(embedding, func(w []float32) { w[int(tokens[0])*testConfig.Hidden] = float32(math.NaN()) }))
+	ok(t, View(embedding, func(w []float32) {
+		w[int(tokens[0])*testConfig.Hidden] = float32(math.NaN())
+	}))
 	_, err = m.Evaluate(bg, tokens, targets, 2)
 	fails(t, err, ErrNonfinite)
 	var e *Error
 	if !errors.As(err, &e) || e.Status != ErrNonfinite || e.Message == "" || e.Cause != nil {
 		t.Errorf("%#v", err)
 	}
-	for _, status := range []Status{ErrStructSize, ErrDevice} { // a right build on a sound CPU has neither
+	// a right build on a sound CPU has neither
+	for _, status := range []Status{ErrStructSize, ErrDevice} {
 		fails(t, &Error{Status: status, Message: "as told"}, status)
 	}
 }

@@ -31,7 +31,9 @@ func (m *Model) NewOptimizer(options *OptimizerOptions) (*Optimizer, error) {
 		c.weight_decay, c.grad_clip = C.float(options.WeightDecay), C.float(options.GradClip)
 	}
 	var ptr *C.nn_optim_t
-	err := m.compute(context.Background(), func() C.nn_status_t { return C.nn_optim_create(m.ptr, &c, &ptr) })
+	err := m.compute(context.Background(), func() C.nn_status_t {
+		return C.nn_optim_create(m.ptr, &c, &ptr)
+	})
 	if err != nil {
 		return nil, err
 	}

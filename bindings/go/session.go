@@ -66,7 +66,8 @@ func (m *Model) NewSession(options *SessionOptions) (*Session, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Session{handle: makeHandle(newGate(), m.place, func() { C.nn_session_destroy(ptr) }), ptr: ptr,
+	destroy := func() { C.nn_session_destroy(ptr) }
+	s := &Session{handle: makeHandle(newGate(), m.place, destroy), ptr: ptr,
 		batch: 1, vocab: m.vocab, experts: m.experts}
 	if options != nil && options.Batch != 0 {
 		s.batch = options.Batch
@@ -82,9 +83,10 @@ func checkLogits(logits []float32, size int) error {
 	return nil
 }
 
-// Prefill appends tokens to a sequence and computes them. Logits, [vocab], receives those after the last
-// token, or is nil.
-func (s *Session) Prefill(ctx context.Context, sequence int, tokens []int32, logits []float32) error {
+// Prefill appends tokens to a sequence and computes them. Logits, [vocab], receives those after the
+// last token, or is nil.
+func (s *Session) Prefill(ctx context.Context, sequence int, tokens []int32,
+	logits []float32) error {
 	if err := checkLogits(logits, s.vocab); err != nil {
 		return err
 	}
@@ -133,9 +135,9 @@ func (s *Session) Sample(ctx context.Context, sequence int, options *SampleOptio
 	return int32(token), err
 }
 
-// Generate prefills a prompt and generates after it into tokens, as many as fit; with nil, OnToken alone
-// hears of them. It returns how many were made, on failure too. Unless a stop id ended the text, the last
-// of them is not yet part of the sequence: it is the prompt to go on with.
+// Generate prefills a prompt and generates after it into tokens, as many as fit; with nil, OnToken
+// alone hears of them. It returns how many were made, on failure too. Unless a stop id ended the
+// text, the last of them is not yet part of the sequence: it is the prompt to go on with.
 func (s *Session) Generate(ctx context.Context, sequence int, prompt, tokens []int32,
 	options *GenerateOptions) (int, StopReason, error) {
 	if options == nil {
@@ -158,8 +160,8 @@ func (s *Session) Generate(ctx context.Context, sequence int, prompt, tokens []i
 	return int(count), StopReason(reason), err
 }
 
-// GenerateText generates after a prompt and writes the text as it comes, in whole characters. A write that
-// fails ends it with the writer's error.
+// GenerateText generates after a prompt and writes the text as it comes, in whole characters. A
+// write that fails ends it with the writer's error.
 func (s *Session) GenerateText(ctx context.Context, w io.Writer, tokenizer *Tokenizer, sequence int,
 	prompt string, options *GenerateOptions) (StopReason, error) {
 	ids, err := tokenizer.Encode(nil, prompt)
@@ -177,7 +179,8 @@ func (s *Session) GenerateText(ctx context.Context, w io.Writer, tokenizer *Toke
 		if text, failed = stream.Push(text[:0], token); failed == nil && len(text) > 0 {
 			_, failed = w.Write(text)
 		}
-		return failed == nil && (options == nil || options.OnToken == nil || options.OnToken(token, index))
+		return failed == nil &&
+			(options == nil || options.OnToken == nil || options.OnToken(token, index))
 	}
 	_, reason, err := s.Generate(ctx, sequence, ids, nil, &streaming)
 	if failed == nil {
@@ -194,7 +197,8 @@ func (s *Session) GenerateText(ctx context.Context, w io.Writer, tokenizer *Toke
 // ExpertStats is [Model.ExpertStats] over this session's calls since its creation.
 func (s *Session) ExpertStats(layer int, counts []int64, meanProb []float64) (ExpertStats, error) {
 	return s.expertStats(layer, s.experts, counts, meanProb,
-		func(layer C.int64_t, counts *C.int64_t, meanProb *C.double, c *C.nn_expert_stats_t) C.nn_status_t {
+		func(layer C.int64_t, counts *C.int64_t, meanProb *C.double,
+			c *C.nn_expert_stats_t) C.nn_status_t {
 			return C.nn_session_expert_stats(s.ptr, layer, counts, meanProb, c)
 		})
 }

@@ -28,17 +28,17 @@ type Status int32
 // The kinds of failure.
 const (
 	OK             Status = C.NN_OK
-	ErrArgument    Status = C.NN_ERR_ARGUMENT    // An argument is out of range, or inconsistent with another.
-	ErrStructSize  Status = C.NN_ERR_STRUCT_SIZE // The library is older than this package, which uses what it lacks.
+	ErrArgument    Status = C.NN_ERR_ARGUMENT    // An argument is out of range or does not fit.
+	ErrStructSize  Status = C.NN_ERR_STRUCT_SIZE // The library lacks what this package uses.
 	ErrMemory      Status = C.NN_ERR_MEMORY      // Memory could not be had; nothing was lost.
 	ErrIO          Status = C.NN_ERR_IO          // The operating system refused a file operation.
 	ErrFormat      Status = C.NN_ERR_FORMAT      // A file or text is not what its format requires.
-	ErrUnsupported Status = C.NN_ERR_UNSUPPORTED // Understood, but this library, build or device cannot do it.
-	ErrState       Status = C.NN_ERR_STATE       // Calls in the wrong order, for example training before Prepare.
+	ErrUnsupported Status = C.NN_ERR_UNSUPPORTED // This library, build or device cannot do it.
+	ErrState       Status = C.NN_ERR_STATE       // Calls in the wrong order: training before Prepare.
 	ErrNotFound    Status = C.NN_ERR_NOT_FOUND   // No preset, parameter, file or device of that name.
-	ErrNonfinite   Status = C.NN_ERR_NONFINITE   // A loss or gradient norm is not finite; the step was refused.
-	ErrCancelled   Status = C.NN_ERR_CANCELLED   // The context ended, a callback said so, or Device.Cancel.
-	ErrCapacity    Status = C.NN_ERR_CAPACITY    // The caller's buffer, the context or the cache is too small.
+	ErrNonfinite   Status = C.NN_ERR_NONFINITE   // A loss or gradient norm is not finite.
+	ErrCancelled   Status = C.NN_ERR_CANCELLED   // By the context, a callback or Device.Cancel.
+	ErrCapacity    Status = C.NN_ERR_CAPACITY    // The buffer, context or cache is too small.
 	ErrDevice      Status = C.NN_ERR_DEVICE      // The device failed; its handles can only be closed.
 )
 
@@ -79,8 +79,8 @@ func cancelled(cause error) error {
 	return &Error{Status: ErrCancelled, Message: "cancelled", Cause: cause}
 }
 
-// call makes one call into C. Its message belongs to the OS thread, which must therefore stay the same
-// until the message is read.
+// call makes one call into C. Its message belongs to the OS thread, which must therefore stay the
+// same until the message is read.
 func call(f func() C.nn_status_t) error {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()

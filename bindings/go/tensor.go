@@ -74,9 +74,11 @@ func (d *Device) NewTensor(dtype DType, shape ...int) (*Tensor, error) {
 	})
 }
 
-// WrapTensor makes a tensor over memory without a copy. The memory must not be Go's own, for C keeps the
-// pointer; it must outlive the tensor and its views. Strides are in elements; nil means row-major.
-func (d *Device) WrapTensor(data unsafe.Pointer, dtype DType, shape, strides []int) (*Tensor, error) {
+// WrapTensor makes a tensor over memory without a copy. The memory must not be Go's own, for C
+// keeps the pointer; it must outlive the tensor and its views. Strides are in elements; nil means
+// row-major.
+func (d *Device) WrapTensor(data unsafe.Pointer, dtype DType, shape, strides []int) (
+	*Tensor, error) {
 	sizes, steps := toInt64s(shape), toInt64s(strides)
 	var step *C.int64_t
 	if strides != nil {
@@ -86,7 +88,8 @@ func (d *Device) WrapTensor(data unsafe.Pointer, dtype DType, shape, strides []i
 		step = &steps[0]
 	}
 	return d.newTensor(func(ptr **C.nn_tensor_t) C.nn_status_t {
-		return C.nn_tensor_wrap(d.ptr, data, C.int32_t(dtype), C.int32_t(len(shape)), &sizes[0], step, ptr)
+		return C.nn_tensor_wrap(d.ptr, data, C.int32_t(dtype), C.int32_t(len(shape)), &sizes[0],
+			step, ptr)
 	})
 }
 
@@ -97,7 +100,8 @@ func (d *Device) FromDLPack(managed unsafe.Pointer) (*Tensor, error) {
 	})
 }
 
-// ToDLPack exports the tensor as a DLManagedTensor without a copy. The consumer calls its deleter once.
+// ToDLPack exports the tensor as a DLManagedTensor without a copy. The consumer calls its deleter
+// once.
 func (t *Tensor) ToDLPack() (managed unsafe.Pointer, err error) {
 	err = t.do(func() C.nn_status_t {
 		t.place.exported.Store(true)
@@ -191,7 +195,8 @@ func CopyOut[T Element](t *Tensor, target []T) error {
 	})
 }
 
-func copyElements[T Element](t *Tensor, s []T, f func(unsafe.Pointer, C.size_t) C.nn_status_t) error {
+func copyElements[T Element](t *Tensor, s []T,
+	f func(unsafe.Pointer, C.size_t) C.nn_status_t) error {
 	return t.with(context.Background(), func() error {
 		if _, err := checkElement[T](t); err != nil {
 			return err
@@ -206,9 +211,10 @@ func copyElements[T Element](t *Tensor, s []T, f func(unsafe.Pointer, C.size_t) 
 	})
 }
 
-// View calls f with the tensor's own memory, without a copy: what f writes is written to the tensor, and
-// the slice must not be kept. Nothing may compute with the tensor meanwhile; of a model's parameter that
-// includes its sessions. It takes a row-major tensor on a CPU, or fails with [ErrUnsupported].
+// View calls f with the tensor's own memory, without a copy: what f writes is written to the
+// tensor, and the slice must not be kept. Nothing may compute with the tensor meanwhile; of a
+// model's parameter that includes its sessions. It takes a row-major tensor on a CPU, or fails with
+// [ErrUnsupported].
 func View[T Element](t *Tensor, f func(elements []T)) error {
 	return t.with(context.Background(), func() error {
 		info, err := checkElement[T](t)

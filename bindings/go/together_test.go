@@ -85,12 +85,13 @@ func TestContext(t *testing.T) {
 	s := must[*Session](t)(m.NewSession(nil))
 	defer s.Close()
 	ctx, cancel := context.WithCancel(bg)
-	n, _, err := s.Generate(ctx, 0, ids("a"), nil, &GenerateOptions{OnToken: func(_ int32, index int64) bool {
+	cancelAtThird := func(_ int32, index int64) bool {
 		if index == 2 {
 			cancel()
 		}
 		return true
-	}})
+	}
+	n, _, err := s.Generate(ctx, 0, ids("a"), nil, &GenerateOptions{OnToken: cancelAtThird})
 	fails(t, err, context.Canceled)
 	equal(t, n, 3)
 	fails(t, s.Prefill(ctx, 0, ids("a"), nil), context.Canceled)
@@ -131,7 +132,8 @@ func TestGoroutines(t *testing.T) {
 			for i := 0; i < 20; i++ {
 				_, err1 := m.Backward(bg, tokens, targets, 2, 1)
 				_, err2 := o.Step(bg, 1e-4)
-				_, err3 := own.GenerateText(bg, io.Discard, bytesTokenizer, 0, "a", &GenerateOptions{MaxTokens: 2})
+				_, err3 := own.GenerateText(bg, io.Discard, bytesTokenizer, 0, "a",
+					&GenerateOptions{MaxTokens: 2})
 				err4 := own.Truncate(0, 0)
 				err5 := data.Next(a, b)
 				_, err6 := d.Memory()
@@ -145,7 +147,8 @@ func TestGoroutines(t *testing.T) {
 						t.Error(err)
 					}
 				}
-				if err := shared.Prefill(bg, 0, ids("a"), nil); err != nil && !errors.Is(err, ErrCapacity) && !errors.Is(err, ErrClosed) {
+				err := shared.Prefill(bg, 0, ids("a"), nil)
+				if err != nil && !errors.Is(err, ErrCapacity) && !errors.Is(err, ErrClosed) {
 					t.Error(err)
 				}
 				if i == 15 {

@@ -1,6 +1,6 @@
-// Command train_tiny trains a small mixture-of-experts language model on a text, byte by byte: measures
-// it, lets it write, saves it, and proves that what was saved is the same model. The same text, seed and
-// steps give the same losses as examples/train_tiny.c, to the last bit.
+// Command train_tiny trains a small mixture-of-experts language model on a text, byte by byte:
+// measures it, lets it write, saves it, and proves that what was saved is the same model. The same
+// text, seed and steps give the same losses as examples/train_tiny.c, to the last bit.
 package main
 
 import (
@@ -36,7 +36,7 @@ var (
 	seed    = flag.Uint64("seed", 1, "of weights, data and sample")
 	name    = flag.String("device", "cpu", "cpu, or cuda:0")
 	threads = flag.Int("threads", 0, "threads that compute (default one per core)")
-	out     = flag.String("out", "tiny-model", "folder where the model is saved, before training and after")
+	out     = flag.String("out", "tiny-model", "folder where the model is saved, before and after")
 
 	shape           = moenn.TrainOptions{Batch: batch, SeqLen: length}
 	tokens, targets = make([]int32, batch*length), make([]int32, batch*length)
@@ -133,7 +133,8 @@ func openText(path string) (data, valid *moenn.Dataset, err error) {
 	return data, valid, err
 }
 
-func train(ctx context.Context, device *moenn.Device, model *moenn.Model, data, valid *moenn.Dataset) error {
+func train(ctx context.Context, device *moenn.Device, model *moenn.Model,
+	data, valid *moenn.Dataset) error {
 	schedule := moenn.Schedule{Kind: moenn.ScheduleCosine, LR: 1.5e-3, MinLR: 1.5e-5,
 		WarmupSteps: 50, TotalSteps: 1000} // = the run
 	adamw, err := model.NewOptimizer(&moenn.OptimizerOptions{WeightDecay: 0.1, GradClip: 1})
@@ -188,7 +189,8 @@ func train(ctx context.Context, device *moenn.Device, model *moenn.Model, data, 
 }
 
 // validate returns the nats per byte over the validation part, or its first batches.
-func validate(ctx context.Context, model *moenn.Model, valid *moenn.Dataset, batches int64) (float64, error) {
+func validate(ctx context.Context, model *moenn.Model, valid *moenn.Dataset,
+	batches int64) (float64, error) {
 	info, err := valid.Info()
 	if err != nil {
 		return 0, err
@@ -259,13 +261,14 @@ func writeSample(ctx context.Context, model *moenn.Model) error {
 	sampling := moenn.SampleOptions{Temperature: 0.8, Seed: *seed}
 	var text []byte
 	var failed error
-	_, _, err = session.Generate(ctx, 0, []int32{'\n'}, nil, &moenn.GenerateOptions{Sampling: &sampling,
-		OnToken: func(token int32, index int64) bool { // a token is a byte, written as it is
-			if text, failed = bytes.Decode(text[:0], []int32{token}); failed == nil {
-				_, failed = printable{os.Stdout}.Write(text)
-			}
-			return failed == nil
-		}})
+	_, _, err = session.Generate(ctx, 0, []int32{'\n'}, nil,
+		&moenn.GenerateOptions{Sampling: &sampling,
+			OnToken: func(token int32, index int64) bool { // a token is a byte, written as it is
+				if text, failed = bytes.Decode(text[:0], []int32{token}); failed == nil {
+					_, failed = printable{os.Stdout}.Write(text)
+				}
+				return failed == nil
+			}})
 	if failed != nil {
 		err = failed
 	}
