@@ -4,8 +4,9 @@
     tools/api.py            writes abi/api.json
     tools/api.py --check    fails, with the difference, where abi/api.json is not the header's
 
-The header is the source and is kept plain: what this parser does not understand is an error with its
-line, never left out. Every list is in the header's order; a comment is given by its first sentence.
+The header is the source and is kept plain: what this parser does not understand is an error with
+its line, never left out. Every list is in the header's order; a comment is given by its first
+sentence.
 """
 import argparse
 import difflib

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""What the package costs on top of the library: a trivial getter, a long call's way to the worker thread and
-back, a training step of `small`; and the example against the C program, where BUILD_DIR holds one.
+"""What the package costs on top of the library: a trivial getter, a long call's way to the worker
+thread and back, a training step of `small`; and the example against the C program, where BUILD_DIR
+holds one.
 
     MOENN_LIBRARY=.../libmoenn.so BUILD_DIR=... python bench.py [--threads N] [--steps N] [--check]
 
@@ -43,7 +44,8 @@ def getters(device: moenn.Device, model: moenn.Model) -> float:
         cost = microseconds(call)
         slowest = max(slowest, cost)
         print(f"{name:24} {cost:6.2f} us")
-    print(f"{'device.memory':24} {microseconds(lambda: device.memory):6.2f} us, a struct of numbers")
+    print(
+        f"{'device.memory':24} {microseconds(lambda: device.memory):6.2f} us, a struct of numbers")
     return slowest
 
 
@@ -93,10 +95,11 @@ def against_c(program: Path, steps: int, threads: int) -> None:
         (folder / "text").write_text("the quick brown fox jumps over the lazy dog\n" * 1000)
         options = ["text", "--steps", steps, "--threads", threads or os.cpu_count()]
         rounds = [(tokens_per_second([program, *options], folder),
-                   tokens_per_second([sys.executable, HERE / "examples/train_tiny.py", *options], folder))
-                  for _ in range(3)]
+                   tokens_per_second([sys.executable, HERE / "examples/train_tiny.py", *options],
+                                     folder)) for _ in range(3)]
     c, python = (max(speeds) for speeds in zip(*rounds))
-    print(f"train_tiny, best of 3    C {c:.0f} tokens/s, Python {python:.0f}: {100 * (c / python - 1):+.1f} %")
+    print(f"train_tiny, best of 3    C {c:.0f} tokens/s, Python {python:.0f}: "
+          f"{100 * (c / python - 1):+.1f} %")
 
 
 def main() -> None:

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Writes moenn/_raw.py, the raw layer, from abi/api.json; --check compares, and --print only shows it.
+"""Writes moenn/_raw.py, the raw layer, from abi/api.json; --check compares, and --print only shows
+it.
 
-What the description has and this program has no rule or name for is an error, so that nothing of the
-header is left out.
+What the description has and this program has no rule or name for is an error, so that nothing of
+the header is left out.
 """
 import json
 import sys
@@ -157,7 +158,8 @@ def main():
     elif "--check" not in sys.argv:
         TARGET.write_text(text, encoding="utf-8")
     elif TARGET.read_text(encoding="utf-8") != text:
-        sys.exit("raw.py: moenn/_raw.py is not what abi/api.json says; bindings/python/raw.py writes it anew")
+        sys.exit("raw.py: moenn/_raw.py is not what abi/api.json says; "
+                 "bindings/python/raw.py writes it anew")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Compares both crates with abi/api.json, the description of moenn.h.
 
-moenn-sys must have every macro, enumerator, struct (its members in order), callback and function, with the
-header's types; moenn must use every function, struct member and enumerator.
+moenn-sys must have every macro, enumerator, struct (its members in order), callback and function,
+with the header's types; moenn must use every function, struct member and enumerator.
 """
 import json
 import re
@@ -52,7 +52,10 @@ def expect(what, wanted, found):
 
 
 def pairs(text):
-    return [tuple(squeeze(part) for part in pair.split(":", 1)) for pair in text.split(",") if pair.strip()]
+    return [
+        tuple(squeeze(part) for part in pair.split(":", 1)) for pair in text.split(",")
+        if pair.strip()
+    ]
 
 
 def signature(function):
@@ -75,13 +78,17 @@ def check_raw():
         match = re.search(rf"pub type {handle['name']} = (\w+);", RAW)
         expect(handle["name"], handle["tag"], match and match[1])
     for struct in API["structs"]:
-        match = re.search(rf"#\[repr\(C\)\]\n#\[derive[^\n]*\]\npub struct {struct['name']} {{(.*?)\n}}", RAW, re.S)
-        members = [(m["name"], f"[{rust(m['type'])}; {m['count']}usize]" if "count" in m else rust(m["type"]))
+        match = re.search(
+            rf"#\[repr\(C\)\]\n#\[derive[^\n]*\]\npub struct {struct['name']} {{(.*?)\n}}", RAW,
+            re.S)
+        members = [(m["name"],
+                    f"[{rust(m['type'])}; {m['count']}usize]" if "count" in m else rust(m["type"]))
                    for m in struct["members"]]
         expect(struct["name"], members, match and pairs(match[1].replace("pub ", "")))
     for callback in API["callbacks"]:
-        match = re.search(rf"pub type {callback['name']} = ::std::option::Option<\s*unsafe extern \"C\" fn\("
-                          r"([^)]*)\)(?: -> ([^,>]+))?,?\s*>;", RAW)
+        match = re.search(
+            rf"pub type {callback['name']} = ::std::option::Option<\s*unsafe extern \"C\" fn\("
+            r"([^)]*)\)(?: -> ([^,>]+))?,?\s*>;", RAW)
         expect(callback["name"], signature(callback), found_signature(match))
     for function in API["functions"]:
         match = re.search(rf"pub fn {function['name']}\(([^)]*)\)(?:\s*-> ([^;]+))?;", RAW)
@@ -110,6 +117,7 @@ def check_safe():
 
 check_raw()
 check_safe()
-print("\n".join(faults) or f"both crates have all of {len(API['functions'])} functions, "
-      f"{len(API['structs'])} structs and {sum(len(e['values']) for e in API['enums'])} enumerators")
+print(
+    "\n".join(faults) or f"both crates have all of {len(API['functions'])} functions, "
+    f"{len(API['structs'])} structs and {sum(len(e['values']) for e in API['enums'])} enumerators")
 sys.exit(bool(faults))

@@ -1,5 +1,5 @@
-"""abi/api.json is what moenn.h says, lists what the shared object exports, and tools/api.py sees every kind
-of change and refuses what it cannot read."""
+"""abi/api.json is what moenn.h says, lists what the shared object exports, and tools/api.py sees
+every kind of change and refuses what it cannot read."""
 import json
 import os
 import subprocess

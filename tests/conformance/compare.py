@@ -14,17 +14,17 @@ GRADIENTS = 1e-4
 # element, becomes at most that over eps of an update, which is near 1. Compared is what the steps
 # changed, not the parameter, in which it would drown.
 UPDATES = 5e-4
-# bf16 and fp16, times the usual error of a pass whose roundings are drawn (rounding.py). Rounding to
-# nearest in the same places leaves 0.71 of it, since it has half the variance. But each is chance, the
-# more so the fewer independent errors are in a tensor's: with three of them one tensor in 40,000 is
-# beyond twice the usual error of drawn roundings, of which the suite has some 6,300. A loss is a single
-# number, of which one in 40,000 is beyond 3.
+# bf16 and fp16, times the usual error of a pass whose roundings are drawn (rounding.py). Rounding
+# to nearest in the same places leaves 0.71 of it, since it has half the variance. But each is
+# chance, the more so the fewer independent errors are in a tensor's: with three of them one tensor
+# in 40,000 is beyond twice the usual error of drawn roundings, of which the suite has some 6,300. A
+# loss is a single number, of which one in 40,000 is beyond 3.
 HALF = 2
 HALF_LOSS = 3
 # Of all tensors of a model together less is chance: the median of their errors may be what rounding
 # to nearest leaves of a drawn pass's median that is so many standard deviations above their mean.
-# These are 0.05 to 0.1 of it but where activations are cut off (clamps): whole passes differ there by
-# where roundings fell, and medians by 0.1 to 0.5. Sums of 16 bits do not stay within it.
+# These are 0.05 to 0.1 of it but where activations are cut off (clamps): whole passes differ there
+# by where roundings fell, and medians by 0.1 to 0.5. Sums of 16 bits do not stay within it.
 HALF_MEDIAN = 0.5**0.5
 MEDIAN_SPREAD = 4
 

@@ -1,10 +1,10 @@
 """Encoding speed beside the tokenizers package, both on one thread of one process, by turns.
 
-    measure_tokenizers.py [--text FILE] [--code FILE] [NAME...]    the kinds of tokenizer_cases.py so named
+    measure_tokenizers.py [--text FILE] [--code FILE] [NAME...]    those of tokenizer_cases.py
 
-Without files: this repository's documents and C sources, repeated to 10 MB. Encoded by pieces of 8 KiB, as
-documents come; the better of three rounds of each. The package goes by the faster of its ways, without
-offsets.
+Without files: this repository's documents and C sources, repeated to 10 MB. Encoded by pieces of 8
+KiB, as documents come; the better of three rounds of each. The package goes by the faster of its
+ways, without offsets.
 """
 
 import argparse
@@ -53,12 +53,15 @@ parser.add_argument("--code", default="")
 parser.add_argument("names", nargs="*")
 asked = parser.parse_args()
 print(f"{'tokenizer':16} {'text':8} {'libmoenn':>10} {'package':>10} {'ratio':>6}")
-for name in asked.names or ["gpt2", "llama3", "qwen2", "o200k", "deepseek_v3", "llama2", "t5", "bert"]:
+for name in asked.names or [
+        "gpt2", "llama3", "qwen2", "o200k", "deepseek_v3", "llama2", "t5", "bert"
+]:
     content = cases.KINDS[name]()
     content.save(path := f"{os.environ.get('TMPDIR', '/tmp')}/measured-{os.getpid()}.json")
     with moenn.Tokenizer.load(path) as tokenizer:
         for kind, texts in (("English", pieces(asked.text, "docs/*.md")),
                             ("code", pieces(asked.code, "lib/**/*.c"))):
             here, there = measure(content, tokenizer, texts)
-            print(f"{name:16} {kind:8} {here:8.1f} MB/s {there:6.2f} MB/s {here / there:6.1f}", flush=True)
+            print(f"{name:16} {kind:8} {here:8.1f} MB/s {there:6.2f} MB/s {here / there:6.1f}",
+                  flush=True)
     os.remove(path)

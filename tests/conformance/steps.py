@@ -108,8 +108,8 @@ def types(theirs, folder: Path) -> None:
 
 
 def half(what: str, ours: moenn.Model, theirs, exact, batch: Batch) -> dict[str, float]:
-    """A pass in 16 bits here against transformers' fp32 pass over the same weights: its error beside
-    that of passes there whose roundings are drawn."""
+    """A pass in 16 bits here against transformers' fp32 pass over the same weights: its error
+    beside that of passes there whose roundings are drawn."""
     drawn = [tensors(one) for one in rounding.passes(theirs, batch, DRAWN)]
     a, reference = here.run(ours, batch), peer.run(exact, batch)
     return compare.rounded(what, tensors(a), drawn, tensors(reference))

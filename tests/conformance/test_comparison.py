@@ -172,7 +172,8 @@ class ComparisonTest(unittest.TestCase):
             steps.half("BF16", ours, *sides, self.batch)
 
     def test_sixteen_bits_notice_sums_of_theirs(self) -> None:
-        """Transformers' own pass is within the bounds, and is not with sums of bf16 in its products."""
+        """Transformers' own pass is within the bounds, and is not with sums of bf16 in its
+        products."""
         _, theirs, exact = self.sixteen_bits()
         drawn = [steps.tensors(one) for one in rounding.passes(theirs, self.batch, steps.DRAWN)]
         reference = steps.tensors(peer.run(exact, self.batch))

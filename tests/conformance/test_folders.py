@@ -1,5 +1,5 @@
-"""What lies in a folder beside a model; and folders that must not load: the error has the right class
-and names what is wrong, and the process goes on."""
+"""What lies in a folder beside a model; and folders that must not load: the error has the right
+class and names what is wrong, and the process goes on."""
 
 import json
 import shutil

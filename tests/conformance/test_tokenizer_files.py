@@ -1,5 +1,5 @@
-"""Tokenizers read from the files of other programs, and learnt here, against sentencepiece, tiktoken
-and tokenizers themselves: ids and decoded text of every text, without a difference."""
+"""Tokenizers read from the files of other programs, and learnt here, against sentencepiece,
+tiktoken and tokenizers themselves: ids and decoded text of every text, without a difference."""
 
 import base64
 import io

@@ -1,5 +1,5 @@
-"""Tokenizers give what the tokenizers package gives: ids, offsets, texts, for tokenizers of every kind
-(tokenizer_cases.py) on thousands of strings.
+"""Tokenizers give what the tokenizers package gives: ids, offsets, texts, for tokenizers of every
+kind (tokenizer_cases.py) on thousands of strings.
 
     test_tokenizers.py [NAME...]    the kinds whose names begin so
 """
@@ -65,8 +65,9 @@ class TokenizerTest(unittest.TestCase):
                 self.compare_texts(name, *self.both(name))
 
     def compare_texts(self, name: str, theirs: Tokenizer, ours: moenn.Tokenizer) -> None:
-        # Where its map removes a character, the package's own offsets go astray: it counts none that
-        # is removed at the beginning, and takes one after an expansion for the expansion's end.
+        # Where its map removes a character, the package's own offsets go astray: it counts none
+        # that is removed at the beginning, and takes one after an expansion for the expansion's
+        # end.
         astray = removed_by(cases.charsmap()) if name in ("t5", "albert") else set()
         for text in texts():
             expected = theirs.encode(text)
@@ -75,7 +76,8 @@ class TokenizerTest(unittest.TestCase):
             again = ours.encode(text, add_special=True, parse_special=True)
             self.assertEqual(again.tolist(), expected.ids, ascii(text))
             if not astray.intersection(text):
-                self.assertEqual(offsets.tolist(), byte_offsets(text, expected.offsets), ascii(text))
+                self.assertEqual(offsets.tolist(), byte_offsets(text, expected.offsets),
+                                 ascii(text))
             if not expected.ids:
                 continue
             for keep in (False, True):
@@ -100,7 +102,8 @@ class TokenizerTest(unittest.TestCase):
             ids = ours.encode(text).tolist()
             if unigram and any(token in text for token in special):
                 # The package's Unigram makes special tokens of plain text; ours never does.
-                self.assertFalse({*special.values()}.intersection(ids) - {special["<unk>"]}, ascii(text))
+                self.assertFalse({*special.values()}.intersection(ids) - {special["<unk>"]},
+                                 ascii(text))
             else:
                 self.assertEqual(ids, expected, ascii(text))
 

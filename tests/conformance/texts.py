@@ -47,13 +47,29 @@ WRITTEN = [
 
 # What random texts are made of.
 PARTS = [
-    [" "], ["  ", "   ", "     "], ["\n", "\n\n", "\r\n", "\t", "\t\t"],
-    list("abcdefghijklmnopqrstuvwxyz"), list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"), list("0123456789"),
-    list("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"), list("äöüßéèàçñøåłžčğ"), list("абвгдежзийклмноп"),
-    list("αβγδεζηθικλμ"), list("的一是不了人我在有他这中大来上国"), list("あいうえおかきくけこアイウエオ"),
-    list("가나다라마바사아자차"), list("ابتثجحخد"), list("אבגדה"), list("कखगघङिीुूे्"), list("กขคงจฉชซ"),
-    list("\u0300\u0301\u0302\u0308\u0323\u0327\u200d\ufe0f"), list("😀😁👍🏽🎉❤🔥🇩🇪👩"), list("①②½²³ﬁﬂ㎞Ａｂ１"),
-    list("\u00a0\u2003\u3000\u200b\u2028"), ["▁", "▁▁", "Ġ"], ["<s>", "</s>", "<0x41>", "<unk>"],
+    [" "],
+    ["  ", "   ", "     "],
+    ["\n", "\n\n", "\r\n", "\t", "\t\t"],
+    list("abcdefghijklmnopqrstuvwxyz"),
+    list("ABCDEFGHIJKLMNOPQRSTUVWXYZ"),
+    list("0123456789"),
+    list("!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"),
+    list("äöüßéèàçñøåłžčğ"),
+    list("абвгдежзийклмноп"),
+    list("αβγδεζηθικλμ"),
+    list("的一是不了人我在有他这中大来上国"),
+    list("あいうえおかきくけこアイウエオ"),
+    list("가나다라마바사아자차"),
+    list("ابتثجحخد"),
+    list("אבגדה"),
+    list("कखगघङिीुूे्"),
+    list("กขคงจฉชซ"),
+    list("\u0300\u0301\u0302\u0308\u0323\u0327\u200d\ufe0f"),
+    list("😀😁👍🏽🎉❤🔥🇩🇪👩"),
+    list("①②½²³ﬁﬂ㎞Ａｂ１"),
+    list("\u00a0\u2003\u3000\u200b\u2028"),
+    ["▁", "▁▁", "Ġ"],
+    ["<s>", "</s>", "<0x41>", "<unk>"],
     ["the", "The", " the", " and", "ing", "tion", " of", "don't", " I'm", "you'll"],
     ["function", "return", "    ", "();", "!=", "->", "::", "//", "self.", "0x", "\\n"],
 ]  # fmt: skip
@@ -67,7 +83,9 @@ def random_text(rng: random.Random) -> str:
 
 def random_points(rng: random.Random) -> str:
     """Any characters at all, but surrogates."""
-    points = [rng.choice([0x80, 0x800, 0x3000, 0x10000, 0x110000]) for _ in range(rng.randint(1, 30))]
+    points = [
+        rng.choice([0x80, 0x800, 0x3000, 0x10000, 0x110000]) for _ in range(rng.randint(1, 30))
+    ]
     chosen = [rng.randrange(point) for point in points]
     return "".join(chr(point) for point in chosen if not 0xD800 <= point < 0xE000)
 
@@ -93,7 +111,9 @@ def texts(count: int = 5000) -> list[str]:
 def broken(count: int = 500) -> list[bytes]:
     """Byte strings of which few are UTF-8."""
     rng = random.Random(20240520)
-    found = [b"\xff", b"a\x80b", b"\xc3", b"\xe2\x96", b"\xed\xa0\x80", b"\xf0\x9f\x98", b"\xc0\x80"]
+    found = [
+        b"\xff", b"a\x80b", b"\xc3", b"\xe2\x96", b"\xed\xa0\x80", b"\xf0\x9f\x98", b"\xc0\x80"
+    ]
     while len(found) < count:
         text = bytearray(random_text(rng).encode())
         for _ in range(rng.randint(1, 4)):

@@ -1,5 +1,5 @@
-"""Tokenizers of every kind that checkpoints come with, small ones, trained here by the tokenizers package; and
-the strings that they are compared on.
+"""Tokenizers of every kind that checkpoints come with, small ones, trained here by the tokenizers
+package; and the strings that they are compared on.
 """
 import functools
 import io
@@ -16,10 +16,11 @@ from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normaliz
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# ---- patterns, as published ----------------------------------------------------------------------------
+# ---- patterns, as published ----------------------------------------------------------------------
 
 CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-LLAMA3 = (CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|"
+LLAMA3 = (CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+          r"\s*[\r\n]+|"
           r"\s+(?!\S)|\s+")
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 WORDS = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+%s|"
@@ -28,13 +29,14 @@ WORDS = (r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}
 O200K = WORDS % (CONTRACTIONS + "?", CONTRACTIONS + "?", r"\p{N}{1,3}")
 TEKKEN = WORDS % ("", "", r"\p{N}")
 DEEPSEEK_V3 = (r"\p{N}{1,3}", "[一-龥぀-ゟ゠-ヿ]+",
-               r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
+               r"""[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|"""
+               r"""[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+|"""
                r""" ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+""")
-DEEPSEEK_V2 = (r"[\r\n]", r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳ]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+", r"\s+$",
-               "[一-龥ࠀ-一가-퟿]+")
+DEEPSEEK_V2 = (r"[\r\n]", r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳ]+", r"\s?[!-/:-~！-／：-～‘-‟　-。]+",
+               r"\s+$", "[一-龥ࠀ-一가-퟿]+")
 CLIP = r"<\|startoftext\|>|'s|'t|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
-# ---- text ----------------------------------------------------------------------------------------------
+# ---- text ----------------------------------------------------------------------------------------
 
 LANGUAGES = (
     "Привет, мир! Как дела? Это строка для обучения.", "你好，世界。今天天气怎么样？我们训练一个分词器。",
@@ -43,35 +45,40 @@ LANGUAGES = (
     "Ünïcödé tèxt with àccents, naïve café résumé Zürich Łódź", "עברית טקסט לבדיקה", "ข้อความทดสอบ",
     "Việt Nam tiếng Việt", "😀 😂 🤣 👨‍👩‍👧‍👦 🇩🇪 🏳️‍🌈 emoji")
 WORDS_APART = (
-    "Hello", " world", "the", "The", "  ", "\n\n", "don't", "I'LL", "we've", "myadded", "LSTRIP", "RSTRIP",
-    "single", "Ünorm", "ünorm", "<|endoftext|>", "<|im_start|>", "<s>", "</s>", "<unk>", "[MASK]", "[SEP]",
-    "def f(x):\n    return x+1\n", "http://example.com/a?b=c", "1234567", "3.14", "naïve", "e\u0301",
-    "A\u030a", "ﬁ", "ΟΔΥΣΣΕΥΣ", "İstanbul", "ẞß", "\r\n", "\t", "    ", "__init__", "foo_bar", "CamelCase",
-    "x" * 60, "é" * 40, "ありがとう", "中文", "``quoted''", "n't", " do not", " .", " ,", "'", "<0x41>", "▁",
-    "▁▁", "//////\n", "!!!\n\n")
+    "Hello", " world", "the", "The", "  ", "\n\n", "don't", "I'LL", "we've", "myadded", "LSTRIP",
+    "RSTRIP", "single", "Ünorm", "ünorm", "<|endoftext|>", "<|im_start|>", "<s>", "</s>", "<unk>",
+    "[MASK]", "[SEP]", "def f(x):\n    return x+1\n", "http://example.com/a?b=c", "1234567",
+    "3.14", "naïve", "e\u0301", "A\u030a", "ﬁ", "ΟΔΥΣΣΕΥΣ", "İstanbul", "ẞß", "\r\n", "\t", "    ",
+    "__init__", "foo_bar", "CamelCase", "x" * 60, "é" * 40, "ありがとう", "中文", "``quoted''", "n't",
+    " do not", " .", " ,", "'", "<0x41>", "▁", "▁▁", "//////\n", "!!!\n\n")
 LATIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
 POOLS = (
     LATIN, LATIN + " " * 12, "0123456789 .,", "\n\r\t  \x0b\x0c\x85\xa0\u2003\u3000\u180e\u200b",
     ".,;:!?'\"()[]{}<>/\\|@#$%^&*-_=+`~ ", "éèàüöñçßÀÉİıǅﬁﬀ", "абвгдежАБВЙй ё", "αβγδΑΒΓςσ ά",
     "你好世界今天天气中国。，、", "ひらがなカタカナーゞ゛", "안녕하세요한글각간ᄀ각ᆨ", "مرحبا ةًٌٍ ٠١٢",
-    "नमस्ते दुनिया क्षि ०१", "ไทยข้อความำ", "😀😂🤣👨‍👩‍👧‍👦🇩🇪🏳️‍🌈👍🏽🥰", "\u0301\u0300\u0323\u0302\u0308\u20dd\u0e33",
+    "नमस्ते दुनिया क्षि ०१", "ไทยข้อความำ", "😀😂🤣👨‍👩‍👧‍👦🇩🇪🏳️‍🌈👍🏽🥰",
+    "\u0301\u0300\u0323\u0302\u0308\u20dd\u0e33",
     "²³½¼①ⅣⅫ٣۴𝟘𝟙", "ʰʲªº𝒜𝓑ℝ™℃ﷺ㍿", "\u200d\u200c\ufeff\ufffd\u2028\u2029", "▁ĠĊ<s></s>",
-    "'s't're've'm'll'd'S'T'RE'ſ'x ", "\U0001F1E6\U000E0001\U0010FFFF\ue000\u0378\x00\x01\x1f\x7f\x8f")
-# Characters that every library's Unicode data have: those of 3.2. One of them changed its category since.
+    "'s't're've'm'll'd'S'T'RE'ſ'x ",
+    "\U0001F1E6\U000E0001\U0010FFFF\ue000\u0378\x00\x01\x1f\x7f\x8f")
+# Characters that every library's Unicode data have: those of 3.2. One of them changed its category
+# since.
 OLD = [chr(code) for code in range(0x20, 0x20000) if code != 0x166D and
        unicodedata.ucd_3_2_0.category(chr(code)) not in ("Cn", "Cs", "Co")]
 
 
 @functools.cache
 def corpus():
-    """What the tokenizers are trained on: this repository's sources and texts, and other languages."""
+    """What the tokenizers are trained on: this repository's sources and texts, and other
+    languages."""
     files = sorted([*ROOT.glob("lib/base/*.c"), *ROOT.glob("docs/*.md"),
                     *ROOT.glob("bindings/python/**/*.py")])
     return [path.read_text(encoding="utf-8") for path in files] + list(LANGUAGES) * 20
 
 
 def strings(count, seed=1):
-    """Texts of many languages and scripts, code, runs of white space, marks, emoji, very long words."""
+    """Texts of many languages and scripts, code, runs of white space, marks, emoji, very long
+    words."""
     random.seed(seed)
     source = "\n".join(corpus())
     found = ["", " ", "  ", "\n", "a", " a", "a ", "\u0301", "\u200b", "a" * 5000, " " * 3000,
@@ -79,7 +86,8 @@ def strings(count, seed=1):
     while len(found) < count:
         kind = random.random()
         if kind < 0.25:
-            found.append("".join(random.choice(random.choice(POOLS)) for _ in range(random.randint(1, 40))))
+            length = random.randint(1, 40)
+            found.append("".join(random.choice(random.choice(POOLS)) for _ in range(length)))
         elif kind < 0.4:
             pool = random.choice(POOLS)
             found.append("".join(random.choice(pool) for _ in range(random.randint(1, 30))))
@@ -92,14 +100,16 @@ def strings(count, seed=1):
         elif kind < 0.95:
             found.append("".join(random.choice(OLD) for _ in range(random.randint(1, 15))))
         else:
-            found.append(random.choice(LATIN) * random.randint(20, 300) + random.choice(WORDS_APART))
+            found.append(random.choice(LATIN) * random.randint(20, 300) +
+                         random.choice(WORDS_APART))
     return found
 
 
 def broken(count, seed=2):
     """Bytes that are not UTF-8."""
     random.seed(seed)
-    found = [b"\xff", b"a\xc3", b"\xc3(", b"\xe4\xbd", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc0\x80"]
+    found = [b"\xff", b"a\xc3", b"\xc3(", b"\xe4\xbd", b"\xed\xa0\x80", b"\xf4\x90\x80\x80",
+             b"\xc0\x80"]
     texts = [text.encode() for text in strings(count + 100, seed) if text]
     while len(found) < count:
         data = bytearray(random.choice(texts))
@@ -109,7 +119,7 @@ def broken(count, seed=2):
     return found
 
 
-# ---- tokenizers ----------------------------------------------------------------------------------------
+# ---- tokenizers ----------------------------------------------------------------------------------
 
 def split(pattern, behavior="isolated", invert=False):
     return pre_tokenizers.Split(Regex(pattern), behavior, invert)
@@ -137,8 +147,8 @@ def byte_level(pre, *, normalizer=None, post=None, ignore_merges=False):
 
 def after(*patterns):
     """The patterns, then bytes."""
-    return pre_tokenizers.Sequence([*(split(pattern) for pattern in patterns),
-                                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([*(split(pattern) for pattern in patterns), to_bytes])
 
 
 def template(before, behind=()):
@@ -148,8 +158,8 @@ def template(before, behind=()):
         pair="$A $B", special_tokens=tokens)
 
 
-SPM_DECODER = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(),
-                                 decoders.Strip(" ", 1, 0)])
+SPM_DECODER = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(),
+                                 decoders.Fuse(), decoders.Strip(" ", 1, 0)])
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 
 
@@ -189,7 +199,8 @@ def unigram(normalizer, pre, *, fallback=False):
         show_progress=False))
     if fallback:
         pieces = json.loads(tokenizer.to_str())["model"]["vocab"]
-        tokenizer = Tokenizer(models.Unigram([tuple(piece) for piece in pieces], 2, byte_fallback=True))
+        pieces = [tuple(piece) for piece in pieces]
+        tokenizer = Tokenizer(models.Unigram(pieces, 2, byte_fallback=True))
         tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre
         tokenizer.add_special_tokens(special)
     tokenizer.decoder = SPM_DECODER if fallback else decoders.Metaspace()
@@ -216,8 +227,8 @@ def other_bpe(pre, *, normalizer=None, decoder=None, unk="<unk>", **affixes):
     if decoder:
         tokenizer.decoder = decoder
     tokenizer.train_from_iterator(corpus(), trainers.BpeTrainer(
-        vocab_size=2000, special_tokens=[unk] if unk else [], show_progress=False, limit_alphabet=150,
-        **affixes))
+        vocab_size=2000, special_tokens=[unk] if unk else [], show_progress=False,
+        limit_alphabet=150, **affixes))
     return tokenizer
 
 
@@ -273,14 +284,16 @@ KINDS = {
     "metaspace": lambda: byte_fallback(None, metaspace(prepend_scheme="always", split=True)),
     "llama2 without bytes": lambda: byte_fallback(legacy(), None, fallback=False),
     "llama2 unfused": lambda: byte_fallback(legacy(), None, fallback=False, fuse=False),
-    "t5": lambda: unigram(normalizers.Sequence([charsmap(), normalizers.Strip(left=False, right=True),
-                                                normalizers.Replace(Regex(" {2,}"), "▁")]), metaspace()),
+    "t5": lambda: unigram(normalizers.Sequence([
+        charsmap(), normalizers.Strip(left=False, right=True),
+        normalizers.Replace(Regex(" {2,}"), "▁")]), metaspace()),
     "albert": lambda: unigram(normalizers.Sequence([
         normalizers.Replace("``", '"'), normalizers.Replace("''", '"'), normalizers.NFKD(),
         normalizers.StripAccents(), normalizers.Lowercase(), charsmap(),
         normalizers.Replace(Regex(" {2,}"), " ")]),
         pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), metaspace()])),
-    "unigram bytes": lambda: unigram(normalizers.Nmt(), metaspace(prepend_scheme="first"), fallback=True),
+    "unigram bytes": lambda: unigram(normalizers.Nmt(), metaspace(prepend_scheme="first"),
+                                     fallback=True),
     "bert": lambda: wordpiece(normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()),
     "bert cased": lambda: wordpiece(normalizers.BertNormalizer(lowercase=False, strip_accents=True),
                                     pre_tokenizers.BertPreTokenizer()),
@@ -296,7 +309,8 @@ KINDS = {
                                       continuing_subword_prefix="##"),
     "word level": word_level,
     **{f"split {behavior}{' inverted' * invert}":
-       lambda behavior=behavior, invert=invert: other_bpe(split(r"\s|[aeiou]", behavior, invert), unk=None)
+       lambda behavior=behavior, invert=invert: other_bpe(
+           split(r"\s|[aeiou]", behavior, invert), unk=None)
        for behavior in ("removed", "merged_with_previous", "merged_with_next", "contiguous")
        for invert in (False, True)},
 }

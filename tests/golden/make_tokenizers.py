@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
-"""Writes tokenizers/*.json: small tokenizers of every kind, trained by the tokenizers package on a few
-sentences, and what that package makes of some texts with them. Needs tokenizers 0.23.
+"""Writes tokenizers/*.json: small tokenizers of every kind, trained by the tokenizers package on a
+few sentences, and what that package makes of some texts with them. Needs tokenizers 0.23.
 
     python make_tokenizers.py [folder]
 
-Each file has "tokenizer" (a tokenizer.json) and "texts": of each text the ids and the offsets in bytes,
-special tokens added and parsed, the ids without either (null where the package makes special tokens of plain
-text, which libmoenn does not), and the texts of the ids without and with special tokens.
+Each file has "tokenizer" (a tokenizer.json) and "texts": of each text the ids and the offsets in
+bytes, special tokens added and parsed, the ids without either (null where the package makes special
+tokens of plain text, which libmoenn does not), and the texts of the ids without and with special
+tokens.
 """
 import json
 import sys
@@ -23,10 +24,13 @@ SENTENCES = ["The quick brown fox jumps over the lazy dog. It's 12345 o'clock, i
 KINDS = ["gpt2", "roberta", "llama3", "qwen2", "o200k", "tekken", "deepseek_v3", "llama2",
          "llama2 legacy", "llama2 unfused", "unigram bytes", "bert", "clip", "prefixed bpe",
          "word level", "split merged_with_next"]
-TEXTS = ["", " ", "  \n", "The quick  brown fox's 1234567 dogs.", "DON'T İ", " naïve e\u0301 ﬁ A\u030a\u0323",
-         "中文 です 안녕 각", "😀👍🏽 a\u200db", "x <|endoftext|>  LSTRIP RSTRIP  y single singles myadded",
-         "<s> </s> [MASK] <0x41> ▁x", "def f(x):\r\n\t\treturn x != 'a'//\n\n", "\x00\x01\x7f\u2028\u3000z",
-         "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "²³Ⅳ ʰ ﷺ ℃"]
+TEXTS = [
+    "", " ", "  \n", "The quick  brown fox's 1234567 dogs.", "DON'T İ",
+    " naïve e\u0301 ﬁ A\u030a\u0323", "中文 です 안녕 각", "😀👍🏽 a\u200db",
+    "x <|endoftext|>  LSTRIP RSTRIP  y single singles myadded", "<s> </s> [MASK] <0x41> ▁x",
+    "def f(x):\r\n\t\treturn x != 'a'//\n\n", "\x00\x01\x7f\u2028\u3000z",
+    "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "²³Ⅳ ʰ ﷺ ℃"
+]
 
 
 def size(trainer, **options):

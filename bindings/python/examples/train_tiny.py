@@ -1,5 +1,5 @@
-"""Trains a small mixture-of-experts model on the bytes of a text, as examples/train_tiny.c does: with the
-same seed and build it has the same losses, to the last bit."""
+"""Trains a small mixture-of-experts model on the bytes of a text, as examples/train_tiny.c does:
+with the same seed and build it has the same losses, to the last bit."""
 import argparse
 import os
 import sys
@@ -22,7 +22,8 @@ def read_settings(arguments: Optional[List[str]]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of weights, data and sample")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda:0")
     parser.add_argument("--threads", type=int, default=0, help="that compute; 0: one per core")
-    parser.add_argument("--out", type=Path, default=Path("tiny-model"), help="where the model is saved")
+    parser.add_argument("--out", type=Path, default=Path("tiny-model"),
+                        help="where the model is saved")
     settings = parser.parse_args(arguments)
     if settings.steps < 1:
         parser.error("--steps takes a number of at least 1")
@@ -53,10 +54,13 @@ def train(settings: argparse.Namespace, device: moenn.Device, model: moenn.Model
         seconds, share = time.monotonic() - start, step / settings.steps
         if share * PARTS >= lines + 1:
             lines += 1
-            print(f"step {step:4d}  loss {loss.loss:.4f}  {step * BATCH * LENGTH / seconds:.0f} tokens/s"
-                  f"  {megabytes:.0f} MB  {seconds / share - seconds:.0f} s left", flush=True)
+            rate = step * BATCH * LENGTH / seconds
+            print(
+                f"step {step:4d}  loss {loss.loss:.4f}  {rate:.0f} tokens/s"
+                f"  {megabytes:.0f} MB  {seconds / share - seconds:.0f} s left", flush=True)
             if lines % 5 == 0 and share < 1:
-                print(f"validation loss about {validate(model, valid, SHORT_CHECK):.4f}", flush=True)
+                print(f"validation loss about {validate(model, valid, SHORT_CHECK):.4f}",
+                      flush=True)
 
 
 def measure(model: moenn.Model, valid: moenn.Dataset) -> None:
@@ -93,8 +97,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     settings = read_settings(arguments)
     size = os.path.getsize(settings.text)
     split = size - size // 10
-    data = moenn.Dataset.open_text(settings.text, end=split, batch=BATCH, seq_len=LENGTH, shuffle=True,
-                                   seed=settings.seed)
+    data = moenn.Dataset.open_text(settings.text, end=split, batch=BATCH, seq_len=LENGTH,
+                                   shuffle=True, seed=settings.seed)
     valid = moenn.Dataset.open_text(settings.text, begin=split, batch=BATCH, seq_len=LENGTH)
     with moenn.Device(settings.device, threads=settings.threads) as device, \
             moenn.Model(device, "small", seed=settings.seed) as model:

@@ -13,15 +13,15 @@
             print(step, loss.loss)
         model.save("my-model")
 
-What moenn.h says of a function holds for the method that calls it. Every failure is a MoennError. Handles
-may be shared by threads: they take turns. Ctrl-C, or whatever else a signal handler raises, cancels the
-call that the main thread waits for.
+What moenn.h says of a function holds for the method that calls it. Every failure is a MoennError.
+Handles may be shared by threads: they take turns. Ctrl-C, or whatever else a signal handler raises,
+cancels the call that the main thread waits for.
 """
 from ._config import Config, Plan, Schedule
 from ._device import Device, DeviceInfo, Memory
 from ._errors import (AllocationError, ArgumentError, CancelledError, CapacityError, ClosedError,
-                      DeviceError, FileError, FormatError, MoennError, NonfiniteError, NotFoundError,
-                      StateError, StructSizeError, UnsupportedError)
+                      DeviceError, FileError, FormatError, MoennError, NonfiniteError,
+                      NotFoundError, StateError, StructSizeError, UnsupportedError)
 from ._library import version
 from ._model import ExpertStats, Loss, Model
 from ._optim import Optimizer
@@ -37,11 +37,10 @@ __version__ = version()
 __all__ = [
     "AllocationError", "ArgumentError", "AuxLoss", "Bias", "ByteToken", "CancelledError",
     "CapacityError", "ClosedError", "Completion", "Config", "CpuPath", "DType", "Dataset",
-    "DatasetInfo", "Device", "DeviceError", "DeviceInfo", "ExpertStats", "Family", "Ffn", "FileError",
-    "FormatError", "Generation", "GroupScore", "Loss", "Memory", "Model", "MoennError", "Moment",
-    "NonfiniteError", "Norm", "NotFoundError", "Optimizer", "Plan", "Position", "QkNorm", "Recompute",
-    "RopeScaling", "RouterNorm", "Sampling", "Schedule", "ScheduleKind", "Score", "Session",
-    "SpecialToken", "StateError", "Status", "Stop", "StructSizeError", "Tensor", "Tokenizer", "TokenizerKind",
-    "UnsupportedError",
-    "dtype_bytes", "version",
+    "DatasetInfo", "Device", "DeviceError", "DeviceInfo", "ExpertStats", "Family", "Ffn",
+    "FileError", "FormatError", "Generation", "GroupScore", "Loss", "Memory", "Model", "MoennError",
+    "Moment", "NonfiniteError", "Norm", "NotFoundError", "Optimizer", "Plan", "Position", "QkNorm",
+    "Recompute", "RopeScaling", "RouterNorm", "Sampling", "Schedule", "ScheduleKind", "Score",
+    "Session", "SpecialToken", "StateError", "Status", "Stop", "StructSizeError", "Tensor",
+    "Tokenizer", "TokenizerKind", "UnsupportedError", "dtype_bytes", "version",
 ]

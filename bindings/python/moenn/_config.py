@@ -10,8 +10,8 @@ from typing import Any, Callable, Dict, Iterable, NamedTuple, Tuple, Union
 from ._device import Device
 from ._library import check, lib
 from ._raw import (AuxLoss, Bias, DType, Family, Ffn, GroupScore, Norm, Position, QkNorm, Recompute,
-                   RopeScaling, RouterNorm, ScheduleKind, Score, Status, nn_model_config_t, nn_plan_t,
-                   nn_schedule_t, nn_session_options_t, nn_train_options_t)
+                   RopeScaling, RouterNorm, ScheduleKind, Score, Status, nn_model_config_t,
+                   nn_plan_t, nn_schedule_t, nn_session_options_t, nn_train_options_t)
 from ._struct import make, name_bytes, read
 
 
@@ -32,8 +32,8 @@ _ENUMS: Dict[str, Callable[[Any], Any]] = {
 @dataclass
 class Config:
     """A model's architecture; zero means the default that moenn.h gives. What must be given:
-    vocab_size, context, layers, hidden, heads, ffn. dense_layers and window_layers are four words of
-    64 layers each."""
+    vocab_size, context, layers, hidden, heads, ffn. dense_layers and window_layers are four words
+    of 64 layers each."""
 
     family: Family = Family.MIXTRAL
     norm: Norm = Norm.RMS
@@ -105,7 +105,8 @@ class Config:
 
     @classmethod
     def preset(cls, name: str) -> Config:
-        """By name: "tiny", "small", "moe-6.9b", "gpt2-124m", "gpt2-350m", "gpt2-774m", "gpt2-1558m"."""
+        """By name: "tiny", "small", "moe-6.9b", "gpt2-124m", "gpt2-350m", "gpt2-774m",
+        "gpt2-1558m"."""
         config = make(nn_model_config_t)
         check(lib.nn_config_preset(name_bytes(name), byref(config)))
         return cls._read(config)
@@ -180,7 +181,8 @@ class Plan(NamedTuple):
         options = make(nn_session_options_t, batch=batch, max_len=max_len,
                        prefill_chunk=prefill_chunk)
         struct = config_of(config)._struct()
-        check(lib.nn_plan_inference(owner.pointer, byref(struct), dtype, byref(options), byref(plan)))
+        check(
+            lib.nn_plan_inference(owner.pointer, byref(struct), dtype, byref(options), byref(plan)))
         return read(plan, cls)
 
 

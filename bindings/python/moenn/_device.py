@@ -51,9 +51,9 @@ class Device(Handle):
 
     Its messages go to logging.getLogger("moenn").
 
-    threads: that compute, the caller's among them, on a CPU; 0: one per core. cpu_paths: allowed ones;
-    0: MOENN_CPU from the environment, or all. affinity: logical CPU of each of the threads. tf32: whether
-    products of fp32 matrices on a CUDA device may round what they multiply to TF32.
+    threads: that compute, the caller's among them, on a CPU; 0: one per core. cpu_paths: allowed
+    ones; 0: MOENN_CPU from the environment, or all. affinity: logical CPU of each of the threads.
+    tf32: whether products of fp32 matrices on a CUDA device may round what they multiply to TF32.
     """
 
     def __init__(self, name: str = "cpu", *, threads: int = 0,
@@ -92,8 +92,9 @@ class Device(Handle):
         return read(memory, Memory)
 
     def cancel(self, on: bool = True) -> None:
-        """While on, calls that compute, load or save raise CancelledError; running ones within 50 ms.
-        To be called from another thread or a signal handler; cancel(False) makes it usable again."""
+        """While on, calls that compute, load or save raise CancelledError; running ones within 50
+        ms. To be called from another thread or a signal handler; cancel(False) makes it usable
+        again."""
         owner = self._own()
         owner.cancelled = bool(on)
         lib.nn_device_cancel(owner.pointer, int(owner.cancelled))

@@ -1,7 +1,8 @@
 """DLPack (dlpack.h, version 0 layout): arrays pass between libraries without a copy.
 
-A DLManagedTensor owns itself: whoever holds it calls its deleter once. In Python it travels in a capsule
-named "dltensor", which a consumer renames; a capsule that nobody consumed deletes what it holds.
+A DLManagedTensor owns itself: whoever holds it calls its deleter once. In Python it travels in a
+capsule named "dltensor", which a consumer renames; a capsule that nobody consumed deletes what it
+holds.
 """
 from __future__ import annotations
 
@@ -94,8 +95,9 @@ def lend(array: npt.NDArray[Any], dtype: DType) -> int:
     size = array.dtype.itemsize
     shape = (c_int64 * array.ndim)(*array.shape)
     strides = (c_int64 * array.ndim)(*(stride // size for stride in array.strides))
-    managed = _Managed(_Tensor(array.ctypes.data, CPU, 0, array.ndim, code, bits, 1, shape, strides, 0),
-                       None, ctypes.cast(_take_back_callback, c_void_p))
+    managed = _Managed(
+        _Tensor(array.ctypes.data, CPU, 0, array.ndim, code, bits, 1, shape, strides, 0), None,
+        ctypes.cast(_take_back_callback, c_void_p))
     address = ctypes.addressof(managed)
     _lent[address] = (managed, array, shape, strides)
     return address

@@ -1,8 +1,8 @@
 """What all handles share: ownership, close, one thread at a time, and interruption of long calls.
 
-An Owner holds one pointer and gives it back when the last reference to it goes: the handle's own, that of
-a call under way, or that of another handle which needs it. So close() never pulls a pointer from under a
-call, and nothing is given back twice.
+An Owner holds one pointer and gives it back when the last reference to it goes: the handle's own,
+that of a call under way, or that of another handle which needs it. So close() never pulls a pointer
+from under a call, and nothing is given back twice.
 """
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ Self = TypeVar("Self", bound="Handle")
 class Guard:
     """One thread at a time for handles that the header counts as one.
 
-    `lock` may be taken again by its own thread, as a signal handler does between two instructions of a
-    call; `busy` is set while the library itself runs, so that a callback that uses the handle of its
-    own call is refused. What is dropped meanwhile is given back afterwards.
+    `lock` may be taken again by its own thread, as a signal handler does between two instructions
+    of a call; `busy` is set while the library itself runs, so that a callback that uses the handle
+    of its own call is refused. What is dropped meanwhile is given back afterwards.
     """
 
     __slots__ = ("lock", "busy", "dropped")
@@ -42,8 +42,9 @@ class Guard:
         self.sweep()
 
     def sweep(self) -> None:
-        # A lock is only ever taken by `with`: a signal handler that raises between acquire() and try
-        # would leave it taken for ever. While the library runs its end sweeps; else no wait is long.
+        # A lock is only ever taken by `with`: a signal handler that raises between acquire() and
+        # try would leave it taken for ever. While the library runs its end sweeps; else no wait is
+        # long.
         while self.dropped and not self.busy:
             with self.lock:
                 if self.busy:
@@ -115,8 +116,9 @@ class Handle:
         if owner is None:
             raise ClosedError(f"this {type(self).__name__} is closed")
         if owner.process is not _process:
-            raise StateError(f"this {type(self).__name__} belongs to the parent process: after fork() "
-                             "a child makes handles of its own")
+            raise StateError(
+                f"this {type(self).__name__} belongs to the parent process: after fork() "
+                "a child makes handles of its own")
         return owner
 
     def _value(self, function: Callable[..., T], *arguments: Any) -> T:
@@ -127,7 +129,8 @@ class Handle:
             return function(owner.pointer, *arguments)
         with guard.lock:
             if guard.busy:
-                raise StateError(f"this {type(self).__name__} is in a call, whose callback may not use it")
+                raise StateError(
+                    f"this {type(self).__name__} is in a call, whose callback may not use it")
             result = function(owner.pointer, *arguments)
         if guard.dropped:
             guard.sweep()
@@ -140,12 +143,13 @@ class Handle:
             raise failure(status)
 
     def _long(self, device: DeviceOwner, function: Callable[..., int], *arguments: Any) -> None:
-        """Calls a function that may take long or calls back. An exception that a signal handler raises
-        meanwhile, such as KeyboardInterrupt, cancels it."""
+        """Calls a function that may take long or calls back. An exception that a signal handler
+        raises meanwhile, such as KeyboardInterrupt, cancels it."""
         owner = self._own()
         guard = owner.guard
         assert guard is not None
-        run(device, lambda: _guarded(guard, type(self).__name__, function, owner.pointer, arguments))
+        kind = type(self).__name__
+        run(device, lambda: _guarded(guard, kind, function, owner.pointer, arguments))
 
     def _make(self, device: DeviceOwner, function: Callable[..., int], *arguments: Any,
               destroy: Callable[[int], None], guard: Guard) -> Owner:
@@ -194,8 +198,8 @@ def receive(function: Callable[..., int], *arguments: Any) -> int:
 
 
 class Callback:
-    """Runs an application's function on the library's behalf: `with callback:` around the call. What the
-    function raises stops the call and is raised again at its end."""
+    """Runs an application's function on the library's behalf: `with callback:` around the call.
+    What the function raises stops the call and is raised again at its end."""
 
     __slots__ = ("function", "error")
 
@@ -225,11 +229,11 @@ class Callback:
 
 
 # --------------------------------------------------------------------------------------------------
-# Interruption. Python runs signal handlers on the main thread, between two of its instructions: never
-# during a call into C. So the main thread lends its long calls to a worker thread and waits, which a
-# signal does interrupt. When a handler raises, the device's cancel flag is set, the call ends within
-# 50 ms, the flag is restored, and the exception goes its way. A handler that does not raise just runs.
-# Other threads, where Python never runs handlers, call directly.
+# Interruption. Python runs signal handlers on the main thread, between two of its instructions:
+# never during a call into C. So the main thread lends its long calls to a worker thread and waits,
+# which a signal does interrupt. When a handler raises, the device's cancel flag is set, the call
+# ends within 50 ms, the flag is restored, and the exception goes its way. A handler that does not
+# raise just runs. Other threads, where Python never runs handlers, call directly.
 # --------------------------------------------------------------------------------------------------
 
 class _Job(Generic[T]):

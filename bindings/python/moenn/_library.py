@@ -1,5 +1,5 @@
-"""Finds and opens the shared object: what MOENN_LIBRARY names, else the one beside this file, else the
-system's."""
+"""Finds and opens the shared object: what MOENN_LIBRARY names, else the one beside this file, else
+the system's."""
 from __future__ import annotations
 
 import os
@@ -16,8 +16,8 @@ def _open() -> Library:
     try:
         library = Library(path)
     except (OSError, AttributeError) as error:
-        raise ImportError(f"libmoenn cannot be used: {error} (MOENN_LIBRARY names the shared object)"
-                          ) from error
+        raise ImportError(
+            f"libmoenn cannot be used: {error} (MOENN_LIBRARY names the shared object)") from error
     if library.nn_abi_version() != NN_ABI_VERSION:
         raise ImportError(f"{path} has the binary interface {library.nn_abi_version()}, "
                           f"and this package is made for {NN_ABI_VERSION}")

@@ -46,8 +46,8 @@ class ExpertStats(NamedTuple):
 class Model(Handle):
     """A configuration and its parameters; gradients once prepare() was called.
 
-    A model, its optimizers and its parameters' tensors take turns when threads share them; sessions may
-    run beside its training.
+    A model, its optimizers and its parameters' tensors take turns when threads share them; sessions
+    may run beside its training.
     """
 
     def __init__(self, device: Device, config: Union[Config, str], *, dtype: DType = DType.F32,
@@ -61,8 +61,8 @@ class Model(Handle):
     @classmethod
     def load(cls, device: Device, folder: Path, *, dtype: DType = DType.FILE,
              progress: Optional[Progress] = None) -> Model:
-        """Reads a Hugging Face folder. dtype DType.FILE: that of the file. progress(done, total) hears of
-        bytes, and cancels by returning true."""
+        """Reads a Hugging Face folder. dtype DType.FILE: that of the file. progress(done, total)
+        hears of bytes, and cancels by returning true."""
         return cls._read(lib.nn_model_load, device, folder, dtype, progress)
 
     @classmethod
@@ -90,7 +90,8 @@ class Model(Handle):
         self._call(lib.nn_model_config, byref(config))
         self._config = Config._read(config)
 
-    def save(self, folder: Path, *, shard_bytes: int = 0, progress: Optional[Progress] = None) -> None:
+    def save(self, folder: Path, *, shard_bytes: int = 0,
+             progress: Optional[Progress] = None) -> None:
         """Writes a Hugging Face folder, whole or not at all."""
         self._write(lib.nn_model_save, folder, progress, shard_bytes)
 
@@ -145,14 +146,17 @@ class Model(Handle):
         """Logits [batch, seq_len, vocab_size] of [batch, seq_len] tokens."""
         ids = batch_ids(tokens)
         logits = np.empty((*ids.shape, self._config.vocab_size), np.float32)
-        self._long(self._device, lib.nn_model_forward, ids.ctypes.data, *ids.shape, logits.ctypes.data)
+        self._long(self._device, lib.nn_model_forward, ids.ctypes.data, *ids.shape,
+                   logits.ctypes.data)
         return logits
 
     def evaluate(self, tokens: npt.ArrayLike, targets: npt.ArrayLike) -> Loss:
-        """Loss of a batch. targets: the id that should follow each token; negative ones do not count."""
+        """Loss of a batch. targets: the id that should follow each token; negative ones do not
+        count."""
         return self._pass(lib.nn_model_evaluate, tokens, targets)
 
-    def backward(self, tokens: npt.ArrayLike, targets: npt.ArrayLike, *, scale: float = 1.0) -> Loss:
+    def backward(self, tokens: npt.ArrayLike, targets: npt.ArrayLike, *,
+                 scale: float = 1.0) -> Loss:
         """Loss of a batch, and its gradients times scale added to the model's."""
         return self._pass(lib.nn_model_backward, tokens, targets, scale)
 
@@ -176,7 +180,8 @@ class Model(Handle):
         return self._value(lib.nn_model_loss_scale)
 
     def expert_stats(self, layer: int) -> ExpertStats:
-        """Expert use of one layer since the last reset, over forward, evaluate and backward calls."""
+        """Expert use of one layer since the last reset, over forward, evaluate and backward
+        calls."""
         return read_expert_stats(self, lib.nn_model_expert_stats, layer, self._config)
 
     def reset_expert_stats(self) -> None:

@@ -12,8 +12,8 @@ from ._tensor import Tensor
 
 
 class Optimizer(Handle):
-    """AdamW for one model, which must be prepared for training. Zero means: beta1 0.9, beta2 0.95, eps
-    1e-8, no weight decay, no clip."""
+    """AdamW for one model, which must be prepared for training. Zero means: beta1 0.9, beta2 0.95,
+    eps 1e-8, no weight decay, no clip."""
 
     def __init__(self, model: Model, *, beta1: float = 0.0, beta2: float = 0.0, eps: float = 0.0,
                  weight_decay: float = 0.0, grad_clip: float = 0.0) -> None:
@@ -25,8 +25,8 @@ class Optimizer(Handle):
                                   destroy=lib.nn_optim_destroy, guard=self._guard)
 
     def step(self, lr: float) -> float:
-        """One update of all parameters from the model's gradients, which stay as they are. Returns the
-        gradients' global norm before the clip."""
+        """One update of all parameters from the model's gradients, which stay as they are. Returns
+        the gradients' global norm before the clip."""
         norm = c_double()
         self._long(self._device, lib.nn_optim_step, lr, byref(norm))
         return norm.value

@@ -13,7 +13,8 @@ from ._errors import ArgumentError
 from ._handle import Callback, Guard, Handle
 from ._library import lib
 from ._model import ExpertStats, Model, read_expert_stats
-from ._raw import (Stop, nn_generate_options_t, nn_sample_options_t, nn_session_options_t, nn_token_fn)
+from ._raw import (Stop, nn_generate_options_t, nn_sample_options_t, nn_session_options_t,
+                   nn_token_fn)
 from ._struct import Ids, make, token_ids
 from ._text import Tokenizer
 
@@ -23,8 +24,9 @@ _NONE = np.zeros(0, np.int32)
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen; all zero: greedy. Filters apply in this order: repetition penalty,
-    temperature, top-k, top-p, min-p. At a given length of a sequence the choice depends on seed alone."""
+    """How the next token is chosen; all zero: greedy. Filters apply in this order: repetition
+    penalty, temperature, top-k, top-p, min-p. At a given length of a sequence the choice depends on
+    seed alone."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -48,11 +50,11 @@ class Completion(NamedTuple):
 
 
 class Session(Handle):
-    """Sequences being served by a model; several sessions may share one model, and its training may go on
-    beside them.
+    """Sequences being served by a model; several sessions may share one model, and its training may
+    go on beside them.
 
-    batch: sequences held side by side. max_len: most tokens in a sequence; 0: the context. prefill_chunk:
-    prompt tokens computed at once; 0: 256.
+    batch: sequences held side by side. max_len: most tokens in a sequence; 0: the context.
+    prefill_chunk: prompt tokens computed at once; 0: 256.
     """
 
     def __init__(self, model: Model, *, batch: int = 0, max_len: int = 0,
@@ -75,8 +77,8 @@ class Session(Handle):
         return logits
 
     def decode(self, tokens: npt.ArrayLike) -> Logits:
-        """Appends one token to each sequence, a negative one to none; the logits [batch, vocab_size], zero
-        for sequences left alone."""
+        """Appends one token to each sequence, a negative one to none; the logits [batch,
+        vocab_size], zero for sequences left alone."""
         ids = token_ids(tokens).reshape(-1)
         if ids.size != self._batch:
             raise ArgumentError(f"{ids.size} tokens for the session's {self._batch} sequences")
@@ -99,10 +101,13 @@ class Session(Handle):
         return token.value
 
     def generate(self, prompt: npt.ArrayLike = _NONE, *, sampling: Sampling = GREEDY,
-                 max_tokens: int = 0, stop_ids: Sequence[int] = (), sequence: int = 0) -> Generation:
-        """Appends a prompt, which may be empty when the sequence is not, and makes tokens one by one as
-        they are asked for. max_tokens 0: as many as fit. stop_ids end the text and are not part of it."""
-        return Generation(self, token_ids(prompt).reshape(-1), sampling, max_tokens, stop_ids, sequence)
+                 max_tokens: int = 0, stop_ids: Sequence[int] = (),
+                 sequence: int = 0) -> Generation:
+        """Appends a prompt, which may be empty when the sequence is not, and makes tokens one by
+        one as they are asked for. max_tokens 0: as many as fit. stop_ids end the text and are not
+        part of it."""
+        return Generation(self,
+                          token_ids(prompt).reshape(-1), sampling, max_tokens, stop_ids, sequence)
 
     def write(self, tokenizer: Tokenizer, prompt: Union[str, bytes] = "", *,
               sampling: Sampling = GREEDY, max_tokens: int = 0, stop_ids: Sequence[int] = (),
@@ -115,15 +120,16 @@ class Session(Handle):
     def complete(self, prompt: npt.ArrayLike = _NONE, *, sampling: Sampling = GREEDY,
                  max_tokens: int = 0, stop_ids: Sequence[int] = (), sequence: int = 0,
                  on_token: Optional[Callable[[int, int], Any]] = None) -> Completion:
-        """As generate(), all tokens in one call. on_token(token, index) hears of each, and ends the text by
-        returning true."""
+        """As generate(), all tokens in one call. on_token(token, index) hears of each, and ends the
+        text by returning true."""
         ids = token_ids(prompt).reshape(-1)
         stops = token_ids(list(stop_ids))
-        room = max(0, self._max_len - self.length(sequence) - ids.size) + 2  # so that the context ends it
+        # so that the context ends it
+        room = max(0, self._max_len - self.length(sequence) - ids.size) + 2
         tokens = np.empty(min(max_tokens, room) if max_tokens > 0 else room, np.int32)
         choice = sampling._struct()
-        options = make(nn_generate_options_t, sampling=ctypes.addressof(choice), max_tokens=max_tokens,
-                       stop_ids=stops.ctypes.data, stop_count=stops.size)
+        options = make(nn_generate_options_t, sampling=ctypes.addressof(choice),
+                       max_tokens=max_tokens, stop_ids=stops.ctypes.data, stop_count=stops.size)
         callback = Callback(on_token or (lambda token, index: False))
         if on_token is not None:
             options.on_token = nn_token_fn(callback)
@@ -141,8 +147,8 @@ class Session(Handle):
 class Generation(Iterator[int]):
     """Tokens as they are made. reason tells why they ended, and is None until then.
 
-    The last token is appended to the sequence when the next one is asked for. So whoever stops early goes
-    on with the last token as the prompt.
+    The last token is appended to the sequence when the next one is asked for. So whoever stops
+    early goes on with the last token as the prompt.
     """
 
     def __init__(self, session: Session, prompt: Ids, sampling: Sampling, max_tokens: int,

@@ -17,10 +17,11 @@ from ._struct import make
 
 # numpy has no bfloat16: its 16 bits are the upper half of a float32.
 _NUMPY: Dict[DType, "np.dtype[Any]"] = {
-    DType.F32: np.dtype(np.float32), DType.BF16: np.dtype(np.uint16), DType.F16: np.dtype(np.float16),
-    DType.F64: np.dtype(np.float64), DType.I64: np.dtype(np.int64), DType.I32: np.dtype(np.int32),
-    DType.I16: np.dtype(np.int16), DType.I8: np.dtype(np.int8), DType.U8: np.dtype(np.uint8),
-    DType.BOOL: np.dtype(np.bool_)}
+    DType.F32: np.dtype(np.float32), DType.BF16: np.dtype(np.uint16),
+    DType.F16: np.dtype(np.float16), DType.F64: np.dtype(np.float64), DType.I64: np.dtype(np.int64),
+    DType.I32: np.dtype(np.int32), DType.I16: np.dtype(np.int16), DType.I8: np.dtype(np.int8),
+    DType.U8: np.dtype(np.uint8), DType.BOOL: np.dtype(np.bool_)
+}
 _DTYPE = {kind: dtype for dtype, kind in _NUMPY.items() if dtype != DType.BF16}
 
 
@@ -32,8 +33,9 @@ def dtype_bytes(dtype: DType) -> int:
 class Tensor(Handle):
     """An n-dimensional array on a device; views share and keep alive what they view.
 
-    On a CPU, numpy.asarray(tensor) and tensor.numpy() see its memory in place. DLPack passes it to and
-    from other libraries without a copy: torch.from_dlpack(tensor), Tensor.from_dlpack(device, array).
+    On a CPU, numpy.asarray(tensor) and tensor.numpy() see its memory in place. DLPack passes it to
+    and from other libraries without a copy: torch.from_dlpack(tensor), Tensor.from_dlpack(device,
+    array).
     """
 
     def __init__(self, device: Device, shape: Sequence[int], dtype: DType = DType.F32) -> None:
@@ -64,8 +66,8 @@ class Tensor(Handle):
     @classmethod
     def from_numpy(cls, device: Device, array: npt.NDArray[Any],
                    dtype: Optional[DType] = None) -> Tensor:
-        """Over an array's memory, without a copy; the array lives as long as the tensor and its views.
-        dtype DType.BF16 takes the bits of an uint16 array."""
+        """Over an array's memory, without a copy; the array lives as long as the tensor and its
+        views. dtype DType.BF16 takes the bits of an uint16 array."""
         if not isinstance(array, np.ndarray) or not array.flags.writeable:
             raise ArgumentError("from_numpy() takes a writable numpy array")
         kind = _DTYPE.get(array.dtype) if dtype is None else DType(dtype)
@@ -102,13 +104,14 @@ class Tensor(Handle):
     @classmethod
     def from_address(cls, device: Device, address: int, shape: Sequence[int],
                      dtype: DType = DType.F32, strides: Optional[Sequence[int]] = None) -> Tensor:
-        """Over memory at an address, which must outlive the tensor, its views and its arrays. strides
-        are in elements."""
+        """Over memory at an address, which must outlive the tensor, its views and its arrays.
+        strides are in elements."""
         owner = device._own()
         sizes = (c_int64 * len(shape))(*shape)
         steps = None if strides is None else (c_int64 * len(shape))(*strides)
-        return cls._made(owner, receive(lib.nn_tensor_wrap, owner.pointer, address, dtype, len(shape),
-                                        sizes, steps))
+        return cls._made(
+            owner,
+            receive(lib.nn_tensor_wrap, owner.pointer, address, dtype, len(shape), sizes, steps))
 
     @property
     def dtype(self) -> DType:
@@ -146,7 +149,8 @@ class Tensor(Handle):
         return self._address
 
     def __repr__(self) -> str:
-        return (f"<Tensor {self._dtype.name} {list(self._shape)}{' closed' if self.closed else ''}>")
+        return (
+            f"<Tensor {self._dtype.name} {list(self._shape)}{' closed' if self.closed else ''}>")
 
     def slice(self, dim: int, begin: int, end: int) -> Tensor:
         """A view of elements begin to end - 1 of one dimension."""

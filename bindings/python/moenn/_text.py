@@ -41,8 +41,8 @@ class Tokenizer(Handle):
 
     @classmethod
     def load(cls, path: Path) -> Tokenizer:
-        """A tokenizer file (tokenizer.json, SentencePiece, tiktoken, GGUF, llm.c), or the folder that
-        holds one."""
+        """A tokenizer file (tokenizer.json, SentencePiece, tiktoken, GGUF, llm.c), or the folder
+        that holds one."""
         return cls._created(lib.nn_tokenizer_load, path_bytes(path))
 
     @classmethod
@@ -58,14 +58,16 @@ class Tokenizer(Handle):
               progress: Optional[Progress] = None) -> Tokenizer:
         """Learns a vocabulary from texts; words do not go from one to the next.
 
-        specials get the first ids. pattern (BPE): what cuts text into words; None: GPT-2's. coverage
-        (Unigram): share of the text that characters in the vocabulary make up. bos, eos, pad, unk: which
-        specials are those. progress(done, total) hears of bytes, and ends the call by returning true.
+        specials get the first ids. pattern (BPE): what cuts text into words; None: GPT-2's.
+        coverage (Unigram): share of the text that characters in the vocabulary make up. bos, eos,
+        pad, unk: which specials are those. progress(done, total) hears of bytes, and ends the call
+        by returning true.
         """
         data = [text.encode() if isinstance(text, str) else bytes(text) for text in texts]
         sizes = (c_size_t * len(data))(*map(len, data))
-        return cls._train(lib.nn_tokenizer_train, (c_texts(data), sizes, len(data)), kind, vocab_size,
-                          min_frequency, specials, pattern, coverage, bos, eos, pad, unk, progress)
+        return cls._train(lib.nn_tokenizer_train, (c_texts(data), sizes, len(data)), kind,
+                          vocab_size, min_frequency, specials, pattern, coverage, bos, eos, pad,
+                          unk, progress)
 
     @classmethod
     def train_files(cls, paths: Sequence[Path], kind: TokenizerKind = TokenizerKind.BPE, *,
@@ -139,8 +141,8 @@ class Tokenizer(Handle):
                parse_special: bool = False) -> Ids:
         """The ids of a text (as UTF-8) or of any bytes.
 
-        add_special: with those that the tokenizer puts around a text. parse_special: special tokens that
-        the text spells become their ids.
+        add_special: with those that the tokenizer puts around a text. parse_special: special tokens
+        that the text spells become their ids.
         """
         return self._encode(text, add_special, parse_special, False)[0]
 
@@ -226,11 +228,11 @@ class DatasetInfo(NamedTuple):
 
 
 class Dataset(Handle):
-    """A token stream cut into windows, in an order that its options and position determine. Iterating
-    takes the next batches without end.
+    """A token stream cut into windows, in an order that its options and position determine.
+    Iterating takes the next batches without end.
 
-    batch: sequences per batch. seq_len: tokens per sequence. begin, end: tokens of the stream to use, end 0:
-    all. shuffle: windows in random order, else in theirs.
+    batch: sequences per batch. seq_len: tokens per sequence. begin, end: tokens of the stream to
+    use, end 0: all. shuffle: windows in random order, else in theirs.
     """
 
     @classmethod
@@ -285,7 +287,8 @@ class Dataset(Handle):
         return read(info, DatasetInfo)
 
     def next(self) -> Tuple[Ids, Ids]:
-        """The next batch: tokens and targets, [batch, seq_len] each; a target of -1 does not count."""
+        """The next batch: tokens and targets, [batch, seq_len] each; a target of -1 does not
+        count."""
         tokens, targets = np.empty(self._shape, np.int32), np.empty(self._shape, np.int32)
         self._call(lib.nn_dataset_next, tokens.ctypes.data, targets.ctypes.data)
         return tokens, targets
@@ -297,7 +300,8 @@ class Dataset(Handle):
 
     @property
     def position(self) -> int:
-        """Batches taken so far. With the same file, options and position, the same batches follow."""
+        """Batches taken so far. With the same file, options and position, the same batches
+        follow."""
         return self._value(lib.nn_dataset_position)
 
     def seek(self, position: int) -> None:

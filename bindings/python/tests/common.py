@@ -12,8 +12,8 @@ import moenn
 
 PACKAGE = Path(moenn.__file__).parent
 SHAPE = {"batch": 2, "seq_len": 16}
-SLOW = moenn.Config(vocab_size=512, context=512, layers=16, hidden=512, heads=8, ffn=1024, experts=1,
-                    top_k=1)  # seconds a batch on one thread of plain C
+SLOW = moenn.Config(vocab_size=512, context=512, layers=16, hidden=512, heads=8, ffn=1024,
+                    experts=1, top_k=1)  # seconds a batch on one thread of plain C
 
 
 def batch(seed: int = 0) -> Tuple[Any, Any]:

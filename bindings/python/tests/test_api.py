@@ -42,8 +42,10 @@ STRUCTS = {
     "nn_tokenizer_train_options_t": moenn.Tokenizer.train,
 }
 # Members that have another form in Python, and padding.
-ELSEWHERE = {"struct_size", "log", "log_user", "log_level", "unused", "progress_user", "on_token_user",
-             "stop_count", "special_count", "first", "given"}
+ELSEWHERE = {
+    "struct_size", "log", "log_user", "log_level", "unused", "progress_user", "on_token_user",
+    "stop_count", "special_count", "first", "given"
+}
 # Functions that others do with more: their namesakes with options.
 COVERED = {"nn_tokenizer_encode", "nn_tokenizer_decode"}
 RENAMED = {"data": "address"}
@@ -84,9 +86,11 @@ class ApiTest(unittest.TestCase):
         self.assertEqual(sorted(members), sorted(values))
 
     def test_every_handle_has_a_class(self) -> None:
-        classes = {"nn_device_t": moenn.Device, "nn_tensor_t": moenn.Tensor, "nn_model_t": moenn.Model,
-                   "nn_optim_t": moenn.Optimizer, "nn_session_t": moenn.Session,
-                   "nn_tokenizer_t": moenn.Tokenizer, "nn_dataset_t": moenn.Dataset}
+        classes = {
+            "nn_device_t": moenn.Device, "nn_tensor_t": moenn.Tensor, "nn_model_t": moenn.Model,
+            "nn_optim_t": moenn.Optimizer, "nn_session_t": moenn.Session,
+            "nn_tokenizer_t": moenn.Tokenizer, "nn_dataset_t": moenn.Dataset
+        }
         self.assertEqual({entry["name"] for entry in API["handles"]}, set(classes))
 
     def test_every_status_has_an_exception(self) -> None:

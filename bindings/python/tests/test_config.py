@@ -19,8 +19,8 @@ class ConfigTest(Case):
             self.assertEqual(moenn.Config.from_json(config.to_json().encode()), config)
 
     def test_members_by_hand(self) -> None:
-        config = moenn.Config(vocab_size=10, context=8, layers=1, hidden=8, heads=2, ffn=4, experts=2,
-                              top_k=1).validated()
+        config = moenn.Config(vocab_size=10, context=8, layers=1, hidden=8, heads=2, ffn=4,
+                              experts=2, top_k=1).validated()
         self.assertEqual((config.kv_heads, config.head_dim), (2, 4))
         with self.assertRaisesRegex(moenn.ArgumentError, "heads"):
             replace(config, heads=-1).validated()

@@ -36,8 +36,8 @@ class ExampleTest(unittest.TestCase):
         return run.stdout
 
     def test_train_then_generate(self) -> None:
-        said = self.run_it(sys.executable, EXAMPLES / "train_tiny.py", self.text, "--steps", 8, "--seed",
-                           5, "--out", "python")
+        said = self.run_it(sys.executable, EXAMPLES / "train_tiny.py", self.text, "--steps", 8,
+                           "--seed", 5, "--out", "python")
         self.assertIn("reloaded, it gives the same logits, bit for bit", said)
         wrote = self.run_it(sys.executable, EXAMPLES / "generate.py", "python", "--prompt", "the",
                             "--tokens", 10)

@@ -64,8 +64,10 @@ class ModelTest(Case):
         with moenn.Model.load(self.device, self.folder / "model") as loaded:
             self.assertEqual(loaded.config, self.model.config)
             loaded.prepare(**SHAPE)
-            self.assertTrue(np.array_equal(loaded.forward(batch()[0]), self.model.forward(batch()[0])))
-        with moenn.Model.load(self.device, str(self.folder / "model"), dtype=moenn.DType.BF16) as half:
+            self.assertTrue(
+                np.array_equal(loaded.forward(batch()[0]), self.model.forward(batch()[0])))
+        with moenn.Model.load(self.device, str(self.folder / "model"),
+                              dtype=moenn.DType.BF16) as half:
             self.assertEqual(half.parameter(half.parameter_names[0]).dtype, moenn.DType.BF16)
             self.assertEqual(half.loss_scale, 1)
         with moenn.Model.load(self.device, self.folder / "model", dtype=moenn.DType.F16) as half:

@@ -42,7 +42,8 @@ class SessionTest(Case):
             self.session.sample(moenn.Sampling(temperature=-1))
 
     def test_generate_is_complete(self) -> None:
-        sampling = moenn.Sampling(temperature=1.0, top_p=0.9, min_p=0.001, repetition_penalty=1.1, seed=9)
+        sampling = moenn.Sampling(temperature=1.0, top_p=0.9, min_p=0.001, repetition_penalty=1.1,
+                                  seed=9)
         whole = self.session.complete(PROMPT, sampling=sampling, max_tokens=6)
         self.assertEqual((whole.reason, len(whole.tokens)), (moenn.Stop.LENGTH, 6))
         self.session.truncate()

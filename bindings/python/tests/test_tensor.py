@@ -109,7 +109,8 @@ class TensorTest(Case):
 
     def test_from_address(self) -> None:
         array = np.arange(6, dtype=np.int32)
-        tensor = moenn.Tensor.from_address(self.device, array.ctypes.data, (2, 2), moenn.DType.I32, (3, 1))
+        tensor = moenn.Tensor.from_address(self.device, array.ctypes.data, (2, 2), moenn.DType.I32,
+                                           (3, 1))
         np.testing.assert_array_equal(tensor.copy(), [[0, 1], [3, 4]])
 
     def test_dlpack_to_numpy_and_back(self) -> None:

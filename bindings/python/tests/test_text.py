@@ -106,7 +106,8 @@ class TextTest(Case):
 
     def test_stream_gives_whole_characters(self) -> None:
         tokenizer = moenn.Tokenizer()
-        self.assertEqual(list(tokenizer.stream("aé€".encode() + b"\xe2")), ["a", "é", "€", "\ufffd"])
+        self.assertEqual(list(tokenizer.stream("aé€".encode() + b"\xe2")),
+                         ["a", "é", "€", "\ufffd"])
 
     def test_dataset_of_tokens(self) -> None:
         data = moenn.Dataset.from_tokens(range(11), seq_len=5, batch=2)
@@ -131,8 +132,8 @@ class TextTest(Case):
         with moenn.Tokenizer() as tokenizer:
             data = moenn.Dataset.open_text(path, tokenizer, seq_len=4, begin=6)
         self.assertEqual(bytes(data.next()[0][0].tolist()), b"worl")
-        self.assertEqual(bytes(moenn.Dataset.open_text(path, seq_len=4, end=5).next()[0][0].tolist()),
-                         b"hell")
+        self.assertEqual(
+            bytes(moenn.Dataset.open_text(path, seq_len=4, end=5).next()[0][0].tolist()), b"hell")
 
     def test_dataset_of_a_token_file(self) -> None:
         path = self.folder / "tokens.bin"

@@ -144,7 +144,8 @@ print(model.evaluate(ids[:1, :4], ids[:1, :4]).targets)
 
 
 class InterruptTest(unittest.TestCase):
-    """What a signal handler raises cancels the main thread's call; what it does not raise does not."""
+    """What a signal handler raises cancels the main thread's call; what it does not raise does
+    not."""
 
     @classmethod
     def setUpClass(cls) -> None:
@@ -247,7 +248,8 @@ class InterruptTest(unittest.TestCase):
                     with moenn.Session(model) as session:
                         session.complete([1], max_tokens=3, on_token=lambda token, index: False)
             before = signal.signal(signal.SIGALRM, self.interrupt)
-            unraisable, sys.unraisablehook = sys.unraisablehook, lambda lost: None  # in a destructor
+            unraisable = sys.unraisablehook
+            sys.unraisablehook = lambda lost: None  # in a destructor
             try:
                 for i in range(200):
                     with self.assertRaises(KeyboardInterrupt):
