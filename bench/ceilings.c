@@ -11,7 +11,7 @@
 enum { LOOPS = 2000000, REPEATS = 5 };
 
 /* Twelve independent multiply-adds a turn, more than latency x ports on any core of today. */
-#define TWELVE_OF(F, r) \
+#define TWELVE_OF(F, r)                                                                            \
   F(r, 0) F(r, 1) F(r, 2) F(r, 3) F(r, 4) F(r, 5) F(r, 6) F(r, 7) F(r, 8) F(r, 9) F(r, 10) F(r, 11)
 enum { IN_FLIGHT = 12 };
 
@@ -24,7 +24,7 @@ enum { IN_FLIGHT = 12 };
   static void name(void) {                                                                         \
     int64_t left = LOOPS;                                                                          \
     __asm__ volatile(TWELVE_OF(ZERO, r) ZERO(r, 14) ZERO(r, 15)                                    \
-                     ".p2align 4\n\t1:\n\t" TWELVE_OF(F, r)                                          \
+                     ".p2align 4\n\t1:\n\t" TWELVE_OF(F, r)                                        \
                      "dec %0\n\tjnz 1b\n\tvzeroupper\n\t"                                          \
                      : "+r"(left)                                                                  \
                      :                                                                             \

@@ -73,7 +73,8 @@ static void seed_train(void *context) {
   TRY(nn_optim_step(made->optim, 1e-4f, NULL));
 }
 
-/* A model is made, prepared, passes a batch forward once and is freed; the device is there before. */
+/* A model is made, prepared, passes a batch forward once and is freed; the device is there
+ * before. */
 static void seed_cold(void *context) {
   const seed_model_t *made = context;
   nn_model_t *model;

@@ -1,10 +1,13 @@
-# libmoenn_cuda.so from cuda/: the backend that libmoenn opens when a "cuda:N" device is asked for. It has
-# cudart inside and needs cuBLASLt and a driver where it runs; libmoenn itself needs none of them.
-set(MOENN_CUDA AUTO CACHE STRING "Build the CUDA backend: AUTO (where nvcc and cuBLASLt are), ON or OFF")
+# libmoenn_cuda.so from cuda/: the backend that libmoenn opens when a "cuda:N" device is asked for.
+# It has cudart inside and needs cuBLASLt and a driver where it runs; libmoenn itself needs none of
+# them.
+set(MOENN_CUDA AUTO CACHE STRING
+  "Build the CUDA backend: AUTO (where nvcc and cuBLASLt are), ON or OFF")
 set_property(CACHE MOENN_CUDA PROPERTY STRINGS AUTO ON OFF)
 set(MOENN_CUDA_ARCHITECTURES "80-real;86-real;89-real;90a-real;90-virtual" CACHE STRING
-  "GPU architectures of the CUDA backend; 90a: Hopper with its own instructions; virtual: PTX for newer")
-set(MOENN_CUBLAS "" CACHE PATH "Folder of cuBLASLt's include/ and lib/, where it is not the toolkit's")
+  "GPU architectures of the CUDA backend; 90a: Hopper's own instructions; virtual: PTX for newer")
+set(MOENN_CUBLAS "" CACHE PATH
+  "Folder of cuBLASLt's include/ and lib/, where it is not the toolkit's")
 
 set(cuda_missing)
 if(MOENN_CUDA)
@@ -36,7 +39,8 @@ else()
 endif()
 
 if(NOT cuda_missing)
-  message(STATUS "CUDA backend: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${MOENN_CUDA_ARCHITECTURES}")
+  message(STATUS
+    "CUDA backend: nvcc ${CMAKE_CUDA_COMPILER_VERSION} for ${MOENN_CUDA_ARCHITECTURES}")
   set(CMAKE_CUDA_STANDARD 17)
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
   set(CMAKE_CUDA_VISIBILITY_PRESET hidden)
@@ -46,7 +50,8 @@ if(NOT cuda_missing)
     ${PROJECT_SOURCE_DIR}/lib ${PROJECT_SOURCE_DIR}/cuda)
   target_include_directories(moenn_cuda SYSTEM PRIVATE ${CUBLASLT_INCLUDE})
   # The resource report (registers, spills) stays in the build's log.
-  set(cuda_options -Xptxas=-v --threads=2 -Xcompiler=-Wall,-Wextra,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics)
+  set(cuda_options -Xptxas=-v --threads=2
+    -Xcompiler=-Wall,-Wextra,-fno-exceptions,-fno-rtti,-fno-threadsafe-statics)
   if(MOENN_WERROR)
     list(APPEND cuda_options -Werror=all-warnings -Xcompiler=-Werror)
   endif()

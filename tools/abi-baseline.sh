@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Writes what a release's binary interface is: symbols.txt (exported symbols), moenn.abi (their types, by
-# libabigail) and moenn-<major>.<minor>.h (its header).
+# Writes what a release's binary interface is: symbols.txt (exported symbols), moenn.abi (their
+# types, by libabigail) and moenn-<major>.<minor>.h (its header).
 #   tools/abi-baseline.sh [FOLDER [BUILD_FOLDER]]
-# FOLDER is abi/ by default: run it so when a release is made, or when a break before 1.0 has its line in
-# CHANGELOG.md.
+# FOLDER is abi/ by default: run it so when a release is made, or when a break before 1.0 has its
+# line in CHANGELOG.md.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
 folder=${1:-$root/abi}
@@ -11,7 +11,8 @@ build=${2:-$root/build/abi}
 header=$root/include/moenn.h
 
 for tool in abidw nm; do
-  command -v $tool >/dev/null || { echo "$tool is missing (packages abigail-tools, binutils)" >&2; exit 1; }
+  command -v $tool >/dev/null ||
+    { echo "$tool is missing (packages abigail-tools, binutils)" >&2; exit 1; }
 done
 
 # Types come from debug information; what is optimised does not matter to them.
@@ -19,11 +20,13 @@ done
   -DCMAKE_C_FLAGS_DEBUG="-O0 -g -ffile-prefix-map=$root/=" ${CC:+-DCMAKE_C_COMPILER="$CC"}
 "${CMAKE:-cmake}" --build "$build" --target moenn
 
-# Nothing of the machine that wrote it: no paths, lines, libraries or architecture. Older versions look at
-# exported functions alone without being asked.
+# Nothing of the machine that wrote it: no paths, lines, libraries or architecture. Older versions
+# look at exported functions alone without being asked.
 options=(--headers-dir "$root/include" --drop-private-types --drop-undefined-syms --no-corpus-path
   --no-comp-dir-path --no-show-locs --no-elf-needed --no-architecture --type-id-style hash)
-if abidw --help 2>&1 | grep -q exported-interfaces-only; then options+=(--exported-interfaces-only); fi
+if abidw --help 2>&1 | grep -q exported-interfaces-only; then
+  options+=(--exported-interfaces-only)
+fi
 abidw "${options[@]}" --out-file "$folder/moenn.abi" "$build/libmoenn.so"
 if grep -qF "$root" "$folder/moenn.abi"; then
   echo "$folder/moenn.abi holds a path of this machine" >&2

@@ -1,5 +1,5 @@
-# Sourced by example.sh and test.sh: finds what is missing, installs it on Debian and Ubuntu, says it
-# elsewhere, and configures a preset.
+# Sourced by example.sh and test.sh: finds what is missing, installs it on Debian and Ubuntu, says
+# it elsewhere, and configures a preset.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$root"
@@ -7,7 +7,8 @@ export CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-$(nproc 2>/dev/n
 missing_packages=()
 missing_things=()
 
-# need PACKAGE THING CHECK...: CHECK succeeds where THING is there; the Debian package PACKAGE brings it.
+# need PACKAGE THING CHECK...: CHECK succeeds where THING is there; the Debian package PACKAGE
+# brings it.
 need() {
   local package=$1 thing=$2
   shift 2
@@ -71,8 +72,8 @@ newer_cmake() {
   PATH=$root/build/cmake/bin:$PATH
 }
 
-# Where there is an nvcc without cuBLASLt, that comes from PyPI, inside build/; cuda_options is then what
-# configure takes to find it.
+# Where there is an nvcc without cuBLASLt, that comes from PyPI, inside build/; cuda_options is then
+# what configure takes to find it.
 cuda_options=()
 find_cublas() {
   has nvcc >/dev/null || return 0

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing, builds libmoenn into build/release and runs the example with the arguments
-# given: tools/example.sh --help
+# Installs what is missing, builds libmoenn into build/release and runs the example with the
+# arguments given: tools/example.sh --help
 set -euo pipefail
 source "$(dirname "$0")/common.sh"
 caller=$OLDPWD
@@ -11,7 +11,8 @@ newer_cmake
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 echo "building libmoenn and examples/train_tiny.c in build/release"
-if ! { configure release -DMOENN_TESTS=OFF && cmake --build --preset release --target train_tiny; } >"$log" 2>&1
+if ! { configure release -DMOENN_TESTS=OFF &&
+    cmake --build --preset release --target train_tiny; } >"$log" 2>&1
 then
   cat "$log" >&2
   exit 1

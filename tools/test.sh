@@ -38,8 +38,8 @@ fi
 results=()
 failures=0
 
-# part NAME COMMAND...: runs it, and keeps how it went with CTest's own totals where there are any. Status
-# 77 means skipped.
+# part NAME COMMAND...: runs it, and keeps how it went with CTest's own totals where there are any.
+# Status 77 means skipped.
 part() {
   local name=$1 log start=$SECONDS status=0 verdict=passed totals
   shift
@@ -54,7 +54,8 @@ part() {
   fi
   totals=$(grep -E '^[0-9]+% tests passed' "$log" || true)
   rm -f "$log"
-  results+=("$(printf '%-8s %4d s  %s%s' $verdict $((SECONDS - start)) "$name" "${totals:+: $totals}")")
+  totals=${totals:+: $totals}
+  results+=("$(printf '%-8s %4d s  %s%s' $verdict $((SECONDS - start)) "$name" "$totals")")
 }
 
 build_and_test() { # preset, options of configure and then, after --, of ctest
@@ -110,7 +111,10 @@ build_docs() {
   cmake --build --preset release --target docs
 }
 
-build_clang() { configure clang -DMOENN_TESTS=OFF && cmake --build --preset clang --target moenn moenn_static; }
+build_clang() {
+  configure clang -DMOENN_TESTS=OFF &&
+    cmake --build --preset clang --target moenn moenn_static
+}
 
 part "gcc, release" build_and_test release -DMOENN_WERROR=ON "${cuda_options[@]}" \
   -- --label-exclude '^conformance$'

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Checks moenn.hpp and its examples against the library in BUILD_DIR: with each C++ compiler here, without
-# warnings, with the address sanitizer, against abi/api.json and against the example in C. Nothing is written
-# to the source tree. Status 77: no C++ compiler here.
+# Checks moenn.hpp and its examples against the library in BUILD_DIR: with each C++ compiler here,
+# without warnings, with the address sanitizer, against abi/api.json and against the example in C.
+# Nothing is written to the source tree. Status 77: no C++ compiler here.
 set -euo pipefail
 : "${SOURCE_DIR:?the root of the repository}" "${BUILD_DIR:?a build folder that holds libmoenn.so}"
 compilers=()
@@ -36,7 +36,8 @@ library=(-L"$BUILD_DIR" -Wl,-rpath,"$BUILD_DIR" -lmoenn -pthread)
 for compiler in "${compilers[@]}"; do
   for options in -O1 "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -DMOENN_SANITIZED"; do
     # shellcheck disable=SC2086 # options are words
-    $compiler -std=c++17 "${warnings[@]}" $options -I"$SOURCE_DIR/include" "$here/test_moenn.cpp" "${library[@]}" \
+    $compiler -std=c++17 "${warnings[@]}" $options -I"$SOURCE_DIR/include" "$here/test_moenn.cpp" \
+      "${library[@]}" \
       -o "$work/test_moenn"
     printf '%s %s: ' $compiler "${options%% -fno*}"
     "$work/test_moenn"
@@ -46,9 +47,11 @@ done
 
 # The examples: the same losses, text and bits of the saved model as in C.
 for name in train_tiny generate; do
-  ${compilers[0]} -std=c++17 -O1 "${warnings[@]}" -I"$SOURCE_DIR/include" "$here/$name.cpp" "${library[@]}" -o "$work/$name"
+  ${compilers[0]} -std=c++17 -O1 "${warnings[@]}" -I"$SOURCE_DIR/include" "$here/$name.cpp" \
+    "${library[@]}" -o "$work/$name"
 done
-cc -O1 -I"$SOURCE_DIR/include" "$SOURCE_DIR"/examples/{train_tiny,stories}.c "${library[@]}" -lm -o "$work/train_c"
+cc -O1 -I"$SOURCE_DIR/include" "$SOURCE_DIR"/examples/{train_tiny,stories}.c "${library[@]}" -lm \
+  -o "$work/train_c"
 cat "$SOURCE_DIR"/docs/*.md "$SOURCE_DIR"/*.md >"$work/text"
 cd "$work"
 ./train_c text --steps 20 --seed 3 --out model | sed 's/  [0-9]* tokens.*//' >losses_c

@@ -1,5 +1,5 @@
-// Checks moenn.hpp: every handle, every kind of failure, exceptions through callbacks, use after reset,
-// threads, cancel, and that nothing is left behind.
+// Checks moenn.hpp: every handle, every kind of failure, exceptions through callbacks, use after
+// reset, threads, cancel, and that nothing is left behind.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -37,8 +37,10 @@ nn_status_t status_of(F &&call) {
 }
 #define FAILS(status, ...) CHECK(status_of([&] { (void)(__VA_ARGS__); }) == (status))
 
-static_assert(!std::is_copy_constructible_v<moenn::model> && std::is_nothrow_move_constructible_v<moenn::model>);
-static_assert(!std::is_copy_constructible_v<moenn::device> && std::is_nothrow_move_assignable_v<moenn::session>);
+static_assert(!std::is_copy_constructible_v<moenn::model> &&
+              std::is_nothrow_move_constructible_v<moenn::model>);
+static_assert(!std::is_copy_constructible_v<moenn::device> &&
+              std::is_nothrow_move_assignable_v<moenn::session>);
 static_assert(std::is_convertible_v<const std::vector<std::int32_t> &, moenn::ids>);
 static_assert(!std::is_convertible_v<const std::vector<float> &, moenn::span<float>>);
 
@@ -65,7 +67,8 @@ moenn::train_options shape(std::int64_t batch, std::int64_t seq_len) {
 const std::string text = "the quick brown fox jumps over th";
 
 std::vector<std::int32_t> ids_of(std::string_view part) { return {part.begin(), part.end()}; }
-const auto tokens = ids_of(std::string_view(text).substr(0, 32)), targets = ids_of(std::string_view(text).substr(1));
+const auto tokens = ids_of(std::string_view(text).substr(0, 32));
+const auto targets = ids_of(std::string_view(text).substr(1));
 
 const std::filesystem::path folder =
     std::filesystem::temp_directory_path() / ("moenn-hpp-" + std::to_string(getpid()));
@@ -192,7 +195,8 @@ void test_training() {
   optim.set_steps(0);
   optim.load(folder / "adam.safetensors");
   CHECK(optim.steps() == 30);
-  static_cast<float *>(parameter.info().data)[tokens[0] * 32] = std::numeric_limits<float>::quiet_NaN();
+  static_cast<float *>(parameter.info().data)[tokens[0] * 32] =
+      std::numeric_limits<float>::quiet_NaN();
   FAILS(NN_ERR_NONFINITE, model.evaluate(tokens, targets, 2));
   model.reset();  // the optimizer keeps what it needs
   CHECK(optim.steps() == 30);
@@ -207,11 +211,13 @@ void test_files() {
   std::int64_t heard = 0;
   moenn::file_options options;
   options.shard_bytes = 50000;
-  model.save(folder / "model", options, [&](std::int64_t done, std::int64_t) { return heard = done, false; });
+  model.save(folder / "model", options,
+             [&](std::int64_t done, std::int64_t) { return heard = done, false; });
   CHECK(heard > 0);
   const auto loaded = moenn::model::load(device, folder / "model");
   CHECK(loaded.config().layers == 2 && loaded.parameter_count() == model.parameter_count());
-  FAILS(NN_ERR_CANCELLED, moenn::model::load(device, folder / "model", NN_F32, [](auto...) { return true; }));
+  FAILS(NN_ERR_CANCELLED,
+        moenn::model::load(device, folder / "model", NN_F32, [](auto...) { return true; }));
   bool thrown = false;
   try {
     moenn::model::load(device, folder / "model", NN_F32, [](auto...) -> bool { throw 7; });
@@ -223,7 +229,8 @@ void test_files() {
   FAILS(NN_ERR_IO, model.save("/proc/version/model"));
   FAILS(NN_ERR_UNSUPPORTED, model.save_llmc(folder / "gpt2.bin"));
   auto gpt2 = moenn::preset("gpt2-124m");
-  gpt2.layers = 1, gpt2.hidden = 32, gpt2.ffn = 128, gpt2.heads = 2, gpt2.kv_heads = 0, gpt2.head_dim = 0;
+  gpt2.layers = 1, gpt2.hidden = 32, gpt2.ffn = 128, gpt2.heads = 2, gpt2.kv_heads = 0,
+  gpt2.head_dim = 0;
   gpt2.vocab_size = 128, gpt2.context = 16;
   moenn::model(device, gpt2, NN_F32, 1).save_llmc(folder / "gpt2.bin");
   CHECK(moenn::model::load_llmc(device, folder / "gpt2.bin").config().hidden == 32);
@@ -235,12 +242,14 @@ void test_text_and_data() {
   CHECK(bytes.decode(bytes.encode("h\xc3\xa9llo")) == "h\xc3\xa9llo");
   FAILS(NN_ERR_ARGUMENT, bytes.decode({NN_BYTE_VOCAB}));
   CHECK(bytes.special(NN_TOKEN_EOS) == NN_BYTE_EOS && bytes.special(NN_TOKEN_UNK) == -1);
-  CHECK(bytes.token(NN_BYTE_EOS) == "<|eos|>" && bytes.id("<|eos|>") == NN_BYTE_EOS && bytes.id("eos") == -1);
+  CHECK(bytes.token(NN_BYTE_EOS) == "<|eos|>" && bytes.id("<|eos|>") == NN_BYTE_EOS &&
+        bytes.id("eos") == -1);
   FAILS(NN_ERR_NOT_FOUND, bytes.token(NN_BYTE_VOCAB));
   moenn::encode_options parse;
   parse.parse_special = 1;
   const auto [spelled, offsets] = bytes.encode_offsets("\xc3\xa9<|eos|>", parse);
-  CHECK(spelled == std::vector<std::int32_t>({0xc3, 0xa9, NN_BYTE_EOS}) && spelled == bytes.encode("\xc3\xa9<|eos|>", parse));
+  CHECK(spelled == std::vector<std::int32_t>({0xc3, 0xa9, NN_BYTE_EOS}) &&
+        spelled == bytes.encode("\xc3\xa9<|eos|>", parse));
   CHECK(offsets[1][0] == 0 && offsets[1][1] == 2 && offsets[2][0] == 2 && offsets[2][1] == 9);
   moenn::decode_options keep;
   keep.keep_special = 1;
@@ -255,12 +264,14 @@ void test_text_and_data() {
   learning.min_frequency = 1;
   learning.specials = specials, learning.special_count = 1;
   std::int64_t heard = 0;
-  const auto learnt = moenn::tokenizer::train({"low lower", "lowest"}, learning, [&](auto done, auto) {
-    heard = done;
-    return false;
-  });
+  const auto learnt =
+      moenn::tokenizer::train({"low lower", "lowest"}, learning, [&](auto done, auto) {
+        heard = done;
+        return false;
+      });
   CHECK(heard == 15 && learnt.vocab_size() == 260 && learnt.id("low") > 0);
-  FAILS(NN_ERR_CANCELLED, moenn::tokenizer::train({"a"}, learning, [](auto, auto) { return true; }));
+  FAILS(NN_ERR_CANCELLED,
+        moenn::tokenizer::train({"a"}, learning, [](auto, auto) { return true; }));
   FAILS(NN_ERR_NOT_FOUND, moenn::tokenizer::train_files({"/none"}));
   FAILS(NN_ERR_NOT_FOUND, moenn::tokenizer::load_tiktoken("/none", "."));
   FAILS(NN_ERR_UNSUPPORTED, learnt.save_llmc("/none"));
@@ -297,7 +308,8 @@ void test_session() {
   session.prefill(0, {'a', 'b', 'c'}, {logits.data(), NN_BYTE_VOCAB});
   session.decode({'d', -1}, logits);
   CHECK(session.length(0) == 4 && session.length(1) == 0 && session.length(9) == 0);
-  const auto best = std::max_element(logits.begin(), logits.begin() + NN_BYTE_VOCAB) - logits.begin();
+  const auto best =
+      std::max_element(logits.begin(), logits.begin() + NN_BYTE_VOCAB) - logits.begin();
   CHECK(session.sample(0) == best);
   CHECK(session.expert_stats(0).tokens == 4);
   session.truncate(0, 1);
@@ -402,7 +414,8 @@ void test_leaks() {
     return resident();
   };
   const long before = rounds(50), after = rounds(150);
-#if !defined(__SANITIZE_ADDRESS__) && !defined(MOENN_SANITIZED) /* which keeps what was freed for a while */
+/* The sanitizer keeps what was freed for a while. */
+#if !defined(__SANITIZE_ADDRESS__) && !defined(MOENN_SANITIZED)
   CHECK(after < before + (4 << 20));
 #else
   (void)before, (void)after;

@@ -1,6 +1,6 @@
-// Trains a small mixture-of-experts language model on a text, byte by byte: measures it, lets it write,
-// saves it, and proves that what was saved is the same model. The same text, seed and steps give the same
-// losses as examples/train_tiny.c, to the last bit.
+// Trains a small mixture-of-experts language model on a text, byte by byte: measures it, lets it
+// write, saves it, and proves that what was saved is the same model. The same text, seed and steps
+// give the same losses as examples/train_tiny.c, to the last bit.
 #include <algorithm>
 #include <chrono>
 #include <csignal>
@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::int64_t batch = 4, length = 256;       // sequences in a step, bytes in a sequence
 constexpr std::int64_t shortest = (length + 1) * 10 / 9;  // bytes of a text
-constexpr int parts = 20, short_check = 16;           // progress lines; batches of a validation on the way
+constexpr int parts = 20, short_check = 16; // progress lines; batches of a validation on the way
 
 const char usage[] =
     "usage: train_tiny TEXT [options]\n"
@@ -97,14 +97,17 @@ class trainer {
       model_.zero_grad();
       const auto loss = model_.backward(tokens_, targets_, batch);
       optim.step(moenn::schedule_lr(schedule, static_cast<std::int64_t>(share * 1000)));
-      const double time = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      const double time =
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       share = settings_.steps > 0 ? step / settings_.steps : time / (60 * settings_.minutes);
       if (share * parts < lines + 1) continue;
       lines++;
       std::printf("step %4d  loss %.4f  %.0f tokens/s  %.0f MB  %.0f s left\n", step, loss.loss,
-                  step * static_cast<double>(batch * length) / time, 1e-6 * static_cast<double>(held.current_bytes),
+                  step * static_cast<double>(batch * length) / time,
+                  1e-6 * static_cast<double>(held.current_bytes),
                   std::max(0.0, time / share - time));
-      if (lines % 5 == 0 && share < 1) std::printf("validation loss about %.4f\n", validate(short_check));
+      if (lines % 5 == 0 && share < 1)
+        std::printf("validation loss about %.4f\n", validate(short_check));
     }
   }
 
@@ -116,8 +119,9 @@ class trainer {
     std::printf("validation loss %.4f nats per byte\n", loss);
     for (int layer = 0; layer < config_.layers; layer++) {
       const auto use = model_.expert_stats(layer);
-      std::printf("layer %d: entropy of expert use %.3f of 1, the busiest has %.2f times its share\n", layer,
-                  use.entropy, use.max_load);
+      std::printf(
+          "layer %d: entropy of expert use %.3f of 1, the busiest has %.2f times its share\n",
+          layer, use.entropy, use.max_load);
     }
   }
 
@@ -144,7 +148,8 @@ class trainer {
     loaded.forward(tokens_, batch, again);
     if (std::memcmp(saved.data(), again.data(), saved.size() * sizeof saved[0]) != 0)
       throw std::runtime_error(settings_.out + ": other logits");
-    std::printf("saved in %s; reloaded, it gives the same logits, bit for bit\n", settings_.out.c_str());
+    std::printf("saved in %s; reloaded, it gives the same logits, bit for bit\n",
+                settings_.out.c_str());
   }
 
  private:

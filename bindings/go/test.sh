@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Checks the Go binding against the library in BUILD_DIR: formatting, vet, tests with and without the race
-# detector, the examples against those in C, a program in a module of its own, and the cost of a call.
-# Nothing is written to the source tree. Status 77: no Go here.
+# Checks the Go binding against the library in BUILD_DIR: formatting, vet, tests with and without
+# the race detector, the examples against those in C, a program in a module of its own, and the cost
+# of a call. Nothing is written to the source tree. Status 77: no Go here.
 set -euo pipefail
 : "${SOURCE_DIR:?the root of the repository}" "${BUILD_DIR:?a build folder that holds libmoenn.so}"
 for tool in go cc pkg-config; do
@@ -24,9 +24,11 @@ cp "$SOURCE_DIR/include/moenn.h" "$work/prefix/include"
 cp -d "$BUILD_DIR"/libmoenn.so* "$work/prefix/lib"
 printf 'Name: moenn\nDescription: libmoenn\nVersion: 0\nCflags: -I%s/include\nLibs: -L%s/lib -lmoenn\n' \
   "$work/prefix" "$work/prefix" >"$work/prefix/lib/pkgconfig/moenn.pc"
-# Go's build cache does not see what pkg-config answers; a macro of this run's name keeps runs apart.
+# Go's build cache does not see what pkg-config answers; a macro of this run's name keeps runs
+# apart.
 export CGO_CPPFLAGS=-DRUN_$(basename "$work" | tr -c '[:alnum:]\n' _)
-export PKG_CONFIG_PATH=$work/prefix/lib/pkgconfig LD_LIBRARY_PATH=$work/prefix/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+export PKG_CONFIG_PATH=$work/prefix/lib/pkgconfig \
+  LD_LIBRARY_PATH=$work/prefix/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
 cd "$SOURCE_DIR/bindings/go"
 unformatted=$(gofmt -l .)
@@ -40,7 +42,8 @@ PKG_CONFIG=false CGO_CFLAGS="-I$SOURCE_DIR/include" CGO_LDFLAGS="-L$BUILD_DIR" \
 
 # The examples: the same losses, text and bits of the saved model as in C.
 go build -o "$work/" ./examples/...
-cc -O1 -I"$SOURCE_DIR/include" "$SOURCE_DIR"/examples/{train_tiny,stories}.c -L"$BUILD_DIR" -lmoenn -lm -o "$work/train_c"
+cc -O1 -I"$SOURCE_DIR/include" "$SOURCE_DIR"/examples/{train_tiny,stories}.c -L"$BUILD_DIR" \
+  -lmoenn -lm -o "$work/train_c"
 cat "$SOURCE_DIR"/docs/*.md "$SOURCE_DIR"/*.md >"$work/text"
 cd "$work"
 ./train_c text --steps 20 --seed 3 --out model | sed 's/  [0-9]* tokens.*//' >losses_c
@@ -61,7 +64,8 @@ echo "train_tiny: an interrupt saves the model"
 
 # A program in a module of its own.
 mkdir outside && cd outside
-printf 'module outside\n\ngo 1.19\n\nrequire moenn v0.0.0\n\nreplace moenn => %s\n' "$SOURCE_DIR/bindings/go" >go.mod
+printf 'module outside\n\ngo 1.19\n\nrequire moenn v0.0.0\n\nreplace moenn => %s\n' \
+  "$SOURCE_DIR/bindings/go" >go.mod
 cat >main.go <<'GO'
 package main
 

@@ -1,5 +1,5 @@
-# Sourced by the scripts of this folder: the environment that tests/CMakeLists.txt sets, and a temporary
-# folder that goes away with the script.
+# Sourced by the scripts of this folder: the environment that tests/CMakeLists.txt sets, and a
+# temporary folder that goes away with the script.
 set -eu
 : "${SOURCE_DIR:?}" "${BUILD_DIR:?}" "${CC:=cc}" "${CMAKE:=cmake}"
 header=$SOURCE_DIR/include/moenn.h
@@ -26,5 +26,6 @@ header_lines() {
 
 # Names of the exported functions with their version node, sorted.
 exported_symbols() {
-  nm -D --defined-only --with-symbol-versions "$library" | awk '$2 == "T" { print $3 }' | LC_ALL=C sort
+  nm -D --defined-only --with-symbol-versions "$library" | awk '$2 == "T" { print $3 }' |
+    LC_ALL=C sort
 }

@@ -4,7 +4,8 @@
 . "$(dirname "$0")/common.sh"
 have abidiff && have abidw || skip "abidiff is not installed (package abigail-tools)"
 
-CC=$CC CMAKE=$CMAKE "$SOURCE_DIR/tools/abi-baseline.sh" "$work" "$BUILD_DIR/abi" >"$work/log" 2>&1 ||
+CC=$CC CMAKE=$CMAKE "$SOURCE_DIR/tools/abi-baseline.sh" "$work" "$BUILD_DIR/abi" \
+  >"$work/log" 2>&1 ||
   { cat "$work/log"; fail "the interface of today's sources could not be written"; }
 abidiff --no-added-syms --suppressions "$SOURCE_DIR/abi/growth.suppr" \
   "$SOURCE_DIR/abi/moenn.abi" "$work/moenn.abi" ||

@@ -3,14 +3,15 @@
 . "$(dirname "$0")/common.sh"
 pins=$(dirname "$0")/layout.c
 
-if ! echo '_Static_assert(sizeof(void *) == 8, "");' | "$CC" -x c -std=c11 -fsyntax-only - 2>/dev/null; then
+if ! echo '_Static_assert(sizeof(void *) == 8, "");' |
+    "$CC" -x c -std=c11 -fsyntax-only - 2>/dev/null; then
   skip "the pinned layout is that of 64-bit systems"
 fi
 "$CC" -std=c11 -Wall -Wextra -Wpedantic -Werror -I"$SOURCE_DIR/include" -fsyntax-only "$pins" ||
   fail "the header does not have the pinned layout"
 
-# "SIZE(struct,", "PIN(struct, type, member," or "PIN_ARRAY(struct, type, member, count," of each struct,
-# "IS(name," of each enumerator.
+# "SIZE(struct,", "PIN(struct, type, member," or "PIN_ARRAY(struct, type, member, count," of each
+# struct, "IS(name," of each enumerator.
 header_lines | awk '
   /^ *typedef struct nn_[a-z0-9_]+ *\{/ { inside = 1; count = 0; next }
   /^ *enum *\{/ { listing = 1; next }
@@ -28,7 +29,8 @@ header_lines | awk '
     gsub(/[ ;]/, "")
     print "SIZE(" $0 ","
     for (i = 0; i < count; i++)
-      print (size[i] ? "PIN_ARRAY(" : "PIN(") $0 ", " type[i] ", " member[i] "," (size[i] ? " " size[i] "," : "")
+      print (size[i] ? "PIN_ARRAY(" : "PIN(") $0 ", " type[i] ", " member[i] "," \
+        (size[i] ? " " size[i] "," : "")
     inside = 0
     next
   }

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The stripped shared object is small, needs few libraries, and imports nothing that ends the process,
-# prints, or starts another one.
+# The stripped shared object is small, needs few libraries, and imports nothing that ends the
+# process, prints, or starts another one.
 . "$(dirname "$0")/common.sh"
 
 strip -o "$work/stripped" "$library"

@@ -1,5 +1,6 @@
 #!/bin/sh
-# The example that learns a tokenizer, from outside: both kinds, what it writes, and what it refuses.
+# The example that learns a tokenizer, from outside: both kinds, what it writes, and what it
+# refuses.
 set -u
 : "${SOURCE_DIR:?}" "${BUILD_DIR:?}"
 example="$BUILD_DIR/train_tokenizer"

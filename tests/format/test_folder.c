@@ -228,7 +228,8 @@ static void every_parameter_must_be_there_and_every_tensor_used(void **state) {
          "\"h.0.attn.bias2\"|no parameter");
   refuse(&gpt2, (oddity_t){.extra = {"wte.weight"}}, NN_ERR_FORMAT,
          "\"wte.weight\"|with and without");
-  refuse(&mixtral, (oddity_t){.reshape = query}, NN_ERR_FORMAT, "q_proj|its shape is [240]; config.json makes it [24, 10]");
+  refuse(&mixtral, (oddity_t){.reshape = query}, NN_ERR_FORMAT,
+         "q_proj|its shape is [240]; config.json makes it [24, 10]");
   refuse(&mixtral, (oddity_t){.rename = "model.norm.weight", .to = "model.norm.bias"},
          NN_ERR_FORMAT, "model.norm.weight|missing");
   refuse(&mixtral, (oddity_t){.retype = query}, NN_ERR_UNSUPPORTED, "q_proj|F64|BF16");

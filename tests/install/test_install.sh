@@ -1,6 +1,6 @@
 #!/bin/sh
-# Installs into a temporary prefix and builds consumer/ against it: pkg-config and find_package, shared
-# and static. The prefix is moved before it is used: nothing in it may know its own place.
+# Installs into a temporary prefix and builds consumer/ against it: pkg-config and find_package,
+# shared and static. The prefix is moved before it is used: nothing in it may know its own place.
 set -eu
 : "${SOURCE_DIR:?}" "${BUILD_DIR:?}" "${CC:=cc}" "${CMAKE:=cmake}"
 here=$(cd "$(dirname "$0")" && pwd)
@@ -12,7 +12,8 @@ fail() {
   exit 1
 }
 
-"$CMAKE" --install "$BUILD_DIR" --prefix "$work/first" >"$work/log" || { cat "$work/log"; fail "install"; }
+"$CMAKE" --install "$BUILD_DIR" --prefix "$work/first" >"$work/log" ||
+  { cat "$work/log"; fail "install"; }
 mv "$work/first" "$work/prefix"
 prefix=$work/prefix
 
@@ -27,9 +28,12 @@ done
 libdir=$(dirname "$(one libmoenn.so)")
 soname=$(readelf -d "$libdir/libmoenn.so" | sed -n 's/.*(SONAME).*\[\(.*\)\]/\1/p')
 [ -e "$libdir/$soname" ] || fail "there is no $soname"
-if grep -rlIF -e "$SOURCE_DIR" -e "$work/first" "$prefix"; then fail "the files above hold paths"; fi
+if grep -rlIF -e "$SOURCE_DIR" -e "$work/first" "$prefix"; then
+  fail "the files above hold paths"
+fi
 
-version=$(sed -n 's/^#define NN_VERSION_[A-Z]* //p' "$SOURCE_DIR/include/moenn.h" | tr '\n' . | sed 's/\.$//')
+version=$(sed -n 's/^#define NN_VERSION_[A-Z]* //p' "$SOURCE_DIR/include/moenn.h" | tr '\n' . |
+  sed 's/\.$//')
 run() { # a program says its version
   output=$(LD_LIBRARY_PATH=$libdir "$1") || fail "$1 does not run"
   [ "$output" = "libmoenn $version" ] || fail "$1 prints '$output'"
@@ -52,8 +56,10 @@ else
   echo "static pkg-config link left out: this system has no static libc or package"
 fi
 
-"$CMAKE" -S "$here/consumer" -B "$work/consumer" -DCMAKE_PREFIX_PATH="$prefix" -DCMAKE_C_COMPILER="$CC" \
-  >"$work/log" && "$CMAKE" --build "$work/consumer" >>"$work/log" || { cat "$work/log"; fail "find_package"; }
+"$CMAKE" -S "$here/consumer" -B "$work/consumer" -DCMAKE_PREFIX_PATH="$prefix" \
+  -DCMAKE_C_COMPILER="$CC" >"$work/log" &&
+  "$CMAKE" --build "$work/consumer" >>"$work/log" ||
+  { cat "$work/log"; fail "find_package"; }
 run "$work/consumer/with_shared"
 run "$work/consumer/with_static"
 if readelf -d "$work/consumer/with_static" | grep -q libmoenn; then
