@@ -112,8 +112,9 @@ typedef struct gemm_panels {
 void VEC(gemm_kernel)(int64_t rows, const gemm_panels_t *panels, gemm_run_t **runs);
 
 /* d[m, GEMM_NR] = sum + a . b + c for any number m of rows, the products added to sum one by one.
- * With across, a is [m, k], rows lda apart, and a line of *runs is requested every second step of a
- * tile's k, at least each GEMM_ROWS_REQUEST multiply-adds; what is left of them stays there. */
+ * With across, a is [m, k], rows lda apart, and a line of *runs is requested every request_step (1 or
+ * 2) steps of a tile's k, with 2 at least each GEMM_ROWS_REQUEST multiply-adds; what is left of them
+ * stays there. */
 void VEC(gemm_kernel_rows)(int64_t m, int across, const gemm_panels_t *panels, gemm_run_t **runs);
 
 /* Packs count rows or columns of an operand from `first` on, restricted to k0 .. k0 + k - 1, as

@@ -70,7 +70,9 @@ static void gemm_slice_rows(const gemm_slice_t *slice, const gemm_slice_t *next,
   for (int64_t r = 0; r < item->m; r += step) {
     int64_t rows = vec_min(item->m - r, step), i = item->i + r;
     gemm_requests_t requests;
-    gemm_requests_begin(&requests, rows * slice->k / GEMM_ROWS_REQUEST);
+    /* Beside fewer rows than a panel of weights has, two as often: else some would be left out. */
+    panels->request_step = item->few_rows && rows < GEMM_NR ? 1 : 2;
+    gemm_requests_begin(&requests, rows * slice->k / GEMM_ROWS_REQUEST * (3 - panels->request_step));
     if (result) gemm_request_result(&requests, group, i, rows, j, columns);
     gemm_request_ahead(&requests, &ahead);
     gemm_requests_end(&requests, item->sum);

@@ -51,6 +51,12 @@ VEC_INLINE void rows_load(const int rows, vf acc[ROWS_MR][2], const float *sum) 
   }
 }
 
+VEC_INLINE void rows_request(gemm_run_t *run, gemm_run_t **runs) {
+  _mm_prefetch((const char *)run->line, _MM_HINT_T0);
+  run->line += (uintptr_t)run->step;
+  if (--run->count == 0) *run = *++*runs;
+}
+
 /* rows and across are constants where this is called, so that the loops unroll (all to ROWS_MR,
  * which compilers agree on) and acc becomes registers. */
 VEC_INLINE void rows_tile(const int rows, const int across, const gemm_panels_t *panels,
@@ -58,17 +64,15 @@ VEC_INLINE void rows_tile(const int rows, const int across, const gemm_panels_t 
   const float *b = panels->b, *fourth[ROWS_FOURTHS];
   gemm_run_t run = **runs;
   int64_t k = panels->k, lda = panels->lda, ldb = panels->ldb;
+  const int often = panels->request_step < ROWS_STEPS;
   vf acc[ROWS_MR][2];
   VEC_UNROLL for (int i = 0; i < ROWS_MR; i++) acc[i][0] = acc[i][1] = vf_zero();
   if (panels->sum) rows_load(rows, acc, panels->sum);
   VEC_UNROLL for (int i = 0; i < ROWS_FOURTHS; i++)
     fourth[i] = panels->a + (across && 4 * i < rows ? 4 * i * lda : 0);
   for (; k >= ROWS_STEPS; k -= ROWS_STEPS) {
-    if (across) {
-      _mm_prefetch((const char *)run.line, _MM_HINT_T0);
-      run.line += (uintptr_t)run.step;
-      if (--run.count == 0) run = *++*runs;
-    }
+    if (across) rows_request(&run, runs);
+    if (across && often) rows_request(&run, runs);
     rows_steps(rows, across, ROWS_STEPS, fourth, &b, lda, ldb, acc);
   }
   if (across) **runs = run;
@@ -103,6 +107,7 @@ VEC_INLINE void rows_all(int64_t m, const int across, const gemm_panels_t *panel
   gemm_panels_t at = {.k = panels->k, .a = panels->a, .b = panels->b};
   at.sum = panels->sum, at.c = panels->c, at.d = panels->d;
   at.lda = panels->lda, at.ldb = panels->ldb, at.ldc = panels->ldc, at.ldd = panels->ldd;
+  at.request_step = panels->request_step;
   for (; m >= ROWS_MR; m -= ROWS_MR) {
     rows_tile(ROWS_MR, across, &at, runs);
     at.a += across ? ROWS_MR * at.lda : ROWS_MR;
