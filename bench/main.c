@@ -18,7 +18,8 @@ static const char usage[] =
     "                  context: moe-6.9b at 262,144 tokens; a GPU, or few layers and patience\n"
     "                  curve: losses of GPT-2 124M on a GPU and on the CPU, from one checkpoint\n"
     "  --seconds S     least time spent on a scenario (default 1)\n"
-    "  --layers N      layers of moe-6.9b in decode, prefill and load (default: all 30, 15 GB)\n"
+    "  --layers N      layers of moe-6.9b in decode, prefill, load and context (default: all\n"
+    "                  30, 15 GB)\n"
     "  --tokenizer P   of the group tokenizer: a tokenizer file or folder (default: the bytes')\n"
     "  --text FILE     what it encodes (default: 10 MB of made-up words)\n"
     "  --cold          a CPU's operations work through buffers that exceed the caches\n"
@@ -34,9 +35,10 @@ static _Noreturn void usage_error(const char *what, const char *value) {
 static double number(const char *option, const char *text, double least, double most) {
   char *end;
   double value = text ? strtod(text, &end) : 0;
-  if (!text || end == text || *end || !(value >= least && value <= most))
-    usage_error("unusable value of", option);
-  return value;
+  if (text && end != text && !*end && value >= least && value <= most) return value;
+  char what[96];
+  snprintf(what, sizeof what, "%s takes a number from %g to %g, not", option, least, most);
+  usage_error(what, text ? text : "nothing");
 }
 
 static bench_options_t parse(int argc, char **argv) {

@@ -1,4 +1,5 @@
 /* The report: a table on standard output and, where asked for, the same as JSON. */
+#include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -9,9 +10,22 @@
 static const bench_options_t *report_options;
 static json_t *report_json, *report_rows;
 
+static _Noreturn void report_unwritable(const char *path) {
+  fprintf(stderr, "moenn-bench: %s cannot be written: %s\n", path, strerror(errno));
+  exit(1);
+}
+
+/* Before all that is measured, rather than behind it. */
+static void report_check_json(const char *path) {
+  FILE *file = path ? fopen(path, "a") : NULL;
+  if (path && !file) report_unwritable(path);
+  if (file) fclose(file);
+}
+
 void report_begin(const bench_options_t *options, int argc, char **argv, const char *cpu,
                   int32_t threads, int32_t paths) {
   report_options = options;
+  report_check_json(options->json);
   report_json = json_object();
   report_rows = json_array();
   char command[1024] = "";
@@ -104,10 +118,8 @@ void report_end(void) {
             report_options->filter);
     exit(1);
   }
-  if (report_options->json && json_dump_file(report_json, report_options->json, JSON_INDENT(1))) {
-    fprintf(stderr, "moenn-bench: %s could not be written\n", report_options->json);
-    exit(1);
-  }
+  const char *path = report_options->json;
+  if (path && json_dump_file(report_json, path, JSON_INDENT(1))) report_unwritable(path);
   json_decref(report_rows);
   json_decref(report_json);
 }

@@ -1,8 +1,10 @@
 /* Folders for what a scenario writes and reads again. */
 #define _XOPEN_SOURCE 700
+#include <errno.h>
 #include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "bench.h"
 
@@ -10,7 +12,8 @@ void temp_make(char folder[TEMP_PATH]) {
   const char *parent = getenv("TMPDIR");
   int length = snprintf(folder, TEMP_PATH, "%s/moenn-bench-XXXXXX", parent ? parent : "/tmp");
   if (length < TEMP_PATH && mkdtemp(folder)) return;
-  perror("moenn-bench: no temporary folder");
+  fprintf(stderr, "moenn-bench: %s cannot be made: %s; TMPDIR names another place\n", folder,
+          strerror(errno));
   exit(1);
 }
 
