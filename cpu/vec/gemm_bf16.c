@@ -1,10 +1,10 @@
-/* Products with bf16 inputs by the processor's own instruction, which adds two products of bf16 pairs
- * to an fp32 sum: fp32 inputs are rounded to bf16, to nearest, as they are packed or read. Pairs are
- * adjacent along k; what is missing of the last one counts as 0. A sum runs over pairs in order of k, the
- * later product of a pair first; subnormal inputs and results count as 0.
+/* Products with bf16 inputs by the processor's own instruction, which adds two products of bf16
+ * pairs to an fp32 sum: fp32 inputs are rounded to bf16, to nearest, as they are packed or read.
+ * Pairs are adjacent along k; what is missing of the last one counts as 0. A sum runs over pairs in
+ * order of k, the later product of a pair first; subnormal inputs and results count as 0.
  *
- * Packing, the register kernel and streaming are those of gemm_pack.c, gemm_kernel.c and gemm_stream.c
- * with a pair where those have a number. */
+ * Packing, the register kernel and streaming are those of gemm_pack.c, gemm_kernel.c and
+ * gemm_stream.c with a pair where those have a number. */
 #include "vec/gemm_tile.h"
 
 /* A pair as the registers have it: 32 bits, the earlier number low. */
@@ -36,7 +36,8 @@ VEC_INLINE __m512i halves_load(const void *row, int64_t i, vmask mask, int32_t d
 
 /* ---- packing: out[pairs, width] -------------------------------------------------------------- */
 
-/* Requests a pair of vectors that lie `ahead` bytes behind element i of a row; they need not exist. */
+/* Requests a pair of vectors that lie `ahead` bytes behind element i of a row; they need not
+ * exist. */
 VEC_INLINE void pairs_request(const void *row, int64_t i, int64_t ahead, int32_t dtype) {
   int64_t size = dtype == NN_BF16 ? 2 : 4;
   const char *place = (const char *)((uintptr_t)row + (uintptr_t)(i * size + ahead));
@@ -236,15 +237,16 @@ void VEC(gemm_stream_bf16)(const gemm_group_t *group, const float *x, int64_t j,
 }
 
 
-/* ---- a few dozen rows ------------------------------------------------------------------------- */
+/* ---- a few dozen rows ------------------------------------------------------------------------ */
 
-/* With m rows a packed weight would be used m times only, which does not pay for packing it. Here the
- * weights stay where they are: the kernel broadcasts pairs of THIN_W of their rows, and the rows of a,
- * packed once for all columns, are the vectors' lanes. A sum is one chain over all of k. */
+/* With m rows a packed weight would be used m times only, which does not pay for packing it. Here
+ * the weights stay where they are: the kernel broadcasts pairs of THIN_W of their rows, and the
+ * rows of a, packed once for all columns, are the vectors' lanes. A sum is one chain over all of
+ * k. */
 enum { THIN_W = 8, THIN_ROWS = GEMM_NR };
 
-/* sums[THIN_W][THIN_ROWS] of w_rows rows of w, ld numbers apart, with a packed panel; requests what lies
- * THIN_W rows further. */
+/* sums[THIN_W][THIN_ROWS] of w_rows rows of w, ld numbers apart, with a packed panel; requests what
+ * lies THIN_W rows further. */
 VEC_INLINE void thin_dots(const int w_rows, const uint16_t *w, int64_t ld, const int32_t *panel,
                           int64_t k, float *sums) {
   vf acc[THIN_W][2];

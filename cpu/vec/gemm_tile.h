@@ -1,6 +1,6 @@
 /* The register kernel of products, of numbers (gemm_kernel.c) and of pairs of bf16 (gemm_bf16.c):
- * d[rows, GEMM_NR] = a [k, rows] . b [k, GEMM_NR] + sum + c from panels, with all sums in registers;
- * each is a chain of fused multiply-adds in order of k.
+ * d[rows, GEMM_NR] = a [k, rows] . b [k, GEMM_NR] + sum + c from panels, with all sums in
+ * registers; each is a chain of fused multiply-adds in order of k.
  *
  * Between its steps it requests from memory what is needed soon: a few requests at a time leave the
  * loads of the panels undisturbed, where many in a row hold them up. */

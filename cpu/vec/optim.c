@@ -196,7 +196,8 @@ VEC_INLINE void adamw_f16(const adamw_by_t *by, uint16_t *p, float *master, int6
   uint16_t part[VEC_WIDTH] = {0};
   size_t bytes = (size_t)vec_min(left, VEC_WIDTH) * sizeof *p;
   memcpy(part, p + i, bytes);
-  vf from = adamw_master(vf_load_next(master + i, left), part), to = adamw_update(by, i, left, from);
+  vf from = adamw_master(vf_load_next(master + i, left), part);
+  vf to = adamw_update(by, i, left, from);
   vf_store_next(master + i, left, to);
   vf_store_f16(part, to);
   memcpy(p + i, part, bytes);
@@ -223,7 +224,8 @@ static void adamw_chunk(void *context, int64_t item, int32_t thread) {
   adamw_t job = *(const adamw_t *)context;
   /* From the last chunk to the first: the norm read the last gradients last, and the next pass
    * reads the first parameters first. */
-  int64_t begin = (job.chunks - 1 - item) * ADAMW_CHUNK, end = vec_min(job.op.count, begin + ADAMW_CHUNK);
+  int64_t begin = (job.chunks - 1 - item) * ADAMW_CHUNK;
+  int64_t end = vec_min(job.op.count, begin + ADAMW_CHUNK);
   int64_t split = vec_min(end, job.op.decayed > begin ? job.op.decayed : begin);
   adamw_range(&job, begin, split);
   job.decay = 0;

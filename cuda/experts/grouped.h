@@ -1,10 +1,11 @@
-/* Products over rows that are grouped by expert: rows offset[e] .. offset[e + 1] - 1 meet expert e's
- * matrices. Offsets lie on the device and are never read by the host; rows behind offset[experts] are
- * neither read into a result nor written. Every sum has one fixed order.
+/* Products over rows that are grouped by expert: rows offset[e] .. offset[e + 1] - 1 meet expert
+ * e's matrices. Offsets lie on the device and are never read by the host; rows behind
+ * offset[experts] are neither read into a result nor written. Every sum has one fixed order.
  *
  * Each product exists for any dtype on any device (portable.cu), for 16 bits on sm_90a by the
  * bulk copy engine and warpgroup products (sm90.cu), and for few rows by streaming the weights
- * (few.cu). experts.cu chooses. H: hidden, F: ffn. Matrices of activations are row-major and packed. */
+ * (few.cu). experts.cu chooses. H: hidden, F: ffn. Matrices of activations are row-major and
+ * packed. */
 #ifndef NN_CUDA_GROUPED_H
 #define NN_CUDA_GROUPED_H
 
@@ -70,8 +71,10 @@ typedef struct grouped_dw {
 
 /* portable.cu */
 nn_status_t portable_up(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_up_t *);
-nn_status_t portable_down(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_down_t *);
-nn_status_t portable_dact(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_dact_t *);
+nn_status_t portable_down(backend_device_t *, int32_t dtype, const grouped_t *,
+                          const grouped_down_t *);
+nn_status_t portable_dact(backend_device_t *, int32_t dtype, const grouped_t *,
+                          const grouped_dact_t *);
 nn_status_t portable_dx(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_dx_t *);
 nn_status_t portable_dw(backend_device_t *, int32_t dtype, const grouped_t *, const grouped_dw_t *);
 

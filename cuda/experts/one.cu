@@ -4,9 +4,10 @@
  * block writes what norm and route have to leave behind. one_down reads that as soon as it begins,
  * and asks for its first weights while one_up's last blocks still run.
  *
- * Order of sums: the norm as in norm.cu; a logit, and an element of act, is a lane's share in order,
- * then the warp's tree; an element of the result is a thread's share of the rows, in the order of
- * their experts and each times its weight, the warp's tree, the warps in order, and the residual. */
+ * Order of sums: the norm as in norm.cu; a logit, and an element of act, is a lane's share in
+ * order, then the warp's tree; an element of the result is a thread's share of the rows, in the
+ * order of their experts and each times its weight, the warp's tree, the warps in order, and the
+ * residual. */
 #include "experts/one.h"
 #include "launch.cuh"
 #include "ops/glu.cuh"
@@ -35,7 +36,8 @@ typedef struct one_row {
 
 typedef struct one_room {
   route_few_room_t route;
-  alignas(16) float prob[2][ONE_EXPERTS]; /* logits, then probabilities; the second row is no token's */
+  alignas(16) float prob[2][ONE_EXPERTS]; /* logits, then probabilities; the second row is no
+                                             token's */
   one_row_t row[ONE_EXPERTS];
 } one_room_t;
 

@@ -1,6 +1,6 @@
-/* Work that is done again and again with the same arguments, only on other contents of device memory:
- * it runs as it is the first time, so that what is set up once is; is noted down the second time, where
- * the backend has graphs; and from then on is one launch. */
+/* Work that is done again and again with the same arguments, only on other contents of device
+ * memory: it runs as it is the first time, so that what is set up once is; is noted down the second
+ * time, where the backend has graphs; and from then on is one launch. */
 #ifndef NN_MODEL_REPLAY_H
 #define NN_MODEL_REPLAY_H
 

@@ -22,7 +22,8 @@ nn_status_t training_check(const nn_model_config_t *config, int32_t dtype,
                        "nn_train_options_t: seq_len is %lld; it goes from 1 to the context, %lld",
                        (long long)checked->seq_len, (long long)config->context);
   if (checked->recompute < NN_RECOMPUTE_NONE || checked->recompute > NN_RECOMPUTE_FFN)
-    return status_fail(NN_ERR_ARGUMENT, "nn_train_options_t: recompute is %d, not an NN_RECOMPUTE_ value",
+    return status_fail(NN_ERR_ARGUMENT,
+                       "nn_train_options_t: recompute is %d, not an NN_RECOMPUTE_ value",
                        checked->recompute);
   int64_t tokens, slots;
   if (!mem_mul(checked->batch, checked->seq_len, &tokens) ||
@@ -94,15 +95,17 @@ static void training_take_workspace(arena_t *arena, const nn_device_t *device,
   buffers->scratch.data = arena_take(arena, 1, (int64_t)buffers->scratch.bytes, 1);
 }
 
-nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *config, int32_t dtype,
-                           int64_t elements, const nn_train_options_t *checked,
+nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *config,
+                           int32_t dtype, int64_t elements, const nn_train_options_t *checked,
                            training_bytes_t *bytes) {
   training_buffers_t buffers = {0};
   arena_t activations = {0}, workspace = {0};
-  training_take_activations(&activations, config, checked, block_act_dtype(device, dtype), &buffers);
+  training_take_activations(&activations, config, checked, block_act_dtype(device, dtype),
+                            &buffers);
   training_take_workspace(&workspace, device, config, dtype, checked, &buffers);
   if (activations.overflowed || workspace.overflowed)
-    return status_fail(NN_ERR_ARGUMENT, "a training batch of %lld x %lld tokens overflows memory sizes",
+    return status_fail(NN_ERR_ARGUMENT,
+                       "a training batch of %lld x %lld tokens overflows memory sizes",
                        (long long)checked->batch, (long long)checked->seq_len);
   bytes->gradients = (size_t)elements * sizeof(float);
   bytes->activations = activations.used;
@@ -137,10 +140,11 @@ static nn_status_t training_allocate(nn_model_t *model, training_t *training) {
   const nn_model_config_t *config = &model->config;
   training_buffers_t *buffers = &training->buffers;
   training_bytes_t bytes = {0};
-  STATUS_TRY(training_count(device, config, model->dtype, model->params.elements, &training->options,
-                            &bytes));
+  STATUS_TRY(training_count(device, config, model->dtype, model->params.elements,
+                            &training->options, &bytes));
   void *got = NULL;
-  STATUS_TRY(mem_alloc((size_t)training_kept(config, &training->options), sizeof(block_acts_t), &got));
+  STATUS_TRY(
+      mem_alloc((size_t)training_kept(config, &training->options), sizeof(block_acts_t), &got));
   buffers->acts = got;
   int64_t n = training->options.batch * training->options.seq_len;
   STATUS_TRY(mem_alloc((size_t)n, sizeof(int32_t), &got));

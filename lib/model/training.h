@@ -62,8 +62,8 @@ nn_status_t training_check(const nn_model_config_t *config, int32_t dtype,
                            const nn_train_options_t *options, nn_train_options_t *checked);
 
 /* Counts, allocating nothing on the device. */
-nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *config, int32_t dtype,
-                           int64_t elements, const nn_train_options_t *checked,
+nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *config,
+                           int32_t dtype, int64_t elements, const nn_train_options_t *checked,
                            training_bytes_t *bytes);
 
 /* Prepares a model, or prepares it again for another shape, the gradients kept. */

@@ -144,7 +144,8 @@ static int64_t dataset_windows(const nn_dataset_options_t *options) {
 nn_status_t dataset_create(const dataset_stream_t *stream, const nn_dataset_options_t *options,
                            nn_dataset_t **dataset) {
   nn_dataset_options_t known;
-  STATUS_TRY(status_read_options(&known, sizeof known, sizeof known, options, "nn_dataset_options_t"));
+  STATUS_TRY(
+      status_read_options(&known, sizeof known, sizeof known, options, "nn_dataset_options_t"));
   STATUS_TRY(dataset_check(&known, stream->count));
   int64_t windows = dataset_windows(&known), rows;
   if (!mem_mul(windows, known.batch, &rows) || !mem_add(rows, known.batch, &rows))

@@ -14,16 +14,19 @@ nn_status_t optim_check(const nn_optim_options_t *options, nn_optim_options_t *c
   if (checked->beta2 == 0) checked->beta2 = 0.95f;
   if (checked->eps == 0) checked->eps = 1e-8f;
   if (!(checked->beta1 >= 0 && checked->beta1 < 1 && checked->beta2 >= 0 && checked->beta2 < 1))
-    return status_fail(NN_ERR_ARGUMENT, "nn_optim_options_t: beta1 %g and beta2 %g must be in [0, 1)",
+    return status_fail(NN_ERR_ARGUMENT,
+                       "nn_optim_options_t: beta1 %g and beta2 %g must be in [0, 1)",
                        (double)checked->beta1, (double)checked->beta2);
   if (!(checked->eps > 0 && isfinite(checked->eps)))
     return status_fail(NN_ERR_ARGUMENT, "nn_optim_options_t: eps is %g; it must be above 0",
                        (double)checked->eps);
   if (!(checked->weight_decay >= 0 && isfinite(checked->weight_decay)))
-    return status_fail(NN_ERR_ARGUMENT, "nn_optim_options_t: weight_decay is %g; it must be at least 0",
+    return status_fail(NN_ERR_ARGUMENT,
+                       "nn_optim_options_t: weight_decay is %g; it must be at least 0",
                        (double)checked->weight_decay);
   if (!(checked->grad_clip >= 0 && isfinite(checked->grad_clip)))
-    return status_fail(NN_ERR_ARGUMENT, "nn_optim_options_t: grad_clip is %g; it must be at least 0",
+    return status_fail(NN_ERR_ARGUMENT,
+                       "nn_optim_options_t: grad_clip is %g; it must be at least 0",
                        (double)checked->grad_clip);
   return NN_OK;
 }
@@ -90,7 +93,8 @@ void optim_restore(nn_optim_t *optim, const optim_state_t *state) {
 
 /* What op_grad_norm writes. */
 static double *optim_scale(const nn_optim_t *optim) {
-  return (double *)(void *)(optim_moment(optim, NN_MOMENT_FIRST) + 2 * optim->model->params.elements);
+  return (double *)(void *)(optim_moment(optim, NN_MOMENT_FIRST) +
+                            2 * optim->model->params.elements);
 }
 
 static optim_now_t *optim_now(const nn_optim_t *optim) {
@@ -147,7 +151,8 @@ nn_status_t optim_step(nn_optim_t *optim, float lr, double *grad_norm) {
   const nn_device_t *device = optim->model->device;
   double step = (double)(optim->steps + 1);
   optim_now_t now = {.lr = lr, .unscale = 1 / (double)training_loss_scale(optim->model)};
-  now.m_left = 1 - pow(optim->options.beta1, step), now.v_left = 1 - pow(optim->options.beta2, step);
+  now.m_left = 1 - pow(optim->options.beta1, step);
+  now.v_left = 1 - pow(optim->options.beta2, step);
   STATUS_TRY(device->backend->copy_in(device->place, optim_now(optim), &now, sizeof now));
   /* The model may have been prepared again since, with other memory. */
   const void *gradients = training->gradients->data, *scratch = training->buffers.scratch.data;

@@ -7,8 +7,8 @@
 #include "model/rope.h"
 #include "model/training.h"
 
-/* Positions 0, 1, ... of each sequence to the device, and the rotations of sequences of this length,
- * unless they lie there from the last call. */
+/* Positions 0, 1, ... of each sequence to the device, and the rotations of sequences of this
+ * length, unless they lie there from the last call. */
 static nn_status_t run_positions(nn_model_t *model, int64_t seq_len) {
   training_buffers_t *buffers = &model->training->buffers;
   if (buffers->position_len == seq_len) return NN_OK;
@@ -52,14 +52,15 @@ static void *run_x(const nn_model_t *model, const pass_t *pass, int64_t layer) {
                   layer * pass->batch * pass->q_len * model->config.hidden);
 }
 
-/* Activations of a layer: its own, or the one set that all layers share when they are recomputed. */
+/* Activations of a layer: its own, or the one set that all layers share when they are
+ * recomputed. */
 static block_acts_t *run_acts(const nn_model_t *model, int64_t layer) {
   bool shared = model->training->options.recompute == NN_RECOMPUTE_BLOCK;
   return &model->training->buffers.acts[shared ? 0 : layer];
 }
 
-/* From tokens to the final norm's output. What only a backward pass that does not recompute it reads
- * is kept where `gradients` follow. */
+/* From tokens to the final norm's output. What only a backward pass that does not recompute it
+ * reads is kept where `gradients` follow. */
 static nn_status_t run_blocks(nn_model_t *model, const pass_t *pass, bool gradients) {
   training_buffers_t *buffers = &model->training->buffers;
   const nn_model_config_t *config = &model->config;
@@ -107,7 +108,7 @@ nn_status_t run_forward(nn_model_t *model, const int32_t *tokens, int64_t batch,
   return NN_OK;
 }
 
-/* ---- auxiliary losses ------------------------------------------------------------------------------ */
+/* ---- auxiliary losses ------------------------------------------------------------------------ */
 
 /* Auxiliary and z-loss of a pass from its router statistics, beside the cross-entropy. */
 static nn_status_t run_router_losses(nn_model_t *model, const pass_t *pass) {
@@ -137,7 +138,7 @@ static router_loss_t run_router_loss(const nn_model_t *model, int64_t layer, flo
   return loss;
 }
 
-/* ---- loss and gradients ------------------------------------------------------------------------------ */
+/* ---- loss and gradients ---------------------------------------------------------------------- */
 
 /* Targets to the device, and how many count. */
 static nn_status_t run_targets(const nn_model_t *model, const pass_t *pass, const int32_t *targets,
@@ -149,7 +150,8 @@ static nn_status_t run_targets(const nn_model_t *model, const pass_t *pass, cons
                                 (size_t)n * sizeof(int32_t));
 }
 
-/* The cross-entropy is a mean over the targets that count, of which each batch has its own number. */
+/* The cross-entropy is a mean over the targets that count, of which each batch has its own
+ * number. */
 static nn_status_t run_scale(const nn_model_t *model, const pass_t *pass, float scale,
                              int64_t targets) {
   float each = targets ? scale / (float)targets : 0;
@@ -219,10 +221,11 @@ static nn_status_t run_losses_out(const nn_model_t *model, const pass_t *pass, n
   loss->aux_loss = (double)config->aux_loss_coef * found[1];
   loss->z_loss = (double)config->z_loss_coef * found[2];
   if (isfinite(loss->loss) && isfinite(loss->aux_loss) && isfinite(loss->z_loss)) return NN_OK;
-  return status_fail(NN_ERR_NONFINITE,
-                     "the loss is not finite: cross-entropy %g, auxiliary %g, router z %g; lower the "
-                     "learning rate or go back to an earlier checkpoint",
-                     loss->loss, loss->aux_loss, loss->z_loss);
+  return status_fail(
+      NN_ERR_NONFINITE,
+      "the loss is not finite: cross-entropy %g, auxiliary %g, router z %g; lower the "
+      "learning rate or go back to an earlier checkpoint",
+      loss->loss, loss->aux_loss, loss->z_loss);
 }
 
 /* A pass and what it needs beside itself. */
@@ -242,8 +245,8 @@ static nn_status_t run_work(const void *context) {
   return work->gradients ? run_backward(work->model, work->pass, work->scale) : NN_OK;
 }
 
-nn_status_t run_loss(nn_model_t *model, const int32_t *tokens, const int32_t *targets, int64_t batch,
-                     int64_t seq_len, bool gradients, float scale, nn_loss_t *loss) {
+nn_status_t run_loss(nn_model_t *model, const int32_t *tokens, const int32_t *targets,
+                     int64_t batch, int64_t seq_len, bool gradients, float scale, nn_loss_t *loss) {
   pass_t pass;
   *loss = (nn_loss_t){0};
   STATUS_TRY(run_begin(model, tokens, batch, seq_len, &pass));

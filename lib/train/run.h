@@ -11,7 +11,7 @@ nn_status_t run_forward(nn_model_t *model, const int32_t *tokens, int64_t batch,
                         float *logits);
 
 /* Loss of a batch; with gradients, times scale and the loss scale, added to the model's. */
-nn_status_t run_loss(nn_model_t *model, const int32_t *tokens, const int32_t *targets, int64_t batch,
-                     int64_t seq_len, bool gradients, float scale, nn_loss_t *loss);
+nn_status_t run_loss(nn_model_t *model, const int32_t *tokens, const int32_t *targets,
+                     int64_t batch, int64_t seq_len, bool gradients, float scale, nn_loss_t *loss);
 
 #endif

@@ -9,7 +9,8 @@
  * size must be exactly what the header says. */
 nn_status_t token_file_parse(const void *data, size_t bytes, const uint16_t **ids, int64_t *count);
 
-/* Writes a file, whole or not at all. NN_ERR_UNSUPPORTED: an id or the count does not fit into it. */
+/* Writes a file, whole or not at all. NN_ERR_UNSUPPORTED: an id or the count does not fit into
+ * it. */
 nn_status_t token_file_save(const char *path, const int32_t *ids, int64_t count);
 
 #endif
