@@ -391,13 +391,17 @@ static gemm_group_t experts_bwd_ddown(const experts_t *experts, int64_t e) {
 static gemm_group_t experts_bwd_dx(const experts_t *experts, int64_t e) {
   const op_experts_bwd_t *op = experts->backward;
   int64_t stride = op->expert_stride;
+  const void *gate = experts_weight(op->gate, stride, op->weight_dtype, e);
+  const void *up = experts_weight(op->up, stride, op->weight_dtype, e);
+  /* Where up's rows follow gate's they are one matrix. */
+  if (!op->interleaved && up == vec_at(gate, op->ffn * op->hidden, op->weight_dtype)) up = NULL;
   return (gemm_group_t){
       .m = experts->rows[e],
       .n = op->hidden,
       .k = 2 * op->ffn,
       .a = experts_pre(experts, e, 0),
-      .b = {.data = experts_weight(op->gate, stride, op->weight_dtype, e),
-            .second = experts_weight(op->up, stride, op->weight_dtype, e),
+      .b = {.data = gate,
+            .second = up,
             .split = op->ffn,
             .ld = experts_row(op->hidden, op->interleaved),
             .dtype = op->weight_dtype,

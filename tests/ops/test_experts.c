@@ -18,7 +18,7 @@ typedef struct experts_case {
   int32_t choice, dtype;
   float limit;
   int32_t biased, interleaved;
-  int32_t beside; /* dup lies behind dgate, as a model has them */
+  int32_t beside; /* up lies behind gate and dup behind dgate, as a model has them */
 } experts_case_t;
 
 static const experts_case_t cases[] = {
@@ -395,6 +395,13 @@ static experts_data_t experts_make(const experts_case_t *c, double rounding) {
     d.gates = both, d.ups = both + (size_t)c->hidden * element;
   } else {
     d.gates = apart(c, d.gate, c->dtype), d.ups = apart(c, d.up, c->dtype);
+  }
+  if (c->beside) {
+    char *behind = (char *)d.gates + (size_t)size * element;
+    for (int64_t e = 0; e < c->experts; e++)
+      memcpy(behind + (size_t)(e * experts_stride(c)) * element,
+             (const char *)d.up + (size_t)(e * size) * element, (size_t)size * element);
+    d.ups = behind;
   }
   d.downs = apart(c, d.down, c->dtype);
   if (c->biased) {
