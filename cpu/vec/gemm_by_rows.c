@@ -65,8 +65,9 @@ static void gemm_slice_rows(const gemm_slice_t *slice, const gemm_slice_t *next,
   const gemm_group_t *group = item->group;
   int64_t columns = vec_min(GEMM_NR, item->n - slice->column), j = item->j + slice->column;
   int across = !group->a.along_k;
-  int64_t step = put || !item->few_rows ? GEMM_PART_ROWS : item->m;
-  gemm_ahead_t ahead = gemm_slice_ahead(next, vec_blocks(item->m, step));
+  bool whole = item->few_rows && !put;
+  int64_t step = whole ? item->m : GEMM_PART_ROWS;
+  gemm_ahead_t ahead = gemm_slice_ahead(next, whole ? 1 : vec_blocks(item->m, GEMM_PART_ROWS));
   for (int64_t r = 0; r < item->m; r += step) {
     int64_t rows = vec_min(item->m - r, step), i = item->i + r;
     gemm_requests_t requests;
