@@ -15,6 +15,7 @@
 #include "base/plugin.h"
 #include "base/status.h"
 #include "dispatch.h"
+#include "select.h"
 
 enum { TENSORS = 128, BLOCKS = 256, GUARD = 256, GUARD_BYTE = 0xff };
 
@@ -37,7 +38,8 @@ typedef struct gpu_place {
 
 static struct {
   gpu_place_t turn[2]; /* what even and odd runs of the GPU's side take place on */
-  double most;         /* multiply-adds of a case with the CPU in the GPU's place; 0: no bound */
+  int is_cpu;          /* a CPU is in the GPU's place */
+  int half_alone;      /* no cases of fp32 */
   const backend_t *table[GPU_SIDES];
   backend_device_t *device[GPU_SIDES];
   atomic_int cancel;
@@ -109,7 +111,7 @@ static nn_status_t gpu_open_path(const char *name) {
   for (size_t i = 0; i < sizeof gpu_paths / sizeof *gpu_paths; i++)
     if (!strcmp(gpu_paths[i].name, name)) bits = gpu_paths[i].bits;
   if (!bits) return status_fail(NN_ERR_ARGUMENT, "there is no path \"%s\"", name);
-  gpu.most = 0x1p26;
+  gpu.is_cpu = 1;
   if ((dispatch_paths() & bits) == bits) {
     STATUS_TRY(gpu_open_place(cpu_backend_open, 3, bits, &gpu.turn[0]));
     return gpu_open_place(cpu_backend_open, 1, bits, &gpu.turn[1]);
@@ -132,8 +134,10 @@ int gpu_open(void) {
 #ifdef __GLIBC__ /* what a case gives back is the next one's: new pages are dear in large numbers */
   mallopt(M_MMAP_MAX, 0), mallopt(M_TRIM_THRESHOLD, INT32_MAX);
 #endif
+  select_tests();
   const char *half = getenv("MOENN_TEST_HALF");
   if (half && !strcmp(half, "f16")) gpu_dtypes[0] = NN_F16;
+  gpu.half_alone = half != NULL;
 #ifdef MOENN_PLUGIN_DIR
   setenv("MOENN_PLUGIN_PATH", MOENN_PLUGIN_DIR, 0);
 #endif
@@ -172,7 +176,8 @@ backend_device_t *gpu_device(int side) { return gpu.device[side]; }
 void gpu_cancel(int32_t raised) { atomic_store(&gpu.cancel, raised); }
 
 int gpu_leaves(int32_t dtype, double work) {
-  return gpu.most > 0 && (dtype != NN_BF16 || work > gpu.most);
+  if (gpu.half_alone && dtype == NN_F32) return 1;
+  return !select_case(work) || (gpu.is_cpu && (dtype != NN_BF16 || work > 0x1p26));
 }
 
 void gpu_expect(nn_status_t want, nn_status_t got, const char *operation) {
@@ -385,7 +390,7 @@ static void gpu_soil_scratch(int run) {
   size_t bytes = gpu.scratch_bytes[GPU_GPU];
   op_fill_normal_t fill = {.out = data, .dtype = NN_F32, .seed = 1, .std = run ? 0.2f : NAN};
   fill.count = (int64_t)(bytes / sizeof(float));
-  if (gpu.most > 0)
+  if (gpu.is_cpu)
     memset(data, run ? 0x3d : 0xff, bytes);
   else
     gpu_expect(NN_OK, GPU_CALL(fill_normal, GPU_GPU, &fill), "fill_normal");
