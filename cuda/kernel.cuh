@@ -90,6 +90,22 @@ __device__ __forceinline__ void half_multiply(float (&c)[4], uint32_t a0, uint32
   half_multiply<T>(c[0], c[1], c[2], c[3], a0, a1, a2, a3, b0, b1);
 }
 
+/* Four 8 x 8 matrices from shared memory, of whose 32 rows a lane gives the place of one: as
+ * fragments of the matrices or of their transposes. */
+template <bool TRANSPOSED = false>
+__device__ __forceinline__ void half_matrices(uint32_t (&m)[4], uint32_t at) {
+  if constexpr (TRANSPOSED)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+                 : "r"(at)
+                 : "memory");
+  else
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
+                 : "r"(at)
+                 : "memory");
+}
+
 /* ---- vectors --------------------------------------------------------------------------------- */
 
 /* Sixteen bytes of T in registers: 4 floats or 8 numbers of 16 bits. */

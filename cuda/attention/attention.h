@@ -69,6 +69,12 @@ int attention_aligned(const void *const *pointers, int count, const int64_t *str
  * one between takes the next, with zeros behind its numbers where these are tiles. */
 enum { ATTENTION_FLASH_DIM = 256 };
 
+/* One of these D, as an argument. */
+template <int D>
+struct attention_columns {
+  static constexpr int count = D;
+};
+
 /* flash.cu */
 void attention_flash(backend_device_t *device, const op_attention_t *op);
 

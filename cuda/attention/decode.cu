@@ -107,6 +107,11 @@ struct decode_step_t {
   }
 };
 
+/* A barrier of the two warps of a team. */
+__device__ __forceinline__ void decode_meet(int warp) {
+  asm volatile("bar.sync %0, 64;" ::"r"(1 + warp / 2) : "memory");
+}
+
 /* Adds the scores of the two warps of a team: each writes its own to `room`, which has a place for
  * two steps of each warp in turn, so that one barrier a step is enough. */
 template <int N>
@@ -116,7 +121,7 @@ __device__ __forceinline__ void decode_exchange(float (&s)[N][4], float4 *room, 
   const float4 *other = room + ((turn & 1) * DECODE_WARPS + (warp ^ 1)) * N * 32 + lane;
 #pragma unroll
   for (int n = 0; n < N; n++) own[n * 32] = make_float4(s[n][0], s[n][1], s[n][2], s[n][3]);
-  asm volatile("bar.sync %0, 64;" ::"r"(1 + warp / 2) : "memory");
+  decode_meet(warp);
 #pragma unroll
   for (int n = 0; n < N; n++) {
     float4 more = other[n * 32];
@@ -197,6 +202,35 @@ __device__ __forceinline__ void decode_take(decode_state_t<C> &state,
                  __byte_perm(word[j][2], word[j][3], 0x7632));
       }
     }
+  }
+}
+
+/* A warp takes its team's turns at the keys from `begin` on and before `end`, their numbers from
+ * `column` on; its rows see those from `starts` on and before `sees`. */
+template <int D, typename T, int C = decode_columns<D>>
+__device__ __forceinline__ void decode_walk(decode_state_t<C> &state,
+                                            const uint32_t (&q)[C / 16][4], const T *k, const T *v,
+                                            int64_t ld, int column, int dim, int begin, int end,
+                                            const int (&starts)[2], const int (&sees)[2],
+                                            float scale, float4 *scores) {
+  constexpr int STEP = decode_step<C>, TURN = decode_teams<D> * STEP, TEAM = decode_team<D>;
+  constexpr bool AHEAD = C == 64; /* registers have room for the next step beside this one */
+  int warp = threadIdx.x >> 5, turn = 0;
+  decode_step_t<C> step, next;
+  auto load = [&](decode_step_t<C> &to, int key) {
+    int64_t at = key * ld + column;
+    if (key < end) to.load(k + at, v + at, ld, end - key, dim - column);
+  };
+  int first = begin + warp / TEAM * STEP;
+  load(step, first);
+  for (int key = first; key < end; key += TURN, turn++) {
+    if (AHEAD) load(next, key + TURN);
+    int from[2] = {starts[0] - key, starts[1] - key}, seen[2] = {sees[0] - key, sees[1] - key};
+    decode_take<T, C, TEAM>(state, q, step, from, seen, scale, scores, turn);
+    if (AHEAD)
+      step = next;
+    else
+      load(step, key + TURN);
   }
 }
 
@@ -316,13 +350,75 @@ __device__ __forceinline__ void decode_write_four(const decode_t &a, int64_t out
   if (a.op.lse && d == 0) a.op.lse[out] = result.lse;
 }
 
+/* Where a block's sums lie: those of its teams, [teams][rows][pitch], then of the block; and their
+ * weights. */
+template <int D>
+struct decode_room_t {
+  static constexpr int TEAMS = decode_teams<D>, SIZE = DECODE_ROWS * decode_pitch<D>;
+  float *sum;
+  float2 (&weight)[TEAMS + 1][DECODE_ROWS];
+};
+
+/* The teams' sums become the block's, which is its share of a cluster's or goes out. */
+template <typename T, int D, bool CLUSTER>
+__device__ __forceinline__ void decode_join_teams(const decode_t &a, const rows_place_t &place,
+                                                  const decode_room_t<D> &room, int first, int dim,
+                                                  int part, bool alone) {
+  constexpr int TEAMS = decode_teams<D>, SIZE = decode_room_t<D>::SIZE;
+  decode_shrink<TEAMS>(room.weight);
+  __syncthreads();
+  for (int at = threadIdx.x * 4; at < DECODE_ROWS * D; at += DECODE_THREADS * 4) {
+    int row = at / D, d = at % D, place_in = row * decode_pitch<D> + d;
+    if (d >= dim) continue;
+    float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int i = 0; i < TEAMS; i++) {
+      float4 more = *(const float4 *)(room.sum + i * SIZE + place_in);
+      float shrink = room.weight[i][row].x;
+      sum.x += shrink * more.x, sum.y += shrink * more.y;
+      sum.z += shrink * more.z, sum.w += shrink * more.w;
+    }
+    if (CLUSTER && !alone)
+      *(float4 *)(room.sum + TEAMS * SIZE + place_in) = sum;
+    else if (first + row < a.rows.count)
+      decode_write_four<T>(a, rows_out(a.rows, place.b, place.kv_head, first + row), dim, d, part,
+                           alone, room.weight[TEAMS][row], sum);
+  }
+}
+
+/* The sums of a cluster's blocks become the output, of which each block makes a part. */
+template <typename T, int D>
+__device__ __forceinline__ void decode_join_cluster(const decode_t &a, const rows_place_t &place,
+                                                    const decode_room_t<D> &room, int first,
+                                                    int dim, int part, int parts) {
+  constexpr int TEAMS = decode_teams<D>;
+  const float *block_sum = room.sum + TEAMS * decode_room_t<D>::SIZE;
+  const float2 *block_weight = room.weight[TEAMS];
+  decode_cluster_wait();
+  for (int at = part * DECODE_THREADS + threadIdx.x; at < DECODE_ROWS * D;
+       at += parts * DECODE_THREADS) {
+    int row = at / D, d = at % D;
+    if (first + row >= a.rows.count || d >= dim) continue;
+    decode_sum_t sum = decode_join(
+        parts,
+        [&](int i) {
+          return make_float2(decode_remote(&block_weight[row].x, i),
+                             decode_remote(&block_weight[row].y, i));
+        },
+        [&](int i) { return decode_remote(block_sum + row * decode_pitch<D> + d, i); });
+    decode_write<T>(a, rows_out(a.rows, place.b, place.kv_head, first + row), dim, d, sum);
+  }
+  decode_cluster_wait(); /* nobody leaves while others read its memory */
+}
+
 /* Blocks: sequences and key-value heads; in each, tiles of rows; in each, parts. */
 template <typename T, int D, bool EXACT, bool CLUSTER>
 __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode_t a) {
   extern __shared__ __align__(16) float shared[];
   constexpr int C = decode_columns<D>, TEAM = decode_team<D>, TEAMS = decode_teams<D>;
-  constexpr int STEP = decode_step<C>, SIZE = DECODE_ROWS * decode_pitch<D>;
+  constexpr int STEP = decode_step<C>, SIZE = decode_room_t<D>::SIZE;
   __shared__ float2 weight[TEAMS + 1][DECODE_ROWS];
+  const decode_room_t<D> room = {shared, weight};
   int parts = (int)a.parts.count, part = blockIdx.x % parts;
   int tile = blockIdx.x / parts % a.tiles, first = tile * DECODE_ROWS;
   launch_next();
@@ -357,68 +453,16 @@ __global__ void __launch_bounds__(DECODE_THREADS, 1) decode_forward(const decode
     sees[half] = min(end, rows_visible(a.rows, place.kv_len, row));
   }
 
-  float *block_sum = shared + TEAMS * SIZE;
   static_assert(TEAM == 1 || 2 * DECODE_WARPS * STEP * 16 <= SIZE, "there the scores lie first");
   decode_state_t<C> state = {{-INFINITY, -INFINITY}, {0, 0}, {}};
-  constexpr int TURN = TEAMS * STEP;
-  constexpr bool AHEAD = C == 64; /* registers have room for the next step beside this one */
-  decode_step_t<C> step, next;
-  auto load = [&](decode_step_t<C> &to, int key) {
-    int64_t at = key * a.op.ldkv + column;
-    if (key < end) to.load(k + at, v + at, a.op.ldkv, end - key, dim - column);
-  };
-  load(step, begin + team * STEP);
-  int turn = 0;
-  for (int key = begin + team * STEP; key < end; key += TURN, turn++) {
-    if (AHEAD) load(next, key + TURN);
-    int from[2] = {starts[0] - key, starts[1] - key}, seen[2] = {sees[0] - key, sees[1] - key};
-    decode_take<T, C, TEAM>(state, q, step, from, seen, a.scale, (float4 *)block_sum, turn);
-    if (AHEAD)
-      step = next;
-    else
-      load(step, key + TURN);
-  }
+  decode_walk<D>(state, q, k, v, a.op.ldkv, column, dim, begin, end, starts, sees, a.scale,
+                 (float4 *)(shared + TEAMS * SIZE));
   decode_put<C>(state, shared + team * SIZE + column, decode_pitch<D>,
                 column ? NULL : weight[team]);
   __syncthreads();
 
-  decode_shrink<TEAMS>(weight);
-  __syncthreads();
-  float2 *block_weight = weight[TEAMS];
-  for (int at = threadIdx.x * 4; at < DECODE_ROWS * D; at += DECODE_THREADS * 4) {
-    int row = at / D, d = at % D, place_in = row * decode_pitch<D> + d;
-    if (d >= dim) continue;
-    float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll
-    for (int i = 0; i < TEAMS; i++) {
-      float4 more = *(const float4 *)(shared + i * SIZE + place_in);
-      float shrink = weight[i][row].x;
-      sum.x += shrink * more.x, sum.y += shrink * more.y;
-      sum.z += shrink * more.z, sum.w += shrink * more.w;
-    }
-    if (CLUSTER && !alone)
-      *(float4 *)(block_sum + place_in) = sum;
-    else if (first + row < a.rows.count)
-      decode_write_four<T>(a, rows_out(a.rows, place.b, place.kv_head, first + row), dim, d, part,
-                           alone, block_weight[row], sum);
-  }
-  if (!CLUSTER || alone) return;
-
-  decode_cluster_wait();
-  for (int at = part * DECODE_THREADS + threadIdx.x; at < DECODE_ROWS * D;
-       at += parts * DECODE_THREADS) {
-    int row = at / D, d = at % D;
-    if (first + row >= a.rows.count || d >= dim) continue;
-    decode_sum_t sum = decode_join(
-        parts,
-        [&](int i) {
-          return make_float2(decode_remote(&block_weight[row].x, i),
-                             decode_remote(&block_weight[row].y, i));
-        },
-        [&](int i) { return decode_remote(block_sum + row * decode_pitch<D> + d, i); });
-    decode_write<T>(a, rows_out(a.rows, place.b, place.kv_head, first + row), dim, d, sum);
-  }
-  decode_cluster_wait(); /* nobody leaves while others read its memory */
+  decode_join_teams<T, D, CLUSTER>(a, place, room, first, dim, part, alone);
+  if (CLUSTER && !alone) decode_join_cluster<T, D>(a, place, room, first, dim, part, parts);
 }
 
 template <typename T, int D, bool EXACT>

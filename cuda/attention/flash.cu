@@ -221,18 +221,8 @@ static void flash_launch(backend_device_t *device, const op_attention_t *op) {
 
 template <typename T>
 static void flash_choose(backend_device_t *device, const op_attention_t *op) {
-  if (op->head_dim <= 32)
-    flash_launch<T, 32>(device, op);
-  else if (op->head_dim <= 64)
-    flash_launch<T, 64>(device, op);
-  else if (op->head_dim <= 96)
-    flash_launch<T, 96>(device, op);
-  else if (op->head_dim <= 128)
-    flash_launch<T, 128>(device, op);
-  else if (op->head_dim <= 192)
-    flash_launch<T, 192>(device, op);
-  else
-    flash_launch<T, 256>(device, op);
+  tile_by_head(op->head_dim,
+               [&](auto columns) { flash_launch<T, columns.count>(device, op); });
 }
 
 void attention_flash(backend_device_t *device, const op_attention_t *op) {

@@ -491,18 +491,9 @@ static void flash_bwd_launch(backend_device_t *device, const op_attention_bwd_t 
 template <typename T>
 static void flash_bwd_choose(backend_device_t *device, const op_attention_bwd_t *op,
                              const float2 *stats, float *partial) {
-  if (op->head_dim <= 32)
-    flash_bwd_launch<T, 32>(device, op, stats, partial);
-  else if (op->head_dim <= 64)
-    flash_bwd_launch<T, 64>(device, op, stats, partial);
-  else if (op->head_dim <= 96)
-    flash_bwd_launch<T, 96>(device, op, stats, partial);
-  else if (op->head_dim <= 128)
-    flash_bwd_launch<T, 128>(device, op, stats, partial);
-  else if (op->head_dim <= 192)
-    flash_bwd_launch<T, 192>(device, op, stats, partial);
-  else
-    flash_bwd_launch<T, 256>(device, op, stats, partial);
+  tile_by_head(op->head_dim, [&](auto columns) {
+    flash_bwd_launch<T, columns.count>(device, op, stats, partial);
+  });
 }
 
 void attention_flash_bwd(backend_device_t *device, const op_attention_bwd_t *op,

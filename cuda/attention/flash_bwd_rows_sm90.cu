@@ -262,10 +262,9 @@ static nn_status_t bwd90_launch_rows(backend_device_t *device, const op_attentio
 template <typename T>
 static nn_status_t bwd90_launch(backend_device_t *device, const op_attention_bwd_t *op,
                                 const float2 *stats) {
-  if (op->head_dim <= 64) return bwd90_launch_rows<T, 64>(device, op, stats);
-  if (op->head_dim <= 128) return bwd90_launch_rows<T, 128>(device, op, stats);
-  if (op->head_dim <= 192) return bwd90_launch_rows<T, 192>(device, op, stats);
-  return bwd90_launch_rows<T, 256>(device, op, stats);
+  return tiles90_by_head(op->head_dim, [&](auto columns) {
+    return bwd90_launch_rows<T, columns.count>(device, op, stats);
+  });
 }
 
 int attention_flash90_bwd_rows_takes(const backend_device_t *device) {

@@ -422,18 +422,16 @@ static int bwd90_takes(const backend_device_t *device, const op_attention_bwd_t 
 
 int attention_flash90_bwd_takes(const backend_device_t *device, const op_attention_bwd_t *op) {
   if (device->capability != 90 || !attention_flash90_bwd_rows_takes(device)) return 0;
-  if (op->head_dim <= 64) return bwd90_takes<64>(device, op);
-  if (op->head_dim <= 128) return bwd90_takes<128>(device, op);
-  return op->head_dim <= 192 ? bwd90_takes<192>(device, op) : bwd90_takes<256>(device, op);
+  return tiles90_by_head(op->head_dim,
+                         [&](auto columns) { return bwd90_takes<columns.count>(device, op); });
 }
 
 template <typename T>
 static nn_status_t bwd90_launch(backend_device_t *device, const op_attention_bwd_t *op,
                                 const float2 *stats, float *partial) {
-  if (op->head_dim <= 64) return bwd90_launch_keys<T, 64>(device, op, stats, partial);
-  if (op->head_dim <= 128) return bwd90_launch_keys<T, 128>(device, op, stats, partial);
-  if (op->head_dim <= 192) return bwd90_launch_keys<T, 192>(device, op, stats, partial);
-  return bwd90_launch_keys<T, 256>(device, op, stats, partial);
+  return tiles90_by_head(op->head_dim, [&](auto columns) {
+    return bwd90_launch_keys<T, columns.count>(device, op, stats, partial);
+  });
 }
 
 nn_status_t attention_flash90_bwd(backend_device_t *device, const op_attention_bwd_t *op,

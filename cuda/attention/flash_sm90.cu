@@ -221,11 +221,11 @@ __device__ __forceinline__ void flash90_again(float (&s)[flash90_size<D>::keys /
 #pragma unroll
   for (int k = 0; k < D / 16; k++) {
     uint32_t x[4];
-    tile_matrices(x, (x_at ^ (k % 4 << 5)) + k / 4 * flash90_size<D>::q_half);
+    half_matrices(x, (x_at ^ (k % 4 << 5)) + k / 4 * flash90_size<D>::q_half);
 #pragma unroll
     for (int n = 0; n < flash90_size<D>::keys / 16; n++) {
       uint32_t y[4];
-      tile_matrices(y, (y_at ^ (k % 4 << 5)) + k / 4 * flash90_size<D>::key_half +
+      half_matrices(y, (y_at ^ (k % 4 << 5)) + k / 4 * flash90_size<D>::key_half +
                            n * 16 * HOPPER_ROW_BYTES);
       tile_mma<T>(reinterpret_cast<float(&)[4]>(s[8 * n]), x, y[0], y[1]);
       tile_mma<T>(reinterpret_cast<float(&)[4]>(s[8 * n + 4]), x, y[2], y[3]);
@@ -436,9 +436,8 @@ static nn_status_t flash90_run(backend_device_t *device, const op_attention_t *o
 
 template <typename T>
 static nn_status_t flash90_launch(backend_device_t *device, const op_attention_t *op) {
-  if (op->head_dim <= 64) return flash90_run<T, 64>(device, op);
-  if (op->head_dim <= 128) return flash90_run<T, 128>(device, op);
-  return op->head_dim <= 192 ? flash90_run<T, 192>(device, op) : flash90_run<T, 256>(device, op);
+  return tiles90_by_head(op->head_dim,
+                         [&](auto columns) { return flash90_run<T, columns.count>(device, op); });
 }
 
 nn_status_t attention_flash90(backend_device_t *device, const op_attention_t *op) {

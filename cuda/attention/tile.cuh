@@ -15,6 +15,23 @@
 
 enum { TILE_THREADS = 128, TILE_WARPS = 4 };
 
+/* run(attention_columns<D>()): D columns are those of the compiled kernels that a head takes. */
+template <typename Run>
+static inline void tile_by_head(int64_t head_dim, Run run) {
+  if (head_dim <= 32)
+    run(attention_columns<32>());
+  else if (head_dim <= 64)
+    run(attention_columns<64>());
+  else if (head_dim <= 96)
+    run(attention_columns<96>());
+  else if (head_dim <= 128)
+    run(attention_columns<128>());
+  else if (head_dim <= 192)
+    run(attention_columns<192>());
+  else
+    run(attention_columns<256>());
+}
+
 /* Bytes from a row to the next. */
 template <int D>
 constexpr uint32_t tile_pitch = (D + 63) / 64 * 128;
@@ -36,19 +53,6 @@ __device__ __forceinline__ void tile_copy_end() {
 }
 __device__ __forceinline__ void tile_copy_wait() {
   asm volatile("cp.async.wait_group 0;" ::: "memory");
-}
-
-__device__ __forceinline__ void tile_matrices(uint32_t (&m)[4], uint32_t at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-               : "r"(at)
-               : "memory");
-}
-__device__ __forceinline__ void tile_matrices_transposed(uint32_t (&m)[4], uint32_t at) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(m[0]), "=r"(m[1]), "=r"(m[2]), "=r"(m[3])
-               : "r"(at)
-               : "memory");
 }
 
 template <typename T>
@@ -103,7 +107,7 @@ __device__ __forceinline__ void tile_load_a(uint32_t (&a)[D / 16][M][4], uint32_
   for (int k = 0; k < D / 16; k++)
 #pragma unroll
     for (int m = 0; m < M; m++)
-      tile_matrices(a[k][m], tile + tile_columns(tile_by_rows<D>(), k) + m * 16 * tile_pitch<D>);
+      half_matrices(a[k][m], tile + tile_columns(tile_by_rows<D>(), k) + m * 16 * tile_pitch<D>);
 }
 
 /* s += a b^T: a 16 M rows in registers, b 16 N rows in shared memory, both of D columns. */
@@ -115,7 +119,7 @@ __device__ __forceinline__ void tile_dot(float (&s)[M][2 * N][4], const uint32_t
 #pragma unroll
     for (int n = 0; n < N; n++) {
       uint32_t y[4];
-      tile_matrices(y, b + tile_columns(tile_by_columns<D>(), k) + n * 16 * tile_pitch<D>);
+      half_matrices(y, b + tile_columns(tile_by_columns<D>(), k) + n * 16 * tile_pitch<D>);
 #pragma unroll
       for (int m = 0; m < M; m++) {
         tile_mma<T>(s[m][2 * n], a[k][m], y[0], y[1]);
@@ -132,11 +136,11 @@ __device__ __forceinline__ void tile_dot_shared(float (&s)[M][2 * N][4], uint32_
     uint32_t x[M][4];
 #pragma unroll
     for (int m = 0; m < M; m++)
-      tile_matrices(x[m], a + tile_columns(tile_by_rows<D>(), k) + m * 16 * tile_pitch<D>);
+      half_matrices(x[m], a + tile_columns(tile_by_rows<D>(), k) + m * 16 * tile_pitch<D>);
 #pragma unroll
     for (int n = 0; n < N; n++) {
       uint32_t y[4];
-      tile_matrices(y, b + tile_columns(tile_by_columns<D>(), k) + n * 16 * tile_pitch<D>);
+      half_matrices(y, b + tile_columns(tile_by_columns<D>(), k) + n * 16 * tile_pitch<D>);
 #pragma unroll
       for (int m = 0; m < M; m++) {
         tile_mma<T>(s[m][2 * n], x[m], y[0], y[1]);
@@ -162,7 +166,7 @@ __device__ __forceinline__ void tile_add(float (&acc)[M][D / 8][4], const float 
 #pragma unroll
   for (int n = 0; n < D / 16; n++) {
     uint32_t y[4];
-    tile_matrices_transposed(y, b + tile_columns(tile_by_rows<D>(), n));
+    half_matrices<true>(y, b + tile_columns(tile_by_rows<D>(), n));
 #pragma unroll
     for (int m = 0; m < M; m++) {
       tile_mma<T>(acc[m][2 * n], p[m], y[0], y[1]);

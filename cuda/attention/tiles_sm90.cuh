@@ -21,6 +21,14 @@ static_assert(TILES90_COLUMNS * sizeof(bf16_t) == HOPPER_ROW_BYTES, "of 16 bits 
 
 /* ---- host ------------------------------------------------------------------------------------ */
 
+/* run(attention_columns<D>()), as tile_by_head. */
+template <typename Run>
+static inline auto tiles90_by_head(int64_t head_dim, Run run) {
+  if (head_dim <= 64) return run(attention_columns<64>());
+  if (head_dim <= 128) return run(attention_columns<128>());
+  return head_dim <= 192 ? run(attention_columns<192>()) : run(attention_columns<256>());
+}
+
 /* [batch, length, heads, dim] by boxes of [1, box_length, box_heads, 64]; strides in elements. */
 static inline hopper_tensor_t tiles90_tensor(const void *base, int64_t batch, int64_t length,
                                              int64_t heads, int64_t dim, int64_t batch_stride,

@@ -120,20 +120,6 @@ struct mma_tile {
     }
   }
 
-  template <bool TRANSPOSED>
-  static __device__ __forceinline__ void fragment(uint32_t (&r)[4], uint32_t at) {
-    if (TRANSPOSED)
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                   : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                   : "r"(at)
-                   : "memory");
-    else
-      asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
-                   : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                   : "r"(at)
-                   : "memory");
-  }
-
   static __device__ __forceinline__ void multiply(float &c0, float &c1, float &c2, float &c3,
                                                   const uint32_t (&a)[4], uint32_t b0,
                                                   uint32_t b1) {
@@ -153,10 +139,10 @@ struct mma_tile {
       uint32_t fa[4][4], fb[2][4];
 #pragma unroll
       for (int i = 0; i < 4; i++)
-        fragment<!A_INNER>(fa[i], a + place<A_INNER>(a_line + i * 16, a_k + k));
+        half_matrices<!A_INNER>(fa[i], a + place<A_INNER>(a_line + i * 16, a_k + k));
 #pragma unroll
       for (int j = 0; j < 2; j++)
-        fragment<!B_INNER>(fb[j], b + place<B_INNER>(b_line + j * PORTABLE_HALF, b_k + k));
+        half_matrices<!B_INNER>(fb[j], b + place<B_INNER>(b_line + j * PORTABLE_HALF, b_k + k));
 #pragma unroll
       for (int i = 0; i < 4; i++)
 #pragma unroll

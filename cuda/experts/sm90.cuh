@@ -117,13 +117,6 @@ __device__ __forceinline__ void sm90_put_fragment(uint32_t at, const uint32_t (&
                : "memory");
 }
 
-__device__ __forceinline__ void sm90_get_fragment(uint32_t at, uint32_t (&w)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(w[0]), "=r"(w[1]), "=r"(w[2]), "=r"(w[3])
-               : "r"(at)
-               : "memory");
-}
-
 __device__ __forceinline__ uint4 sm90_get(uint32_t at) {
   uint4 v;
   asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"

@@ -335,8 +335,8 @@ struct rows_dact : rows_base<T> {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
       uint32_t at = sm90_fragment(0, i / 2, i % 2);
-      sm90_get_fragment(gate_box + at, gate[i]);
-      sm90_get_fragment(up_box + at, up[i]);
+      half_matrices(gate[i], gate_box + at);
+      half_matrices(up[i], up_box + at);
     }
 #pragma unroll
     for (int i = 0; i < 16; i++) {
