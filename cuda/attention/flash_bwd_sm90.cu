@@ -17,12 +17,13 @@ enum { BWD90_KEYS = LINE90_KEYS, BWD90_KEY_GROUPS = 2 };
 enum { BWD90_DK = 1, BWD90_DV = 2, BWD90_BOTH = BWD90_DK | BWD90_DV };
 
 /* What follows from the head dim: registers hold dk and dv, or one of them, and fewer rows of a
- * step beside wider ones. */
-template <int D>
+ * step beside wider ones. Without dk no values are held, which leaves room for a stage more. */
+template <int D, int MAKES>
 struct bwd90_keys_size {
   static_assert(D == 64 || D == 128 || D == 192 || D == 256, "registers are counted for these");
   static constexpr int step_rows = D == 64 ? 96 : D == 256 ? 48 : 64;
-  static constexpr int stages = D <= 128 ? 4 : 2;
+  static constexpr int helds = MAKES & BWD90_DK ? 2 : 1; /* tiles: keys, and values */
+  static constexpr int stages = D <= 128 ? 4 : helds == 2 ? 2 : 3;
   static constexpr int rooms = D == 64 ? 2 : 1;     /* of keys and values */
   static constexpr int held = BWD90_KEYS * D;       /* numbers of dk or dv of a key block */
   static constexpr int held_half = BWD90_KEYS * HOPPER_ROW_BYTES;
@@ -30,7 +31,7 @@ struct bwd90_keys_size {
   static constexpr int step_half = step_rows * HOPPER_ROW_BYTES;
   static constexpr int step_bytes = step_rows * D * 2;
   static constexpr int stage_bytes = 2 * step_bytes; /* q, dout */
-  static constexpr int stages_at = rooms * 2 * held_bytes;
+  static constexpr int stages_at = rooms * helds * held_bytes;
   static constexpr int stats_at = stages_at + stages * stage_bytes; /* of each stage's rows */
   static constexpr int stats_bytes = step_rows * (int)sizeof(float2);
   static constexpr int barriers_at = stats_at + stages * stats_bytes;
@@ -53,35 +54,35 @@ typedef struct bwd90_keys_args {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-template <int D>
+template <typename Size>
 __device__ __forceinline__ uint32_t bwd90_held_full(uint32_t base, uint32_t i) {
-  return base + bwd90_keys_size<D>::barriers_at + 8 * i;
+  return base + Size::barriers_at + 8 * i;
 }
-template <int D>
+template <typename Size>
 __device__ __forceinline__ uint32_t bwd90_held_empty(uint32_t base, uint32_t i) {
-  return bwd90_held_full<D>(base, bwd90_keys_size<D>::rooms + i);
+  return bwd90_held_full<Size>(base, Size::rooms + i);
 }
-template <int D>
+template <typename Size>
 __device__ __forceinline__ uint32_t bwd90_full(uint32_t base, uint32_t i) {
-  return bwd90_held_full<D>(base, 2 * bwd90_keys_size<D>::rooms + i);
+  return bwd90_held_full<Size>(base, 2 * Size::rooms + i);
 }
-template <int D>
+template <typename Size>
 __device__ __forceinline__ uint32_t bwd90_empty(uint32_t base, uint32_t i) {
-  return bwd90_full<D>(base, bwd90_keys_size<D>::stages + i);
+  return bwd90_full<Size>(base, Size::stages + i);
 }
 
 /* The thread that copies tells the others by shared memory, one for each room. */
 static_assert(sizeof(line90_piece_t) <= 32, "they lie in shared memory");
-template <int D>
+template <typename Size>
 __device__ __forceinline__ line90_piece_t *bwd90_piece(unsigned char *shared, uint32_t room) {
-  return (line90_piece_t *)(shared + bwd90_keys_size<D>::pieces_at + room * 32);
+  return (line90_piece_t *)(shared + Size::pieces_at + room * 32);
 }
 
 /* Read by the lane that gives the room back, for its warp. */
-template <int D>
+template <typename Size>
 __device__ __forceinline__ line90_piece_t bwd90_take_piece(unsigned char *shared, uint32_t room) {
   constexpr int words = sizeof(line90_piece_t) / sizeof(int);
-  const int *from = (const int *)bwd90_piece<D>(shared, room);
+  const int *from = (const int *)bwd90_piece<Size>(shared, room);
   line90_piece_t piece;
 #pragma unroll
   for (int i = 0; i < words; i++) {
@@ -91,10 +92,10 @@ __device__ __forceinline__ line90_piece_t bwd90_take_piece(unsigned char *shared
   return piece;
 }
 
-template <int D>
+template <int D, int MAKES>
 __device__ __forceinline__ void bwd90_keys_produce(const bwd90_keys_args_t &a,
                                                    unsigned char *shared, uint32_t base) {
-  typedef bwd90_keys_size<D> size;
+  typedef bwd90_keys_size<D, MAKES> size;
   int64_t stat_count = attention_stat_count(a.rows);
   int step_rows = a.line.positions * a.rows.group;
   line90_walk_t walk = line90_begin(a.line);
@@ -103,25 +104,26 @@ __device__ __forceinline__ void bwd90_keys_produce(const bwd90_keys_args_t &a,
   for (uint32_t number = 0;; number++) {
     bool more = line90_next(a.line, &walk, &piece);
     int b = piece.pair / a.rows.kv_heads, kv_head = piece.pair % a.rows.kv_heads;
-    uint32_t room = number % size::rooms, held = base + room * 2 * size::held_bytes;
-    uint32_t held_full = bwd90_held_full<D>(base, room);
-    hopper_wait(bwd90_held_empty<D>(base, room), ~(number / size::rooms) & 1);
-    *bwd90_piece<D>(shared, room) = piece;
+    uint32_t room = number % size::rooms, held = base + room * size::helds * size::held_bytes;
+    uint32_t held_full = bwd90_held_full<size>(base, room);
+    hopper_wait(bwd90_held_empty<size>(base, room), ~(number / size::rooms) & 1);
+    *bwd90_piece<size>(shared, room) = piece;
     if (!more) {
       hopper_arrive(held_full);
       return;
     }
     int key = piece.block * BWD90_KEYS;
-    hopper_expect(held_full, 2 * size::held_bytes);
+    hopper_expect(held_full, size::helds * size::held_bytes);
     tiles90_copy<D>(a.k, held, size::held_half, held_full, kv_head, key, b);
-    tiles90_copy<D>(a.v, held + size::held_bytes, size::held_half, held_full, kv_head, key, b);
+    if constexpr (MAKES & BWD90_DK)
+      tiles90_copy<D>(a.v, held + size::held_bytes, size::held_half, held_full, kv_head, key, b);
     const float2 *stats = a.stats + piece.pair * stat_count;
     for (int step = piece.first; step < piece.first + piece.count; step++) {
       uint32_t stage = base + size::stages_at + slot * size::stage_bytes;
-      uint32_t full = bwd90_full<D>(base, slot);
+      uint32_t full = bwd90_full<size>(base, slot);
       int first = step * step_rows, known = (int)min((int64_t)step_rows, stat_count - first);
       int head = kv_head * a.rows.group, position = step * a.line.positions;
-      hopper_wait(bwd90_empty<D>(base, slot), parity ^ 1);
+      hopper_wait(bwd90_empty<size>(base, slot), parity ^ 1);
       hopper_expect(full, 2 * step_rows * (D * 2) + known * sizeof(float2));
       tiles90_copy<D>(a.q, stage, size::step_half, full, head, position, b);
       hopper_copy_bytes(stats + first, base + size::stats_at + slot * size::stats_bytes, full,
@@ -176,7 +178,7 @@ template <typename T, int D, int MAKES, int N>
 __device__ __forceinline__ void bwd90_keys_add(float (&dk)[D / 2], float (&dv)[D / 2],
                                                uint32_t (&r)[N], uint32_t (&p)[N], uint32_t q,
                                                int add) {
-  typedef bwd90_keys_size<D> size;
+  typedef bwd90_keys_size<D, MAKES> size;
   if constexpr (MAKES & BWD90_DK) hopper_hold(dk);
   if constexpr (MAKES & BWD90_DV) hopper_hold(dv);
   hopper_begin();
@@ -189,7 +191,7 @@ template <typename T, int D, bool WINDOW, int MAKES>
 __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
                                                    unsigned char *shared, uint32_t base,
                                                    int group) {
-  typedef bwd90_keys_size<D> size;
+  typedef bwd90_keys_size<D, MAKES> size;
   constexpr int numbers = size::step_rows / 2; /* of a step's rows by 64 keys, a thread's */
   constexpr bool DK = MAKES & BWD90_DK, DV = MAKES & BWD90_DV;
   /* So many columns leave registers for ds only once p and r are done with. */
@@ -201,13 +203,13 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
   uint32_t slot = 0, parity = 0;
   for (uint32_t number = 0;; number++) {
     uint32_t room = number % size::rooms;
-    hopper_wait(bwd90_held_full<D>(base, room), number / size::rooms & 1);
-    line90_piece_t piece = bwd90_take_piece<D>(shared, room);
+    hopper_wait(bwd90_held_full<size>(base, room), number / size::rooms & 1);
+    line90_piece_t piece = bwd90_take_piece<size>(shared, room);
     if (piece.count == 0) break;
-    uint32_t k = base + room * 2 * size::held_bytes + group * 64 * HOPPER_ROW_BYTES;
+    uint32_t k = base + room * size::helds * size::held_bytes + group * 64 * HOPPER_ROW_BYTES;
     float dk[D / 2], dv[D / 2], s[numbers], ds[numbers];
     uint32_t p[numbers / 2], r[numbers / 2];
-    hopper_wait(bwd90_full<D>(base, slot), parity);
+    hopper_wait(bwd90_full<size>(base, slot), parity);
     uint32_t q = base + size::stages_at + slot * size::stage_bytes;
     hopper_hold(s);
     if constexpr (DK) hopper_hold(ds);
@@ -227,7 +229,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
       if constexpr (DV) hopper_hold(dv);
       hopper_hold(s);
       /* by every lane: it has read the statistics, over which the copy engine writes next */
-      if (step) hopper_arrive(bwd90_empty<D>(base, slot ? slot - 1 : size::stages - 1));
+      if (step) hopper_arrive(bwd90_empty<size>(base, slot ? slot - 1 : size::stages - 1));
 #pragma unroll
       for (int n = 0; n < numbers / 4; n++) {
         float4 stat = stats[4 * n + t]; /* lse, delta of two rows */
@@ -264,7 +266,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
       uint32_t last = q;
       if (++slot == size::stages) slot = 0, parity ^= 1;
       q = base + size::stages_at + slot * size::stage_bytes;
-      hopper_wait(bwd90_full<D>(base, slot), parity);
+      hopper_wait(bwd90_full<size>(base, slot), parity);
       hopper_hold(s);
       if constexpr (DK && !late) hopper_hold(ds);
       bwd90_keys_add<T, D, MAKES>(dk, dv, r, p, last, step);
@@ -288,7 +290,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
     hopper_done<0>();
     if constexpr (DK) hopper_hold(dk);
     if constexpr (DV) hopper_hold(dv);
-    hopper_arrive(bwd90_empty<D>(base, slot));
+    hopper_arrive(bwd90_empty<size>(base, slot));
     if (++slot == size::stages) slot = 0, parity ^= 1;
     int block = piece.block;
     int64_t kv = piece.pair / a.rows.kv_heads * a.op.kv_batch +
@@ -297,7 +299,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
     if (!piece.whole)
       partial = a.partial + (2 * (int64_t)blockIdx.x + piece.begins) * 2 * size::held;
     __syncwarp();
-    if (signals) hopper_arrive(bwd90_held_empty<D>(base, room));
+    if (signals) hopper_arrive(bwd90_held_empty<size>(base, room));
     if constexpr (DK) bwd90_write<T, D>(a, dk, (T *)a.op.dk + kv, partial, block, own, a.op.scale);
     if constexpr (DV)
       bwd90_write<T, D>(a, dv, (T *)a.op.dv + kv, partial ? partial + size::held : NULL, block,
@@ -308,22 +310,22 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
 #endif
 
 template <typename T, int D, bool WINDOW, int MAKES>
-__global__ void __launch_bounds__(bwd90_keys_size<D>::threads, 1)
+__global__ void __launch_bounds__(bwd90_keys_size<D, MAKES>::threads, 1)
     bwd90_keys(const __grid_constant__ bwd90_keys_args_t a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-  typedef bwd90_keys_size<D> size;
+  typedef bwd90_keys_size<D, MAKES> size;
   extern __shared__ unsigned char bwd90_shared[];
   uint32_t start = tile_address(bwd90_shared);
   uint32_t base = (start + HOPPER_ALIGN - 1) / HOPPER_ALIGN * HOPPER_ALIGN;
   unsigned char *shared = bwd90_shared + (base - start);
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < size::rooms; i++) {
-      hopper_barrier_init(bwd90_held_full<D>(base, i), 1);
-      hopper_barrier_init(bwd90_held_empty<D>(base, i), BWD90_KEY_GROUPS * HOPPER_GROUP / 32);
+      hopper_barrier_init(bwd90_held_full<size>(base, i), 1);
+      hopper_barrier_init(bwd90_held_empty<size>(base, i), BWD90_KEY_GROUPS * HOPPER_GROUP / 32);
     }
     for (uint32_t i = 0; i < size::stages; i++) {
-      hopper_barrier_init(bwd90_full<D>(base, i), 1);
-      hopper_barrier_init(bwd90_empty<D>(base, i), BWD90_KEY_GROUPS * HOPPER_GROUP);
+      hopper_barrier_init(bwd90_full<size>(base, i), 1);
+      hopper_barrier_init(bwd90_empty<size>(base, i), BWD90_KEY_GROUPS * HOPPER_GROUP);
     }
     hopper_barrier_ready();
   }
@@ -335,7 +337,7 @@ __global__ void __launch_bounds__(bwd90_keys_size<D>::threads, 1)
   /* 168 registers a thread at the start; 128 * 24 + 256 * 240 fit into the 65536 too. */
   if (threadIdx.x < HOPPER_GROUP) {
     hopper_give_registers<24>();
-    if (threadIdx.x == 0) bwd90_keys_produce<D>(a, shared, base);
+    if (threadIdx.x == 0) bwd90_keys_produce<D, MAKES>(a, shared, base);
   } else {
     hopper_take_registers<240>();
     bwd90_keys_consume<T, D, WINDOW, MAKES>(a, shared, base, (int)(threadIdx.x / HOPPER_GROUP) - 1);
@@ -346,12 +348,12 @@ __global__ void __launch_bounds__(bwd90_keys_size<D>::threads, 1)
 /* dk and dv of key blocks that were cut, four numbers a thread. */
 enum { BWD90_SUM_THREADS = 256 };
 template <int D>
-constexpr int bwd90_sum_blocks = 2 * bwd90_keys_size<D>::held / (4 * BWD90_SUM_THREADS);
+constexpr int bwd90_sum_blocks = 2 * BWD90_KEYS * D / (4 * BWD90_SUM_THREADS);
 
 template <typename T, int D>
 __global__ void __launch_bounds__(BWD90_SUM_THREADS)
     bwd90_keys_sum(const __grid_constant__ bwd90_keys_args_t a) {
-  constexpr int held = bwd90_keys_size<D>::held;
+  constexpr int held = BWD90_KEYS * D;
   int item = blockIdx.x / bwd90_sum_blocks<D>;
   int pair = item % a.line.pairs, block = item / a.line.pairs;
   int first, last;
@@ -376,7 +378,7 @@ __global__ void __launch_bounds__(BWD90_SUM_THREADS)
 
 template <typename T, int D, int MAKES>
 static nn_status_t bwd90_make(backend_device_t *device, const bwd90_keys_args_t *a) {
-  typedef bwd90_keys_size<D> size;
+  typedef bwd90_keys_size<D, MAKES> size;
   auto kernel = attention_windowed(&a->rows) ? bwd90_keys<T, D, true, MAKES>
                                              : bwd90_keys<T, D, false, MAKES>;
   CUDA_TRY(cuda_check(device, "attention_bwd",
@@ -390,7 +392,7 @@ static nn_status_t bwd90_make(backend_device_t *device, const bwd90_keys_args_t 
 template <typename T, int D>
 static nn_status_t bwd90_launch_keys(backend_device_t *device, const op_attention_bwd_t *op,
                                      const float2 *stats, float *partial) {
-  typedef bwd90_keys_size<D> size;
+  typedef bwd90_keys_size<D, BWD90_DK> size;
   bwd90_keys_args_t a = {};
   a.op = *op;
   a.rows = attention_rows(op->q_len, op->heads, op->kv_heads, op->window, op->q_len);
@@ -412,7 +414,7 @@ static nn_status_t bwd90_launch_keys(backend_device_t *device, const op_attentio
 
 template <int D>
 static int bwd90_takes(const backend_device_t *device, const op_attention_bwd_t *op) {
-  typedef bwd90_keys_size<D> size;
+  typedef bwd90_keys_size<D, BWD90_DK> size; /* dv needs less */
   /* No line of steps is longer. */
   int64_t group = op->heads / op->kv_heads, steps = op->q_len * group / size::step_rows * 2;
   int64_t line = (op->q_len / BWD90_KEYS + 1) * (steps + 4 + LINE90_START);
