@@ -371,8 +371,9 @@ __global__ void __launch_bounds__(TILE_THREADS, 2) flash_bwd_queries(const flash
   tile_load_rows<D, ROWS>(queries + held, (const T *)a.op.dout + first_row * width + head,
                           width, dim, a.rows, first);
   auto load = [&](uint32_t to, int key) {
-    tile_load<D, KEYS>(to, k, a.op.ldkv, dim, key, end);
-    tile_load<D, KEYS>(to + tile, v, a.op.ldkv, dim, key, end);
+    constexpr bool anew = D == 64; /* whose registers are all taken */
+    tile_load<D, KEYS, anew>(to, k, a.op.ldkv, dim, key, end);
+    tile_load<D, KEYS, anew>(to + tile, v, a.op.ldkv, dim, key, end);
     tile_copy_end();
   };
   load(stages, begin);

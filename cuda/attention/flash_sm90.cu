@@ -301,6 +301,8 @@ __device__ __forceinline__ void flash90_consume(const flash90_args_t &a, unsigne
       slot = ++count % size::stages;
       hopper_wait(flash90_k_full<D>(base, slot), count / size::stages & 1);
       hopper_named_sync(turn, 2 * HOPPER_GROUP);
+      /* so that the operands of the queries are made anew: registers have no room for them */
+      if constexpr (D == 256) asm volatile("" : "+r"(own));
       hopper_hold(s);
       hopper_hold(o);
       hopper_hold(p);

@@ -192,14 +192,17 @@ __device__ __forceinline__ uint32_t tile_chunk(int row, int chunk) {
   return row * tile_pitch<D> + ((chunk ^ (row & 7)) << 4);
 }
 
-/* ROWS rows, `dim` numbers of each: at(row) is where it begins, NULL for zeros. */
-template <int D, int ROWS, typename At>
+/* ROWS rows, `dim` numbers of each: at(row) is where it begins, NULL for zeros. ANEW: what follows
+ * from the thread is not kept in registers from one tile to the next. */
+template <int D, int ROWS, bool ANEW, typename At>
 __device__ __forceinline__ void tile_load_at(uint32_t tile, int dim, const void *any, At at) {
   constexpr int chunks = D / 8;
   static_assert(ROWS * chunks % TILE_THREADS == 0, "all threads have the same number of them");
+  int thread = (int)threadIdx.x;
+  if constexpr (ANEW) asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
 #pragma unroll
   for (int x = 0; x < ROWS * chunks / TILE_THREADS; x++) {
-    int i = (int)threadIdx.x, row = i / chunks + x * (TILE_THREADS / chunks), chunk = i % chunks;
+    int i = thread, row = i / chunks + x * (TILE_THREADS / chunks), chunk = i % chunks;
     if constexpr (TILE_THREADS % chunks != 0)
       i += x * TILE_THREADS, row = i / chunks, chunk = i % chunks;
     auto from = at(row);
@@ -210,10 +213,10 @@ __device__ __forceinline__ void tile_load_at(uint32_t tile, int dim, const void 
 }
 
 /* Rows first .. first + ROWS of a matrix with stride ld; zeros from row `end` on. */
-template <int D, int ROWS, typename T>
+template <int D, int ROWS, bool ANEW = false, typename T>
 __device__ __forceinline__ void tile_load(uint32_t tile, const T *from, int64_t ld, int dim,
                                           int first, int end) {
-  tile_load_at<D, ROWS>(tile, dim, from, [&](int row) {
+  tile_load_at<D, ROWS, ANEW>(tile, dim, from, [&](int row) {
     return first + row < end ? from + (first + row) * ld : NULL;
   });
 }
@@ -222,7 +225,7 @@ __device__ __forceinline__ void tile_load(uint32_t tile, const T *from, int64_t 
 template <int D, int ROWS, typename T>
 __device__ __forceinline__ void tile_load_rows(uint32_t tile, const T *from, int64_t stride,
                                                int dim, const attention_rows_t &rows, int first) {
-  tile_load_at<D, ROWS>(tile, dim, from, [&](int row) {
+  tile_load_at<D, ROWS, false>(tile, dim, from, [&](int row) {
     return first + row < rows.count ? from + rows_at(rows, first + row, stride, dim) : NULL;
   });
 }
