@@ -232,6 +232,8 @@ __device__ __forceinline__ void decode_walk(decode_state_t<C> &state,
     else
       load(step, key + TURN);
   }
+  /* All teams pass as many barriers: by their number racecheck tells which one a warp passed. */
+  if (TEAM > 1 && turn < (end - begin + TURN - 1) / TURN) decode_meet(warp);
 }
 
 /* A warp's sums to its columns of shared memory, rows `pitch` apart, and its weights, [16]; NULL:
