@@ -11,7 +11,7 @@
 #include "ops.h"
 #include "select.h"
 
-enum { DRAWS = 4000, FEWEST = 10, REPEATED = 200, MOST = 3000 };
+enum { DRAWS = 4000, FEWEST = 1, REPEATED = 200, MOST = 3000 };
 
 static int draws = DRAWS, repeated = REPEATED;
 
