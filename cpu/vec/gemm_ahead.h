@@ -1,4 +1,4 @@
-/* What is requested from memory beside a tile of a product: what its end adds to and writes, and a
+/* What is requested from memory beside some tiles of a product: what its end adds to and writes, and a
  * share of what comes next, so that packing finds it in the cache. */
 #ifndef NN_CPU_VEC_GEMM_AHEAD_H
 #define NN_CPU_VEC_GEMM_AHEAD_H
@@ -15,7 +15,7 @@ enum {
 typedef struct gemm_requests {
   gemm_run_t run[GEMM_RUNS + 1];
   int64_t count, left; /* runs; lines that more could be */
-  int64_t steps;       /* of the tile */
+  int64_t steps;       /* of the tiles */
 } gemm_requests_t;
 
 /* Rows or columns [first, first + count) of the product in [k0, k0 + k); operand NULL: nothing. */
@@ -28,15 +28,15 @@ typedef struct gemm_part {
  * them, an equal share beside each. */
 typedef struct gemm_ahead {
   gemm_part_t part;
-  int64_t rows, share, row; /* stored rows; of them beside a tile; requested so far */
+  int64_t rows, share, row; /* stored rows; of them at a time; requested so far */
 } gemm_ahead_t;
 
-static inline gemm_ahead_t gemm_ahead(gemm_part_t part, int64_t tiles) {
+static inline gemm_ahead_t gemm_ahead(gemm_part_t part, int64_t times) {
   int64_t rows = part.operand->along_k ? part.k : part.count;
-  return (gemm_ahead_t){part, rows, vec_blocks(rows, tiles), 0};
+  return (gemm_ahead_t){part, rows, vec_blocks(rows, times), 0};
 }
 
-/* For a tile of so many steps. */
+/* For tiles of so many steps together. */
 static inline void gemm_requests_begin(gemm_requests_t *requests, int64_t steps) {
   requests->count = 0;
   requests->left = requests->steps = steps;
@@ -87,7 +87,7 @@ static inline bool gemm_request_rows(gemm_requests_t *requests, const void *data
   return room;
 }
 
-/* The share of one more tile. */
+/* One more share. */
 static inline void gemm_request_ahead(gemm_requests_t *requests, gemm_ahead_t *ahead) {
   const gemm_part_t *part = &ahead->part;
   if (!part->operand || ahead->row == ahead->rows) return;
