@@ -1,5 +1,5 @@
-/* What is requested from memory beside some tiles of a product: what its end adds to and writes, and a
- * share of what comes next, so that packing finds it in the cache. */
+/* What is requested from memory beside some tiles of a product: what their end adds to and writes,
+ * and a share of what comes next, so that packing finds it in the cache. */
 #ifndef NN_CPU_VEC_GEMM_AHEAD_H
 #define NN_CPU_VEC_GEMM_AHEAD_H
 
