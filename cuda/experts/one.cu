@@ -45,10 +45,10 @@ typedef struct one_room {
 __device__ __forceinline__ void one_choose(const op_route_t &op, bool writes, one_row_t *rows,
                                            one_room_t &room) {
   int lane = threadIdx.x, q = lane % ONE_EXPERTS, token = lane / ONE_EXPERTS;
-  float p[1] = {token == 0 && q < op.experts ? room.prob[0][q] : 0};
+  float logit = token == 0 && q < op.experts ? room.prob[0][q] : 0;
   __syncwarp();
-  route_few_choose<ONE_EXPERTS, 1>(op, p, q, token, token == 0, writes && token == 0,
-                                   room.prob[token], room.route);
+  route_few_choose(op, logit, q, token, token == 0, writes && token == 0, room.prob[token],
+                   room.route);
   __syncwarp();
   bool chosen = lane < op.experts && room.route.tokens[lane];
   unsigned all = __ballot_sync(0xffffffffu, chosen);
