@@ -342,7 +342,8 @@ static __global__ void __launch_bounds__(many_threads<PER, ANY>, 1)
   int64_t begin = blockIdx.x * plan.tokens, end = min(begin + plan.tokens, op.n);
   double prob_sum[PER] = {}, lse2_sum = 0;
   many_bias_t<PER> bias;
-  if constexpr (ANY) bias.template load<T>(op.router, q, experts);
+  constexpr bool HOLDS = !ANY || PER <= 16; /* registers biases, and the next token's logits */
+  if constexpr (ANY && HOLDS) bias.template load<T>(op.router, q, experts);
   float next[PER];
   auto load = [&](int64_t token) {
     const float *logit = op.prob + token * experts + q;
@@ -355,7 +356,8 @@ static __global__ void __launch_bounds__(many_threads<PER, ANY>, 1)
     float p[PER], share = 1;
 #pragma unroll
     for (int j = 0; j < PER; j++) p[j] = next[j];
-    load(token + warps);
+    if constexpr (HOLDS) load(token + warps);
+    else bias.template load<T>(op.router, q, experts);
     auto chosen = [&](int e) {
       if (alone) atomicOr(&chose[e], 1ull << token);
       else atomicAdd((unsigned *)&chose[e], 1u);
@@ -364,6 +366,7 @@ static __global__ void __launch_bounds__(many_threads<PER, ANY>, 1)
 #pragma unroll
     for (int j = 0; j < PER; j++) prob_sum[j] += ANY ? share * p[j] : p[j];
     lse2_sum += (double)lse * lse;
+    if constexpr (!HOLDS) load(token + warps);
   }
   many_add_warps(prob_sum, lse2_sum, experts, (int)min(end - begin, (int64_t)warps), (double *)row,
                  squares, total);
