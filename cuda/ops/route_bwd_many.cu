@@ -8,19 +8,19 @@
 #include "ops/matmul.h"
 #include "ops/route_dlogit.cuh"
 
-enum { MANY_THREADS = 256, MANY_WARPS = MANY_THREADS / 32 };
+enum { BWD_MANY_THREADS = 256, BWD_MANY_WARPS = BWD_MANY_THREADS / 32 };
 
-typedef struct many_plan {
+typedef struct bwd_many_plan {
   bf16_t *terms;  /* [n, 2 E] */
   bf16_t *stack;  /* [2 E, H]: w twice */
   float *product; /* [2 E, H] */
   float *dlogit;  /* [n, E] for dbias; done with when the products take its place as workspace */
   float *columns; /* of dbias */
-} many_plan_t;
+} bwd_many_plan_t;
 
-static many_plan_t many_layout(const backend_device_t *device, cuda_arena_t *arena, int64_t n,
-                               int64_t experts, int64_t hidden) {
-  many_plan_t plan = {};
+static bwd_many_plan_t bwd_many_layout(const backend_device_t *device, cuda_arena_t *arena,
+                                       int64_t n, int64_t experts, int64_t hidden) {
+  bwd_many_plan_t plan = {};
   plan.terms = (bf16_t *)cuda_take(arena, 2 * n * experts, sizeof(bf16_t));
   plan.stack = (bf16_t *)cuda_take(arena, 2 * experts * hidden, sizeof(bf16_t));
   plan.product = (float *)cuda_take(arena, 2 * experts * hidden, sizeof(float));
@@ -34,7 +34,7 @@ static many_plan_t many_layout(const backend_device_t *device, cuda_arena_t *are
 size_t route_bwd_many_scratch(const backend_device_t *device, const backend_limits_t *limits) {
   cuda_arena_t arena = {};
   if (limits->act_dtype != NN_BF16 || limits->experts <= ROUTE_STEP) return 0;
-  many_layout(device, &arena, limits->rows, limits->experts, limits->hidden);
+  bwd_many_layout(device, &arena, limits->rows, limits->experts, limits->hidden);
   return arena.used;
 }
 
@@ -45,22 +45,22 @@ int route_bwd_many_takes(const op_route_bwd_t *op) {
 
 /* Blocks before `copies` copy w twice; the others take a token a warp. */
 template <int PER, bool MIXER>
-static __global__ void __launch_bounds__(MANY_THREADS)
-    many_terms(const op_route_bwd_t op, const many_plan_t plan, int copies) {
-  __shared__ alignas(8) float rows[MANY_WARPS][32 * PER];
+static __global__ void __launch_bounds__(BWD_MANY_THREADS)
+    bwd_many_terms(const op_route_bwd_t op, const bwd_many_plan_t plan, int copies) {
+  __shared__ alignas(8) float rows[BWD_MANY_WARPS][32 * PER];
   int q = threadIdx.x & 31, experts = (int)op.experts;
   launch_next();
   launch_wait();
   if (blockIdx.x < copies) {
     int64_t all = op.experts * op.hidden / 8;
-    for (int64_t i = (int64_t)blockIdx.x * MANY_THREADS + threadIdx.x; i < all;
-         i += (int64_t)copies * MANY_THREADS) {
+    for (int64_t i = (int64_t)blockIdx.x * BWD_MANY_THREADS + threadIdx.x; i < all;
+         i += (int64_t)copies * BWD_MANY_THREADS) {
       uint4 v = ((const uint4 *)op.w)[i];
       ((uint4 *)plan.stack)[i] = v, ((uint4 *)plan.stack)[all + i] = v;
     }
     return;
   }
-  int64_t token = (int64_t)(blockIdx.x - copies) * MANY_WARPS + threadIdx.x / 32;
+  int64_t token = (int64_t)(blockIdx.x - copies) * BWD_MANY_WARPS + threadIdx.x / 32;
   if (token >= op.n) return;
   float *row = rows[threadIdx.x / 32];
   route_token_t<32, PER> from;
@@ -82,9 +82,10 @@ static __global__ void __launch_bounds__(MANY_THREADS)
 }
 
 /* dw += both parts of the product. */
-static __global__ void __launch_bounds__(MANY_THREADS)
-    many_finish(const op_route_bwd_t op, const float *product) {
-  int64_t all = op.experts * op.hidden / 4, i = (int64_t)blockIdx.x * MANY_THREADS + threadIdx.x;
+static __global__ void __launch_bounds__(BWD_MANY_THREADS)
+    bwd_many_finish(const op_route_bwd_t op, const float *product) {
+  int64_t all = op.experts * op.hidden / 4;
+  int64_t i = (int64_t)blockIdx.x * BWD_MANY_THREADS + threadIdx.x;
   launch_next();
   launch_wait();
   if (i >= all) return;
@@ -95,17 +96,17 @@ static __global__ void __launch_bounds__(MANY_THREADS)
 }
 
 template <int PER>
-static void many_launch_terms(backend_device_t *device, const op_route_bwd_t *op,
-                              const many_plan_t *plan) {
+static void bwd_many_launch_terms(backend_device_t *device, const op_route_bwd_t *op,
+                                  const bwd_many_plan_t *plan) {
   int copies = device->multiprocessors;
-  auto kernel = op->router.score == NN_SCORE_SPARSE_MIXER ? many_terms<PER, true>
-                                                          : many_terms<PER, false>;
-  launch_chained(device, kernel, (unsigned)(copies + cuda_blocks(op->n, MANY_WARPS)), MANY_THREADS,
-                 0, 0, *op, *plan, copies);
+  auto kernel = op->router.score == NN_SCORE_SPARSE_MIXER ? bwd_many_terms<PER, true>
+                                                          : bwd_many_terms<PER, false>;
+  unsigned blocks = (unsigned)(copies + cuda_blocks(op->n, BWD_MANY_WARPS));
+  launch_chained(device, kernel, blocks, BWD_MANY_THREADS, 0, 0, *op, *plan, copies);
 }
 
-static nn_status_t many_products(backend_device_t *device, const op_route_bwd_t *op,
-                                 const many_plan_t *plan) {
+static nn_status_t bwd_many_products(backend_device_t *device, const op_route_bwd_t *op,
+                                     const bwd_many_plan_t *plan) {
   backend_scratch_t workspace = {plan->dlogit, cuda_matmul_scratch(device, NULL)};
   op_matmul_t product = {};
   product.a = plan->terms, product.lda = 2 * op->experts;
@@ -118,21 +119,21 @@ static nn_status_t many_products(backend_device_t *device, const op_route_bwd_t 
   dw.m = 2 * op->experts, dw.k = op->n, dw.trans_a = 1;
   dw.b = op->x, dw.d = plan->product, dw.d_dtype = NN_F32;
   CUDA_TRY(cuda_matmul(device, &dw, workspace));
-  launch_chained(device, many_finish,
-                 (unsigned)cuda_blocks(op->experts * op->hidden, 4 * MANY_THREADS), MANY_THREADS, 0,
-                 0, *op, (const float *)plan->product);
+  unsigned blocks = (unsigned)cuda_blocks(op->experts * op->hidden, 4 * BWD_MANY_THREADS);
+  launch_chained(device, bwd_many_finish, blocks, BWD_MANY_THREADS, 0, 0, *op,
+                 (const float *)plan->product);
   return NN_OK;
 }
 
 nn_status_t route_bwd_many(backend_device_t *device, const op_route_bwd_t *op,
                            backend_scratch_t scratch) {
   cuda_arena_t arena = {(char *)scratch.data, 0};
-  many_plan_t plan = many_layout(device, &arena, op->n, op->experts, op->hidden);
-  auto terms = op->experts <= 64    ? many_launch_terms<2>
-               : op->experts <= 128 ? many_launch_terms<4>
-               : op->experts <= 256 ? many_launch_terms<8>
-               : op->experts <= 512 ? many_launch_terms<16>
-                                    : many_launch_terms<32>;
+  bwd_many_plan_t plan = bwd_many_layout(device, &arena, op->n, op->experts, op->hidden);
+  auto terms = op->experts <= 64    ? bwd_many_launch_terms<2>
+               : op->experts <= 128 ? bwd_many_launch_terms<4>
+               : op->experts <= 256 ? bwd_many_launch_terms<8>
+               : op->experts <= 512 ? bwd_many_launch_terms<16>
+                                    : bwd_many_launch_terms<32>;
   terms(device, op, &plan);
   CUDA_TRY(cuda_launched(device, "route_bwd"));
   if (op->dbias) {
@@ -141,6 +142,6 @@ nn_status_t route_bwd_many(backend_device_t *device, const op_route_bwd_t *op,
     sum.x = plan.dlogit, sum.out = op->dbias;
     CUDA_TRY(cuda_column_sum(device, &sum, {plan.columns, scratch.bytes}));
   }
-  CUDA_TRY(many_products(device, op, &plan));
+  CUDA_TRY(bwd_many_products(device, op, &plan));
   return cuda_launched(device, "route_bwd");
 }
