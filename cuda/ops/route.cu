@@ -1,14 +1,14 @@
-/* Routing: logits = x w^T and their scores in fp32, the k best experts (ties to the lower index), the
- * weights of op_router_t, and slots sorted by expert, then by token; assigns. Where capacity bounds
- * an expert, its first tokens stay. Kernels come twice: for the softmax of the products alone, which
- * chooses by what it weighs by, and for ANY score, bias and groups (route_any.cuh).
+/* Routing: logits = x w^T and their scores in fp32, the k best experts (ties to the lower index),
+ * the weights of op_router_t, and slots sorted by expert, then by token; assigns. Where capacity
+ * bounds an expert, its first tokens stay. Kernels come twice: for the softmax of the products
+ * alone, which chooses by what it weighs by, and for ANY score, bias and groups (route_any.cuh).
  *
  * x [n, H], w [E, H]. A block takes ROUTE_TILE tokens at a time. Products of 16 bits go through the
  * tensor cores, which multiply exactly and add in fp32; warps share out rows and, the fewer rows
  * there are, the columns. route_rows counts the experts of each block, route_place turns these
  * counts into first rows and places the slots; up to ROUTE_TILE tokens, one block does it all in
- * one launch, and route_few.cu where experts are few too. route_rows's part is route_sm90.cu's where
- * the bulk copy engine can bring x, and route_many.cu's where there are more experts than
+ * one launch, and route_few.cu where experts are few too. route_rows's part is route_sm90.cu's
+ * where the bulk copy engine can bring x, and route_many.cu's where there are more experts than
  * ROUTE_FEW. Sums over tokens are in double: tokens in a thread, threads in a warp, warps, blocks,
  * each in one order. Only integers are added by atomics. */
 #include "launch.cuh"

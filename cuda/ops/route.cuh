@@ -1,22 +1,11 @@
-/* What routing's forward and backward share: a token's experts spread over a group of lanes. */
+/* What routing's forward and backward share. Where a token has LANES lanes of a warp, lane q of
+ * them holds experts q + LANES * j, j < PER. At most 1024 experts. */
 #ifndef NN_CUDA_ROUTE_CUH
 #define NN_CUDA_ROUTE_CUH
 
 #include "kernel.cuh"
 
 enum { ROUTE_THREADS = 256, ROUTE_WARPS = ROUTE_THREADS / 32 };
-
-/* Calls f<T, LANES, PER>: a token has LANES lanes of a warp, of which lane q holds experts
- * q + LANES * j, j < PER. At most 1024 experts. */
-#define ROUTE_BY_EXPERTS(experts, T, f, ...) \
-  do {                                       \
-    if ((experts) <= 16)                     \
-      f<T, 4, 4>(__VA_ARGS__);               \
-    else if ((experts) <= 64)                \
-      f<T, 8, 8>(__VA_ARGS__);               \
-    else                                     \
-      f<T, 32, 32>(__VA_ARGS__);             \
-  } while (0)
 
 /* Whether experts are chosen by the softmax of x w^T alone. */
 static inline int route_plain(const op_router_t *router) {
@@ -43,8 +32,8 @@ typedef struct route_plan {
   double *sums;    /* [blocks, E + 1] over each block's tokens: probabilities, lse^2 */
 } route_plan_t;
 
-/* route_few.cu: what route_plain says, up to ROUTE_TILE tokens and ROUTE_FEW experts. vectors: x and w
- * may be read in 16 bytes. */
+/* route_few.cu: what route_plain says, up to ROUTE_TILE tokens and ROUTE_FEW experts. vectors: x and
+ * w may be read in 16 bytes. */
 void route_few(backend_device_t *device, const op_route_t *op, int vectors);
 
 /* route_sm90.cu: the first kernel, where it is for this device and operation; fills in the plan and

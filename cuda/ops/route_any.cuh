@@ -7,8 +7,8 @@
 
 #include "ops/route_logits.cuh"
 
-/* Turns a group's logits into scores; returns the log-sum-exp of the biased logits. share: what makes
- * a row of scores sum to 1. */
+/* Turns a group's logits into scores; returns the log-sum-exp of the biased logits. share: what
+ * makes a row of scores sum to 1. */
 template <typename T, int LANES, int PER>
 static __device__ float route_any_scores(const op_router_t &router, float (&p)[PER], int q,
                                          int experts, float *share) {
@@ -30,8 +30,8 @@ static __device__ float route_any_scores(const op_router_t &router, float (&p)[P
   return lse;
 }
 
-/* Which of the lane's experts are in groups that remain, a bit each. row: shared, of the token; written
- * only where it is live. */
+/* Which of the lane's experts are in groups that remain, a bit each. row: shared, of the token;
+ * written only where it is live. */
 template <int LANES, int PER>
 static __device__ uint32_t route_any_groups(const op_router_t &router, const float (&c)[PER], int q,
                                             int experts, bool live, float *row) {

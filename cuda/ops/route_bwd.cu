@@ -371,8 +371,7 @@ static nn_status_t route_launch_mma(backend_device_t *device, const op_route_bwd
   return NN_OK;
 }
 
-/* T is not used: probabilities are fp32. */
-template <typename T, int LANES, int PER>
+template <int LANES, int PER>
 static void route_launch_dlogit(cudaStream_t stream, const op_route_bwd_t *op, float *dlogit) {
   int64_t blocks = cuda_blocks(op->n, ROUTE_THREADS / LANES);
   auto kernel = op->router.score == NN_SCORE_SPARSE_MIXER ? route_dlogit<LANES, PER, true>
@@ -398,7 +397,10 @@ static void route_launch_bwd(backend_device_t *device, const op_route_bwd_t *op,
       cuda_blocks(op->hidden, ROUTE_OUTER_COLS) * cuda_blocks(op->experts, ROUTE_OUTER);
   uintptr_t bits = (uintptr_t)op->x | (uintptr_t)op->w | (uintptr_t)op->dx;
   route_split(op, 4 * device->multiprocessors / across, 1, plan);
-  ROUTE_BY_EXPERTS(op->experts, float, route_launch_dlogit, device->stream, op, plan->dlogit);
+  auto launch_dlogit = op->experts <= 16   ? route_launch_dlogit<4, 4>
+                       : op->experts <= 64 ? route_launch_dlogit<8, 8>
+                                           : route_launch_dlogit<32, 32>;
+  launch_dlogit(device->stream, op, plan->dlogit);
   if (op->hidden % 2 == 0 && bits % (2 * sizeof(T)) == 0)
     route_launch_outer<T, true>(device->stream, op, plan);
   else

@@ -1,5 +1,5 @@
-/* What routing's forward kernels share: logits of a tile of tokens, their softmax, and the weights of
- * what is chosen. */
+/* What routing's forward kernels share: logits of a tile of tokens, their softmax, and the weights
+ * of what is chosen. */
 #ifndef NN_CUDA_ROUTE_LOGITS_CUH
 #define NN_CUDA_ROUTE_LOGITS_CUH
 
