@@ -6,15 +6,14 @@
  *   dlogit_e = p_e (1 - p_e) dprob_e for sigmoid,
  * where the sparse mixer, w_j = scale p_j / S_j with a sum for each choice, has instead of dprob_j
  * dlogit_e += scale dweight_j w_j (e == j), less that times p_e / S_j for the e of S_j,
- * and then dx [n, H] += dlogit w, dw [E, H] += dlogit^T x and dbias += dlogit, in fp32. dw sums tokens
- * in order in each block, then blocks as columns.cuh says, and so does dbias.
+ * and then dx [n, H] += dlogit w, dw [E, H] += dlogit^T x and dbias += dlogit, in fp32. dw sums
+ * tokens in order in each block, then blocks as columns.cuh says, and so does dbias.
  *
  * 16 bits and up to ROUTE_STEP experts, without dbias or mixer: one kernel passes once over x and
  * dx, on sm_90a that of route_bwd_sm90.cu. Its products go through the tensor cores, which take
- * dlogit as the sum of bf16 numbers: of three for dw, as exact as fp32, and of two for dx, far more
- * exact than its own rounding. fp16 has too small a range for such terms; its 11 bits are two bf16
- * numbers. bf16 and more experts are route_bwd_many.cu's. Otherwise dlogit, dx and dw have a kernel
- * each, and dx sums over experts in order. */
+ * dlogit as the sum of numbers of 16 bits: of three for dw, as exact as fp32, and of two for dx,
+ * far more exact than its own rounding. bf16 and more experts are route_bwd_many.cu's. Otherwise
+ * dlogit, dx and dw have a kernel each, and dx sums over experts in order. */
 #include "ops/columns.cuh"
 #include "ops/route_dlogit.cuh"
 
@@ -282,7 +281,7 @@ static __device__ __forceinline__ void route_dx_step(const route_pieces_at_t &at
     for (int i = 0; i < 2; i++)
       if (first + 8 * i < at.dx_end[h])
         *(uint4 *)(at.dx + (int64_t)(first + 8 * i) * at.hidden + 32 * h) =
-            route_dx_add<T>(dx[2 * i + h], sum, i);
+            route_dx_add<T>(dlogit, dx[2 * i + h], sum, i);
   }
 }
 
@@ -298,15 +297,13 @@ static __device__ __forceinline__ void route_dw_step(const route_fragments_t &dl
     x[i][0] = rows[i].x, x[i][1] = rows[i].y, x[i][2] = rows[i].z, x[i][3] = rows[i].w;
   }
 #pragma unroll
-  for (int h = 0; h < 8; h += 4) {
-    uint32_t b[4][2];
+  for (int h = 0; h < 8; h += 2) {
+    uint32_t b[2][2];
 #pragma unroll
-    for (int j = 0; j < 8; j++) {
-      int word = (h + j / 2) / 2;
-      b[j / 2][j % 2] = __byte_perm(x[j % 2 * 2][word], x[j % 2 * 2 + 1][word],
-                                    j / 2 % 2 ? 0x7632 : 0x5410);
-    }
-    route_multiply<T>(sum + h, a, b);
+    for (int j = 0; j < 4; j++)
+      b[j / 2][j % 2] = __byte_perm(x[j % 2 * 2][h / 2], x[j % 2 * 2 + 1][h / 2],
+                                    j / 2 ? 0x7632 : 0x5410);
+    route_dw_product<T>(dlogit, a, b, sum + h);
   }
 }
 
@@ -335,7 +332,7 @@ static __global__ void __launch_bounds__(32 * ROUTE_STRIPS)
       int count = min(tokens - first, (int)ROUTE_CHUNK);
       route_chunk_token_t token;
       route_chunk_read(op, begin + first, count, token);
-      route_chunk(op, begin + first, count, token, rows, fragments);
+      route_chunk<T>(op, begin + first, count, token, rows, fragments);
     }
     uint4 next[4];
     route_load_x(at, first + ROUTE_STEP, next);

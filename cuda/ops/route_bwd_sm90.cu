@@ -34,7 +34,7 @@ static __device__ __forceinline__ void route90_dw_step(const route_fragments_t &
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(b[0][0]), "=r"(b[0][1]), "=r"(b[1][0]), "=r"(b[1][1])
                  : "r"(x + (lane & 15) * HOPPER_ROW_BYTES + ((j + (lane >> 4)) ^ (lane & 7)) * 16));
-    route_multiply<T>(sum + j, a, b);
+    route_dw_product<T>(dlogit, a, b, sum + j);
   }
 }
 
@@ -56,7 +56,7 @@ static __device__ __forceinline__ void route90_dx_step(const route_fragments_t &
       int row = g + 8 * i, c = 32 * h + 8 * t;
       uint4 old = *(const uint4 *)(dx + row * HOPPER_ROW_BYTES + ((4 * h + t) ^ g) * 16);
       if (row < tokens && c < columns)
-        *(uint4 *)(to + (int64_t)row * hidden + c) = route_dx_add<T>(old, sum, i);
+        *(uint4 *)(to + (int64_t)row * hidden + c) = route_dx_add<T>(dlogit, old, sum, i);
     }
   }
 }
@@ -118,7 +118,7 @@ static __device__ __forceinline__ void route90_bwd_body(const route90_bwd_maps_t
     if (step == 0) {
       int count = min(tokens - first, (int)ROUTE_CHUNK);
       if (first) route_chunk_read(op, begin + first, count, token);
-      route_chunk(op, begin + first, count, token, rows, fragments);
+      route_chunk<T>(op, begin + first, count, token, rows, fragments);
     }
     if (first == 0) route_dx_pack(w_rows, w);
     hopper_wait(full + 8 * slot, parity);

@@ -156,31 +156,64 @@ static __device__ __forceinline__ void route_dlogit_row(const op_route_bwd_t &op
 /* ---- through the tensor cores ---------------------------------------------------------------- */
 
 /* Fragments of a step's dlogits, in the order in which lanes load them: as rows of tokens for dx,
- * which is rounded to 16 bits and needs two terms, and as rows of experts for dw. */
+ * which is rounded to 16 bits and needs two terms, and as rows of experts for dw. fp16's range is
+ * small, so that rows are multiplied by powers of two before, and what comes of them by the
+ * reciprocals token and expert. */
 typedef struct route_fragments {
   uint4 by_token[2][32], by_expert[3][32];
+  float token[ROUTE_STEP], expert[ROUTE_STEP];
 } route_fragments_t;
 
-/* Two fp32 numbers as three pairs of bf16 whose sums they are. */
+/* Two fp32 numbers as three pairs of T whose sums they are. */
+template <typename T>
 static __device__ __forceinline__ void route_terms(float x, float y, uint32_t (&term)[3]) {
 #pragma unroll
   for (int i = 0; i < 3; i++) {
-    __nv_bfloat162 near = __floats2bfloat162_rn(x, y);
-    term[i] = *reinterpret_cast<uint32_t *>(&near);
-    x -= __low2float(near), y -= __high2float(near);
+    term[i] = half_pair<T>(x, y);
+    float2 near = half_unpack<T>(term[i]);
+    x -= near.x, y -= near.y;
   }
 }
 
+/* Four numbers of a row, of which neighbouring lanes have the others: brings the row's largest to
+ * 2^14 and more, where three terms of fp16 leave out at most 2^-39 of it. Returns the
+ * reciprocal. */
+static __device__ __forceinline__ float route_scale(float2 (&x)[2]) {
+  float most = fmaxf(fmaxf(fabsf(x[0].x), fabsf(x[0].y)), fmaxf(fabsf(x[1].x), fabsf(x[1].y)));
+  most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 1));
+  most = fmaxf(most, __shfl_xor_sync(0xffffffffu, most, 2));
+  uint32_t power = min(14 + 2 * 127 - (__float_as_uint(most) >> 23), 253u);
+  float scale = __uint_as_float(power << 23);
+#pragma unroll
+  for (int i = 0; i < 2; i++) x[i].x *= scale, x[i].y *= scale;
+  return __uint_as_float((254 - power) << 23);
+}
+
 /* One lane's fragments of a step, whose dlogits begin at row. */
+template <typename T>
 static __device__ __forceinline__ void route_cut(const float *row, int lane,
                                                  route_fragments_t &out) {
   int g = lane >> 2, t = 2 * (lane & 3);
   uint32_t token[4][3], expert[4][3];
 #pragma unroll
-  for (int i = 0; i < 4; i++) {
-    int m = g + i % 2 * 8, k = t + i / 2 * 8;
-    route_terms(row[m * ROUTE_CHUNK_STRIDE + k], row[m * ROUTE_CHUNK_STRIDE + k + 1], token[i]);
-    route_terms(row[k * ROUTE_CHUNK_STRIDE + m], row[(k + 1) * ROUTE_CHUNK_STRIDE + m], expert[i]);
+  for (int h = 0; h < 2; h++) {
+    int m = g + 8 * h;
+    float2 x[2], y[2];
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      int k = t + 8 * i;
+      x[i] = make_float2(row[m * ROUTE_CHUNK_STRIDE + k], row[m * ROUTE_CHUNK_STRIDE + k + 1]);
+      y[i] = make_float2(row[k * ROUTE_CHUNK_STRIDE + m], row[(k + 1) * ROUTE_CHUNK_STRIDE + m]);
+    }
+    if constexpr (half_is_f16<T>) {
+      float back = route_scale(x), expert_back = route_scale(y);
+      if (t == 0) out.token[m] = back, out.expert[m] = expert_back;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+      route_terms<T>(x[i].x, x[i].y, token[2 * i + h]);
+      route_terms<T>(y[i].x, y[i].y, expert[2 * i + h]);
+    }
   }
 #pragma unroll
   for (int i = 0; i < 3; i++) {
@@ -203,6 +236,7 @@ static __device__ __forceinline__ void route_chunk_read(const op_route_bwd_t &op
 
 /* The dlogits of `count` tokens from first on, and zeros up to ROUTE_CHUNK, as fragments; by the
  * whole block. */
+template <typename T>
 static __device__ __forceinline__ void route_chunk(const op_route_bwd_t &op, int64_t first,
                                                    int count, route_chunk_token_t &token,
                                                    float *rows, route_fragments_t *fragments) {
@@ -220,7 +254,7 @@ static __device__ __forceinline__ void route_chunk(const op_route_bwd_t &op, int
   }
   __syncthreads();
   for (int i = threadIdx.x; i < ROUTE_CHUNK * 2; i += blockDim.x)
-    route_cut(rows + i / 32 * ROUTE_STEP * ROUTE_CHUNK_STRIDE, i % 32, fragments[i / 32]);
+    route_cut<T>(rows + i / 32 * ROUTE_STEP * ROUTE_CHUNK_STRIDE, i % 32, fragments[i / 32]);
   __syncthreads();
 }
 
@@ -256,38 +290,34 @@ static __device__ __forceinline__ void route_dx_pack(const route_dx_rows_t &from
   }
 }
 
-/* Pairs of T as sums of pairs of bf16: themselves, or of fp16's 11 bits the upper 8 and the
- * rest. */
-template <typename T>
-constexpr int route_parts = half_is_f16<T> ? 2 : 1;
-template <typename T>
-static __device__ __forceinline__ void route_part(uint32_t pair, uint32_t (&part)[route_parts<T>]) {
-  part[0] = pair;
-  if constexpr (half_is_f16<T>) {
-    float2 all = half_unpack<T>(pair);
-    part[0] = half_pair<bf16_t>(all.x, all.y);
-    float2 upper = half_unpack<bf16_t>(part[0]);
-    part[1] = half_pair<bf16_t>(all.x - upper.x, all.y - upper.y);
-  }
-}
-
-/* sum[j] += a b[j], a being a sum of terms; the smallest products first, and those left out that
- * are smaller than a's last term leaves unsaid. */
+/* sum[j] += a b[j], a being a sum of terms; the smallest products first. */
 template <typename T, int TERMS, int N>
 static __device__ __forceinline__ void route_multiply(float (*sum)[4], const uint4 (&a)[TERMS],
                                                       const uint32_t (&b)[N][2]) {
-  uint32_t part[N][2][route_parts<T>];
-#pragma unroll
-  for (int i = 0; i < 2 * N; i++) route_part<T>(b[i / 2][i % 2], part[i / 2][i % 2]);
 #pragma unroll
   for (int i = TERMS - 1; i >= 0; i--)
 #pragma unroll
-    for (int p = route_parts<T> - 1; p >= 0; p--)
+    for (int j = 0; j < N; j++)
+      half_multiply<T>(sum[j], a[i].x, a[i].y, a[i].z, a[i].w, b[j][0], b[j][1]);
+}
+
+/* sum[j] += dw of a step in N products; a: the three terms of the dlogits. */
+template <typename T, int N>
+static __device__ __forceinline__ void route_dw_product(const route_fragments_t &dlogit,
+                                                        const uint4 (&a)[3],
+                                                        const uint32_t (&b)[N][2],
+                                                        float (*sum)[4]) {
+  if constexpr (!half_is_f16<T>) {
+    route_multiply<T>(sum, a, b);
+    return;
+  }
+  int g = (threadIdx.x & 31) >> 2;
+  float back[2] = {dlogit.expert[g], dlogit.expert[g + 8]}, part[N][4] = {};
+  route_multiply<T>(part, a, b);
 #pragma unroll
-      for (int j = 0; j < N; j++)
-        if (i + p < TERMS)
-          half_multiply<bf16_t>(sum[j], a[i].x, a[i].y, a[i].z, a[i].w, part[j][0][p],
-                                part[j][1][p]);
+  for (int j = 0; j < N; j++)
+#pragma unroll
+    for (int i = 0; i < 4; i++) sum[j][i] = fmaf(part[j][i], back[i / 2], sum[j][i]);
 }
 
 /* sum = what half h of a strip gets in a step; a: the two terms of the dlogits. */
@@ -303,14 +333,16 @@ static __device__ __forceinline__ void route_dx_product(const uint4 (&a)[2],
 
 /* Eight columns of token g (+ 8 where i is 1) with their sums. */
 template <typename T>
-static __device__ __forceinline__ uint4 route_dx_add(const uint4 &old, const float (&sum)[4][4],
+static __device__ __forceinline__ uint4 route_dx_add(const route_fragments_t &dlogit,
+                                                     const uint4 &old, const float (&sum)[4][4],
                                                      int i) {
   const uint32_t pair[4] = {old.x, old.y, old.z, old.w};
+  float back = half_is_f16<T> ? dlogit.token[((threadIdx.x & 31) >> 2) + 8 * i] : 1;
   uint32_t to[4];
 #pragma unroll
   for (int j = 0; j < 4; j++) {
     float2 x = half_unpack<T>(pair[j]);
-    to[j] = half_pair<T>(x.x + sum[j][2 * i], x.y + sum[j][2 * i + 1]);
+    to[j] = half_pair<T>(fmaf(sum[j][2 * i], back, x.x), fmaf(sum[j][2 * i + 1], back, x.y));
   }
   return make_uint4(to[0], to[1], to[2], to[3]);
 }
