@@ -68,6 +68,18 @@ __device__ __forceinline__ void columns_put(const float (&sum)[W], float *room, 
     out[column] += total;
 }
 
+/* Numbers of a part, which are not read again: they leave the second-level cache first. */
+template <int W>
+__device__ __forceinline__ void columns_read(const float *from, float (&x)[W]) {
+  static_assert(W == 1 || W == 4, "one access does it");
+  if constexpr (W == 4) {
+    float4 v = __ldcs((const float4 *)from);
+    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
+  } else {
+    x[0] = __ldcs(from);
+  }
+}
+
 template <int W>
 static __global__ void __launch_bounds__(32 * COLUMNS_GROUPS)
     columns_finish_kernel(const float *part, int64_t parts, int64_t width, float *out) {
@@ -85,7 +97,7 @@ static __global__ void __launch_bounds__(32 * COLUMNS_GROUPS)
 #pragma unroll
     for (int i = 0; i < COLUMNS_AHEAD; i++) {
       int64_t row = first + i * COLUMNS_GROUPS;
-      if (row < parts && column < width) wide_read<W>(part + row * width + column, x[i]);
+      if (row < parts && column < width) columns_read<W>(part + row * width + column, x[i]);
     }
 #pragma unroll
     for (int i = 0; i < COLUMNS_AHEAD; i++)

@@ -1,7 +1,7 @@
 /* Routing's gradients on sm_90a, T bf16 or fp16: a warp has ROUTE_STRIP columns of a split of the
  * tokens, in steps of ROUTE_STEP. The bulk copy engine brings the next steps of x and dx, each warp
- * its own, so that memory is busy also while dlogits are computed, and x does not displace dx from
- * the second-level cache; products as route_bwd.cu has them. */
+ * its own, so that memory is busy also while dlogits are computed. Neither x nor dw's parts
+ * displace dx from the second-level cache. Products are as route_bwd.cu has them. */
 #include "hopper.cuh"
 #include "ops/route_dlogit.cuh"
 
@@ -140,7 +140,7 @@ static __device__ __forceinline__ void route90_bwd_body(const route90_bwd_maps_t
     for (int j = 0; j < 8; j++) {
       int c = 8 * j + 2 * t;
       if (e < op.experts && column + c < hidden)
-        *(float2 *)(to + c) = make_float2(sum[j][2 * i], sum[j][2 * i + 1]);
+        __stcs((float2 *)(to + c), make_float2(sum[j][2 * i], sum[j][2 * i + 1]));
     }
   }
 }
