@@ -1,8 +1,8 @@
 /* The choice of a token: each filter by the definition, their order, ties, frequencies, and logits
  * that are not numbers.
  *
- * MOENN_TEST_DRAWS is how many draws a case has at most, from FEWEST on, for tools in which each
- * takes many milliseconds; without it a case has as many as it asks for, at most DRAWS. Below 100
+ * MOENN_TEST_DRAWS is how many draws a case has at most, from FEWEST on, for tools in which one
+ * takes seconds; without it a case has as many as it asks for, at most DRAWS. Below 100
  * what can be drawn need not all come. */
 #include <math.h>
 #include <stdlib.h>
