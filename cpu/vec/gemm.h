@@ -70,7 +70,8 @@ typedef struct gemm {
   gemm_store_fn store; /* or NULL */
   void *context;
   float *scratch; /* GEMM_THREAD_BYTES for each thread */
-  int32_t rounds; /* 1: inputs may be rounded to bf16, and are where the processor multiplies that */
+  int32_t rounds; /* 1: inputs may be rounded to bf16, and are where the processor multiplies
+                     that */
   /* Set by gemm_run: rows and columns of an item, how many items there are, and threads. */
   int64_t block_m, block_n, items, threads;
   const gemm_form_t *form;  /* set by gemm_run */
@@ -112,9 +113,9 @@ typedef struct gemm_panels {
 void VEC(gemm_kernel)(int64_t rows, const gemm_panels_t *panels, gemm_run_t **runs);
 
 /* d[m, GEMM_NR] = sum + a . b + c for any number m of rows, the products added to sum one by one.
- * With across, a is [m, k], rows lda apart, and a line of *runs is requested every request_step (1 or
- * 2) steps of a tile's k, with 2 at least each GEMM_ROWS_REQUEST multiply-adds; what is left of them
- * stays there. */
+ * With across, a is [m, k], rows lda apart, and a line of *runs is requested every request_step (1
+ * or 2) steps of a tile's k, with 2 at least each GEMM_ROWS_REQUEST multiply-adds; what is left of
+ * them stays there. */
 void VEC(gemm_kernel_rows)(int64_t m, int across, const gemm_panels_t *panels, gemm_run_t **runs);
 
 /* Packs count rows or columns of an operand from `first` on, restricted to k0 .. k0 + k - 1, as

@@ -73,7 +73,8 @@ static void gemm_slice_rows(const gemm_slice_t *slice, const gemm_slice_t *next,
     gemm_requests_t requests;
     /* Beside fewer rows than a panel of weights has, two as often: else some would be left out. */
     panels->request_step = item->few_rows && rows < GEMM_NR ? 1 : 2;
-    gemm_requests_begin(&requests, rows * slice->k / GEMM_ROWS_REQUEST * (3 - panels->request_step));
+    gemm_requests_begin(&requests,
+                        rows * slice->k / GEMM_ROWS_REQUEST * (3 - panels->request_step));
     if (result) gemm_request_result(&requests, group, i, rows, j, columns);
     gemm_request_ahead(&requests, &ahead);
     gemm_requests_end(&requests, item->sum);

@@ -22,7 +22,8 @@ constexpr int flash_bytes = (flash_rows<D> + 4 * flash_keys<D>) * tile_pitch<D>;
 
 static constexpr float flash_slack = 8;
 
-/* m of a row that has seen no key: far below any score, and no infinity to be subtracted from one. */
+/* m of a row that has seen no key: far below any score, and no infinity to be subtracted from
+ * one. */
 static constexpr float flash_none = -1e30f;
 
 /* What a thread keeps of its rows: m * 16 + half * 8 + g of its warp's. */

@@ -1,7 +1,7 @@
 /* Attention backward of any shape and dtype, by fp32 arithmetic. With p = exp(s - lse) made
  * again and ds = p * (<dout, v> - delta): dv = p^T dout, dk = scale ds^T q, dq = scale ds k. The
- * same kernel twice, so that each output has one writer: a block holds a tile of keys and walks over
- * packed rows, or holds rows and walks over keys. Sums run over rows, or keys, in order. */
+ * same kernel twice, so that each output has one writer: a block holds a tile of keys and walks
+ * over packed rows, or holds rows and walks over keys. Sums run over rows, or keys, in order. */
 #include "attention/general.cuh"
 
 struct general_bwd_t {

@@ -72,8 +72,8 @@ __device__ __forceinline__ rows_place_t rows_place(const op_attention_t &op,
   return place;
 }
 
-/* The keys of one part among equal parts of those from `first` on and before `keys`, in whole steps;
- * empty: begin >= end. */
+/* The keys of one part among equal parts of those from `first` on and before `keys`, in whole
+ * steps; empty: begin >= end. */
 __device__ __forceinline__ void rows_part(int first, int keys, int parts, int part, int step,
                                           int *begin, int *end) {
   int share = ((keys - first + parts - 1) / parts + step - 1) / step * step;

@@ -32,8 +32,8 @@ typedef struct route_plan {
   double *sums;    /* [blocks, E + 1] over each block's tokens: probabilities, lse^2 */
 } route_plan_t;
 
-/* route_few.cu: what route_plain says, up to ROUTE_TILE tokens and ROUTE_FEW experts. vectors: x and
- * w may be read in 16 bytes. */
+/* route_few.cu: what route_plain says, up to ROUTE_TILE tokens and ROUTE_FEW experts. vectors: x
+ * and w may be read in 16 bytes. */
 void route_few(backend_device_t *device, const op_route_t *op, int vectors);
 
 /* route_sm90.cu: the first kernel, where it is for this device and operation; fills in the plan and

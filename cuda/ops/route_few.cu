@@ -1,7 +1,7 @@
-/* Routing by softmax of few tokens to few experts (decode), by one block and two barriers. Logits as
- * in route.cu; an expert's place in a token's choice is how many are more probable; a slot's row is
- * the first of its expert and how many tokens before it chose the same, counted in a set of a bit
- * per token. Sums over tokens are in double, in order. */
+/* Routing by softmax of few tokens to few experts (decode), by one block and two barriers. Logits
+ * as in route.cu; an expert's place in a token's choice is how many are more probable; a slot's row
+ * is the first of its expert and how many tokens before it chose the same, counted in a set of a
+ * bit per token. Sums over tokens are in double, in order. */
 #include "launch.cuh"
 #include "ops/route_few.cuh"
 

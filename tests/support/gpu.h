@@ -36,8 +36,8 @@ enum { GPU_SIDES = 2, GPU_CPU = 0, GPU_GPU = 1, GPU_SKIPPED = 77 };
 int gpu_open(void);
 int gpu_close(void **state); /* a group teardown */
 
-/* NN_BF16, or NN_F16 where MOENN_TEST_HALF is "f16"; NN_F32. Where that is "f16" or "bf16", cases of
- * NN_F32 are left out. */
+/* NN_BF16, or NN_F16 where MOENN_TEST_HALF is "f16"; NN_F32. Where that is "f16" or "bf16", cases
+ * of NN_F32 are left out. */
 extern int32_t gpu_dtypes[2];
 
 /* ---- cases ----------------------------------------------------------------------------------- */
@@ -49,8 +49,8 @@ void gpu_begin(int32_t dtype, backend_limits_t limits, const char *format, ...)
 void gpu_end(void);
 
 /* Whether a case of so many multiply-adds is left out: by MOENN_TEST_HALF and select.h or, to be
- * quick, where a CPU is in the GPU's place: that is there for bf16 alone, since fp32 has tests of its
- * own (tests/ops), and for what its path does in a second. Asked once for each case. */
+ * quick, where a CPU is in the GPU's place: that is there for bf16 alone, since fp32 has tests of
+ * its own (tests/ops), and for what its path does in a second. Asked once for each case. */
 int gpu_leaves(int32_t dtype, double work);
 
 /* Of activations and weights on a side. */

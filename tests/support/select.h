@@ -2,8 +2,8 @@
  * thousand times as long, as compute-sanitizer's. Without these variables everything does.
  *
  *   MOENN_TEST_ONLY=test_cache*  tests of such names alone
- *   MOENN_TEST_SHARE=2/15        of the cases only the third of each fifteen: 0/15 to 14/15, side by
- *                                side, are all of them
+ *   MOENN_TEST_SHARE=2/15        of the cases only the third of each fifteen: 0/15 to 14/15, side
+ *                                by side, are all of them
  *   MOENN_TEST_WORK=1e8          cases of at most so many multiply-adds alone */
 #ifndef NN_TEST_SELECT_H
 #define NN_TEST_SELECT_H
