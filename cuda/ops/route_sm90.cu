@@ -47,13 +47,6 @@ static int route90_shared(int warps) {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/* Four 8 x 8 matrices of 16 bits; a lane gives the place of a row. */
-static __device__ __forceinline__ void route90_matrices(uint32_t from, uint32_t (&a)[4]) {
-  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-               : "=r"(a[0]), "=r"(a[1]), "=r"(a[2]), "=r"(a[3])
-               : "r"(from));
-}
-
 /* The expert whose row of w is column n of the product: column 8 j + 4 h + 2 q + i is expert
  * q + 2 (4 j + 2 h + i), so that two lanes can share a token's experts as route.cuh says. */
 static __device__ __forceinline__ int route90_expert(int n) {
@@ -73,8 +66,8 @@ static __device__ __forceinline__ void route90_multiply(uint32_t x, uint32_t w, 
 #pragma unroll
   for (int s = 0; s < 4; s++) {
     uint32_t a[4], b[4];
-    route90_matrices(x + ((2 * s + lane / 16) ^ turn) * 16, a);
-    route90_matrices(w + ((2 * s + lane / 8 % 2) ^ w_turn) * 16, b);
+    half_matrices(a, x + ((2 * s + lane / 16) ^ turn) * 16);
+    half_matrices(b, w + ((2 * s + lane / 8 % 2) ^ w_turn) * 16);
     half_multiply<T>(d[0], a[0], a[1], a[2], a[3], b[0], b[1]);
     half_multiply<T>(d[1], a[0], a[1], a[2], a[3], b[2], b[3]);
   }
