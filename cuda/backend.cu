@@ -92,22 +92,22 @@ static cudaError_t backend_settle(backend_device_t *device) {
   return cudaStreamSynchronize(device->stream);
 }
 
-/* Small copies go through the stage, and then nobody waits. */
-static cudaError_t backend_put(backend_device_t *device, void *data, const void *host,
-                               size_t bytes) {
-  if (bytes > CUDA_STAGE_MOST) {
-    cudaError_t error =
-        cudaMemcpyAsync(data, host, bytes, cudaMemcpyHostToDevice, device->stream);
-    return error == cudaSuccess ? backend_settle(device) : error;
-  }
-  if (device->staged + bytes > CUDA_STAGE_BYTES) {
-    cudaError_t error = backend_settle(device);
-    if (error != cudaSuccess) return error;
-  }
+/* A small copy through the stage, where that has room, and nobody waits. */
+static cudaError_t backend_put_small(backend_device_t *device, void *data, const void *host,
+                                     size_t bytes, size_t *done) {
+  if (bytes > CUDA_STAGE_MOST || device->staged + bytes > CUDA_STAGE_BYTES) return cudaSuccess;
   char *at = device->stage + device->staged;
   device->staged += (bytes + 255) / 256 * 256;
   memcpy(at, host, bytes);
+  *done = bytes;
   return cudaMemcpyAsync(data, at, bytes, cudaMemcpyHostToDevice, device->stream);
+}
+
+/* Straight from the caller's memory, which must be read by the end. */
+static cudaError_t backend_put(backend_device_t *device, void *data, const void *host,
+                               size_t bytes) {
+  cudaError_t error = cudaMemcpyAsync(data, host, bytes, cudaMemcpyHostToDevice, device->stream);
+  return error == cudaSuccess ? backend_settle(device) : error;
 }
 
 static cudaError_t backend_get(backend_device_t *device, void *host, const void *data,
@@ -127,14 +127,16 @@ static cudaError_t backend_get(backend_device_t *device, void *host, const void 
 /* No recording may hold a copy, which other threads may ask for at any time. */
 static nn_status_t backend_copy_in(backend_device_t *device, void *data, const void *host,
                                    size_t bytes) {
-  enum { LARGE = 1 << 18 }; /* bytes; fewer gain nothing by a way round */
   size_t done = 0;
   CUDA_TRY(cuda_select(device, "copy_in"));
-  if (bytes >= LARGE) CUDA_TRY(cuda_copy_in(device, data, host, bytes, &done));
+  pthread_mutex_lock(&device->recording);
+  cudaError_t error = backend_put_small(device, data, host, bytes, &done);
+  pthread_mutex_unlock(&device->recording);
+  CUDA_TRY(cuda_check(device, "copy_in", error));
+  if (done < bytes) CUDA_TRY(cuda_copy_in(device, data, host, bytes, &done));
   if (done == bytes) return NN_OK;
   pthread_mutex_lock(&device->recording);
-  cudaError_t error =
-      backend_put(device, (char *)data + done, (const char *)host + done, bytes - done);
+  error = backend_put(device, (char *)data + done, (const char *)host + done, bytes - done);
   pthread_mutex_unlock(&device->recording);
   return cuda_check(device, "copy_in", error);
 }

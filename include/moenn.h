@@ -194,10 +194,11 @@ typedef struct nn_memory_t {
 NN_API nn_status_t nn_device_memory(const nn_device_t *device, nn_memory_t *memory);
 
 /** Sets (on != 0) or clears the cancel flag. While it is set, calls that compute, load or save
- *  return NN_ERR_CANCELLED; running ones within 50 ms, a save after the disk has answered. An
- *  optimizer step under way is finished, so parameters are never half updated. After a cancelled
- *  backward the gradients are undefined until nn_model_zero_grad(); a cancelled prefill or decode
- *  leaves the sequence at its former length. Any thread; async-signal-safe; NULL is ignored. */
+ *  return NN_ERR_CANCELLED; running ones within 50 ms, on a GPU once it has done the batches or the
+ *  token that it was given, a save after the disk has answered. An optimizer step under way is
+ *  finished, so parameters are never half updated. After a cancelled backward the gradients are
+ *  undefined until nn_model_zero_grad(); a cancelled prefill or decode leaves the sequence at its
+ *  former length. Any thread; async-signal-safe; NULL is ignored. */
 NN_API void nn_device_cancel(nn_device_t *device, int32_t on);
 
 /* ------------------------------------------------------------------------------------------------
@@ -701,7 +702,10 @@ NN_API nn_status_t nn_model_evaluate(nn_model_t *model, const int32_t *tokens,
 
 /** Loss of a batch, and its gradients added to the model's.
  *  @param scale multiplies the gradients: 1 / n for n accumulated micro-batches.
- *  The gradients are those of loss + aux_loss + z_loss. NN_ERR_NONFINITE: the loss is not finite.
+ *  @param loss  receives the losses of this batch; or NULL: on a GPU the call returns before its work
+ *               is done, whose failure a later call reports.
+ *  The gradients are those of loss + aux_loss + z_loss. NN_ERR_NONFINITE: the loss is not finite;
+ *  with loss NULL nobody looks, and nn_optim_step() refuses gradients that are not finite.
  *  After any failure midway the gradients are undefined, and backward and optimizer steps are
  *  NN_ERR_STATE, until nn_model_zero_grad(). */
 NN_API nn_status_t nn_model_backward(nn_model_t *model, const int32_t *tokens,

@@ -168,7 +168,8 @@ void test_training() {
   const double first = model.evaluate(tokens, targets, 2).loss;
   for (int step = 0; step < 30; step++) {
     model.zero_grad();
-    model.backward(tokens, targets, 2);
+    model.accumulate(tokens, targets, 2, 0.5f);
+    model.backward(tokens, targets, 2, 0.5f);
     CHECK(optim.step(1e-2f) > 0);
   }
   CHECK(model.evaluate(tokens, targets, 2).loss < first - 1 && optim.steps() == 30);

@@ -314,7 +314,8 @@ func TestTraining(t *testing.T) {
 	var first, last Loss
 	for step := 0; step < 30; step++ {
 		ok(t, m.ZeroGrad())
-		last = must[Loss](t)(m.Backward(bg, tokens, targets, 2, 1))
+		ok(t, m.Accumulate(bg, tokens, targets, 2, 0.5))
+		last = must[Loss](t)(m.Backward(bg, tokens, targets, 2, 0.5))
 		if step == 0 {
 			first = last
 		}

@@ -76,16 +76,17 @@ static nn_status_t train_loss(nn_model_t *model, const int32_t *tokens, const in
                               int64_t batch, int64_t seq_len, bool gradients, float scale,
                               nn_loss_t *loss) {
   STATUS_REQUIRE(model);
-  STATUS_TRY(status_check_result(loss, sizeof *loss, "nn_loss_t"));
+  if (loss || !gradients) STATUS_TRY(status_check_result(loss, sizeof *loss, "nn_loss_t"));
   STATUS_TRY(train_check_batch(model, tokens, batch, seq_len));
   STATUS_TRY(train_check_targets(model, targets, batch * seq_len));
   if (gradients) STATUS_TRY(train_require_gradients(model));
   STATUS_TRY(device_enter(model->device));
-  nn_loss_t found;
-  nn_status_t status = run_loss(model, tokens, targets, batch, seq_len, gradients, scale, &found);
+  nn_loss_t found = {0};
+  nn_status_t status = run_loss(model, tokens, targets, batch, seq_len, gradients, scale,
+                                loss ? &found : NULL);
   if (gradients && status != NN_OK) model->training->stale = true;
   device_leave(model->device);
-  if (status == NN_OK) status_write_result(loss, &found, sizeof found);
+  if (status == NN_OK && loss) status_write_result(loss, &found, sizeof found);
   return status;
 }
 

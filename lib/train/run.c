@@ -211,13 +211,15 @@ static nn_status_t run_backward(nn_model_t *model, const pass_t *pass, float sca
 }
 
 /* The one look at the device's results. */
-static nn_status_t run_losses_out(const nn_model_t *model, const pass_t *pass, nn_loss_t *loss) {
+static nn_status_t run_losses_out(const nn_model_t *model, const pass_t *pass, int64_t targets,
+                                  nn_loss_t *loss) {
   const nn_model_config_t *config = &model->config;
   double found[3] = {0};
   size_t count = config->experts ? 3 : 1;
   STATUS_TRY(pass->backend->copy_out(pass->place, found, model->training->buffers.losses,
                                      count * sizeof *found));
-  loss->loss = loss->targets ? found[0] / (double)loss->targets : 0;
+  loss->targets = targets;
+  loss->loss = targets ? found[0] / (double)targets : 0;
   loss->aux_loss = (double)config->aux_loss_coef * found[1];
   loss->z_loss = (double)config->z_loss_coef * found[2];
   if (isfinite(loss->loss) && isfinite(loss->aux_loss) && isfinite(loss->z_loss)) return NN_OK;
@@ -248,13 +250,13 @@ static nn_status_t run_work(const void *context) {
 nn_status_t run_loss(nn_model_t *model, const int32_t *tokens, const int32_t *targets,
                      int64_t batch, int64_t seq_len, bool gradients, float scale, nn_loss_t *loss) {
   pass_t pass;
-  *loss = (nn_loss_t){0};
+  int64_t count;
   STATUS_TRY(run_begin(model, tokens, batch, seq_len, &pass));
-  STATUS_TRY(run_targets(model, &pass, targets, &loss->targets));
+  STATUS_TRY(run_targets(model, &pass, targets, &count));
   if (gradients) {
     model->training->loss_scale = training_loss_scale(model);
     scale *= model->training->loss_scale;
-    STATUS_TRY(run_scale(model, &pass, scale, loss->targets));
+    STATUS_TRY(run_scale(model, &pass, scale, count));
   }
   run_work_t work = {model, &pass, gradients, scale};
   training_work_t *last = &model->training->work[gradients];
@@ -263,5 +265,5 @@ nn_status_t run_loss(nn_model_t *model, const int32_t *tokens, const int32_t *ta
     last->batch = batch, last->seq_len = seq_len, last->scale = scale;
   }
   STATUS_TRY(replay_run(model->device, &last->replay, run_work, &work));
-  return run_losses_out(model, &pass, loss);
+  return loss ? run_losses_out(model, &pass, count, loss) : NN_OK;
 }

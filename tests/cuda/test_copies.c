@@ -1,12 +1,13 @@
-/* Copies to a GPU and back: every size around those of the pieces that large ones go by, memory
- * that the caller changes as soon as the call returns, many threads at once, and views. */
+/* Copies to a GPU and back: every size around those by which a copy goes another way, memory that
+ * the caller changes as soon as the call returns, many small ones in a row, many threads at once,
+ * views. */
 #include <pthread.h>
 #include <string.h>
 
 #include "base/random.h"
 #include "fixture.h"
 
-enum { PIECE = 2 << 20, THREADS = 20, ROUNDS = 6 };
+enum { SMALL = 8 << 10, PIECE = 2 << 20, THREADS = 20, ROUNDS = 6 };
 
 static nn_tensor_t *bytes_on(nn_device_t *device, int64_t bytes) {
   nn_tensor_t *tensor;
@@ -39,9 +40,32 @@ static void check_copy(nn_device_t *device, int64_t bytes, uint64_t seed) {
 static void test_sizes(void **state) {
   (void)state;
   nn_device_t *device = fixture_device_named("cuda:0", 0, 0);
-  static const int64_t sizes[] = {1,         (1 << 18) - 1, 1 << 18,           PIECE - 1, PIECE,
-                                  PIECE + 1, 3 * PIECE,     17 * PIECE + 12345};
+  static const int64_t sizes[] = {1,     SMALL,     SMALL + 1, PIECE - 1,
+                                  PIECE, PIECE + 1, 3 * PIECE, 17 * PIECE + 12345};
   for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) check_copy(device, sizes[i], 10 * i);
+  nn_device_destroy(device);
+}
+
+/* More than the memory for small ones holds at once, and then more than there are pieces. */
+static void test_many_small(void **state) {
+  (void)state;
+  enum { EACH = 1000, MANY = 400 };
+  nn_device_t *device = fixture_device_named("cuda:0", 0, 0);
+  nn_tensor_t *all = bytes_on(device, EACH * MANY);
+  static unsigned char sent[EACH * MANY], back[EACH * MANY];
+  fill(sent, sizeof sent, 1);
+  for (int64_t i = 0; i < MANY; i++) {
+    unsigned char part[EACH];
+    nn_tensor_t *slice;
+    CHECK(nn_tensor_slice(all, 0, i * EACH, (i + 1) * EACH, &slice));
+    memcpy(part, sent + i * EACH, EACH);
+    CHECK(nn_tensor_copy_in(slice, part, EACH));
+    memset(part, 0, EACH);
+    nn_tensor_destroy(slice);
+  }
+  CHECK(nn_tensor_copy_out(all, back, sizeof back));
+  assert_memory_equal(sent, back, sizeof back);
+  nn_tensor_destroy(all);
   nn_device_destroy(device);
 }
 
@@ -117,6 +141,7 @@ static void test_views(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_sizes),
+      cmocka_unit_test(test_many_small),
       cmocka_unit_test(test_threads),
       cmocka_unit_test(test_views),
   };

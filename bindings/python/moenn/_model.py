@@ -160,15 +160,22 @@ class Model(Handle):
         """Loss of a batch, and its gradients times scale added to the model's."""
         return self._pass(lib.nn_model_backward, tokens, targets, scale)
 
+    def accumulate(self, tokens: npt.ArrayLike, targets: npt.ArrayLike, *, scale: float = 1.0) -> None:
+        """As backward(), without the loss: a GPU's work is not waited for."""
+        self._run(lib.nn_model_backward, tokens, targets, scale, None)
+
     def _pass(self, function: Callable[..., int], tokens: npt.ArrayLike, targets: npt.ArrayLike,
               *scale: float) -> Loss:
+        loss = make(nn_loss_t)
+        self._run(function, tokens, targets, *scale, byref(loss))
+        return Loss(loss.loss, loss.aux_loss, loss.z_loss, loss.targets)
+
+    def _run(self, function: Callable[..., int], tokens: npt.ArrayLike, targets: npt.ArrayLike,
+             *rest: object) -> None:
         ids, wanted = batch_ids(tokens), batch_ids(targets)
         if ids.shape != wanted.shape:
             raise ArgumentError(f"tokens are {list(ids.shape)} and targets {list(wanted.shape)}")
-        loss = make(nn_loss_t)
-        self._long(self._device, function, ids.ctypes.data, wanted.ctypes.data, *ids.shape, *scale,
-                   byref(loss))
-        return Loss(loss.loss, loss.aux_loss, loss.z_loss, loss.targets)
+        self._long(self._device, function, ids.ctypes.data, wanted.ctypes.data, *ids.shape, *rest)
 
     def zero_grad(self) -> None:
         """Sets all gradients to zero."""

@@ -30,7 +30,7 @@ class ModelTest(Case):
         name = self.model.parameter_names[0]
         self.model.backward(*batch(), scale=0.5)
         half = self.model.gradient(name).copy()
-        self.model.backward(*batch(), scale=0.5)
+        self.model.accumulate(*batch(), scale=0.5)
         np.testing.assert_allclose(self.model.gradient(name).copy(), 2 * half, rtol=1e-6)
         self.model.zero_grad()
         self.assertFalse(self.model.gradient(name).copy().any())

@@ -87,7 +87,7 @@ fn micro_batches_add_up() {
     let (tokens, targets) = batch();
     model.backward(&tokens, &targets, 2, 1.0).unwrap();
     let once = model.gradient(HEAD).unwrap().to_vec::<f32>().unwrap();
-    model.backward(&tokens, &targets, 2, 1.0).unwrap();
+    model.accumulate(&tokens, &targets, 2, 1.0).unwrap();
     let twice = model.gradient(HEAD).unwrap().to_vec::<f32>().unwrap();
     /* the second sum rounds each gradient once: a few units of its last place */
     assert!(once
