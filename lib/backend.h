@@ -45,7 +45,7 @@ extern "C" {
 
 /* Changes with anything below that a backend built before would misread. Until then the table and
  * the structs that begin with struct_size only grow at their ends. */
-#define BACKEND_ABI_VERSION 5
+#define BACKEND_ABI_VERSION 6
 
 typedef struct backend_device backend_device_t; /* owned by the backend */
 
@@ -447,6 +447,7 @@ typedef struct op_experts_bwd {
   float *dweight;   /* [n, k] assigns; 0 for dropped slots */
   float *dgate, *dup, *ddown; /* of expert 0; accumulate */
   float *dgate_bias, *dup_bias, *ddown_bias; /* of expert 0; accumulate; NULL without biases */
+  int32_t assign; /* 1: dgate, dup and ddown are assigned, zeros for experts without rows */
 } op_experts_bwd_t;
 
 /* ---- operations that follow one another ------------------------------------------------------ */
@@ -488,6 +489,7 @@ typedef struct op_head_loss {
   void *dx;              /* [n, hidden] assigns; NULL: forward only */
   float *dw;             /* [V, hidden] accumulates; used with dx */
   float *dbias;          /* [V] accumulates; used with dx and bias */
+  int32_t assign;        /* 1: dw is assigned */
 } op_head_loss_t;
 
 /* y = softmax of each row of x; y may be x. */

@@ -9,7 +9,8 @@
  *   dweight = <d, a> + <dout_t, down_bias>, dx_t = sum over slots, in order, of
  *   gate^T dg + up^T du.  Both assign.
  *   dgate += dg x_t, dup += du x_t, ddown += dout_t (weight a), and of the biases dg, du and
- *   weight dout_t: rows in order within a slab, slabs in order. */
+ *   weight dout_t: rows in order within a slab, slabs in order. With `assign` an expert's first
+ *   slab, which may have no rows, assigns the three. */
 #include "ref.h"
 
 enum {
@@ -227,7 +228,7 @@ static void experts_bwd_down(void *context, int64_t item, int32_t thread) {
   }
 }
 
-/* item: one of the three weights, REF_TILE_ROWS of F by REF_TILE_COLS of hidden. */
+/* item: one of the three weights, REF_TILE_ROWS of F by REF_TILE_COLS of hidden; rows may be 0. */
 static void experts_bwd_weights(void *context, int64_t item, int32_t thread) {
   const experts_bwd_slab_t *slab = context;
   const op_experts_bwd_t *op = slab->op;
@@ -246,7 +247,10 @@ static void experts_bwd_weights(void *context, int64_t item, int32_t thread) {
                     .at = slab->expert * op->expert_stride};
   to.row = which == 2 ? 1 : (op->interleaved ? 2 : 1) * op->hidden;
   to.col = which == 2 ? op->ffn : 1;
-  ref_tile_accumulate(&tile, &to, op->ffn, op->hidden, i, j);
+  if (op->assign && slab->begin == op->routing.offset[slab->expert])
+    ref_tile_assign(&tile, &to, op->ffn, op->hidden, i, j);
+  else
+    ref_tile_accumulate(&tile, &to, op->ffn, op->hidden, i, j);
 }
 
 /* item: REF_TILE_ROWS rows by REF_TILE_COLS of hidden. */
@@ -330,6 +334,12 @@ static void experts_bwd_biases(const experts_bwd_slab_t *slab) {
   }
 }
 
+static nn_status_t experts_bwd_matrices(backend_device_t *device, experts_bwd_slab_t *slab) {
+  const op_experts_bwd_t *op = slab->op;
+  int64_t tiles = ref_blocks(op->ffn, REF_TILE_ROWS) * ref_blocks(op->hidden, REF_TILE_COLS);
+  return pool_run(device->pool, 3 * tiles, experts_bwd_weights, slab);
+}
+
 static nn_status_t experts_bwd_run(backend_device_t *device, experts_bwd_slab_t *slab) {
   const op_experts_bwd_t *op = slab->op;
   int64_t tall = ref_blocks(slab->rows, REF_TILE_ROWS);
@@ -338,8 +348,7 @@ static nn_status_t experts_bwd_run(backend_device_t *device, experts_bwd_slab_t 
       pool_run(device->pool, tall * ref_blocks(op->ffn, REF_TILE_COLS), experts_bwd_down, slab));
   experts_bwd_dweight(slab);
   if (op->dgate_bias) experts_bwd_biases(slab);
-  STATUS_TRY(pool_run(device->pool, 3 * ref_blocks(op->ffn, REF_TILE_ROWS) * wide,
-                      experts_bwd_weights, slab));
+  STATUS_TRY(experts_bwd_matrices(device, slab));
   return pool_run(device->pool, tall * wide, experts_bwd_up, slab);
 }
 
@@ -356,7 +365,9 @@ nn_status_t ref_experts_bwd(backend_device_t *device, const op_experts_bwd_t *op
   memset(op->dweight, 0, (size_t)(op->n * op->top_k) * sizeof *op->dweight);
   for (slab.expert = 0; slab.expert < op->experts; slab.expert++) {
     int64_t end = offset[slab.expert + 1];
-    for (slab.begin = offset[slab.expert]; slab.begin < end; slab.begin += EXPERTS_SLAB) {
+    slab.begin = offset[slab.expert], slab.rows = 0;
+    if (op->assign && slab.begin == end) STATUS_TRY(experts_bwd_matrices(device, &slab));
+    for (; slab.begin < end; slab.begin += EXPERTS_SLAB) {
       slab.rows = ref_min(end - slab.begin, EXPERTS_SLAB);
       STATUS_TRY(experts_bwd_run(device, &slab));
     }

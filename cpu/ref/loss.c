@@ -3,8 +3,7 @@
  * row_loss = logsumexp(l) - l[target] with l = alpha (w x + bias); with
  * dl = scale alpha (softmax(l) - onehot(target)), rows without a target left out, dx = dl w is
  * assigned and dw += dl^T x and dbias += dl accumulated, rows in order within a chunk, chunks in
- * order. Sums over
- * the vocabulary run in order. */
+ * order; with `assign` the first chunk assigns dw. Sums over the vocabulary run in order. */
 #include <math.h>
 
 #include "ref.h"
@@ -103,7 +102,10 @@ static void loss_dw(void *context, int64_t item, int32_t thread) {
   ref_tile_t tile = {{{0}}};
   ref_tile_add(&tile, &dl, &x, op->vocab, op->hidden, chunk->rows, i, j);
   ref_place_t dw = {.data = op->dw, .row = op->hidden, .col = 1};
-  ref_tile_accumulate(&tile, &dw, op->vocab, op->hidden, i, j);
+  if (op->assign && !chunk->begin)
+    ref_tile_assign(&tile, &dw, op->vocab, op->hidden, i, j);
+  else
+    ref_tile_accumulate(&tile, &dw, op->vocab, op->hidden, i, j);
 }
 
 /* item: REF_TILE_COLS of the vocabulary. */

@@ -8,7 +8,8 @@
  * da = weight d, dg = da dact/dg and du = da dact/du replace g and u in pre; dx_t = sum over slots,
  * in order, of gate_e^T dg + up_e^T du is assigned; dgate_e += dg x_t^T, dup_e += du x_t^T and
  * ddown_e += dout_t (weight a)^T accumulate, summed over the rows of a chunk as in gemm.h, chunks
- * in order. The biases' gradients sum dg, du and weight dout_t over the rows in order.
+ * in order; with `assign` the first chunk that has rows of an expert assigns its. The biases'
+ * gradients sum dg, du and weight dout_t over the rows in order.
  *
  * Rows of x and dout are gathered while they are packed. Rows of an expert are sorted by token,
  * so those of a chunk are contiguous. */
@@ -372,6 +373,12 @@ static void experts_bwd_down_store(void *context, int64_t e, int64_t i, int64_t 
              experts_bwd_down_rows(experts, e, i, rows, j, columns, tile, VEC_ACT));
 }
 
+/* What a chunk's part of an expert's gradient is added to: nothing where it is the first. */
+static const float *experts_bwd_sum(const experts_t *experts, int64_t e, const float *gradient) {
+  int first = experts->row[e] == experts->routing->offset[e];
+  return experts->backward->assign && first ? NULL : gradient;
+}
+
 /* [hidden, F] += dout^T (weight a), over the rows. */
 static gemm_group_t experts_bwd_ddown(const experts_t *experts, int64_t e) {
   const op_experts_bwd_t *op = experts->backward;
@@ -381,7 +388,7 @@ static gemm_group_t experts_bwd_ddown(const experts_t *experts, int64_t e) {
                         .k = experts->rows[e],
                         .a = along_k(experts_gathered(experts, op->dout, e)),
                         .b = along_k(experts_act(experts, e)),
-                        .c = ddown,
+                        .c = experts_bwd_sum(experts, e, ddown),
                         .ldc = op->ffn,
                         .d = ddown,
                         .ldd = op->ffn};
@@ -425,7 +432,7 @@ static gemm_group_t experts_bwd_dgate(const experts_t *experts, int64_t e) {
       .k = experts->rows[e],
       .a = along_k(experts_pre(experts, e, 0)),
       .b = along_k(experts_gathered(experts, op->x, e)),
-      .c = dgate,
+      .c = experts_bwd_sum(experts, e, dgate),
       .ldc = experts_row(op->hidden, op->interleaved),
       .d = dgate,
       .ldd = experts_row(op->hidden, op->interleaved)};
@@ -436,8 +443,21 @@ static gemm_group_t experts_bwd_dup(const experts_t *experts, int64_t e) {
   const op_experts_bwd_t *op = experts->backward;
   gemm_group_t group = experts_bwd_dgate(experts, e);
   group.a = along_k(experts_pre(experts, e, 1));
-  group.c = group.d = op->dup + e * op->expert_stride;
+  float *dup = op->dup + e * op->expert_stride;
+  group.c = experts_bwd_sum(experts, e, dup), group.d = dup;
   return group;
+}
+
+/* item: an expert, whose gradients become zeros if it has no rows in any chunk. */
+static void experts_bwd_idle(void *context, int64_t e, int32_t thread) {
+  const op_experts_bwd_t *op = context;
+  (void)thread;
+  if (op->routing.offset[e] < op->routing.offset[e + 1]) return;
+  int64_t row = experts_row(op->hidden, op->interleaved), at = e * op->expert_stride;
+  size_t bytes = (size_t)op->hidden * sizeof(float);
+  for (int64_t f = 0; f < op->ffn; f++, at += row)
+    memset(op->dgate + at, 0, bytes), memset(op->dup + at, 0, bytes);
+  memset(op->ddown + e * op->expert_stride, 0, (size_t)op->ffn * bytes);
 }
 
 /* <dout_t, down_bias_e> of a slot. */
@@ -538,6 +558,10 @@ nn_status_t VEC(experts_bwd)(backend_device_t *device, const op_experts_bwd_t *o
                        .routing = &op->routing,
                        .backward = op};
   experts_lay_out(&experts, device, scratch);
+  op_experts_bwd_t args = *op;
+  if (op->assign)
+    STATUS_TRY(vec_run(device, op->experts, 3 * op->experts * op->ffn * op->hidden,
+                       experts_bwd_idle, &args));
   while (experts.end < op->n) {
     experts_begin_chunk(&experts, experts.end);
     STATUS_TRY(

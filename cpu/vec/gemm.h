@@ -49,7 +49,8 @@ typedef struct gemm_group {
   int64_t m, n, k; /* m = 0: nothing to do */
   gemm_operand_t a, b;
   /* d[i, j] = v + c[i, j] (c may be NULL, or d) where there is no store function. One that reads c
-   * or writes d at the same places names them too, so that they are requested in time. */
+   * or writes d at the same places names them too, so that they are requested in time. ldc is that
+   * of d where c is NULL and both a and b run along k. */
   const void *c;
   void *d;
   int64_t ldc, ldd;

@@ -85,10 +85,12 @@ static inline int gemm_few_rows(const gemm_t *gemm, const gemm_group_t *group) {
 static inline int gemm_by_rows(const gemm_t *gemm, const gemm_group_t *group) {
   const gemm_operand_t *a = &group->a, *b = &group->b;
   if (gemm_many_rows(gemm, group)) return 1;
+  /* A weight's gradient has the same bits whether zeros are added to it or nothing. */
+  int adds = group->c || (a->along_k && b->along_k);
   return gemm_of_numbers(gemm) && (!a->along_k || gemm_extent(a, group->k) <= GEMM_NEAR) &&
          (gemm_few_rows(gemm, group) ||
           gemm_extent(b, b->along_k ? group->k : group->n) <= GEMM_NEAR) &&
-         (!group->c || group->m * group->ldc * vec_dtype_bytes(group->d_dtype) <= GEMM_NEAR);
+         (!adds || group->m * group->ldc * vec_dtype_bytes(group->d_dtype) <= GEMM_NEAR);
 }
 
 /* Hands a tile of the product to where it goes. */

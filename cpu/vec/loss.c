@@ -129,7 +129,7 @@ static nn_status_t head_loss_backward(backend_device_t *device, const head_chunk
                     .b = vec_at(op->x, chunk->begin * op->hidden, op->act_dtype),
                     .ldb = op->hidden,
                     .b_dtype = op->act_dtype,
-                    .c = op->dw,
+                    .c = op->assign && !chunk->begin ? NULL : op->dw,
                     .ldc = op->hidden,
                     .d = op->dw,
                     .ldd = op->hidden};

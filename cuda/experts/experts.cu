@@ -4,7 +4,7 @@
  * Forward: out[t] = residual[t] + sum over slots, in order, of weight (y[row of the slot] + the
  * expert's bias). Assigns. Backward: dx[t] = sum over slots, in order, of the row's dx; dweight =
  * the sum over slices, in order, of <d, a>, and <dy, bias>, 0 for slots without a row. Both assign.
- * The gradients of weights and biases accumulate.
+ * The gradients of weights accumulate or are assigned, those of biases accumulate.
  *
  * Rows behind offset[experts], where capacity dropped slots, are never written, and no token reads
  * them: only slot_row leads to a row. */
@@ -277,14 +277,36 @@ nn_status_t cuda_moe(backend_device_t *device, const op_moe_t *op, backend_scrat
 
 /* ---- backward -------------------------------------------------------------------------------- */
 
+/* The weights' gradients of experts without rows become zeros, for no product writes them. */
+static __global__ void __launch_bounds__(EXPERTS_THREADS)
+    experts_idle_kernel(const grouped_t grouped, const grouped_dw_t dw) {
+  int64_t expert = blockIdx.y, elements = grouped.ffn * grouped.hidden;
+  if (grouped.offset[expert] < grouped.offset[expert + 1]) return;
+  int64_t first = (int64_t)blockIdx.x * EXPERTS_THREADS + threadIdx.x;
+  for (int64_t i = first; i < elements; i += (int64_t)gridDim.x * EXPERTS_THREADS) {
+    int64_t f = i / grouped.hidden, at = expert * grouped.stride;
+    int64_t other = at + f * (grouped.apart - 1) * grouped.hidden + i;
+    dw.dgate[other] = dw.dup[other] = dw.ddown[at + i] = 0;
+  }
+}
+
+static nn_status_t experts_idle(backend_device_t *device, const grouped_t *grouped,
+                                const grouped_dw_t *dw) {
+  const dim3 grid(16, (unsigned)grouped->experts);
+  experts_idle_kernel<<<grid, EXPERTS_THREADS, 0, device->stream>>>(*grouped, *dw);
+  return cuda_launched(device, "experts_bwd");
+}
+
 /* Gathered rows to the weights' gradients, the rows' dx (in room->x) and the parts of dweight. */
 static nn_status_t experts_bwd_products(backend_device_t *device, const op_experts_bwd_t *op,
                                         const grouped_t *grouped, const experts_room_t *room) {
   int32_t dtype = op->act_dtype;
   int fast = cuda_is_half(dtype) && sm90_fits(device, grouped);
   grouped_dact_t dact = {room->dy, op->down, room->weight, op->pre, room->act, room->dot};
-  grouped_dw_t dw = {op->pre, room->x, room->dy, room->act, op->dgate, op->dup, op->ddown};
+  grouped_dw_t dw = {op->pre,   room->x, room->dy,  room->act,
+                     op->dgate, op->dup, op->ddown, op->assign};
   grouped_dx_t dx = {op->pre, op->gate, op->up, room->x};
+  if (op->assign) CUDA_TRY(experts_idle(device, grouped, &dw));
   if (fast) {
     CUDA_TRY(sm90_dact(device, dtype, grouped, &dact));
     CUDA_TRY(sm90_dw(device, dtype, grouped, &dw));

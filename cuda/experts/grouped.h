@@ -59,14 +59,15 @@ typedef struct grouped_dx {
   void *dx;
 } grouped_dx_t;
 
-/* Per expert, over its rows: dgate += dpre[:, 0..F)^T x, dup += dpre[:, F..2F)^T x, [F, H], and
- * ddown += dy^T act, [H, F]; fp32. stride as the weights'. */
+/* Per expert that has rows, over these: dgate += dpre[:, 0..F)^T x, dup += dpre[:, F..2F)^T x,
+ * [F, H], and ddown += dy^T act, [H, F], or all three are assigned; fp32. stride as the weights'. */
 typedef struct grouped_dw {
   const void *dpre; /* [rows, 2F] */
   const void *x;    /* [rows, H] */
   const void *dy;   /* [rows, H] */
   const void *act;  /* [rows, F] */
   float *dgate, *dup, *ddown;
+  int32_t assign;
 } grouped_dw_t;
 
 /* portable.cu */

@@ -287,7 +287,7 @@ struct dw_product {
 #pragma unroll
       for (int j = 0; j < 4; j++) {
         int64_t column = work.column + Tile::column(2 * j);
-        before[j] = pair_get<Tile>(line + column, width - column);
+        before[j] = pair_get<Tile>(line + column, op.assign ? 0 : width - column);
       }
 #pragma unroll
       for (int j = 0; j < 4; j++) {

@@ -1,6 +1,7 @@
-/* The product of sm_90a whose results are gradients of weights: dw of grouped.h; accumulates. K
- * goes over an expert's rows in order; the sum is added to the gradient once, in fp32, by the copy
- * engine, so that nothing depends on the order of tiles. An expert without rows has no tiles. */
+/* The product of sm_90a whose results are gradients of weights: dw of grouped.h. K goes over an
+ * expert's rows in order; the sum is added to the gradient once, or becomes it, in fp32, by the
+ * copy engine, so that nothing depends on the order of tiles. An expert without rows has no
+ * tiles. */
 #include "sm90.cuh"
 
 enum { WEIGHTS_GATE, WEIGHTS_UP, WEIGHTS_DOWN };
@@ -21,6 +22,7 @@ struct weights_dw {
     const int32_t *offset;
     int experts, hidden, ffn;
     CUtensorMap gradient[3]; /* by WEIGHTS_ */
+    int assign;
   };
   typedef weights_tile_t tile_t;
   static constexpr int columns = 256, behind = 2;
@@ -111,7 +113,10 @@ struct weights_dw {
       hopper_fence();
       __syncwarp();
       if (lane == 0) {
-        hopper_store_add(to, box, tile.n + 8 * j, row, tile.expert);
+        if (args.assign)
+          hopper_store(to, box, tile.n + 8 * j, row, tile.expert);
+        else
+          hopper_store_add(to, box, tile.n + 8 * j, row, tile.expert);
         hopper_store_commit();
       }
     }
@@ -136,7 +141,7 @@ static nn_status_t weights_run(backend_device_t *device, const grouped_t *groupe
                                const grouped_dw_t *dw) {
   int64_t h = grouped->hidden, f = grouped->ffn, apart = grouped->apart;
   typename weights_dw<T>::args_t args;
-  args.offset = grouped->offset;
+  args.offset = grouped->offset, args.assign = dw->assign;
   args.experts = (int)grouped->experts;
   args.hidden = (int)h;
   args.ffn = (int)f;

@@ -2,7 +2,8 @@
  *
  * row_loss = logsumexp(l) - l[target] with l = alpha (w x + bias); with dl = alpha scale
  * (softmax(l) - onehot(target)), zero in rows without a target, dx = dl w is assigned and dw +=
- * dl^T x and dbias += dl accumulated, chunk after chunk. Logits are fp32, dl has the dtype of
+ * dl^T x and dbias += dl accumulated, chunk after chunk; with `assign` the first chunk assigns dw.
+ * Logits are fp32, dl has the dtype of
  * activations. A row's sum is that of its threads' running sums; loss_sum adds the rows in
  * double. */
 #include "ops/columns.cuh"
@@ -198,7 +199,8 @@ static nn_status_t loss_dw(backend_device_t *device, const loss_chunk_t *chunk) 
   product.m = op->vocab, product.n = op->hidden, product.k = chunk->rows, product.trans_a = 1;
   product.a = chunk->buffers.dlogits, product.lda = op->vocab, product.a_dtype = op->act_dtype;
   product.b = chunk->x, product.ldb = op->hidden, product.b_dtype = op->act_dtype;
-  product.c = product.d = op->dw, product.ldc = product.ldd = op->hidden;
+  product.c = op->assign && !chunk->begin ? NULL : op->dw, product.d = op->dw;
+  product.ldc = product.ldd = op->hidden;
   product.d_dtype = NN_F32;
   return cuda_matmul(device, &product, chunk->rest);
 }

@@ -489,6 +489,27 @@ static void check_experts_gradients(const experts_case_t *c, const experts_tenso
   gpu_check_gaps(d, "gradients", 3 * t->size, t->stride);
 }
 
+/* Assigned, these gradients are what they are added to zeros, for experts without rows too. */
+static void check_experts_assigned(const experts_case_t *c, const experts_tensors_t *t,
+                                   const op_experts_bwd_t from[GPU_SIDES]) {
+  int64_t count = c->experts * t->stride;
+  gpu_tensor_t *d[] = {gpu_tensor(GPU_F32, GPU_UPDATE, gpu_memory(count, sizeof(float)), count),
+                       gpu_out(GPU_F32, count)};
+  double *added = gpu_memory(count, sizeof *added);
+  for (int32_t assign = 0; assign < 2; assign++) {
+    op_experts_bwd_t op[GPU_SIDES] = {from[0], from[1]};
+    for (int s = 0; s < GPU_SIDES; s++) {
+      op[s].dgate = gpu_at(d[assign], s, 0), op[s].dup = gpu_at(d[assign], s, t->up);
+      op[s].ddown = gpu_at(d[assign], s, 2 * t->size), op[s].assign = assign;
+    }
+    GPU_RUN(experts_bwd, op);
+    for (int64_t i = 0; i < count && !assign; i++) added[i] = gpu_value(d[0], GPU_GPU, i);
+  }
+  for (int64_t i = 0; i < count; i++)
+    assert_true(i % t->stride >= 3 * t->size || gpu_value(d[1], GPU_GPU, i) == added[i]);
+  gpu_check_gaps(d[1], "assigned gradients", 3 * t->size, t->stride);
+}
+
 static void check_experts_backward(const experts_case_t *c, const experts_tensors_t *t,
                                    const gpu_tensor_t *forward_pre) {
   int64_t tokens = c->n * c->hidden, slots = c->n * c->top_k;
@@ -516,6 +537,7 @@ static void check_experts_backward(const experts_case_t *c, const experts_tensor
     if (gpu_value(t->slot_row, GPU_CPU, i) < 0)
       assert_true(gpu_value(dweight, GPU_GPU, i) == 0);
   check_experts_gradients(c, t, d);
+  check_experts_assigned(c, t, op);
   for (int64_t e = 0; dbias && e < c->experts; e++) { /* of dg and du, which are rounded; of dout */
     gpu_check_rows(dbias, "dgate_bias and dup_bias", e * t->bias_stride, 1, 2 * c->ffn, 2 * c->ffn,
                    gpu_bound(2, c->hidden + c->n));

@@ -31,6 +31,21 @@ static gpu_tensor_t *loss_targets(const loss_case_t *c) {
   return gpu_ints(target, c->n);
 }
 
+/* Assigned, dw is what it is added to zeros. */
+static void check_assigned(const loss_case_t *c, const op_head_loss_t from[GPU_SIDES]) {
+  int64_t count = c->vocab * c->hidden;
+  gpu_tensor_t *dw[] = {gpu_tensor(GPU_F32, GPU_UPDATE, gpu_memory(count, sizeof(float)), count),
+                        gpu_out(GPU_F32, count)};
+  double *added = gpu_memory(count, sizeof *added);
+  for (int32_t assign = 0; assign < 2; assign++) {
+    op_head_loss_t op[GPU_SIDES] = {from[0], from[1]};
+    for (int s = 0; s < GPU_SIDES; s++) op[s].dw = gpu_at(dw[assign], s, 0), op[s].assign = assign;
+    GPU_RUN(head_loss, op);
+    for (int64_t i = 0; i < count && !assign; i++) added[i] = gpu_value(dw[0], GPU_GPU, i);
+  }
+  for (int64_t i = 0; i < count; i++) assert_true(gpu_value(dw[1], GPU_GPU, i) == added[i]);
+}
+
 static void check_loss(const loss_case_t *c, int32_t dtype) {
   int64_t h = c->hidden;
   if (gpu_leaves(dtype, 3.0 * (double)(c->n * h * c->vocab))) return;
@@ -73,6 +88,7 @@ static void check_loss(const loss_case_t *c, int32_t dtype) {
     gpu_check(dx, "dx", h, gpu_bound(2, h + c->vocab));
     gpu_check(dw, "dw", h, gpu_bound(1, h + c->n));
     if (dbias) gpu_check(dbias, "dbias", c->vocab, gpu_bound(1, h + c->n));
+    check_assigned(c, op);
   }
   gpu_end();
 }

@@ -511,6 +511,28 @@ static void onto_half(const experts_case_t *c, experts64_t *e, int which) {
   }
 }
 
+/* Assigned, the weights' gradients are what they are added to zeros, for experts without rows too,
+ * and what lies between experts stays. */
+static void check_assigned(ops_trial_t *trial, const experts_case_t *c, op_experts_bwd_t op,
+                           const float *pre) {
+  int64_t count = c->experts * experts_stride(c), size = c->ffn * c->hidden;
+  float *d[2][3]; /* added and assigned; gate, up and down, or gate with up, nothing and down */
+  for (int i = 0; i < 6; i++) d[i / 3][i % 3] = ops_floats(count);
+  for (int i = 0; i < 3; i++) ops_garbage(d[1][i], count);
+  for (op.assign = 0; op.assign < 2; op.assign++) {
+    float **to = d[op.assign];
+    op.pre = ops_copy(pre, c->n * c->top_k * 2 * c->ffn);
+    op.dgate = to[0], op.dup = c->interleaved ? to[0] + c->hidden : to[1], op.ddown = to[2];
+    OPS_RUN(trial, experts_bwd, &op);
+  }
+  for (int64_t at = 0; at < 3 * count; at++) {
+    int64_t which = at / count, i = at % count;
+    int64_t used = !c->interleaved ? size : which == 0 ? 2 * size : which == 1 ? 0 : size;
+    int inside = i % experts_stride(c) < used;
+    assert_true(inside ? d[1][which][i] == d[0][which][i] : isnan(d[1][which][i]));
+  }
+}
+
 static void check_experts_bwd(const experts_case_t *c, double rounding) {
   if (c->dtype != NN_F32 && !ops_widens()) return;
   experts_data_t d = experts_make(c, rounding);
@@ -528,13 +550,14 @@ static void check_experts_bwd(const experts_case_t *c, double rounding) {
   float *half = ops_floats(c->experts * bias_stride(c));
   for (int64_t i = 0; i < c->experts * bias_stride(c); i++) half[i] = 0.5f;
   for (int i = 0; i < 3; i++) onto_half(c, e, i);
+  float *forward_pre = ops_floats(slots * 2 * c->ffn);
+  for (int64_t i = 0; i < slots * 2 * c->ffn; i++) forward_pre[i] = (float)e->pre[i];
   ops_trial_t trial;
   ops_begin(&trial, experts_limits(c, 1));
   while (ops_next(&trial)) {
     if (ops_rounding(&trial, c->dtype) != rounding) continue;
-    float *pre = ops_floats(slots * 2 * c->ffn);
-    for (int64_t i = 0; i < slots * 2 * c->ffn; i++) pre[i] = (float)e->pre[i];
-    op.pre = pre, op.dx = ops_floats(tokens), op.dweight = ops_floats(slots);
+    op.pre = ops_copy(forward_pre, slots * 2 * c->ffn);
+    op.dx = ops_floats(tokens), op.dweight = ops_floats(slots);
     ops_garbage(op.dx, tokens), ops_garbage(op.dweight, slots);
     if (c->interleaved) {
       op.dgate = (float *)(void *)apart_in_turn(c, gate, up, NN_F32);
@@ -570,6 +593,7 @@ static void check_experts_bwd(const experts_case_t *c, double rounding) {
       ops_check(&trial, 6, "dup_bias", up_bias, e->dup_bias, e->dup_bias_slack, inside);
       ops_check(&trial, 7, "ddown_bias", down_bias, e->ddown_bias, e->ddown_bias_slack, outside);
     }
+    check_assigned(&trial, c, op, forward_pre);
     if (tokens * c->ffn >= 1 << 20) OPS_RUN_CANCELLED(&trial, experts_bwd, &op);
   }
   ops_free();

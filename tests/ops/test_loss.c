@@ -145,6 +145,17 @@ static void check_paths(void (*check)(const loss_case_t *c, double rounding),
   if (c->dtype == NN_BF16) check(c, 0x1p-8);
 }
 
+/* Assigned, dw is what it is added to zeros. */
+static void check_assigned(ops_trial_t *trial, const loss_case_t *c, op_head_loss_t op) {
+  int64_t count = c->vocab * c->hidden;
+  float *added = op.dw = ops_floats(count);
+  OPS_RUN(trial, head_loss, &op);
+  op.dw = ops_floats(count), op.assign = 1;
+  ops_garbage(op.dw, count);
+  OPS_RUN(trial, head_loss, &op);
+  for (int64_t i = 0; i < count; i++) assert_true(op.dw[i] == added[i]);
+}
+
 static void check_loss(const loss_case_t *c, double rounding) {
   if (c->dtype != NN_F32 && !ops_widens()) return;
   loss_data_t d = loss_make(c, rounding);
@@ -179,6 +190,7 @@ static void check_loss(const loss_case_t *c, double rounding) {
     check_rows(&trial, &op, l);
     ops_check(&trial, 2, "dx", op.dx, l->dx, l->dx_slack, x_count);
     ops_check(&trial, 3, "dw", op.dw, l->dw, l->dw_slack, w_count);
+    check_assigned(&trial, c, op);
     ops_garbage(op.row_loss, c->n), *loss_sum = NAN;
     op.dx = op.dw = NULL, op.dbias = NULL;
     OPS_RUN(&trial, head_loss, &op);
