@@ -712,7 +712,7 @@ NN_API nn_status_t nn_model_backward(nn_model_t *model, const int32_t *tokens,
                                      const int32_t *targets, int64_t batch, int64_t seq_len,
                                      float scale, nn_loss_t *loss);
 
-/** Sets all gradients to zero. */
+/** Sets all gradients to zero. Costs little while no tensor views them. */
 NN_API nn_status_t nn_model_zero_grad(nn_model_t *model);
 
 /** What the gradients are multiplied by, or will be by the first backward after they were zeroed: a

@@ -106,11 +106,7 @@ nn_status_t nn_model_backward(nn_model_t *model, const int32_t *tokens, const in
 nn_status_t nn_model_zero_grad(nn_model_t *model) {
   STATUS_REQUIRE(model);
   STATUS_TRY(train_require(model));
-  storage_t *gradients = model->training->gradients;
-  STATUS_TRY(device_zero(model->device, gradients->data, gradients->bytes));
-  model->training->stale = false;
-  model->training->loss_scale = 0;
-  return NN_OK;
+  return training_zero(model, model->training);
 }
 
 double nn_model_loss_scale(const nn_model_t *model) {
@@ -122,6 +118,7 @@ nn_status_t nn_model_gradient(const nn_model_t *model, const char *name, nn_tens
   STATUS_REQUIRE(name);
   STATUS_REQUIRE(tensor);
   STATUS_TRY(train_require(model));
+  STATUS_TRY(training_settle(model));
   return model_tensor(model, model->training->gradients, NN_F32, name, tensor);
 }
 
@@ -167,6 +164,7 @@ nn_status_t nn_optim_step(nn_optim_t *optim, float lr, double *grad_norm) {
   if (optim->steps >= OPTIM_MOST_STEPS)
     return status_fail(NN_ERR_CAPACITY, "the optimizer has made %lld updates, which is the most",
                        (long long)optim->steps);
+  STATUS_TRY(training_settle(optim->model));
   STATUS_TRY(device_enter(optim->model->device));
   nn_status_t status = optim_step(optim, lr, grad_norm);
   device_leave(optim->model->device);

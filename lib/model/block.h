@@ -85,6 +85,7 @@ typedef struct pass {
   int64_t *stat_count;           /* [layers, E + 1] accumulated */
   double *stat_prob;             /* [layers, E] accumulated */
   const block_cache_t *cache;    /* NULL: keys and values are the pass's own */
+  bool assign; /* backward assigns those gradients that param_is_assigned() names */
 } pass_t;
 
 /* Loss terms that reach a router. */

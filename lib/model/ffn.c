@@ -236,6 +236,7 @@ static nn_status_t experts_backward(const pass_t *pass, int64_t layer, const blo
   op.pre = acts->expert_pre, op.dout = grads->d, op.dx = grads->dy, op.dweight = grads->dweight;
   op.dgate = dw->gate, op.dup = dw->up, op.ddown = dw->down;
   op.dgate_bias = dw->gate_bias, op.dup_bias = dw->up_bias, op.ddown_bias = dw->down_bias;
+  op.assign = pass->assign;
   STATUS_TRY(PASS_RUN(pass, experts_bwd, op));
   op_route_bwd_t route = {.n = op.n, .hidden = config->hidden, .experts = config->experts};
   route.top_k = config->top_k;

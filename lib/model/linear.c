@@ -27,7 +27,7 @@ nn_status_t linear_weight_bwd(const pass_t *pass, const linear_t *layer, const v
   op.a = dy, op.lda = linear_ldy(layer), op.a_dtype = pass->act_dtype;
   op.b = x, op.ldb = linear_ldx(layer), op.b_dtype = pass->act_dtype;
   op.alpha = layer->alpha;
-  op.c = dw, op.ldc = layer->in;
+  op.c = pass->assign ? NULL : dw, op.ldc = layer->in;
   op.d = dw, op.ldd = layer->in, op.d_dtype = NN_F32;
   STATUS_TRY(PASS_RUN(pass, matmul, op));
   if (!dbias) return NN_OK;

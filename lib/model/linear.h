@@ -25,7 +25,8 @@ op_matmul_t linear_op(const pass_t *pass, const linear_t *layer, const void *x,
 nn_status_t linear_forward(const pass_t *pass, const linear_t *layer, const void *x,
                            const void *residual, void *y);
 
-/* dw += alpha dy^T x; dbias += alpha times the sum of dy's rows. dbias NULL: there is no bias. */
+/* dw += alpha dy^T x, or is assigned that; dbias += alpha times the sum of dy's rows. dbias NULL:
+ * there is no bias. */
 nn_status_t linear_weight_bwd(const pass_t *pass, const linear_t *layer, const void *x,
                               const void *dy, float *dw, float *dbias);
 

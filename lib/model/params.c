@@ -332,6 +332,16 @@ void param_table_free(param_table_t *table) {
   *table = (param_table_t){0};
 }
 
+bool param_is_assigned(const param_table_t *table, const param_t *param, bool tied_head) {
+  switch (param->role) {
+    case PARAM_WTE: return tied_head;
+    case PARAM_WPE:
+    case PARAM_ROUTER:
+    case PARAM_SHARED_EXPERT_GATE: return false;
+    default: return param->offset < table->decayed;
+  }
+}
+
 const param_t *param_find(const param_table_t *table, const char *name) {
   for (int64_t i = 0; i < table->count; i++)
     if (strcmp(table->items[i].name, name) == 0) return &table->items[i];

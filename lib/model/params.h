@@ -107,6 +107,10 @@ void param_table_free(param_table_t *table);
 /* Counts alone, nothing allocated. */
 nn_status_t param_table_count(const nn_model_config_t *config, param_table_t *counts);
 
+/* Whether backward assigns a parameter's gradient where it is asked to; it adds to the others. A
+ * tied head's is assigned before the embedding adds to it. */
+bool param_is_assigned(const param_table_t *table, const param_t *param, bool tied_head);
+
 /* The parameter of a published name, or NULL. */
 const param_t *param_find(const param_table_t *table, const char *name);
 

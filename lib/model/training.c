@@ -174,10 +174,10 @@ nn_status_t training_prepare(nn_model_t *model, const nn_train_options_t *checke
   if (status == NN_OK && !model->training) {
     size_t bytes = (size_t)model->params.elements * sizeof(float);
     status = storage_create(model->device, bytes, "gradients", &made->gradients);
-    if (status == NN_OK) status = device_zero(model->device, made->gradients->data, bytes);
+    if (status == NN_OK) status = training_zero(model, made);
   } else if (status == NN_OK) {
     made->gradients = model->training->gradients;
-    made->stale = model->training->stale;
+    made->stale = model->training->stale, made->fresh = model->training->fresh;
     made->loss_scale = model->training->loss_scale;
     storage_retain(made->gradients);
   }
@@ -193,6 +193,39 @@ nn_status_t training_prepare(nn_model_t *model, const nn_train_options_t *checke
   return NN_OK;
 }
 
+/* ---- zeros ----------------------------------------------------------------------------------- */
+
+static nn_status_t training_zero_elements(const nn_model_t *model, const training_t *training,
+                                          int64_t offset, int64_t elements) {
+  float *gradients = training->gradients->data;
+  return device_zero(model->device, gradients + offset, (size_t)elements * sizeof *gradients);
+}
+
+nn_status_t training_zero(const nn_model_t *model, training_t *training) {
+  const param_table_t *params = &model->params;
+  bool viewed = atomic_load(&training->gradients->references) > 1;
+  int64_t matrices = viewed ? 0 : params->decayed;
+  STATUS_TRY(training_zero_elements(model, training, matrices, params->elements - matrices));
+  for (int64_t i = 0; i < params->count && !viewed; i++) {
+    const param_t *param = &params->items[i];
+    if (param->offset < params->decayed &&
+        !param_is_assigned(params, param, model->config.tied_head))
+      STATUS_TRY(training_zero_elements(model, training, param->offset, param->elements));
+  }
+  training->fresh = !viewed;
+  training->stale = false;
+  training->loss_scale = 0;
+  return NN_OK;
+}
+
+nn_status_t training_settle(const nn_model_t *model) {
+  training_t *training = model->training;
+  if (!training->fresh) return NN_OK;
+  STATUS_TRY(training_zero_elements(model, training, 0, model->params.decayed));
+  training->fresh = false;
+  return NN_OK;
+}
+
 float training_loss_scale(const nn_model_t *model) {
   const training_t *training = model->training;
   return training && training->loss_scale != 0 ? training->loss_scale : model->loss_scale;
@@ -200,7 +233,7 @@ float training_loss_scale(const nn_model_t *model) {
 
 void training_free(const nn_device_t *device, training_t *training) {
   if (!training) return;
-  for (int i = 0; i < 2; i++) replay_forget(device, &training->work[i].replay);
+  for (int i = 0; i < WORKS; i++) replay_forget(device, &training->work[i].replay);
   mem_free(training->buffers.acts);
   mem_free(training->buffers.router);
   mem_free(training->buffers.host_position);

@@ -34,6 +34,7 @@ typedef struct training_buffers {
 } training_buffers_t;
 
 /* A pass that is replayed as long as batches have the same shape and the losses the same scale. */
+enum { WORK_LOSS, WORK_ADD, WORK_ASSIGN, WORKS }; /* without gradients; with, added or assigned */
 typedef struct training_work {
   replay_t replay;
   int64_t batch, seq_len; /* of the last pass */
@@ -44,9 +45,11 @@ struct training {
   nn_train_options_t options; /* defaults filled in */
   storage_t *gradients;       /* [params.elements] fp32 */
   bool stale;                 /* a backward failed midway: the gradients are to be zeroed first */
+  bool fresh; /* those that param_is_assigned() names count as zeros, whatever lies there, and the
+                 next backward assigns them */
   float loss_scale; /* that the gradients hold; 0: they are zeros, and the next backward takes the
                        model's */
-  training_work_t work[2];    /* passes without and with gradients */
+  training_work_t work[WORKS];
   weights_t dweights;
   storage_t *activations, *workspace;
   training_buffers_t buffers;
@@ -68,6 +71,13 @@ nn_status_t training_count(const nn_device_t *device, const nn_model_config_t *c
 
 /* Prepares a model, or prepares it again for another shape, the gradients kept. */
 nn_status_t training_prepare(nn_model_t *model, const nn_train_options_t *checked);
+
+/* Makes all gradients zeros: those that the next backward assigns in name alone, unless somebody
+ * views their memory. */
+nn_status_t training_zero(const nn_model_t *model, training_t *training);
+
+/* Makes gradients that are zeros in name alone zeros in memory, for who reads them. */
+nn_status_t training_settle(const nn_model_t *model);
 
 /* Fills the table of rotations for batches of a sequence length. */
 nn_status_t training_fill_rope(nn_model_t *model, training_t *training, int64_t seq_len);

@@ -169,7 +169,7 @@ static nn_status_t run_head(nn_model_t *model, const pass_t *pass, bool gradient
   op.alpha = model->config.logit_scale, op.bias = model->weights.head_bias;
   op.target = buffers->targets, op.row_loss = buffers->row_loss, op.loss_sum = buffers->losses;
   if (gradients) {
-    op.scale = buffers->grad_scale;
+    op.scale = buffers->grad_scale, op.assign = pass->assign;
     op.dx = buffers->grads.dy, op.dw = model->training->dweights.head;
     op.dbias = model->training->dweights.head_bias;
   }
@@ -249,17 +249,21 @@ static nn_status_t run_work(const void *context) {
 
 nn_status_t run_loss(nn_model_t *model, const int32_t *tokens, const int32_t *targets,
                      int64_t batch, int64_t seq_len, bool gradients, float scale, nn_loss_t *loss) {
+  training_t *training = model->training;
   pass_t pass;
   int64_t count;
   STATUS_TRY(run_begin(model, tokens, batch, seq_len, &pass));
   STATUS_TRY(run_targets(model, &pass, targets, &count));
   if (gradients) {
-    model->training->loss_scale = training_loss_scale(model);
-    scale *= model->training->loss_scale;
+    training->loss_scale = training_loss_scale(model);
+    scale *= training->loss_scale;
     STATUS_TRY(run_scale(model, &pass, scale, count));
+    pass.assign = training->fresh;
+    training->fresh = false;
   }
   run_work_t work = {model, &pass, gradients, scale};
-  training_work_t *last = &model->training->work[gradients];
+  int which = !gradients ? WORK_LOSS : pass.assign ? WORK_ASSIGN : WORK_ADD;
+  training_work_t *last = &training->work[which];
   if (last->batch != batch || last->seq_len != seq_len || last->scale != scale) {
     replay_forget(model->device, &last->replay);
     last->batch = batch, last->seq_len = seq_len, last->scale = scale;
