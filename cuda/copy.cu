@@ -1,5 +1,6 @@
 /* Copies from host memory by way of page-locked pieces, which are read once the device comes to
- * them, large ones at the bus's rate while the calling threads, any number of them, fill the next. */
+ * them, large ones at the bus's rate while the calling threads, any number of them, fill the
+ * next. */
 #include <stdlib.h>
 #include <string.h>
 

@@ -361,8 +361,8 @@ class model : public detail::handle<nn_model_t, nn_model_destroy> {
   }
   /** Without the loss, so that a GPU's work is not waited for. */
   void accumulate(ids tokens, ids targets, std::int64_t batch, float scale = 1) {
-    check(nn_model_backward(get(), tokens.data(), targets.data(), batch, seq_len(tokens, targets, batch),
-                            scale, nullptr));
+    check(nn_model_backward(get(), tokens.data(), targets.data(), batch,
+                            seq_len(tokens, targets, batch), scale, nullptr));
   }
   void zero_grad() { check(nn_model_zero_grad(get())); }
   /** What the gradients are multiplied by: 1 unless parameters are NN_F16. */

@@ -258,7 +258,8 @@ func (m *Model) Backward(ctx context.Context, tokens, targets []int32, batch int
 }
 
 // Accumulate is Backward without the loss: a GPU's work is not waited for.
-func (m *Model) Accumulate(ctx context.Context, tokens, targets []int32, batch int, scale float32) error {
+func (m *Model) Accumulate(ctx context.Context, tokens, targets []int32, batch int,
+	scale float32) error {
 	_, err := m.pass(ctx, tokens, targets, batch,
 		func(tokens, targets *C.int32_t, batch, seqLen C.int64_t, _ *C.nn_loss_t) C.nn_status_t {
 			return C.nn_model_backward(m.ptr, tokens, targets, batch, seqLen, C.float(scale), nil)

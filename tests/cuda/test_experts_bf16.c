@@ -502,7 +502,9 @@ static void check_experts_assigned(const experts_case_t *c, const experts_tensor
       op[s].dgate = gpu_at(d[assign], s, 0), op[s].dup = gpu_at(d[assign], s, t->up);
       op[s].ddown = gpu_at(d[assign], s, 2 * t->size), op[s].assign = assign;
     }
-    GPU_RUN(experts_bwd, op);
+    gpu_prepare(GPU_GPU, 0); /* the CPU has no part in it */
+    gpu_expect(NN_OK, GPU_CALL(experts_bwd, GPU_GPU, &op[GPU_GPU]), "experts_bwd");
+    gpu_collect("experts_bwd", 0);
     for (int64_t i = 0; i < count && !assign; i++) added[i] = gpu_value(d[0], GPU_GPU, i);
   }
   for (int64_t i = 0; i < count; i++)

@@ -40,7 +40,9 @@ static void check_assigned(const loss_case_t *c, const op_head_loss_t from[GPU_S
   for (int32_t assign = 0; assign < 2; assign++) {
     op_head_loss_t op[GPU_SIDES] = {from[0], from[1]};
     for (int s = 0; s < GPU_SIDES; s++) op[s].dw = gpu_at(dw[assign], s, 0), op[s].assign = assign;
-    GPU_RUN(head_loss, op);
+    gpu_prepare(GPU_GPU, 0); /* the CPU has no part in it */
+    gpu_expect(NN_OK, GPU_CALL(head_loss, GPU_GPU, &op[GPU_GPU]), "head_loss");
+    gpu_collect("head_loss", 0);
     for (int64_t i = 0; i < count && !assign; i++) added[i] = gpu_value(dw[0], GPU_GPU, i);
   }
   for (int64_t i = 0; i < count; i++) assert_true(gpu_value(dw[1], GPU_GPU, i) == added[i]);

@@ -160,7 +160,8 @@ class Model(Handle):
         """Loss of a batch, and its gradients times scale added to the model's."""
         return self._pass(lib.nn_model_backward, tokens, targets, scale)
 
-    def accumulate(self, tokens: npt.ArrayLike, targets: npt.ArrayLike, *, scale: float = 1.0) -> None:
+    def accumulate(self, tokens: npt.ArrayLike, targets: npt.ArrayLike, *,
+                   scale: float = 1.0) -> None:
         """As backward(), without the loss: a GPU's work is not waited for."""
         self._run(lib.nn_model_backward, tokens, targets, scale, None)
 

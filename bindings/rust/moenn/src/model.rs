@@ -342,11 +342,19 @@ impl Model {
     }
 
     /// As [`backward`](Model::backward), without the loss: a GPU's work is not waited for.
-    pub fn accumulate(&self, tokens: &[i32], targets: &[i32], batch: usize, scale: f32) -> Result<()> {
+    pub fn accumulate(
+        &self,
+        tokens: &[i32],
+        targets: &[i32],
+        batch: usize,
+        scale: f32,
+    ) -> Result<()> {
         let (batch, seq_len) = shape_with_targets(tokens, targets, batch)?;
         let (tokens, targets) = (tokens.as_ptr(), targets.as_ptr());
         let none = ptr::null_mut();
-        check(unsafe { sys::nn_model_backward(self.raw(), tokens, targets, batch, seq_len, scale, none) })
+        check(unsafe {
+            sys::nn_model_backward(self.raw(), tokens, targets, batch, seq_len, scale, none)
+        })
     }
 
     /// Sets all gradients to zero.
