@@ -144,7 +144,7 @@ static double gpu_product_rate(gpu_t *gpu, int32_t dtype, int64_t size) {
 /* For every shape of the groups. */
 static size_t gpu_scratch(const gpu_t *gpu) {
   const nn_model_config_t *c = &gpu->config;
-  backend_limits_t limits = {.rows = GPU_TOKENS, .batch = 32, .kv_len = GPU_SEQ, .hidden = 8192,
+  backend_limits_t limits = {.rows = GPU_ROUTED, .batch = 32, .kv_len = GPU_SEQ, .hidden = 8192,
                              .heads = 64, .kv_heads = 8, .head_dim = 256, .ffn = c->ffn,
                              .experts = 256, .top_k = 8, .vocab = c->vocab_size,
                              .weight_dtype = NN_BF16, .act_dtype = NN_BF16, .training = 1};

@@ -5,7 +5,13 @@
 #include "bench.h"
 #include "gpu_clock.h"
 
-enum { GPU_BATCH = 4, GPU_SEQ = 4096, GPU_TOKENS = GPU_BATCH * GPU_SEQ, GPU_BUFFERS = 64 };
+enum {
+  GPU_BATCH = 4,
+  GPU_SEQ = 4096,
+  GPU_TOKENS = GPU_BATCH * GPU_SEQ,
+  GPU_ROUTED = 4 * GPU_TOKENS,
+  GPU_BUFFERS = 64
+};
 
 typedef struct gpu_buffer {
   void *data;
