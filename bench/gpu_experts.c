@@ -62,7 +62,7 @@ static void mixture_routing(gpu_t *gpu, const router_case_t *c, int64_t n) {
   char name[96];
   op_route_t op = mixture_route(gpu, c, n);
   double bytes = 2.0 * (double)(n * c->hidden), slots = (double)(n * c->top_k);
-  snprintf(name, sizeof name, "routing, %lld tokens%s", (long long)n, c->what);
+  snprintf(name, sizeof name, "routing, %lld token%s%s", (long long)n, n > 1 ? "s" : "", c->what);
   RUN(gpu, name, route, op, gpu_bytes(gpu, bytes + 20.0 * slots));
   if (n < 1024) return;
   TRY(gpu->table->route(gpu->place, &op, gpu->scratch));
