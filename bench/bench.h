@@ -34,8 +34,8 @@ typedef enum bench_unit { UNIT_NONE, UNIT_FLOP, UNIT_BYTE } bench_unit_t;
 /* The machine's measured peaks with the threads in use. */
 typedef struct bench_ceilings {
   double fp32_flops, bf16_flops, int8_ops; /* multiply-adds count twice; 0: no instruction for it */
-  double read_bytes, copy_bytes,
-      triad_bytes; /* per second; copy and triad count reads and writes */
+  /* per second; copy and triad count reads and writes */
+  double read_bytes, copy_bytes, triad_bytes;
 } bench_ceilings_t;
 
 /* A scenario's work, for its share of the ceiling. */

@@ -67,7 +67,7 @@ VEC_INLINE void route_score(const op_route_t *op, int64_t t, int64_t end, float 
   const int sigmoid = op->router.score == NN_SCORE_SIGMOID;
   const int64_t experts = op->experts, last = (experts - 1) / VEC_WIDTH * VEC_WIDTH;
   float *row[ROUTE_TOKENS];
-  vf largest[ROUTE_TOKENS], sum[ROUTE_TOKENS], score[ROUTE_TOKENS] ;
+  vf largest[ROUTE_TOKENS], sum[ROUTE_TOKENS], score[ROUTE_TOKENS];
   VEC_UNROLL for (int i = 0; i < ROUTE_TOKENS; i++) {
     row[i] = op->prob + vec_min(t + i, end - 1) * experts;
     largest[i] = vf_set1(-INFINITY), sum[i] = score[i] = vf_zero();
