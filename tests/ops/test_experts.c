@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "experts64.h"
 #include "ops.h"
 
 /* Who chooses what. */
@@ -51,24 +52,6 @@ static const experts_case_t cases[] = {
     {.n = 17, .hidden = 20, .ffn = 3, .experts = 4, .top_k = 2, .dtype = NN_BF16, .beside = 1},
 };
 
-/* A case in fp64; x_slack is what fp32 may be off for x. */
-typedef struct experts64 {
-  int64_t n, hidden, ffn, experts, top_k;
-  double rounding; /* relative, of what is made on the way before it is multiplied with weights */
-  double limit;
-  routing_t routing;
-  double *x, *residual, *dout;          /* [n, hidden] */
-  double *weight;                       /* [n, k] */
-  double *gate, *up;                    /* [E, F, hidden] */
-  double *down;                         /* [E, hidden, F] */
-  double *gate_bias, *up_bias, *down_bias; /* [E, F] twice, [E, hidden]; zeros: there are none */
-  double *out, *out_slack;              /* without the residual */
-  double *pre, *pre_slack;              /* [n * k, 2F] */
-  double *dx, *dx_slack, *dweight, *dweight_slack;
-  double *dgate, *dgate_slack, *dup, *dup_slack, *ddown, *ddown_slack;
-  double *dgate_bias, *dgate_bias_slack, *dup_bias, *dup_bias_slack, *ddown_bias, *ddown_bias_slack;
-} experts64_t;
-
 /* ---- routing ---- */
 
 static int32_t choose(const experts_case_t *c, int64_t t, int64_t j) {
@@ -96,149 +79,6 @@ static routing_t make_routing(const experts_case_t *c) {
   }
   r.offset[c->experts] = row;
   return r;
-}
-
-/* ---- in fp64 ---- */
-
-/* sum of x[i] y[i stride]; size: sum of magnitudes. */
-static double dot64(const double *x, const double *y, int64_t n, int64_t stride, double *size) {
-  double sum = 0;
-  *size = 0;
-  for (int64_t i = 0; i < n; i++) {
-    sum += x[i] * y[i * stride];
-    *size += fabs(x[i] * y[i * stride]);
-  }
-  return sum;
-}
-
-static double sigmoid(double x) { return 1 / (1 + exp(-x)); }
-
-/* a = gate * up of an element, both as the activation has made them from g and u, and their slopes:
- * silu(g) and u, or clamped g' sigmoid(1.702 g') and u' + 1. */
-typedef struct act64 {
-  double gate, up, gate_slope, up_slope;
-} act64_t;
-
-static act64_t act64(double g, double u, double limit) {
-  double k = limit == 0 ? 1 : 1.702, inner = limit == 0 ? g : fmin(g, limit);
-  double s = sigmoid(k * inner);
-  act64_t a = {.gate = inner * s, .up = u, .up_slope = 1};
-  a.gate_slope = limit != 0 && g > limit ? 0 : s * (1 + k * inner * (1 - s));
-  if (limit == 0) return a;
-  a.up = fmax(fmin(u, limit), -limit) + 1;
-  a.up_slope = fabs(u) <= limit;
-  return a;
-}
-
-/* Activations of a slot's row, a and what fp32 may be off; the gate has a slope of at most 1.1, and
- * is itself evaluated to a few units in the last place; to the up 1 may be added. */
-static void slot_up(experts64_t *e, int64_t s, double *a, double *a_slack) {
-  int64_t expert = e->routing.expert[s], row = e->routing.slot_row[s], h = e->hidden, f = e->ffn;
-  const double *x = e->x + s / e->top_k * h;
-  double *pre = e->pre + row * 2 * f, *slack = e->pre_slack + row * 2 * f;
-  for (int64_t i = 0; i < f; i++) {
-    double size_g, size_u;
-    double g_bias = e->gate_bias[expert * f + i], u_bias = e->up_bias[expert * f + i];
-    double g = dot64(x, e->gate + (expert * f + i) * h, h, 1, &size_g) + g_bias;
-    double u = dot64(x, e->up + (expert * f + i) * h, h, 1, &size_u) + u_bias;
-    pre[i] = g, pre[f + i] = u;
-    slack[i] = ops_sum_error(h + 1) * (size_g + fabs(g_bias));
-    slack[f + i] = ops_sum_error(h + 1) * (size_u + fabs(u_bias));
-    act64_t act = act64(g, u, e->limit);
-    a[i] = act.gate * act.up;
-    a_slack[i] = 1.1 * fabs(act.up) * slack[i] + fabs(act.gate) * (slack[f + i] + OPS_U) +
-                 (32 * OPS_U * (1 + fabs(g)) + e->rounding) * fabs(a[i]);
-  }
-}
-
-static void experts64_forward(experts64_t *e) {
-  int64_t h = e->hidden, f = e->ffn;
-  double *a = ops_doubles(f), *a_slack = ops_doubles(f);
-  memset(e->out, 0, (size_t)(e->n * h) * sizeof(double));
-  for (int64_t i = 0; i < e->n * h; i++) e->out_slack[i] = 4 * OPS_U * (1 + (double)e->top_k);
-  for (int64_t s = 0; s < e->n * e->top_k; s++) {
-    if (e->routing.slot_row[s] < 0) continue;
-    slot_up(e, s, a, a_slack);
-    for (int64_t c = 0; c < h; c++) {
-      const double *down = e->down + (e->routing.expert[s] * h + c) * f;
-      double bias = e->down_bias[e->routing.expert[s] * h + c];
-      double size, off = 0, y = dot64(a, down, f, 1, &size) + bias;
-      size += fabs(bias);
-      for (int64_t i = 0; i < f; i++) off += fabs(down[i]) * a_slack[i];
-      int64_t at = s / e->top_k * h + c;
-      e->out[at] += e->weight[s] * y;
-      e->out_slack[at] +=
-          e->weight[s] * (off + (ops_sum_error(f + 1) + 4 * OPS_U * (double)e->top_k) * size);
-    }
-  }
-}
-
-/* Gradients of one element of F of a slot's row, and what fp32 may be off. */
-typedef struct element64 {
-  double g, a, d, dg, du;              /* d: down^T dout */
-  double d_slack, dg_slack, du_slack;
-} element64_t;
-
-static element64_t element64(const experts64_t *e, int64_t s, int64_t i) {
-  int64_t expert = e->routing.expert[s], row = e->routing.slot_row[s], h = e->hidden, f = e->ffn;
-  double size, w = e->weight[s];
-  element64_t l = {.g = e->pre[row * 2 * f + i]};
-  act64_t act = act64(l.g, e->pre[row * 2 * f + f + i], e->limit);
-  l.d = dot64(e->dout + s / e->top_k * h, e->down + expert * h * f + i, h, f, &size);
-  l.d_slack = ops_sum_error(h) * size;
-  l.a = act.gate * act.up;
-  l.dg = w * l.d * act.up * act.gate_slope;
-  l.du = w * l.d * act.gate * act.up_slope;
-  /* slope and gate are below 1.1 (1 + |g|), and fp32 makes them to a few units in the last place of
-   * that, from pre in fp32 */
-  double part = 64 * OPS_U * 1.1 * (1 + fabs(l.g)) * w * fabs(l.d);
-  l.dg_slack = w * fabs(act.up * act.gate_slope) * l.d_slack + part * (1 + fabs(act.up)) +
-               e->rounding * fabs(l.dg);
-  l.du_slack = w * fabs(act.gate) * l.d_slack + part + e->rounding * fabs(l.du);
-  return l;
-}
-
-/* to[i] += by x[i], its slack by what `by` and a sum of `terms` products may be off. */
-static void add64(double *to, double *slack, const double *x, int64_t n, int64_t stride, double by,
-                  double by_slack, double terms) {
-  for (int64_t i = 0; i < n; i++) {
-    to[i * stride] += by * x[i];
-    slack[i * stride] += fabs(x[i]) * (by_slack + (terms + 8 * OPS_U) * fabs(by));
-  }
-}
-
-static void experts64_backward(experts64_t *e) {
-  static const double one = 1;
-  int64_t h = e->hidden, f = e->ffn;
-  for (int64_t s = 0; s < e->n * e->top_k; s++) {
-    if (e->routing.slot_row[s] < 0) continue;
-    int64_t t = s / e->top_k, expert = e->routing.expert[s];
-    double over_f = ops_sum_error(2 * f * e->top_k);
-    double over_rows = ops_sum_error(e->routing.offset[expert + 1] - e->routing.offset[expert]);
-    for (int64_t i = 0; i < f; i++) {
-      element64_t l = element64(e, s, i);
-      int64_t at = (expert * f + i) * h, at_down = expert * h * f + i;
-      add64(e->dx + t * h, e->dx_slack + t * h, e->gate + at, h, 1, l.dg, l.dg_slack, over_f);
-      add64(e->dx + t * h, e->dx_slack + t * h, e->up + at, h, 1, l.du, l.du_slack, over_f);
-      add64(e->dgate + at, e->dgate_slack + at, e->x + t * h, h, 1, l.dg, l.dg_slack, over_rows);
-      add64(e->dup + at, e->dup_slack + at, e->x + t * h, h, 1, l.du, l.du_slack, over_rows);
-      add64(e->dgate_bias + expert * f + i, e->dgate_bias_slack + expert * f + i, &one, 1, 1, l.dg,
-            l.dg_slack, over_rows);
-      add64(e->dup_bias + expert * f + i, e->dup_bias_slack + expert * f + i, &one, 1, 1, l.du,
-            l.du_slack, over_rows);
-      double wa = e->weight[s] * l.a, off = (64 * OPS_U * (1 + fabs(l.g)) + e->rounding) * fabs(wa);
-      add64(e->ddown + at_down, e->ddown_slack + at_down, e->dout + t * h, h, f, wa, off,
-            over_rows);
-      e->dweight[s] += l.d * l.a;
-      e->dweight_slack[s] +=
-          fabs(l.a) * (l.d_slack + (ops_sum_error(f) + 64 * OPS_U * (1 + fabs(l.g))) * fabs(l.d));
-    }
-    double size;
-    e->dweight[s] += dot64(e->dout + t * h, e->down_bias + expert * h, h, 1, &size);
-    e->dweight_slack[s] += (ops_sum_error(h) + OPS_U) * size + 2 * OPS_U * fabs(e->dweight[s]);
-    add64(e->ddown_bias + expert * h, e->ddown_bias_slack + expert * h, e->dout + t * h, h, 1,
-          e->weight[s], 0, over_rows);
-  }
 }
 
 /* ---- data ---- */
@@ -533,23 +373,76 @@ static void check_assigned(ops_trial_t *trial, const experts_case_t *c, op_exper
   }
 }
 
+/* What gradients are accumulated to: the weights', and 0.5 for biases. */
+typedef struct before {
+  const float *gate, *up, *down, *half;
+} before_t;
+
+static before_t before_make(const experts_case_t *c, experts64_t *e) {
+  int64_t count = c->experts * c->ffn * c->hidden, biases = c->experts * bias_stride(c);
+  float *half = ops_floats(biases);
+  for (int64_t i = 0; i < biases; i++) half[i] = 0.5f;
+  for (int i = 0; i < 3; i++) onto_half(c, e, i);
+  return (before_t){.gate = onto(e->dgate, e->dgate_slack, count, c->n, 31),
+                    .up = onto(e->dup, e->dup_slack, count, c->n, 32),
+                    .down = onto(e->ddown, e->ddown_slack, count, c->n, 33),
+                    .half = half};
+}
+
+/* Gives the operation its gradients; returns memory for dup where that lies behind dgate. */
+static float *place_gradients(const experts_case_t *c, const before_t *before,
+                              op_experts_bwd_t *op) {
+  if (c->interleaved) {
+    op->dgate = (float *)(void *)apart_in_turn(c, before->gate, before->up, NN_F32);
+    op->dup = op->dgate + c->hidden;
+  } else {
+    op->dgate = apart(c, before->gate, NN_F32), op->dup = apart(c, before->up, NN_F32);
+  }
+  float *alone = op->dup;
+  int64_t size = c->ffn * c->hidden;
+  if (c->beside) beside(c, alone, 0, op->dgate, size), op->dup = op->dgate + size;
+  op->ddown = apart(c, before->down, NN_F32);
+  float **biases[] = {&op->dgate_bias, &op->dup_bias, &op->ddown_bias};
+  for (int i = 0; i < 3 && c->biased; i++)
+    *biases[i] = ops_copy(before->half, c->experts * bias_stride(c));
+  if (c->biased && c->interleaved) op->dup_bias = op->dgate_bias + 1;
+  return alone;
+}
+
+static void check_weights(ops_trial_t *trial, const experts_case_t *c, const experts64_t *e,
+                          const op_experts_bwd_t *op) {
+  int64_t count = c->experts * c->ffn * c->hidden;
+  const float *dgate = c->interleaved ? together_in_turn(c, op->dgate, 0) : together(c, op->dgate);
+  const float *dup = c->interleaved ? together_in_turn(c, op->dgate, 1) : together(c, op->dup);
+  ops_check(trial, 2, "dgate", dgate, e->dgate, e->dgate_slack, count);
+  ops_check(trial, 3, "dup", dup, e->dup, e->dup_slack, count);
+  ops_check(trial, 4, "ddown", together(c, op->ddown), e->ddown, e->ddown_slack, count);
+}
+
+static void check_biases(ops_trial_t *trial, const experts_case_t *c, const experts64_t *e,
+                         const op_experts_bwd_t *op) {
+  const float *gate = added_biases(c, op->dgate_bias, c->ffn, bias_step(c), 0);
+  const float *up = c->interleaved ? added_biases(c, op->dgate_bias, c->ffn, 2, 1)
+                                   : added_biases(c, op->dup_bias, c->ffn, 1, 0);
+  const float *down = added_biases(c, op->ddown_bias, c->hidden, 1, 0);
+  int64_t inside = c->experts * c->ffn, outside = c->experts * c->hidden;
+  ops_check(trial, 5, "dgate_bias", gate, e->dgate_bias, e->dgate_bias_slack, inside);
+  ops_check(trial, 6, "dup_bias", up, e->dup_bias, e->dup_bias_slack, inside);
+  ops_check(trial, 7, "ddown_bias", down, e->ddown_bias, e->ddown_bias_slack, outside);
+}
+
 static void check_experts_bwd(const experts_case_t *c, double rounding) {
   if (c->dtype != NN_F32 && !ops_widens()) return;
   experts_data_t d = experts_make(c, rounding);
   experts64_t *e = &d.exact;
   int64_t tokens = c->n * c->hidden, slots = c->n * c->top_k, size = c->ffn * c->hidden;
-  float *gate = onto(e->dgate, e->dgate_slack, c->experts * size, c->n, 31);
-  float *up = onto(e->dup, e->dup_slack, c->experts * size, c->n, 32);
-  float *down = onto(e->ddown, e->ddown_slack, c->experts * size, c->n, 33);
+  before_t before = before_make(c, e);
   op_experts_bwd_t op = {.n = c->n, .hidden = c->hidden, .ffn = c->ffn, .experts = c->experts,
                          .top_k = c->top_k, .x = d.x, .routing = e->routing, .gate = d.gates,
                          .up = d.ups, .down = d.downs, .expert_stride = experts_stride(c),
                          .weight_dtype = c->dtype, .dout = d.dout, .limit = c->limit,
                          .interleaved = c->interleaved,
                          .down_bias = d.down_bias, .bias_stride = bias_stride(c)};
-  float *half = ops_floats(c->experts * bias_stride(c));
-  for (int64_t i = 0; i < c->experts * bias_stride(c); i++) half[i] = 0.5f;
-  for (int i = 0; i < 3; i++) onto_half(c, e, i);
   float *forward_pre = ops_floats(slots * 2 * c->ffn);
   for (int64_t i = 0; i < slots * 2 * c->ffn; i++) forward_pre[i] = (float)e->pre[i];
   ops_trial_t trial;
@@ -559,40 +452,13 @@ static void check_experts_bwd(const experts_case_t *c, double rounding) {
     op.pre = ops_copy(forward_pre, slots * 2 * c->ffn);
     op.dx = ops_floats(tokens), op.dweight = ops_floats(slots);
     ops_garbage(op.dx, tokens), ops_garbage(op.dweight, slots);
-    if (c->interleaved) {
-      op.dgate = (float *)(void *)apart_in_turn(c, gate, up, NN_F32);
-      op.dup = op.dgate + c->hidden;
-    } else {
-      op.dgate = apart(c, gate, NN_F32), op.dup = apart(c, up, NN_F32);
-    }
-    float *alone = op.dup;
-    if (c->beside) beside(c, alone, 0, op.dgate, size), op.dup = op.dgate + size;
-    op.ddown = apart(c, down, NN_F32);
-    float **biases[] = {&op.dgate_bias, &op.dup_bias, &op.ddown_bias};
-    for (int i = 0; i < 3 && c->biased; i++)
-      *biases[i] = ops_copy(half, c->experts * bias_stride(c));
-    if (c->biased && c->interleaved) op.dup_bias = op.dgate_bias + 1;
+    float *alone = place_gradients(c, &before, &op);
     OPS_RUN(&trial, experts_bwd, &op);
     if (c->beside) beside(c, op.dgate, size, alone, 0), op.dup = alone;
-    const float *dgate = c->interleaved ? together_in_turn(c, op.dgate, 0) : together(c, op.dgate);
-    const float *dup = c->interleaved ? together_in_turn(c, op.dgate, 1) : together(c, op.dup);
-    const float *ddown = together(c, op.ddown);
     ops_check(&trial, 0, "dx", op.dx, e->dx, e->dx_slack, tokens);
     ops_check(&trial, 1, "dweight", op.dweight, e->dweight, e->dweight_slack, slots);
-    ops_check(&trial, 2, "dgate", dgate, e->dgate, e->dgate_slack, c->experts * size);
-    ops_check(&trial, 3, "dup", dup, e->dup, e->dup_slack, c->experts * size);
-    ops_check(&trial, 4, "ddown", ddown, e->ddown, e->ddown_slack, c->experts * size);
-    if (c->biased) {
-      const float *gate_bias = added_biases(c, op.dgate_bias, c->ffn, bias_step(c), 0);
-      const float *up_bias =
-          c->interleaved ? added_biases(c, op.dgate_bias, c->ffn, 2, 1)
-                         : added_biases(c, op.dup_bias, c->ffn, 1, 0);
-      const float *down_bias = added_biases(c, op.ddown_bias, c->hidden, 1, 0);
-      int64_t inside = c->experts * c->ffn, outside = c->experts * c->hidden;
-      ops_check(&trial, 5, "dgate_bias", gate_bias, e->dgate_bias, e->dgate_bias_slack, inside);
-      ops_check(&trial, 6, "dup_bias", up_bias, e->dup_bias, e->dup_bias_slack, inside);
-      ops_check(&trial, 7, "ddown_bias", down_bias, e->ddown_bias, e->ddown_bias_slack, outside);
-    }
+    check_weights(&trial, c, e, &op);
+    if (c->biased) check_biases(&trial, c, e, &op);
     check_assigned(&trial, c, op, forward_pre);
     if (tokens * c->ffn >= 1 << 20) OPS_RUN_CANCELLED(&trial, experts_bwd, &op);
   }
