@@ -8,6 +8,7 @@
 
 #include "base/status.h"
 #include "format/config_read.h"
+#include "format/config_rope.h"
 #include "model/family.h"
 
 enum { MOST_BYTES = 16 << 20 }; /* of a config.json: far above any real one */
@@ -79,6 +80,10 @@ static nn_status_t finish_dense_layers(reading_t *reading) {
     return status_fail(NN_ERR_UNSUPPORTED,
                        "config.json: some of %lld layers are dense; at most %d layers may differ",
                        (long long)config->layers, CONFIG_PATTERN_LAYERS);
+  if (dense && !config_sparse_layers(config))
+    return status_fail(NN_ERR_FORMAT,
+                       "config.json: all of %lld layers are dense; some must have experts",
+                       (long long)config->layers);
   return NN_OK;
 }
 
@@ -124,6 +129,49 @@ static nn_status_t finish_sizes(reading_t *reading) {
   /* as the model type's own program: without router logits there is no auxiliary loss */
   if (!reading->router_logits) config->aux_loss_coef = 0;
   return NN_OK;
+}
+
+/* ---- messages -------------------------------------------------------------------------------- */
+
+/* The key of a member: of several, one that the text has. NULL: none has its value as it stands. */
+static const char *member_key(int32_t family, const json_t *root, size_t offset) {
+  const char *found = NULL;
+  const key_list_t *lists = family_keys(family);
+  for (const key_list_t *list = lists; list < lists + KEY_LISTS; list++)
+    for (const key_line_t *key = list->keys; key < list->keys + list->count; key++)
+      if (key->offset == offset && (key->rule <= KEY_NUMBER_OR_NULL || key->rule == KEY_FLAG) &&
+          (!found || json_object_get(root, key->name)))
+        found = key->name;
+  return found;
+}
+
+/* Writes the key of the member that a word is the name of, as far as there is room; 0: there is no
+ * such member or key. */
+static int show_key(char *to, size_t room, const char *word, size_t length, int32_t family,
+                    const json_t *root) {
+  size_t member = config_member(word, length), offset = offsetof(reading_t, config) + member;
+  if (!member) return 0;
+  const char *key = member_key(family, root, offset);
+  if (key) return snprintf(to, room, "%s", key);
+  key = rope_key(offset);
+  bool newer = !json_is_object(json_object_get(root, "rope_scaling"));
+  return key ? snprintf(to, room, "%s.%s", newer ? "rope_parameters" : "rope_scaling", key) : 0;
+}
+
+/* Fails with the calling thread's message, which is about members of a configuration, in the words
+ * of the text. What stands behind a number is counted, no member. */
+static nn_status_t fail_by_keys(nn_status_t status, int32_t family, const json_t *root) {
+  char text[512];
+  size_t used = 0, length;
+  for (const char *m = nn_last_error(), *at = m; *at && used < sizeof text; at += length) {
+    length = strspn(at, "abcdefghijklmnopqrstuvwxyz_");
+    bool counted = at - m > 1 && at[-1] == ' ' && at[-2] >= '0' && at[-2] <= '9';
+    int written = counted ? 0 : show_key(text + used, sizeof text - used, at, length, family, root);
+    if (!length) length = 1;
+    if (!written) written = snprintf(text + used, sizeof text - used, "%.*s", (int)length, at);
+    used += (size_t)written;
+  }
+  return status_fail(status, "config.json: %s", text);
 }
 
 /* ---- the text -------------------------------------------------------------------------------- */
@@ -173,7 +221,7 @@ static nn_status_t config_json_object(json_t *root, nn_model_config_t *config) {
   STATUS_TRY(finish_dense_layers(&reading));
   nn_status_t status = config_validate(&reading.config);
   if (status != NN_OK)
-    return status_prefix(status == NN_ERR_ARGUMENT ? NN_ERR_FORMAT : status, "config.json");
+    return fail_by_keys(status == NN_ERR_ARGUMENT ? NN_ERR_FORMAT : status, family, root);
   *config = reading.config;
   return NN_OK;
 }

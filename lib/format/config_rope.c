@@ -119,6 +119,12 @@ nn_status_t rope_read(const char *name, const json_t *value, reading_t *reading)
   return NN_OK;
 }
 
+const char *rope_key(size_t offset) {
+  for (size_t i = 0; i < sizeof keys / sizeof *keys; i++)
+    if (keys[i].line.offset == offset && keys[i].line.rule != KEY_NOT) return keys[i].line.name;
+  return NULL;
+}
+
 json_t *rope_write(const nn_model_config_t *config) {
   /* null is not the default of every family */
   if (!config->rope_scaling && !family_defaults(config->family).config.rope_scaling)

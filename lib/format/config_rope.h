@@ -10,6 +10,9 @@
 /* Reads either object, or null. A key that its rope_type does not have is refused by name. */
 nn_status_t rope_read(const char *name, const json_t *value, reading_t *reading);
 
+/* The key of the object whose value is the member at this offset of reading_t, or NULL. */
+const char *rope_key(size_t offset);
+
 /* What rope_scaling is for a configuration: an object, or null without scaling. NULL: no memory. */
 json_t *rope_write(const nn_model_config_t *config);
 

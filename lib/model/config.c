@@ -157,6 +157,26 @@ static const struct {
     BOUND(rope_short_mscale, 0, 1e6), BOUND(rope_long_mscale, 0, 1e6),
 };
 
+/* The members that are lists; config_check_rope_factors() bounds them. */
+static const struct {
+  const char *name;
+  size_t offset;
+} list_members[] = {
+    {"rope_short_factors", offsetof(nn_model_config_t, rope_short_factors)},
+    {"rope_long_factors", offsetof(nn_model_config_t, rope_long_factors)},
+};
+
+size_t config_member(const char *name, size_t length) {
+#define FIND(table)                                                                              \
+  for (size_t i = 0; i < sizeof table / sizeof *table; i++)                                      \
+    if (!strncmp(table[i].name, name, length) && !table[i].name[length]) return table[i].offset
+  FIND(flag_bounds);
+  FIND(size_bounds);
+  FIND(float_bounds);
+  FIND(list_members);
+  return 0;
+}
+
 static nn_status_t config_check_int(const int_bound_t *bound, int64_t value) {
   if (value >= bound->min && value <= bound->max) return NN_OK;
   return status_fail(NN_ERR_ARGUMENT, "%s is %lld; it must be from %lld to %lld", bound->name,

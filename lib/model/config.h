@@ -27,6 +27,10 @@ nn_status_t config_validate(nn_model_config_t *config);
  * configuration asks for. Whoever makes or plans a model asks first. */
 nn_status_t config_check_computed(const nn_model_config_t *config);
 
+/* Offset of the member of this name, which need not end in NUL; 0: no member that the messages of
+ * config_validate() name has it. */
+size_t config_member(const char *name, size_t length);
+
 /* Of a validated configuration; layer is from 0 to layers - 1. */
 bool config_layer_is_dense(const nn_model_config_t *config, int64_t layer); /* has no experts */
 /* Dense or of an expert. */

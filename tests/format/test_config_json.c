@@ -119,11 +119,11 @@ static void long_rope_needs_its_lists(void **state) {
   refuse(NN_ERR_FORMAT, "short_factor is \"1\"|a number above 0",
          LONG("\"short_factor\":[1,\"1\"]"));
   refuse(NN_ERR_FORMAT, "short_factor is 0|a number above 0", LONG("\"short_factor\":[1,0]"));
-  refuse(NN_ERR_FORMAT, "rope_short_factors[3] is 0|4 factors",
+  refuse(NN_ERR_FORMAT, "rope_scaling.short_factor[3] is 0|4 factors",
          LONG("\"short_factor\":[1,1,1],\"long_factor\":[1,1,1,1]"));
-  refuse(NN_ERR_FORMAT, "rope_long_factors[4] is 2|4 factors",
+  refuse(NN_ERR_FORMAT, "rope_scaling.long_factor[4] is 2|4 factors",
          LONG("\"short_factor\":[1,1,1,1],\"long_factor\":[1,1,1,1,2]"));
-  refuse(NN_ERR_UNSUPPORTED, "rope_short_mscale is 1.5|llama",
+  refuse(NN_ERR_UNSUPPORTED, "rope_scaling.short_mscale is 1.5|llama",
          LONG(FOUR_FACTORS ",\"short_mscale\":1.5,\"long_mscale\":1.5"));
   refuse(NN_ERR_UNSUPPORTED, "rope_scaling.short_factor|\"linear\"",
          "{\"model_type\":\"llama\",\"rope_scaling\":{\"type\":\"linear\",\"factor\":2,"
@@ -207,7 +207,7 @@ static void what_would_change_the_numbers_is_refused(void **state) {
          GPT2 "\"scale_attn_by_inverse_layer_idx\":true}");
   refuse(NN_ERR_UNSUPPORTED, "add_cross_attention is true", GPT2 "\"add_cross_attention\":true}");
   refuse(NN_ERR_UNSUPPORTED, "pruned_heads", GPT2 "\"pruned_heads\":{\"0\":[1]}}");
-  refuse(NN_ERR_UNSUPPORTED, "tied_head", GPT2 "\"tie_word_embeddings\":false}");
+  refuse(NN_ERR_UNSUPPORTED, "tie_word_embeddings is 0", GPT2 "\"tie_word_embeddings\":false}");
   refuse(NN_ERR_UNSUPPORTED, "model_type is \"abacus\"|mixtral|qwen3_moe",
          "{\"model_type\":\"abacus\"}");
 }
@@ -233,8 +233,8 @@ static void layers_that_differ_must_make_sense(void **state) {
   refuse(NN_ERR_FORMAT, "mlp_only_layers is 1", QWEN2_MOE "\"mlp_only_layers\":1}");
   refuse(NN_ERR_FORMAT, "mlp_only_layers is -1", QWEN2_MOE "\"mlp_only_layers\":[-1]}");
   refuse(NN_ERR_FORMAT, "decoder_sparse_step is 0", QWEN2_MOE "\"decoder_sparse_step\":0}");
-  refuse(NN_ERR_FORMAT, "dense_layers has every layer", QWEN2_MOE "\"mlp_only_layers\":[0,1]}");
-  refuse(NN_ERR_FORMAT, "dense_layers has every layer", QWEN2_MOE "\"decoder_sparse_step\":3}");
+  refuse(NN_ERR_FORMAT, "all of 2 layers are dense", QWEN2_MOE "\"mlp_only_layers\":[0,1]}");
+  refuse(NN_ERR_FORMAT, "all of 2 layers are dense", QWEN2_MOE "\"decoder_sparse_step\":3}");
   /* layers that are not there are nothing to transformers */
   assert_true(read_text(QWEN2_MOE "\"mlp_only_layers\":[2,300]}").dense_layers[0] == 0);
   nn_model_config_t c = read_text(QWEN2_MOE "\"mlp_only_layers\":[0]}");
@@ -274,10 +274,51 @@ static void switches_of_families_must_stand_where_they_are_computed(void **state
   refuse(NN_ERR_FORMAT, "attention_bias is 1", "{\"model_type\":\"llama\",\"attention_bias\":1}");
   assert_true(read_text("{\"model_type\":\"phimoe\",\"architectures\":[\"PhiMoEForCausalLM\"]}")
                   .family == NN_FAMILY_PHIMOE);
-  refuse(NN_ERR_FORMAT, "router_top_groups is 5|router_groups, 4",
+  refuse(NN_ERR_FORMAT, "topk_group is 5|n_group, 4",
          "{\"model_type\":\"deepseek_v3\",\"n_group\":4,\"topk_group\":5}");
-  refuse(NN_ERR_FORMAT, "router_groups is 7|divide experts",
+  refuse(NN_ERR_FORMAT, "n_group is 7|divide n_routed_experts",
          "{\"model_type\":\"deepseek_v3\",\"n_group\":7,\"topk_group\":5}");
+}
+
+/* The member of this library's struct that a key gives is not what its user wrote. */
+static void bounds_name_the_keys(void **state) {
+  (void)state;
+  static const struct {
+    const char *type, *experts, *top_k;
+  } families[] = {
+      {"mixtral", "num_local_experts", "num_experts_per_tok"},
+      {"mixtral", "num_experts", "num_experts_per_tok"},
+      {"olmoe", "num_experts", "num_experts_per_tok"},
+      {"olmoe", "num_local_experts", "num_experts_per_tok"},
+      {"qwen2_moe", "num_experts", "num_experts_per_tok"},
+      {"qwen3_moe", "num_experts", "num_experts_per_tok"},
+      {"granitemoe", "num_local_experts", "num_experts_per_tok"},
+      {"gpt_oss", "num_local_experts", "experts_per_token"},
+      {"deepseek_v2", "n_routed_experts", "num_experts_per_tok"},
+      {"phimoe", "num_local_experts", "num_experts_per_tok"},
+  };
+  for (size_t i = 0; i < sizeof families / sizeof *families; i++) {
+    char text[200], message[200];
+    snprintf(text, sizeof text, "{\"model_type\":\"%s\",\"%s\":8,\"%s\":9}", families[i].type,
+             families[i].experts, families[i].top_k);
+    snprintf(message, sizeof message,
+             "config.json: %s is 9; it must be from 1 to %s, which is 8", families[i].top_k,
+             families[i].experts);
+    refuse(NN_ERR_FORMAT, message, text);
+  }
+  refuse(NN_ERR_FORMAT, "config.json: num_experts_per_tok is 5; topk_group leaves 4 experts to",
+         "{\"model_type\":\"deepseek_v3\",\"n_routed_experts\":8,\"n_group\":4,"
+         "\"topk_group\":2,\"num_experts_per_tok\":5}");
+  refuse(NN_ERR_FORMAT, "config.json: v_head_dim is 200; it must be at most head_dim, which is 192",
+         "{\"model_type\":\"deepseek_v2\",\"v_head_dim\":200}");
+  refuse(NN_ERR_FORMAT, "config.json: rope_scaling.factor is 0.5; it must be at least 1",
+         MIXTRAL "\"rope_scaling\":{\"type\":\"linear\",\"factor\":0.5}}");
+  refuse(NN_ERR_FORMAT, "rope_parameters.low_freq_factor is 5|below rope_parameters.high_freq",
+         MIXTRAL "\"rope_parameters\":{\"rope_type\":\"llama3\",\"factor\":8,"
+                 "\"low_freq_factor\":5,\"high_freq_factor\":4}}");
+  /* whose member is 1 / the value */
+  refuse(NN_ERR_FORMAT, "config.json: logit_scale is 1e+07",
+         "{\"model_type\":\"granitemoe\",\"logits_scaling\":1e-7}");
 }
 
 static void dtypes_and_classes_must_make_sense(void **state) {
@@ -317,8 +358,8 @@ static void hostile_texts_are_refused(void **state) {
   refuse(NN_ERR_FORMAT, "duplicate", GPT2 "\"n_layer\":2,\"n_layer\":2}");
   refuse(NN_ERR_FORMAT, "too big", GPT2 "\"n_layer\":99999999999999999999}");
   refuse(NN_ERR_FORMAT, "overflow", GPT2 "\"layer_norm_epsilon\":1e999}");
-  refuse(NN_ERR_FORMAT, "layers is 9223372036854775807", GPT2 "\"n_layer\":9223372036854775807}");
-  refuse(NN_ERR_FORMAT, "hidden is 9223372036854775807", GPT2 "\"n_embd\":9223372036854775807}");
+  refuse(NN_ERR_FORMAT, "n_layer is 9223372036854775807", GPT2 "\"n_layer\":9223372036854775807}");
+  refuse(NN_ERR_FORMAT, "n_embd is 9223372036854775807", GPT2 "\"n_embd\":9223372036854775807}");
   refuse(NN_ERR_FORMAT, "n_layer is 0", GPT2 "\"n_layer\":0}");
   refuse(NN_ERR_FORMAT, "n_layer is -3", GPT2 "\"n_layer\":-3}");
   refuse(NN_ERR_FORMAT, "n_layer is 12.0", GPT2 "\"n_layer\":12.0}");
@@ -330,8 +371,9 @@ static void hostile_texts_are_refused(void **state) {
   refuse(NN_ERR_FORMAT, "rope_theta is 1e300|fp32", MIXTRAL "\"rope_theta\":1e300}");
   refuse(NN_ERR_FORMAT, "rope_theta is 1e+35", MIXTRAL "\"rope_theta\":1e35}");
   refuse(NN_ERR_FORMAT, "tie_word_embeddings is 1", GPT2 "\"tie_word_embeddings\":1}");
-  refuse(NN_ERR_FORMAT, "hidden|heads", GPT2 "\"n_head\":5}");
-  refuse(NN_ERR_FORMAT, "kv_heads", MIXTRAL "\"num_key_value_heads\":5}");
+  refuse(NN_ERR_FORMAT, "n_embd is 768|n_head, which is 5", GPT2 "\"n_head\":5}");
+  refuse(NN_ERR_FORMAT, "num_key_value_heads is 5|num_attention_heads, which is 32",
+         MIXTRAL "\"num_key_value_heads\":5}");
   refuse(NN_ERR_FORMAT, "config.json", "{\"model_type\":\"gpt2\",\"a\":\"\\u0000\"}");
   refuse(NN_ERR_FORMAT, "config.json", "{\"model_type\":\"gpt2\",\"a\":\"\xff\"}");
 
@@ -480,6 +522,7 @@ int main(void) {
       cmocka_unit_test(layers_that_differ_must_make_sense),
       cmocka_unit_test(patterns_have_room_for_256_layers),
       cmocka_unit_test(switches_of_families_must_stand_where_they_are_computed),
+      cmocka_unit_test(bounds_name_the_keys),
       cmocka_unit_test(dtypes_and_classes_must_make_sense),
       cmocka_unit_test(hostile_texts_are_refused),
       cmocka_unit_test(every_configuration_survives),
