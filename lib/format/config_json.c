@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "base/json_text.h"
 #include "base/status.h"
 #include "format/config_read.h"
 #include "format/config_rope.h"
@@ -231,14 +232,10 @@ nn_status_t config_json_read(const char *text, size_t bytes, nn_model_config_t *
   if (bytes > MOST_BYTES)
     return status_fail(NN_ERR_FORMAT, "config.json: has %zu bytes; at most %d are read", bytes,
                        MOST_BYTES);
-  json_error_t error;
-  json_t *root = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &error);
-  if (!root && json_error_code(&error) == json_error_out_of_memory)
-    return status_fail(NN_ERR_MEMORY, "config.json: memory for its JSON could not be had");
-  if (!root)
-    return status_fail(NN_ERR_FORMAT, "config.json: line %d, column %d: %s", error.line,
-                       error.column, error.text);
-  nn_status_t status = config_json_object(root, config);
+  json_t *root;
+  nn_status_t status = json_text_read(text, bytes, 0, &root);
+  if (status != NN_OK) return status_prefix(status, "config.json");
+  status = config_json_object(root, config);
   json_decref(root);
   return status;
 }

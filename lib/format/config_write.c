@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "base/mem.h"
+#include "base/json_text.h"
 #include "base/status.h"
 #include "format/config_json.h"
 #include "format/config_rope.h"
@@ -204,19 +204,11 @@ nn_status_t config_json_write(const nn_model_config_t *config, int32_t dtype, js
   const reading_t written = written_of(config);
   int failed = !root || write_uses(root, config, dtype) || write_keys(root, &written);
   if (!failed && others) failed = json_object_update(root, others);
-  size_t length = failed ? 0 : json_dumpb(root, NULL, 0, FLAGS);
-  void *got = NULL;
-  nn_status_t status = NN_OK;
-  if (length)
-    status = mem_alloc(length + 2, 1, &got);
-  else
-    status = status_fail(NN_ERR_MEMORY, "config.json: memory for its JSON could not be had");
-  if (status == NN_OK) {
-    json_dumpb(root, got, length, FLAGS);
-    *text = got;
-    (*text)[length] = '\n'; /* and NUL behind it */
-    if (bytes) *bytes = length + 1;
-  }
+  size_t length;
+  nn_status_t status = json_text_write(failed ? NULL : root, FLAGS, 2, text, &length);
   json_decref(root);
-  return status;
+  if (status != NN_OK) return status_prefix(status, "config.json");
+  (*text)[length] = '\n'; /* and NUL behind it */
+  if (bytes) *bytes = length + 1;
+  return NN_OK;
 }

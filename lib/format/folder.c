@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/json_text.h"
 #include "base/mem.h"
 #include "format/config_json.h"
 #include "format/folder_match.h"
@@ -113,15 +114,10 @@ static nn_status_t folder_open_index(const char *path, const file_map_t *map, fo
   if (map->bytes > MOST_INDEX)
     return status_fail(NN_ERR_FORMAT, "%s/" STAGING_INDEX ": has %zu bytes; at most %d are read",
                        file_show(path).text, map->bytes, MOST_INDEX);
-  json_error_t error;
-  json_t *index = json_loadb(map->data, map->bytes, JSON_REJECT_DUPLICATES, &error);
-  if (!index && json_error_code(&error) == json_error_out_of_memory)
-    return status_fail(NN_ERR_MEMORY, "%s/" STAGING_INDEX ": memory for it could not be had",
-                       file_show(path).text);
-  if (!index)
-    return status_fail(NN_ERR_FORMAT, "%s/" STAGING_INDEX ": line %d: %s", file_show(path).text,
-                       error.line, error.text);
-  nn_status_t status = folder_open_shards(path, json_object_get(index, "weight_map"), folder);
+  json_t *index;
+  nn_status_t status = json_text_read(map->data, map->bytes, 0, &index);
+  if (status != NN_OK) return status_prefix(status, "%s/" STAGING_INDEX, file_show(path).text);
+  status = folder_open_shards(path, json_object_get(index, "weight_map"), folder);
   json_decref(index);
   return status;
 }

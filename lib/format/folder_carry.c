@@ -1,5 +1,6 @@
 #include "format/folder_carry.h"
 
+#include "base/json_text.h"
 #include "base/mem.h"
 #include "base/status.h"
 #include "format/staging.h"
@@ -47,22 +48,25 @@ nn_status_t folder_carry(const char *source, const char *target, const char *pla
   return NN_OK;
 }
 
-json_t *folder_carry_tokens(const char *source) {
+nn_status_t folder_carry_tokens(const char *source, json_t **tokens) {
   static const char *const keys[] = {"bos_token_id", "eos_token_id", "pad_token_id"};
   static const char *const config[] = {STAGING_CONFIG};
-  json_t *tokens = json_object(), *root = NULL;
+  json_t *root = NULL, *kept = json_object();
   file_map_t map = {0};
   int32_t which;
-  if (staging_map(source, config, 1, &map, &which) == NN_OK)
-    root = json_loadb(map.data, map.bytes, JSON_REJECT_DUPLICATES, NULL);
+  nn_status_t status = staging_map(source, config, 1, &map, &which);
+  if (status == NN_OK) status = json_text_read(map.data, map.bytes, 0, &root);
   file_unmap(&map);
-  for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+  int failed = !kept;
+  for (size_t i = 0; i < sizeof keys / sizeof *keys && !failed; i++) {
     json_t *value = json_object_get(root, keys[i]);
-    if (value && json_object_set(tokens, keys[i], value)) {
-      json_decref(tokens);
-      tokens = NULL;
-    }
+    failed = value && json_object_set(kept, keys[i], value);
   }
   json_decref(root);
-  return tokens;
+  if (status != NN_ERR_MEMORY) status = NN_OK; /* what cannot be read names no ids */
+  if (status == NN_OK && failed)
+    status = status_fail(NN_ERR_MEMORY, "memory for the ids of tokens could not be had");
+  if (status == NN_OK) *tokens = kept;
+  else json_decref(kept);
+  return status;
 }

@@ -12,8 +12,8 @@
  * `source` has and `target` has not. */
 nn_status_t folder_carry(const char *source, const char *target, const char *place);
 
-/* The ids of tokens in the folder's config.json, as an object; empty where there is no such file,
- * or it cannot be read. NULL: no memory. */
-json_t *folder_carry_tokens(const char *source);
+/* The ids of tokens in the folder's config.json, as an object that the caller frees; empty where
+ * there is no such file, or it cannot be read. */
+nn_status_t folder_carry_tokens(const char *source, json_t **tokens);
 
 #endif

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/dtype.h"
+#include "base/json_text.h"
 #include "base/mem.h"
 #include "format/config_json.h"
 #include "format/folder.h"
@@ -121,13 +122,11 @@ static json_t *save_build_index(const save_t *save) {
 static nn_status_t save_index(const save_t *save) {
   enum { FLAGS = JSON_INDENT(2) | JSON_SORT_KEYS };
   json_t *index = save_build_index(save);
-  size_t bytes = index ? json_dumpb(index, NULL, 0, FLAGS) : 0;
-  void *text = NULL;
-  nn_status_t status = bytes ? mem_alloc(bytes + 1, 1, &text)
-                             : status_fail(NN_ERR_MEMORY, "memory for the index could not be had");
+  char *text = NULL;
+  size_t bytes;
+  nn_status_t status = json_text_write(index, FLAGS, 1, &text, &bytes);
   if (status == NN_OK) {
-    json_dumpb(index, text, bytes, FLAGS);
-    ((char *)text)[bytes] = '\n';
+    text[bytes] = '\n';
     status = save_text(save, STAGING_INDEX, text, bytes + 1);
   }
   mem_free(text);
@@ -138,10 +137,9 @@ static nn_status_t save_index(const save_t *save) {
 static nn_status_t save_config(const save_t *save, const nn_model_config_t *config) {
   char *text = NULL;
   size_t bytes = 0;
-  json_t *tokens = save->source ? folder_carry_tokens(save->source) : json_object();
-  nn_status_t status =
-      tokens ? config_json_write(config, save->dtype, tokens, &text, &bytes)
-             : status_fail(NN_ERR_MEMORY, "memory for the ids of tokens could not be had");
+  json_t *tokens = NULL;
+  if (save->source) STATUS_TRY(folder_carry_tokens(save->source, &tokens));
+  nn_status_t status = config_json_write(config, save->dtype, tokens, &text, &bytes);
   if (status == NN_OK) status = save_text(save, STAGING_CONFIG, text, bytes);
   mem_free(text);
   json_decref(tokens);

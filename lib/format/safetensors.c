@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "base/dtype.h"
+#include "base/json_text.h"
 #include "base/mem.h"
 #include "base/status.h"
 #include "format/name_show.h"
@@ -162,17 +163,6 @@ static nn_status_t safetensors_read_header(safetensors_t *file, const unsigned c
   return safetensors_check_cover(file, data, data_bytes);
 }
 
-static nn_status_t safetensors_load_header(const unsigned char *text, size_t bytes,
-                                           json_t **header) {
-  json_error_t error;
-  *header = json_loadb((const char *)text, bytes, JSON_REJECT_DUPLICATES, &error);
-  if (*header) return NN_OK;
-  if (json_error_code(&error) == json_error_out_of_memory)
-    return status_fail(NN_ERR_MEMORY, "memory for a header of %zu bytes could not be had", bytes);
-  return status_fail(NN_ERR_FORMAT, "its header is not the JSON it must be: byte %d: %s",
-                     error.position, error.text);
-}
-
 nn_status_t safetensors_parse(const unsigned char *data, size_t bytes, safetensors_t *file) {
   uint64_t header_bytes;
   if (bytes < sizeof header_bytes)
@@ -189,9 +179,9 @@ nn_status_t safetensors_parse(const unsigned char *data, size_t bytes, safetenso
 
   safetensors_t parsed = {0};
   const unsigned char *text = data + sizeof header_bytes;
-  nn_status_t status = safetensors_load_header(text, (size_t)header_bytes, &parsed.header);
-  if (status == NN_OK)
-    status = safetensors_read_header(&parsed, text + header_bytes, most - (size_t)header_bytes);
+  nn_status_t status = json_text_read(text, (size_t)header_bytes, 0, &parsed.header);
+  if (status != NN_OK) return status_prefix(status, "its header, which must be JSON");
+  status = safetensors_read_header(&parsed, text + header_bytes, most - (size_t)header_bytes);
   if (status != NN_OK) {
     safetensors_close(&parsed);
     return status;
@@ -268,20 +258,19 @@ static json_t *header_build(const safetensors_entry_t *entries, int64_t count,
 
 /* Length, JSON and spaces up to a multiple of 64 bytes. */
 static nn_status_t header_write(const json_t *header, file_writer_t *writer) {
-  size_t length = json_dumpb(header, NULL, 0, JSON_COMPACT);
-  size_t padded = (sizeof(uint64_t) + length + 63) / 64 * 64;
-  if (!length) return status_fail(NN_ERR_MEMORY, "memory for its header could not be had");
-  if (padded - sizeof(uint64_t) > MOST_HEADER)
-    return status_fail(NN_ERR_UNSUPPORTED, "its header would have %zu bytes; %d are the limit",
-                       length, MOST_HEADER);
-  void *data;
-  STATUS_TRY(mem_alloc(padded, 1, &data));
-  uint64_t header_bytes = padded - sizeof header_bytes;
-  memcpy(data, &header_bytes, sizeof header_bytes);
-  memset((char *)data + sizeof header_bytes, ' ', (size_t)header_bytes);
-  json_dumpb(header, (char *)data + sizeof header_bytes, length, JSON_COMPACT);
-  nn_status_t status = file_writer_write(writer, data, padded);
-  mem_free(data);
+  enum { MULTIPLE = 64 };
+  char *text;
+  size_t length;
+  STATUS_TRY(json_text_write(header, JSON_COMPACT, MULTIPLE, &text, &length));
+  uint64_t padded = (sizeof padded + length + MULTIPLE - 1) / MULTIPLE * MULTIPLE - sizeof padded;
+  memset(text + length, ' ', (size_t)padded - length);
+  nn_status_t status = NN_OK;
+  if (padded > MOST_HEADER)
+    status = status_fail(NN_ERR_UNSUPPORTED, "its header would have %zu bytes; %d are the limit",
+                         length, MOST_HEADER);
+  if (status == NN_OK) status = file_writer_write(writer, &padded, sizeof padded);
+  if (status == NN_OK) status = file_writer_write(writer, text, (size_t)padded);
+  mem_free(text);
   return status;
 }
 

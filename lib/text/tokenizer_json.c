@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/json_text.h"
+
 #define MEMBERS(...) ((const char *const[]){__VA_ARGS__, NULL})
 
 static text_t text_of(const json_t *string) {
@@ -296,16 +298,6 @@ bool tokenizer_json_is(const void *data, size_t bytes) {
   return at < bytes && text[at] == '{';
 }
 
-static nn_status_t parse(const void *data, size_t bytes, json_t **root) {
-  json_error_t error;
-  *root = json_loadb(data, bytes, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &error);
-  if (!*root && json_error_code(&error) == json_error_out_of_memory)
-    return status_fail(NN_ERR_MEMORY, "no memory to read %zu bytes of JSON", bytes);
-  if (!*root)
-    return status_fail(NN_ERR_FORMAT, "line %d: %s", error.line, error.text);
-  return NN_OK;
-}
-
 static nn_status_t read_root(const json_t *root, pipeline_t *pipeline) {
   STATUS_TRY(value_check_members(root, "the file", MEMBERS(
       "version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
@@ -323,7 +315,7 @@ static nn_status_t read_root(const json_t *root, pipeline_t *pipeline) {
 
 nn_status_t tokenizer_json_read(const void *data, size_t bytes, pipeline_t *pipeline) {
   json_t *root;
-  STATUS_TRY(parse(data, bytes, &root));
+  STATUS_TRY(json_text_read(data, bytes, JSON_ALLOW_NUL, &root));
   nn_status_t status = read_root(root, pipeline);
   json_decref(root);
   return status;
@@ -344,7 +336,7 @@ nn_status_t tokenizer_config_read(const void *data, size_t bytes, pipeline_t *pi
                                      [NN_TOKEN_PAD] = "pad_token",
                                      [NN_TOKEN_UNK] = "unk_token"};
   json_t *root;
-  STATUS_TRY(parse(data, bytes, &root));
+  STATUS_TRY(json_text_read(data, bytes, JSON_ALLOW_NUL, &root));
   for (int i = NN_TOKEN_BOS; i <= NN_TOKEN_UNK; i++) {
     const int32_t id = named_id(pipeline, json_object_get(root, keys[i]));
     if (id >= 0) pipeline->special[i] = id;

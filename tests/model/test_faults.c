@@ -1,6 +1,6 @@
-/* Every allocation of the library fails in turn (jansson's own are not: its parser does not survive
- * that): the status is NN_ERR_MEMORY, outputs are not written, what was there stays usable, nothing
- * is lost (the sanitizer build sees leaks), and the same call then succeeds. */
+/* Every allocation of the library fails in turn (jansson's own in test_json_memory.c): the status is
+ * NN_ERR_MEMORY, outputs are not written, what was there stays usable, nothing is lost (the
+ * sanitizer build sees leaks), and the same call then succeeds. */
 #include <stdio.h>
 #include <string.h>
 
