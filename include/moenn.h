@@ -154,7 +154,8 @@ typedef struct nn_device_options_t {
 /** Opens a device.
  *  @param name    "cpu" (also NULL), or "cuda:0", "cuda:1", ... ("cuda": the first): an NVIDIA GPU
  *                 of compute capability 8.0 or newer. For these the library opens libmoenn_cuda.so
- *                 from its own folder, or from that which MOENN_PLUGIN_PATH names.
+ *                 from its own folder, or from that which MOENN_PLUGIN_PATH names (which a
+ *                 set-user-ID program does not read).
  *                 NN_ERR_NOT_FOUND: no such device, plugin or driver; NN_ERR_UNSUPPORTED: a plugin
  *                 of another release, or a GPU that is too old.
  *  @param options NULL for the defaults. The environment variable MOENN_CPU ("reference", "avx2",

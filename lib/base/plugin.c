@@ -11,7 +11,8 @@
 
 /* The path of a file in the plugins' folder. */
 static nn_status_t plugin_path(const char *file, char *path, size_t bytes) {
-  const char *folder = getenv("MOENN_PLUGIN_PATH");
+  /* none where the program has more rights than whoever set the environment */
+  const char *folder = secure_getenv("MOENN_PLUGIN_PATH");
   int length = 0;
   if (folder && *folder) {
     length = snprintf(path, bytes, "%s/%s", folder, file);

@@ -147,12 +147,53 @@ static void test_real_plugin(void **state) {
 #endif
 }
 
-int main(void) {
+/* A program that runs with its owner's rights must not load what its caller's environment names:
+ * this program, owned by somebody and run by nobody, calls itself. */
+static void test_other_rights(void **state) {
+  (void)state;
+  enum { OWNER = 1, NOBODY = 65534, NOT_RUN = 77 };
+  char *folder = fixture_folder(), command[1400];
+  snprintf(command, sizeof command,
+           "chmod 755 %s && cp /proc/%d/exe %s/p && chown %d %s/p && chmod 4755 %s/p", folder,
+           (int)getpid(), folder, OWNER, folder, folder);
+  if (geteuid() != 0 || system(command)) {
+    fixture_folder_remove(folder);
+    skip();
+  }
+  fflush(stdout);
+  pid_t child = fork();
+  assert_true(child >= 0);
+  if (!child) {
+    snprintf(command, sizeof command, "%s/p", folder);
+    setenv("MOENN_PLUGIN_PATH", MOENN_PLUGIN_NONE, 1);
+    if (!setgid(NOBODY) && !setuid(NOBODY)) execl(command, command, "rights", (char *)NULL);
+    _exit(NOT_RUN);
+  }
+  int status = 0;
+  assert_int_equal(waitpid(child, &status, 0), child);
+  fixture_folder_remove(folder);
+  assert_true(WIFEXITED(status));
+  if (WEXITSTATUS(status) == NOT_RUN) skip();
+  assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+/* What test_other_rights runs; 77 where the file system gives no rights. A sanitizer has not the
+ * rights to look for leaks at its end. */
+static void run_with_other_rights(void) {
+  if (geteuid() == getuid()) _exit(77);
+  nn_device_t *device = NULL;
+  if (nn_device_create("cuda:0", NULL, &device) == NN_OK) nn_device_destroy(device);
+  _exit(strstr(nn_last_error(), MOENN_PLUGIN_NONE) != NULL);
+}
+
+int main(int count, char **words) {
+  if (count > 1 && !strcmp(words[1], "rights")) run_with_other_rights();
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_names),         cmocka_unit_test(test_no_plugin),
       cmocka_unit_test(test_foreign_plugin), cmocka_unit_test(test_broken_plugin),
       cmocka_unit_test(test_other_release), cmocka_unit_test(test_no_gpu),
       cmocka_unit_test(test_older_library), cmocka_unit_test(test_real_plugin),
+      cmocka_unit_test(test_other_rights),
   };
   return cmocka_run_group_tests_name("plugins", tests, NULL, NULL);
 }
