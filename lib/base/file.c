@@ -155,7 +155,8 @@ static nn_status_t file_parent(const char *path, char **parent) {
 static nn_status_t file_writer_claim(const char *temporary, int *claimed) {
   for (;;) {
     if (file_tapped("create", temporary, NULL)) return file_failed("cannot be created", temporary);
-    int fd = open(temporary, O_WRONLY | O_CREAT | O_NONBLOCK | O_CLOEXEC, 0666);
+    /* O_NOFOLLOW: a link of that name leads to somebody's file, which is no temporary */
+    int fd = open(temporary, O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
     if (fd < 0 && errno == EINTR) continue;
     if (fd < 0) return file_failed("cannot be created", temporary);
     bool refused = file_tapped("lock", temporary, NULL) || flock(fd, LOCK_EX | LOCK_NB);

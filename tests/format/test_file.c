@@ -176,6 +176,16 @@ static void what_cannot_be_written_says_why(void **state) {
   CHECK_STATUS(NN_ERR_IO, write_text("e", "text"));
 }
 
+/* A link in the temporary's place leads to a file that a save has nothing to do with. */
+static void links_are_not_followed(void **state) {
+  (void)state;
+  files_write_text(folder, "other", "precious");
+  assert_int_equal(symlink(files_path(folder, "other"), files_path(folder, "a.tmp")), 0);
+  CHECK_FAILS(NN_ERR_IO, "a.tmp|symbolic links", write_text("a", "text"));
+  check_content("other", "precious");
+  assert_false(files_exists(folder, "a"));
+}
+
 static void every_fault_leaves_the_old_file_or_the_new(void **state) {
   (void)state;
   files_tap_t tap;
@@ -341,6 +351,7 @@ int main(void) {
       TEST(a_writer_does_not_take_over_a_published_file),
       TEST(data_is_synced_before_it_is_named),
       TEST(what_cannot_be_written_says_why),
+      TEST(links_are_not_followed),
       TEST(every_fault_leaves_the_old_file_or_the_new),
       TEST(short_writes_are_continued_and_full_disks_reported),
       TEST(a_kill_leaves_the_old_file_or_the_new),
