@@ -115,8 +115,9 @@ nn_status_t nn_session_generate(nn_session_t *session, int64_t sequence, const i
                                 int64_t prompt_count, const nn_generate_options_t *options,
                                 int32_t *tokens, int64_t capacity, int64_t *count,
                                 int32_t *reason) {
-  STATUS_REQUIRE(session);
   STATUS_REQUIRE(count);
+  *count = 0;
+  STATUS_REQUIRE(session);
   STATUS_TRY(session_check_sequence(session, sequence));
   nn_generate_options_t asked;
   STATUS_TRY(
@@ -143,7 +144,6 @@ nn_status_t nn_session_generate(nn_session_t *session, int64_t sequence, const i
     if (asked.stop_ids[i] < 0 || asked.stop_ids[i] >= session->model->config.vocab_size)
       return status_fail(NN_ERR_ARGUMENT, "stop id %d; the vocabulary has %lld", asked.stop_ids[i],
                          (long long)session->model->config.vocab_size);
-  *count = 0;
   return generate(session, sequence, prompt, prompt_count, &asked, &sampling, tokens, capacity,
                   count, reason);
 }
