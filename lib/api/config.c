@@ -32,7 +32,7 @@ nn_status_t api_config_write(nn_model_config_t *target, const nn_model_config_t 
 
 nn_status_t nn_config_preset(const char *name, nn_model_config_t *config) {
   STATUS_REQUIRE(name);
-  STATUS_TRY(api_config_check(config, "nn_config_preset: config"));
+  STATUS_TRY(api_config_check(config, "nn_model_config_t"));
   nn_model_config_t preset;
   STATUS_TRY(config_preset(name, &preset));
   return api_config_write(config, &preset);
@@ -40,13 +40,13 @@ nn_status_t nn_config_preset(const char *name, nn_model_config_t *config) {
 
 nn_status_t nn_config_validate(nn_model_config_t *config) {
   nn_model_config_t checked;
-  STATUS_TRY(api_config_read(config, "nn_config_validate: config", &checked));
+  STATUS_TRY(api_config_read(config, "nn_model_config_t", &checked));
   return api_config_write(config, &checked);
 }
 
 nn_status_t nn_config_from_json(const char *text, size_t bytes, nn_model_config_t *config) {
   STATUS_REQUIRE(text);
-  STATUS_TRY(api_config_check(config, "nn_config_from_json: config"));
+  STATUS_TRY(api_config_check(config, "nn_model_config_t"));
   nn_model_config_t read;
   STATUS_TRY(config_json_read(text, bytes, &read));
   return api_config_write(config, &read);
@@ -58,7 +58,7 @@ nn_status_t nn_config_to_json(const nn_model_config_t *config, char *text, size_
   STATUS_REQUIRE(required);
   if (capacity) STATUS_REQUIRE(text);
   nn_model_config_t checked;
-  STATUS_TRY(api_config_read(config, "nn_config_to_json: config", &checked));
+  STATUS_TRY(api_config_read(config, "nn_model_config_t", &checked));
   char *written;
   size_t length;
   STATUS_TRY(config_json_write(&checked, -1, NULL, &written, &length));
