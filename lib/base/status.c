@@ -44,6 +44,9 @@ nn_status_t status_fail(nn_status_t status, const char *format, ...) {
   char text[MESSAGE_BYTES];
   vsnprintf(text, sizeof text, format, arguments);
   va_end(arguments);
+  /* What comes out of files must not command the terminal that shows it. */
+  for (char *at = text; *at; at++)
+    if ((unsigned char)*at < ' ' || *at == 0x7f) *at = '?';
   memcpy(message, text, sizeof message);
   return status;
 }

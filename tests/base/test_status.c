@@ -1,5 +1,5 @@
 /* Option and result structs of every age, through the functions that read and write them: no public
- * struct has grown yet, so this test makes one that has. */
+ * struct has grown yet, so this test makes one that has. And messages. */
 #include "fixture.h"
 
 #include <string.h>
@@ -73,11 +73,23 @@ static void results_of_every_age(void **state) {
   assert_int_equal(target.c, 0);
 }
 
+/* A message can be shown on a terminal, whatever it quotes. */
+static void messages_are_one_line_of_text(void **state) {
+  (void)state;
+  nn_model_config_t config = STRUCT(nn_model_config_t);
+  static const char text[] = "{\"model_type\":\033[2J";
+  CHECK_STATUS(NN_ERR_FORMAT, nn_config_from_json(text, strlen(text), &config));
+  assert_null(strchr(nn_last_error(), '\033'));
+  CHECK_STATUS(NN_ERR_IO, status_fail(NN_ERR_IO, "a\nb\tc\x7f d\xc3\xa9"));
+  assert_string_equal(nn_last_error(), "a?b?c? d\xc3\xa9");
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(options_of_every_age),
       cmocka_unit_test(sizes_that_no_release_had),
       cmocka_unit_test(results_of_every_age),
+      cmocka_unit_test(messages_are_one_line_of_text),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

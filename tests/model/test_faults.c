@@ -1,4 +1,4 @@
-/* Every allocation of the library fails in turn (jansson's own in test_json_memory.c): the status is
+/* Every allocation of the library fails in turn (jansson's: test_json_memory.c): the status is
  * NN_ERR_MEMORY, outputs are not written, what was there stays usable, nothing is lost (the
  * sanitizer build sees leaks), and the same call then succeeds. */
 #include <stdio.h>
