@@ -1,4 +1,5 @@
 """What the tests share."""
+import os
 import subprocess
 import sys
 import tempfile
@@ -21,10 +22,10 @@ def batch(seed: int = 0) -> Tuple[Any, Any]:
     return ids[:, :-1].copy(), ids[:, 1:].copy()
 
 
-def python(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
-    """Runs code in a Python of its own."""
+def python(code: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    """Runs code in a Python of its own; environment: variables that it has beside this one's."""
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True,
-                          timeout=300)
+                          timeout=300, env={**os.environ, **environment})
 
 
 class Case(unittest.TestCase):
