@@ -706,7 +706,8 @@ NN_API nn_status_t nn_model_evaluate(nn_model_t *model, const int32_t *tokens,
  *  @param loss  receives the losses of this batch; or NULL: on a GPU the call returns before its
  *               work is done, whose failure a later call reports.
  *  The gradients are those of loss + aux_loss + z_loss. NN_ERR_NONFINITE: the loss is not finite;
- *  with loss NULL nobody looks, and nn_optim_step() refuses gradients that are not finite.
+ *  with loss NULL nobody looks, and nn_optim_step() refuses gradients that are not finite, as those
+ *  of a cross-entropy that is not finite are.
  *  After any failure midway the gradients are undefined, and backward and optimizer steps are
  *  NN_ERR_STATE, until nn_model_zero_grad(). */
 NN_API nn_status_t nn_model_backward(nn_model_t *model, const int32_t *tokens,

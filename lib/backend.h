@@ -474,7 +474,8 @@ typedef struct op_moe {
 
 /* Head and cross-entropy together, over chunks of rows, so that all logits
  * l_i = alpha (w x_i + bias) never exist at once: row_loss[i] = logsumexp(l_i) - l_i[target_i], 0
- * where target_i < 0. */
+ * where target_i < 0. Gradients of a row whose loss is not finite are NaN, so that the norm of all
+ * gradients tells. */
 typedef struct op_head_loss {
   int64_t n, hidden, vocab;
   const void *x; /* [n, hidden] */

@@ -3,7 +3,8 @@
  * row_loss = logsumexp(l) - l[target] with l = alpha (w x + bias); with
  * dl = scale alpha (softmax(l) - onehot(target)), rows without a target left out, dx = dl w is
  * assigned and dw += dl^T x and dbias += dl accumulated, rows in order within a chunk, chunks in
- * order; with `assign` the first chunk assigns dw. Sums over the vocabulary run in order. */
+ * order; with `assign` the first chunk assigns dw. Sums over the vocabulary run in order. A loss
+ * that is not finite, times 0, makes its row's dl NaN. */
 #include <math.h>
 
 #include "ref.h"
@@ -66,9 +67,10 @@ static void loss_row(void *context, int64_t item, int32_t thread) {
   double largest = row_largest(row, op->vocab, alpha);
   for (int64_t i = 0; i < op->vocab; i++) sum += exp(alpha * row[i] - largest);
   double lse = largest + log(sum);
-  op->row_loss[chunk->begin + item] = target < 0 ? 0 : (float)(lse - alpha * row[target]);
+  float loss = target < 0 ? 0 : (float)(lse - alpha * row[target]);
+  op->row_loss[chunk->begin + item] = loss;
   if (!op->dx) return;
-  double scale = target < 0 ? 0 : *op->scale * alpha;
+  double scale = target < 0 ? 0 : *op->scale * alpha + 0 * loss;
   for (int64_t i = 0; i < op->vocab; i++)
     row[i] = (float)(scale * (exp(alpha * row[i] - lse) - (i == target)));
 }

@@ -3,7 +3,8 @@
  * row_loss = logsumexp(l) - l[target], l = alpha (w x + bias); with
  * dl = scale alpha (softmax(l) - onehot(target)), rows without a target left out, dx = dl w is
  * assigned and dw += dl^T x, dbias += dl accumulated: products as in gemm.h, chunks in order. A
- * row's sum of exponentials runs over blocks of ROW_BLOCK in order, lanes within. */
+ * row's sum of exponentials runs over blocks of ROW_BLOCK in order, lanes within. A loss that is
+ * not finite, times 0, makes its row's dl NaN. */
 #include <math.h>
 
 #include "vec/gemm.h"
@@ -72,7 +73,7 @@ static void head_loss_row(const head_chunk_t *chunk, int64_t r) {
   double sum = row_exp(row, largest, row, op->vocab);
   *loss = (float)(log(sum) + ((double)largest - chosen));
   if (!op->dx) return;
-  float scale = *op->scale * backend_factor(op->alpha);
+  float scale = *op->scale * backend_factor(op->alpha) + 0 * *loss;
   row_scale(row, (float)(scale / sum), op->vocab);
   row[target] -= scale;
 }

@@ -3,9 +3,9 @@
  * row_loss = logsumexp(l) - l[target] with l = alpha (w x + bias); with dl = alpha scale
  * (softmax(l) - onehot(target)), zero in rows without a target, dx = dl w is assigned and dw +=
  * dl^T x and dbias += dl accumulated, chunk after chunk; with `assign` the first chunk assigns dw.
- * Logits are fp32, dl has the dtype of
- * activations. A row's sum is that of its threads' running sums; loss_sum adds the rows in
- * double. */
+ * Logits are fp32, dl has the dtype of activations. A row's sum is that of its threads' running
+ * sums; loss_sum adds the rows in double. A loss that is not finite, times 0, makes its row's dl
+ * NaN. */
 #include "ops/columns.cuh"
 #include "ops/matmul.h"
 
@@ -141,9 +141,10 @@ static __global__ void __launch_bounds__(LOSS_THREADS, 2)
   loss_read<T, W>(logit, op.vocab, &own, &sum);
   float most = block_max(own, room), shift = loss_shift(most);
   sum = block_sum(sum * loss_exp<T>(own - shift), room);
-  if (threadIdx.x == 0) op.row_loss[row] = most - chosen + logf(sum);
+  float loss = most - chosen + logf(sum);
+  if (threadIdx.x == 0) op.row_loss[row] = loss;
   if (!dlogit) return;
-  float scale = *op.scale * (op.alpha == 0 ? 1 : op.alpha);
+  float scale = *op.scale * (op.alpha == 0 ? 1 : op.alpha) + 0 * loss;
   loss_write<T, W>(logit, dlogit, op.vocab, target, shift, sum, scale);
 }
 

@@ -205,6 +205,31 @@ static void test_head_loss(void **state) {
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_paths(check_loss, &cases[i]);
 }
 
+/* A target whose logit is -infinity has an infinite loss, and softmax(l) - onehot(target) is
+ * finite: the gradients tell all the same, without a change to those of other rows. */
+static void test_infinite_loss(void **state) {
+  (void)state;
+  enum { N = 3, H = 20, V = 65, BAD = 1, MASKED = 2 };
+  ops_trial_t trial;
+  ops_begin(&trial, (backend_limits_t){.rows = N, .hidden = H, .vocab = V, .training = 1});
+  while (ops_next(&trial)) {
+    float *bias = ops_uniform(V, 1, 3), *dx = ops_floats(N * H);
+    bias[MASKED] = -INFINITY;
+    op_head_loss_t op = {.n = N, .hidden = H, .vocab = V, .x = ops_uniform(N * H, 1, 1),
+                         .w = ops_uniform(V * H, 1, 2), .bias = bias,
+                         .target = OPS_PUT(int32_t, 7, MASKED, 64), .scale = OPS_PUT(float, 0.5f),
+                         .row_loss = ops_floats(N), .loss_sum = ops_doubles(1),
+                         .dx = dx, .dw = ops_floats(V * H), .dbias = ops_floats(V)};
+    OPS_RUN(&trial, head_loss, &op);
+    assert_true(isinf(op.row_loss[BAD]) && isinf(*op.loss_sum));
+    for (int64_t i = 0; i < N * H; i++)
+      assert_true(i / H == BAD ? isnan(dx[i]) : isfinite(dx[i]));
+    for (int64_t i = 0; i < V * H; i++) assert_true(isnan(op.dw[i]));
+    for (int64_t i = 0; i < V; i++) assert_true(isnan(op.dbias[i]));
+  }
+  ops_free();
+}
+
 static void test_gradients_by_finite_differences(void **state) {
   (void)state;
   const loss_case_t c = {8, 5, 7, NN_F32, 0, 0.5f, 1};
@@ -265,6 +290,7 @@ static void test_softmax(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_head_loss),
+      cmocka_unit_test(test_infinite_loss),
       cmocka_unit_test(test_gradients_by_finite_differences),
       cmocka_unit_test(test_softmax),
   };

@@ -67,6 +67,45 @@ static void test_nonfinite_is_refused(void **state) {
   nn_device_destroy(device);
 }
 
+/* With loss NULL nobody looks at the losses: the step does, also when a batch that is sound came
+ * behind. The masked token's own gradients would be finite. */
+static void test_infinite_loss_is_refused_by_the_step(void **state) {
+  (void)state;
+  enum { BATCH = 2, SEQ = 9, MASKED = 5 };
+  nn_device_t *device = fixture_device(2, 0);
+  nn_model_config_t config = fixture_family(12);
+  assert_int_equal(config.family, NN_FAMILY_PHIMOE); /* whose head has a bias */
+  run_t run;
+  run_open(&run, device, &config, BATCH, SEQ, NN_RECOMPUTE_NONE);
+  for (int i = 0; i < BATCH * SEQ; i++) run.targets[i] = i % 4;
+  double losses[4];
+  run_step(&run, 1e-3f, losses);
+  nn_tensor_t *biases, *bias;
+  float before, mask = -INFINITY;
+  CHECK(nn_model_parameter(run.model, "lm_head.bias", &biases));
+  CHECK(nn_tensor_slice(biases, 0, MASKED, MASKED + 1, &bias));
+  CHECK(nn_tensor_copy_out(bias, &before, sizeof before));
+  CHECK(nn_tensor_copy_in(bias, &mask, sizeof mask));
+  int64_t count, moment_count;
+  float *parameters = fixture_parameters(run.model, &count);
+  float *moments = fixture_moments(run.model, run.optim, &moment_count);
+  CHECK(nn_model_zero_grad(run.model));
+  for (int asked = 1; asked >= 0; asked--) {
+    run.targets[3] = asked ? MASKED : -1;
+    CHECK(nn_model_backward(run.model, run.tokens, run.targets, BATCH, SEQ, 0.5f, NULL));
+  }
+  CHECK_STATUS(NN_ERR_NONFINITE, nn_optim_step(run.optim, 1e-3f, NULL));
+  check_unchanged(&run, parameters, moments, count);
+  CHECK(nn_tensor_copy_in(bias, &before, sizeof before));
+  run_step(&run, 1e-3f, losses);
+  assert_true(isfinite(losses[0]) && isfinite(losses[3]));
+  free(parameters), free(moments);
+  nn_tensor_destroy(bias);
+  nn_tensor_destroy(biases);
+  run_close(&run);
+  nn_device_destroy(device);
+}
+
 static void test_optimizer_arguments(void **state) {
   (void)state;
   nn_device_t *device = fixture_device(1, 0);
@@ -236,6 +275,7 @@ static void test_tiny_converges(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_nonfinite_is_refused),
+      cmocka_unit_test(test_infinite_loss_is_refused_by_the_step),
       cmocka_unit_test(test_optimizer_arguments),
       cmocka_unit_test(test_first_update_and_moments),
       cmocka_unit_test(test_optimizer_file_of_another_model),
