@@ -21,6 +21,7 @@ static const embed_case_t embed_cases[] = {
 
 static void check_embed(const embed_case_t *c, float alpha, int32_t dtype) {
   int64_t h = c->hidden;
+  if (gpu_leaves(dtype, (double)(c->n * h))) return;
   gpu_begin(dtype, (backend_limits_t){.rows = c->n, .hidden = h, .vocab = c->vocab, .training = 1},
             "embed n %lld hidden %lld vocab %lld alpha %g", (long long)c->n, (long long)h,
             (long long)c->vocab, (double)alpha);
@@ -126,6 +127,7 @@ static void check_norm_backward(const norm_tensors_t *t, int64_t n, int64_t hidd
 }
 
 static void check_norm(int64_t n, int64_t hidden, int32_t kind, int32_t dtype) {
+  if (gpu_leaves(dtype, (double)(n * hidden))) return;
   int layer = kind == NN_NORM_LAYER;
   gpu_begin(dtype, (backend_limits_t){.rows = n, .hidden = hidden, .training = 1},
             "%s norm n %lld hidden %lld", layer ? "layer" : "RMS", (long long)n, (long long)hidden);
@@ -177,6 +179,7 @@ static const groups_case_t groups_cases[] = {
 /* As on queries among keys and values: backward takes dy's place. */
 static void check_groups(const groups_case_t *c, int32_t kind, int32_t dtype) {
   int64_t ld = c->groups * c->hidden + c->pad, count = c->n * c->groups;
+  if (gpu_leaves(dtype, (double)(c->n * ld))) return;
   gpu_begin(dtype, (backend_limits_t){.rows = c->n, .hidden = ld, .training = 1},
             "norm kind %d n %lld groups %lld hidden %lld pad %lld", kind, (long long)c->n,
             (long long)c->groups, (long long)c->hidden, (long long)c->pad);
@@ -380,6 +383,7 @@ static void test_matmul(void **state) {
 }
 
 static void check_column_sum(int64_t n, int64_t width, int64_t pad, float alpha, int32_t dtype) {
+  if (gpu_leaves(dtype, (double)(n * width))) return;
   gpu_begin(dtype, (backend_limits_t){.rows = n, .hidden = width, .training = 1},
             "column_sum n %lld width %lld pad %lld", (long long)n, (long long)width,
             (long long)pad);
@@ -418,6 +422,7 @@ static void check_rope(int64_t n, const rope_shape_t *shape, int64_t head_dim, i
   enum { POSITIONS = 600 };
   int64_t heads = shape->heads, pad = shape->pad, dim = head_dim;
   if (shape->part && head_dim > 2) dim /= 2;
+  if (gpu_leaves(dtype, (double)(n * heads * head_dim))) return;
   gpu_begin(dtype,
             (backend_limits_t){.rows = n, .heads = heads, .head_dim = head_dim, .training = 1},
             "rope n %lld heads %lld dim %lld pad %lld interleaved %d part %d", (long long)n,
@@ -466,6 +471,7 @@ static void test_rope(void **state) {
 
 static void check_kv_store(int64_t n, int64_t width, int64_t ld, int32_t dtype) {
   enum { SEQUENCES = 5, ROOM = 40 };
+  if (gpu_leaves(dtype, (double)(n * width))) return;
   gpu_begin(dtype, (backend_limits_t){.rows = n, .kv_heads = 1, .head_dim = width},
             "kv_store n %lld width %lld ld %lld", (long long)n, (long long)width, (long long)ld);
   int64_t cache = SEQUENCES * ROOM * width;
