@@ -43,16 +43,18 @@ nn_status_t stream_next(const nn_tokenizer_t *tokenizer, stream_t *stream, const
   if (status == NN_OK && end > stream->given)
     status = add_valid(out, window.data + stream->given, end - stream->given);
   if (status == NN_OK && end > stream->given) stream->given = end;
-  if (status == NN_OK && !unfinished) {
-    const int64_t next = last_with_text(tokenizer, ids, begin, count, stream->keep_special);
-    if (next > begin) {
-      status = tokenizer_decode(tokenizer, ids + next, count - next, stream->keep_special, true,
-                                &last);
-      if (last.bytes) { /* without a text of its own it is no first token for those to come */
-        stream->begin = next;
-        stream->given = last.bytes;
-      }
-    }
+  /* Without a text of its own an id is no first one for those to come. That may be a space, which
+   * is left out of the first token alone: the id before it then. */
+  int64_t next = count;
+  for (int i = 0; status == NN_OK && !unfinished && !last.bytes && i < 2; i++) {
+    next = last_with_text(tokenizer, ids, begin, next, stream->keep_special);
+    if (next == begin) break;
+    status = tokenizer_decode(tokenizer, ids + next, count - next, stream->keep_special, true,
+                              &last);
+  }
+  if (status == NN_OK && last.bytes) {
+    stream->begin = next;
+    stream->given = last.bytes;
   }
   buffer_free(&window);
   buffer_free(&last);

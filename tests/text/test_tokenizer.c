@@ -331,6 +331,27 @@ static void test_slow_pattern(void **state) {
   nn_tokenizer_destroy(tokenizer);
 }
 
+/* A stream keeps few ids in its window, also where each is a space that a first token loses. */
+static void test_window(void **state) {
+  (void)state;
+  enum { SPACES = 200 };
+  nn_tokenizer_t *tokenizer;
+  CHECK(make("{\"decoder\": {\"type\": \"Metaspace\", \"replacement\": \"\\u2581\", "
+             "\"prepend_scheme\": \"always\"}, \"model\": {\"type\": \"BPE\", "
+             "\"vocab\": {\"\\u2581\": 0, \"y\": 1}, \"merges\": []}}", &tokenizer));
+  nn_decode_stream_t stream = STRUCT(nn_decode_stream_t);
+  int32_t ids[SPACES + 1] = {[SPACES] = 1};
+  for (int64_t i = 1; i <= SPACES + 1; i++) {
+    char text[8];
+    size_t bytes;
+    CHECK(nn_tokenizer_decode_next(tokenizer, &stream, ids, i, 0, text, sizeof text, &bytes));
+    assert_int_equal(bytes, i > 1);
+    if (bytes) assert_int_equal(text[0], i > SPACES ? 'y' : ' ');
+    assert_true(i - stream.first <= 3);
+  }
+  nn_tokenizer_destroy(tokenizer);
+}
+
 /* Composing loses none of the marks on a letter, however many, nor what follows them. */
 static void test_many_marks(void **state) {
   (void)state;
@@ -356,7 +377,7 @@ static void test_many_marks(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_many_marks),
+      cmocka_unit_test(test_many_marks), cmocka_unit_test(test_window),
       cmocka_unit_test(test_golden), cmocka_unit_test(test_memory),
       cmocka_unit_test(test_threads), cmocka_unit_test(test_folder),
       cmocka_unit_test(test_refused), cmocka_unit_test(test_slow_pattern),
