@@ -804,7 +804,8 @@ NN_API nn_status_t nn_optim_set_steps(nn_optim_t *optim, int64_t steps);
 NN_API nn_status_t nn_optim_save(const nn_optim_t *optim, const char *path);
 
 /** Reads what nn_optim_save() wrote for a model of the same configuration. On failure the state is
- *  as before, unless the status is NN_ERR_IO or NN_ERR_CANCELLED while reading tensor data. */
+ *  as before, unless it is NN_ERR_CANCELLED, or on a GPU NN_ERR_MEMORY or NN_ERR_DEVICE, while
+ *  tensor data was read. */
 NN_API nn_status_t nn_optim_load(nn_optim_t *optim, const char *path);
 
 /** Learning-rate schedules. */
@@ -962,7 +963,8 @@ typedef struct nn_decode_stream_t {
 
 /** The text that has become certain since the last call with the same stream: whole characters,
  *  always UTF-8, U+FFFD for bytes that form none. The texts of all calls, end to end, are the
- *  decoded text.
+ *  decoded text; but where decoding makes U+FFFD of each byte of several tokens that are not UTF-8
+ *  together (ByteFallback), characters among them that are whole have been given out.
  *  @param ids    [count] all ids so far, the earlier ones as in the calls before.
  *  @param finish 1: no more will come, so that an unfinished character at the end is U+FFFD.
  *  @param text   [capacity] receives the bytes, without a NUL; may be NULL when capacity is 0.
