@@ -154,7 +154,8 @@ static void gemm_tile_at(const gemm_stripe_t *stripe, int64_t panel, int64_t col
                           .d = direct ? (float *)group->d + i * group->ldd + j : tile,
                           .ldc = group->ldc,
                           .ldd = direct ? group->ldd : GEMM_NR,
-                          .request_step = request_step};
+                          .request_step = request_step,
+                          .bypass = direct && group->bypass};
   gemm->form->kernel(rows, &panels, runs);
   if (last && !direct) VEC(gemm_put)(gemm, group, i, rows, j, columns, tile);
 }
@@ -205,6 +206,7 @@ static void gemm_item_packed(const gemm_item_t *item, const gemm_item_t *after) 
     }
     k0 += stripe.k;
   } while (k0 < k);
+  if (item->group->bypass) _mm_sfence(); /* before other threads are told that the item is done */
 }
 
 /* Whether a group has too few rows for weights to be packed, but too many to stream. */
@@ -425,11 +427,27 @@ static void gemm_cut(gemm_t *gemm, int64_t m, int64_t n, int64_t most_n, int32_t
   gemm->block_n = block_n;
 }
 
+/* A weight's gradient that is assigned, with more than GEMM_BYPASS bytes in all groups: other
+ * gradients displace it from the caches before it is read again, and its lines need not be read to
+ * be written. */
+static void gemm_choose_bypass(gemm_t *gemm) {
+  int64_t bytes = 0;
+  for (int64_t g = 0; g < gemm->count; g++)
+    bytes += gemm->groups[g].m * gemm->groups[g].n * (int64_t)sizeof(float);
+  for (int64_t g = 0; g < gemm->count; g++) {
+    gemm_group_t *group = &gemm->groups[g];
+    int gradient = group->a.along_k && group->b.along_k && group->d_dtype == NN_F32;
+    group->bypass = bytes > GEMM_BYPASS && gradient && !group->c && !gemm->store &&
+                    (uintptr_t)group->d % GEMM_LINE == 0 && group->ldd * 4 % GEMM_LINE == 0;
+  }
+}
+
 nn_status_t VEC(gemm_run)(backend_device_t *device, gemm_t *gemm) {
   gemm->form = &form_numbers;
 #if VEC_AVX512
   if (gemm->rounds && (device->cpu_paths & NN_CPU_AVX512_BF16)) gemm->form = &form_pairs;
 #endif
+  gemm_choose_bypass(gemm);
   int64_t m = 0, n = 0, work = 0; /* the largest packed group; all work, in cycles */
   int64_t most_n = GEMM_NB;
   for (int64_t g = 0; g < gemm->count; g++) {

@@ -55,7 +55,9 @@ typedef struct gemm_group {
   void *d;
   int64_t ldc, ldd;
   int32_t d_dtype; /* of c and d: NN_F32 or NN_BF16 */
-  int64_t first_item, row_blocks; /* set by gemm_run */
+  /* Set by gemm_run. bypass: what is written of d as whole tiles does not stay in the caches. */
+  int64_t first_item, row_blocks;
+  int bypass;
 } gemm_group_t;
 
 /* Takes rows [i, i + rows) x columns [j, j + columns) of a group's product; row r of the tile
@@ -108,6 +110,7 @@ typedef struct gemm_panels {
   float *d;         /* rows ldd apart */
   int64_t lda, ldb, ldc, ldd;
   int64_t request_step;
+  int bypass; /* d, aligned as vectors, is written past the caches; of gemm_kernel_rows: 0 */
 } gemm_panels_t;
 
 /* A line of *runs is requested every request_step steps; what is left of them stays there. */

@@ -110,11 +110,12 @@ static inline void gemm_request_tile(gemm_requests_t *requests, const void *matr
     gemm_request(requests, vec_at(matrix, i * ld + j + q, dtype), ld * size, count);
 }
 
-/* What the last block of k adds to and writes, of `count` rows from (i, j) on. */
+/* What the last block of k adds to, and what it writes by way of the caches, of `count` rows from
+ * (i, j) on. */
 static inline void gemm_request_result(gemm_requests_t *requests, const gemm_group_t *group,
                                        int64_t i, int64_t count, int64_t j, int64_t columns) {
   gemm_request_tile(requests, group->c, group->ldc, group->d_dtype, i, count, j, columns);
-  if (group->d != group->c)
+  if (group->d != group->c && !group->bypass)
     gemm_request_tile(requests, group->d, group->ldd, group->d_dtype, i, count, j, columns);
 }
 

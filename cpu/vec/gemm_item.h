@@ -20,6 +20,7 @@ enum {
   GEMM_FEW_ROWS = 128,      /* rows that are few: weights from anywhere are packed for them */
   GEMM_FEW_K = 128,         /* by so much of k, which stays in the first cache, packed and before */
   GEMM_THIN_MOST = 255,     /* rows that are few: of experts, whose weights come from memory */
+  GEMM_BYPASS = 4 << 20,    /* bytes of gradients that caches do not hold until they are read */
 
   GEMM_TILE_FLOATS = GEMM_MR * GEMM_NR,
   GEMM_A_FLOATS = GEMM_MB * GEMM_KC + VEC_WIDTH, /* with the slack of packing */

@@ -21,6 +21,18 @@ VEC_INLINE void gemm_tile_add(const int rows, vf acc[GEMM_MR][2], const float *c
   }
 }
 
+typedef void (*gemm_put_fn)(float *p, vf x);
+
+VEC_INLINE void gemm_tile_put(const int rows, vf acc[GEMM_MR][2], float *d, int64_t ldd,
+                              gemm_put_fn put) {
+  VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) {
+    if (i >= rows) continue;
+    put(d, acc[i][0]);
+    put(d + VEC_WIDTH, acc[i][1]);
+    d += ldd;
+  }
+}
+
 /* rows and fma are constants where this is called, so that the loops unroll (all to GEMM_MR, which
  * compilers agree on) and acc becomes registers: 2 rows + 3 of the 32 (AVX-512) or 16 (AVX2). */
 VEC_INLINE void gemm_tile(const int rows, const gemm_panels_t *panels, gemm_run_t **runs,
@@ -56,13 +68,8 @@ VEC_INLINE void gemm_tile(const int rows, const gemm_panels_t *panels, gemm_run_
   *runs = run;
   if (panels->sum) gemm_tile_add(rows, acc, panels->sum, GEMM_NR);
   if (panels->c) gemm_tile_add(rows, acc, panels->c, panels->ldc);
-  float *d = panels->d;
-  VEC_UNROLL for (int i = 0; i < GEMM_MR; i++) {
-    if (i >= rows) continue;
-    vf_store(d, acc[i][0]);
-    vf_store(d + VEC_WIDTH, acc[i][1]);
-    d += panels->ldd;
-  }
+  if (panels->bypass) gemm_tile_put(rows, acc, panels->d, panels->ldd, vf_store_bypass);
+  else gemm_tile_put(rows, acc, panels->d, panels->ldd, vf_store);
 }
 
 /* A function for each height: in one, compilers would merge them into a loop over memory. */

@@ -39,6 +39,8 @@ VEC_INLINE vf vf_zero(void) { return _mm512_setzero_ps(); }
 VEC_INLINE vf vf_set1(float x) { return _mm512_set1_ps(x); }
 VEC_INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
 VEC_INLINE void vf_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
+/* Past the caches; p is aligned as a vector; a fence comes before other threads read it. */
+VEC_INLINE void vf_store_bypass(float *p, vf x) { _mm512_stream_ps(p, x); }
 
 /* The first count lanes, 0 <= count <= VEC_WIDTH. */
 VEC_INLINE vmask vf_mask(int64_t count) { return (vmask)((1u << count) - 1u); }
@@ -166,6 +168,7 @@ VEC_INLINE vf vf_zero(void) { return _mm256_setzero_ps(); }
 VEC_INLINE vf vf_set1(float x) { return _mm256_set1_ps(x); }
 VEC_INLINE vf vf_load(const float *p) { return _mm256_loadu_ps(p); }
 VEC_INLINE void vf_store(float *p, vf x) { _mm256_storeu_ps(p, x); }
+VEC_INLINE void vf_store_bypass(float *p, vf x) { _mm256_stream_ps(p, x); }
 
 /* The first count lanes, 0 <= count <= VEC_WIDTH. */
 VEC_INLINE vmask vf_mask(int64_t count) {

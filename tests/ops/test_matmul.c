@@ -178,6 +178,20 @@ static void test_near(void **state) {
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_matmul(&cases[i]);
 }
 
+/* Gradients of weights that go past the caches, in whole tiles and parts of one, from one block of
+ * k and from two; and two that do not: rows that begin within lines, and an addend. */
+static void test_gradients_of_weights(void **state) {
+  (void)state;
+  const matmul_case_t cases[] = {
+      {.m = 1030, .n = 1040, .k = 5, .trans_a = 1},
+      {.m = 1030, .n = 1040, .k = 5, .trans_a = 1, .b_dtype = NN_BF16},
+      {.m = 1030, .n = 1040, .k = 5, .trans_a = 1, .pad = 3},
+      {.m = 1030, .n = 1040, .k = 5, .trans_a = 1, .addend = 2},
+      {.m = 1030, .n = 1040, .k = 390, .trans_a = 1},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_matmul(&cases[i]);
+}
+
 /* GELU's forward may be asked for without aux. */
 static void test_gelu_without_aux(void **state) {
   (void)state;
@@ -201,6 +215,7 @@ int main(void) {
       cmocka_unit_test(test_sizes),
       cmocka_unit_test(test_large),
       cmocka_unit_test(test_near),
+      cmocka_unit_test(test_gradients_of_weights),
       cmocka_unit_test(test_gelu_without_aux),
   };
   return cmocka_run_group_tests_name("matmul", tests, NULL, NULL);
