@@ -6,10 +6,19 @@
 #include "vec/ops.h"
 
 enum {
-  NORM_CHUNKS = 512,     /* at most */
-  NORM_CHUNK = 1 << 15,  /* elements, or a multiple of it */
-  ADAMW_CHUNK = 1 << 15
+  OPTIM_CHUNKS = 512,   /* at most: where a chunk begins, memory is read slowly at first */
+  OPTIM_CHUNK = 1 << 15 /* elements, or a multiple of it */
 };
+
+/* How all elements are cut: chunks of so many each, but for the last one. */
+typedef struct optim_cut {
+  int64_t chunk, chunks;
+} optim_cut_t;
+
+static optim_cut_t optim_cut(int64_t count) {
+  int64_t chunk = vec_round_up(vec_blocks(count, OPTIM_CHUNKS), OPTIM_CHUNK);
+  return (optim_cut_t){chunk, count ? vec_blocks(count, chunk) : 0};
+}
 
 static void optim_run(backend_device_t *device, int64_t items, int64_t work, pool_fn fn,
                       void *context) {
@@ -22,8 +31,8 @@ static void optim_run(backend_device_t *device, int64_t items, int64_t work, poo
 
 typedef struct grad_norm {
   const op_grad_norm_t *op;
-  int64_t chunk;
-  double sums[NORM_CHUNKS];
+  optim_cut_t cut;
+  double sums[OPTIM_CHUNKS];
 } grad_norm_t;
 
 /* Sum of the squares of VEC_WIDTH floats in half as many doubles. */
@@ -56,7 +65,7 @@ static void grad_norm_chunk(void *context, int64_t item, int32_t thread) {
   (void)thread;
   grad_norm_t *job = context;
   const float *g = job->op->g;
-  int64_t i = item * job->chunk, end = vec_min(job->op->count, i + job->chunk);
+  int64_t i = item * job->cut.chunk, end = vec_min(job->op->count, i + job->cut.chunk);
   vd sum[4] = {vd_zero(), vd_zero(), vd_zero(), vd_zero()};
   for (; i + 4 * VEC_WIDTH <= end; i += 4 * VEC_WIDTH)
     for (int u = 0; u < 4; u++) sum[u] = vd_add_squares(sum[u], g + i + u * VEC_WIDTH);
@@ -69,14 +78,12 @@ static void grad_norm_chunk(void *context, int64_t item, int32_t thread) {
 
 VEC_OP(grad_norm, op_grad_norm_t) {
   (void)scratch;
-  int64_t chunk = vec_round_up(vec_blocks(op->count, NORM_CHUNKS), NORM_CHUNK);
-  int64_t chunks = op->count ? vec_blocks(op->count, chunk) : 0;
   grad_norm_t job;
   job.op = op;
-  job.chunk = chunk;
-  optim_run(device, chunks, op->count, grad_norm_chunk, &job);
+  job.cut = optim_cut(op->count);
+  optim_run(device, job.cut.chunks, op->count, grad_norm_chunk, &job);
   double sum = 0;
-  for (int64_t i = 0; i < chunks; i++) sum += job.sums[i];
+  for (int64_t i = 0; i < job.cut.chunks; i++) sum += job.sums[i];
   double norm = sqrt(sum) * op->now->unscale;
   op->out[0] = norm;
   op->out[1] = op->now->unscale;
@@ -88,7 +95,7 @@ VEC_OP(grad_norm, op_grad_norm_t) {
 
 typedef struct adamw {
   op_adamw_t op;
-  int64_t chunks;
+  optim_cut_t cut;
   float scale;      /* of the gradient: the clip */
   float step_size;  /* lr / (1 - beta1^step) */
   float root_scale; /* 1 / sqrt(1 - beta2^step) */
@@ -224,8 +231,8 @@ static void adamw_chunk(void *context, int64_t item, int32_t thread) {
   adamw_t job = *(const adamw_t *)context;
   /* From the last chunk to the first: the norm read the last gradients last, and the next pass
    * reads the first parameters first. */
-  int64_t begin = (job.chunks - 1 - item) * ADAMW_CHUNK;
-  int64_t end = vec_min(job.op.count, begin + ADAMW_CHUNK);
+  int64_t begin = (job.cut.chunks - 1 - item) * job.cut.chunk;
+  int64_t end = vec_min(job.op.count, begin + job.cut.chunk);
   int64_t split = vec_min(end, job.op.decayed > begin ? job.op.decayed : begin);
   adamw_range(&job, begin, split);
   job.decay = 0;
@@ -237,12 +244,12 @@ VEC_OP(adamw, op_adamw_t) {
   if (!isfinite(op->scale[0])) return NN_OK;
   adamw_t job = {
       .op = *op,
-      .chunks = vec_blocks(op->count, ADAMW_CHUNK),
+      .cut = optim_cut(op->count),
       .scale = (float)op->scale[1],
       .step_size = (float)(op->now->lr / op->now->m_left),
       .root_scale = (float)(1.0 / sqrt(op->now->v_left)),
       .decay = (float)op->now->lr * op->weight_decay,
   };
-  optim_run(device, job.chunks, op->count, adamw_chunk, &job);
+  optim_run(device, job.cut.chunks, op->count, adamw_chunk, &job);
   return NN_OK;
 }
