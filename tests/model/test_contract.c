@@ -2,25 +2,7 @@
  * handles may be destroyed in any order. */
 #include <string.h>
 
-#include "fixture.h"
-
-enum { BATCH = 3, SEQ = 7, TOKENS = BATCH * SEQ };
-
-typedef struct batch {
-  int32_t tokens[TOKENS], targets[TOKENS];
-} batch_t;
-
-static batch_t batch_of(int64_t vocab) {
-  batch_t batch;
-  fixture_tokens(batch.tokens, TOKENS, vocab, 1);
-  fixture_targets(batch.targets, TOKENS, vocab, 2);
-  return batch;
-}
-
-static nn_status_t backward(nn_model_t *model, const batch_t *batch) {
-  nn_loss_t loss = STRUCT(nn_loss_t);
-  return nn_model_backward(model, batch->tokens, batch->targets, BATCH, SEQ, 1, &loss);
-}
+#include "batch.h"
 
 static void test_before_prepare(void **state) {
   (void)state;
@@ -36,7 +18,7 @@ static void test_before_prepare(void **state) {
     CHECK_STATUS(NN_ERR_STATE, nn_model_forward(model, batch.tokens, BATCH, SEQ, logits));
     CHECK_STATUS(NN_ERR_STATE,
                  nn_model_evaluate(model, batch.tokens, batch.targets, BATCH, SEQ, &loss));
-    CHECK_STATUS(NN_ERR_STATE, backward(model, &batch));
+    CHECK_STATUS(NN_ERR_STATE, batch_backward(model, &batch));
     CHECK_STATUS(NN_ERR_STATE, nn_model_zero_grad(model));
     CHECK_STATUS(NN_ERR_STATE, nn_model_gradient(model, "lm_head.weight", &tensor));
     CHECK_STATUS(NN_ERR_STATE, nn_optim_create(model, NULL, &optim));
@@ -45,7 +27,7 @@ static void test_before_prepare(void **state) {
     /* and the same again after what was prepared was given back */
     int64_t held = fixture_device_memory(device).current_bytes;
     fixture_prepare(model, BATCH, SEQ, NN_RECOMPUTE_NONE);
-    CHECK(backward(model, &batch));
+    CHECK(batch_backward(model, &batch));
     CHECK(nn_model_prepare(model, NULL));
     assert_int_equal(fixture_device_memory(device).current_bytes, held);
   }
@@ -55,7 +37,7 @@ static void test_before_prepare(void **state) {
   CHECK(nn_model_prepare(model, NULL));
   CHECK_STATUS(NN_ERR_STATE, nn_optim_step(optim, 1e-3f, NULL));
   fixture_prepare(model, BATCH, SEQ, NN_RECOMPUTE_NONE);
-  CHECK(backward(model, &batch));
+  CHECK(batch_backward(model, &batch));
   CHECK(nn_optim_step(optim, 1e-3f, NULL));
   nn_optim_destroy(optim);
   free(logits);
@@ -70,7 +52,7 @@ static void test_preparing_again_keeps_gradients(void **state) {
   nn_model_t *model = fixture_model(device, &config, 1);
   batch_t batch = batch_of(config.vocab_size);
   fixture_prepare(model, BATCH, SEQ, NN_RECOMPUTE_NONE);
-  CHECK(backward(model, &batch));
+  CHECK(batch_backward(model, &batch));
   int64_t count;
   float *before = fixture_gradients(model, &count);
   fixture_prepare(model, 1, 24, NN_RECOMPUTE_BLOCK);
@@ -116,14 +98,14 @@ static void test_batches_refused(void **state) {
     CHECK_STATUS(NN_ERR_ARGUMENT, nn_model_forward(model, bad.tokens, BATCH, SEQ, logits));
     CHECK_STATUS(NN_ERR_ARGUMENT,
                  nn_model_evaluate(model, bad.tokens, bad.targets, BATCH, SEQ, &loss));
-    CHECK_STATUS(NN_ERR_ARGUMENT, backward(model, &bad));
+    CHECK_STATUS(NN_ERR_ARGUMENT, batch_backward(model, &bad));
   }
   for (int i = 0; i < 2; i++) {
     batch_t bad = batch;
     bad.targets[4] = i == 0 ? 67 : INT32_MAX;
     CHECK_STATUS(NN_ERR_ARGUMENT,
                  nn_model_evaluate(model, bad.tokens, bad.targets, BATCH, SEQ, &loss));
-    CHECK_STATUS(NN_ERR_ARGUMENT, backward(model, &bad));
+    CHECK_STATUS(NN_ERR_ARGUMENT, batch_backward(model, &bad));
   }
   assert_true(loss.loss == 42);
   /* a message says what was found */

@@ -3,33 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "fixture.h"
-
-enum { BATCH = 3, SEQ = 7, TOKENS = BATCH * SEQ };
-
-typedef struct batch {
-  int32_t tokens[TOKENS], targets[TOKENS];
-} batch_t;
-
-static batch_t batch_of(int64_t vocab) {
-  batch_t batch;
-  fixture_tokens(batch.tokens, TOKENS, vocab, 1);
-  fixture_targets(batch.targets, TOKENS, vocab, 2);
-  return batch;
-}
-
-static nn_status_t backward(nn_model_t *model, const batch_t *batch) {
-  nn_loss_t loss = STRUCT(nn_loss_t);
-  return nn_model_backward(model, batch->tokens, batch->targets, BATCH, SEQ, 1, &loss);
-}
-
-static float *logits_of(nn_model_t *model, const int32_t *tokens, int64_t batch, int64_t seq) {
-  nn_model_config_t config = STRUCT(nn_model_config_t);
-  CHECK(nn_model_config(model, &config));
-  float *logits = fixture_memory((size_t)(batch * seq * config.vocab_size) * sizeof *logits);
-  CHECK(nn_model_forward(model, tokens, batch, seq, logits));
-  return logits;
-}
+#include "batch.h"
 
 /* Router weights of zero make every expert as likely as another, and ties go to the lower index:
  * the first top_k experts take all. */
@@ -97,11 +71,11 @@ static void test_expert_stats_add_up(void **state) {
   CHECK(nn_model_expert_stats(model, 1, counts, prob, &stats));
   assert_int_equal(stats.tokens, 0);
   assert_true(stats.entropy == 0 && stats.max_load == 0 && prob[3] == 0 && counts[3] == 0);
-  free(logits_of(model, batch.tokens, BATCH, SEQ));
-  free(logits_of(model, batch.tokens, 1, 5));
+  free(batch_logits(model, batch.tokens, BATCH, SEQ));
+  free(batch_logits(model, batch.tokens, 1, 5));
   nn_loss_t loss = STRUCT(nn_loss_t);
   CHECK(nn_model_evaluate(model, batch.tokens, batch.targets, BATCH, SEQ, &loss));
-  CHECK(backward(model, &batch));
+  CHECK(batch_backward(model, &batch));
   for (int64_t layer = 0; layer < 2; layer++) {
     CHECK(nn_model_expert_stats(model, layer, counts, prob, &stats));
     int64_t slots = 0, most = 0;
@@ -148,7 +122,7 @@ static void test_capacity_drops(void **state) {
     config.capacity_factor = factors[i];
     nn_model_t *model = fixture_model(device, &config, 1);
     fixture_prepare(model, BATCH, SEQ, NN_RECOMPUTE_NONE);
-    float *logits = logits_of(model, batch.tokens, BATCH, SEQ);
+    float *logits = batch_logits(model, batch.tokens, BATCH, SEQ);
     /* 42 slots over 5 experts; a factor of 5 is room for every token in one expert */
     int64_t capacity = i == 0 ? TOKENS : (int64_t)ceil((double)factors[i] * 42 / 5), dropped = 0;
     for (int64_t layer = 0; layer < 2; layer++) {
@@ -167,7 +141,7 @@ static void test_capacity_drops(void **state) {
     else
       assert_memory_not_equal(logits, free_logits, TOKENS * 67 * sizeof *logits);
     assert_true((dropped > 0) == (i > 1));
-    CHECK(backward(model, &batch));
+    CHECK(batch_backward(model, &batch));
     if (i) free(logits);
     nn_model_destroy(model);
   }
@@ -195,7 +169,7 @@ static void test_capacity_takes_first_tokens(void **state) {
       snprintf(name, sizeof name, "model.layers.0.block_sparse_moe.experts.%d.w2.weight", e);
       fixture_fill(model, name, 0);
     }
-    logits[i] = logits_of(model, batch.tokens, BATCH, SEQ);
+    logits[i] = batch_logits(model, batch.tokens, BATCH, SEQ);
     nn_model_destroy(model);
   }
   /* An expert of one row may be summed in another order than one of many: the golden files'

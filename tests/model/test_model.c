@@ -3,28 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "fixture.h"
-
-enum { BATCH = 3, SEQ = 7, TOKENS = BATCH * SEQ };
-
-typedef struct batch {
-  int32_t tokens[TOKENS], targets[TOKENS];
-} batch_t;
-
-static batch_t batch_of(int64_t vocab) {
-  batch_t batch;
-  fixture_tokens(batch.tokens, TOKENS, vocab, 1);
-  fixture_targets(batch.targets, TOKENS, vocab, 2);
-  return batch;
-}
-
-static float *logits_of(nn_model_t *model, const int32_t *tokens, int64_t batch, int64_t seq) {
-  nn_model_config_t config = STRUCT(nn_model_config_t);
-  CHECK(nn_model_config(model, &config));
-  float *logits = fixture_memory((size_t)(batch * seq * config.vocab_size) * sizeof *logits);
-  CHECK(nn_model_forward(model, tokens, batch, seq, logits));
-  return logits;
-}
+#include "batch.h"
 
 /* ---- parameters ---- */
 
@@ -105,7 +84,7 @@ static void test_parameters_are_views(void **state) {
     fixture_prepare(model, BATCH, SEQ, NN_RECOMPUTE_NONE);
     batch_t batch = batch_of(configs[m].vocab_size);
     int64_t count = TOKENS * configs[m].vocab_size;
-    float *before = logits_of(model, batch.tokens, BATCH, SEQ);
+    float *before = batch_logits(model, batch.tokens, BATCH, SEQ);
     nn_tensor_t *tensor, *row, *again;
     CHECK(nn_model_parameter(model, names[m], &tensor));
     CHECK(nn_tensor_slice(tensor, 0, 3, 4, &row));
@@ -126,12 +105,12 @@ static void test_parameters_are_views(void **state) {
     assert_true(seen == kept + 1);
     nn_tensor_destroy(same_row);
     nn_tensor_destroy(element);
-    float *after = logits_of(model, batch.tokens, BATCH, SEQ);
+    float *after = batch_logits(model, batch.tokens, BATCH, SEQ);
     assert_memory_not_equal(before, after, (size_t)count * sizeof *before);
     values[2] = kept;
     CHECK(nn_tensor_copy_in(row, values, (size_t)info.elements * sizeof *values));
     free(after);
-    after = logits_of(model, batch.tokens, BATCH, SEQ);
+    after = batch_logits(model, batch.tokens, BATCH, SEQ);
     fixture_same("logits", before, after, count);
     /* the views keep the buffer alive */
     nn_model_destroy(model);
@@ -385,7 +364,8 @@ static void check_saved(nn_device_t *device, const nn_model_config_t *config, in
   float *a = fixture_parameters(model, &count), *b = fixture_parameters(loaded, &count);
   fixture_same("parameters", a, b, count);
   free(a), free(b);
-  a = logits_of(model, batch.tokens, BATCH, SEQ), b = logits_of(loaded, batch.tokens, BATCH, SEQ);
+  a = batch_logits(model, batch.tokens, BATCH, SEQ);
+  b = batch_logits(loaded, batch.tokens, BATCH, SEQ);
   fixture_same("logits", a, b, TOKENS * config->vocab_size);
   free(a), free(b);
   nn_model_destroy(model);
@@ -486,11 +466,11 @@ static void test_shapes_agree(void **state) {
     nn_model_t *model = fixture_model(device, &configs[m], 1);
     fixture_prepare(model, BATCH, SEQ, NN_RECOMPUTE_NONE);
     batch_t batch = batch_of(67);
-    float *all = logits_of(model, batch.tokens, BATCH, SEQ);
+    float *all = batch_logits(model, batch.tokens, BATCH, SEQ);
     double tolerance = 44 * 0x1p-24 * fixture_largest(all, TOKENS * 67);
     for (int64_t b = 0; b < BATCH; b++)
       for (int64_t seq = 1; seq <= SEQ; seq++) {
-        float *part = logits_of(model, batch.tokens + b * SEQ, 1, seq);
+        float *part = batch_logits(model, batch.tokens + b * SEQ, 1, seq);
         fixture_near("logits of a prefix", part, all + b * SEQ * 67, seq * 67, tolerance);
         free(part);
       }
