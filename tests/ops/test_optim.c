@@ -261,6 +261,15 @@ static void check_masters_step(const ops_trial_t *trial, int step, const op_adam
   assert_memory_equal(narrow->v, wide->v, bytes);
 }
 
+/* An update of the masters as fp32 parameters, from no moments. */
+static op_adamw_t masters_wide(const adamw_case_t *c, const masters_data_t *d, int64_t count,
+                               const double *scale, const optim_now_t *now) {
+  return (op_adamw_t){.count = count, .decayed = count / 2, .p = ops_copy(d->p, count),
+                      .m = ops_floats(count), .v = ops_floats(count), .scale = scale, .now = now,
+                      .beta1 = c->beta1, .beta2 = c->beta2, .eps = c->eps,
+                      .weight_decay = c->weight_decay};
+}
+
 /* The same updates of fp32 parameters and of bf16 ones with their masters' rests. */
 static void check_masters(const adamw_case_t *c, int64_t count) {
   masters_data_t d = masters_make(count);
@@ -269,11 +278,7 @@ static void check_masters(const adamw_case_t *c, int64_t count) {
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .weight_dtype = NN_BF16, .training = 1});
   while (ops_next(&trial)) {
-    op_adamw_t wide = {.count = count, .decayed = count / 2, .p = ops_copy(d.p, count),
-                       .m = ops_floats(count), .v = ops_floats(count), .scale = scale, .now = now,
-                       .beta1 = c->beta1, .beta2 = c->beta2, .eps = c->eps,
-                       .weight_decay = c->weight_decay};
-    op_adamw_t narrow = wide;
+    op_adamw_t wide = masters_wide(c, &d, count, scale, now), narrow = wide;
     uint16_t *p = ops_memory(count, sizeof *p);
     int16_t *low = ops_memory(count, sizeof *low);
     for (int64_t i = 0; i < count; i++) {
@@ -306,11 +311,7 @@ static void check_whole_masters(const adamw_case_t *c, int64_t count) {
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .weight_dtype = NN_F16, .training = 1});
   while (ops_next(&trial)) {
-    op_adamw_t wide = {.count = count, .decayed = count / 2, .p = ops_copy(d.p, count),
-                       .m = ops_floats(count), .v = ops_floats(count), .scale = scale, .now = now,
-                       .beta1 = c->beta1, .beta2 = c->beta2, .eps = c->eps,
-                       .weight_decay = c->weight_decay};
-    op_adamw_t narrow = wide;
+    op_adamw_t wide = masters_wide(c, &d, count, scale, now), narrow = wide;
     float *want = wide.p, *master = ops_floats(count);
     uint16_t *p = ops_memory(count, sizeof *p);
     memcpy(p, first, (size_t)count * sizeof *p);
