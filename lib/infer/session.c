@@ -83,11 +83,8 @@ static void session_take_workspace(arena_t *arena, const nn_device_t *device,
   buffers->token = arena_take(arena, 1, 1, sizeof(int32_t));
   if (config->experts) {
     buffers->router_stats = router_stats_take(arena, config, 1);
-    size_t before = arena->used;
-    buffers->stat_count =
-        arena_take(arena, config->layers, config->experts + 1, sizeof(int64_t));
-    buffers->stat_prob = arena_take(arena, config->layers, config->experts, sizeof(double));
-    buffers->stat_bytes = arena->used - before;
+    buffers->stat_bytes =
+        expert_counts_take(arena, config, &buffers->stat_count, &buffers->stat_prob);
   }
   backend_limits_t limits =
       block_limits(device, config, rows, options->batch, options->max_len, dtype, false);

@@ -83,6 +83,14 @@ router_stats_t router_stats_row(const nn_model_config_t *config, float *stats, i
   return (router_stats_t){share, share + experts, share + 2 * experts};
 }
 
+size_t expert_counts_take(arena_t *arena, const nn_model_config_t *config, int64_t **count,
+                          double **prob) {
+  size_t before = arena->used;
+  *count = arena_take(arena, config->layers, config->experts + 1, sizeof(int64_t));
+  *prob = arena_take(arena, config->layers, config->experts, sizeof(double));
+  return arena->used - before;
+}
+
 nn_status_t block_forward(const pass_t *pass, int64_t layer, const void *x, void *out,
                           block_acts_t *acts) {
   STATUS_TRY(attention_forward(pass, layer, x, acts));

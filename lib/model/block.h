@@ -122,6 +122,10 @@ void block_grads_take(arena_t *arena, const nn_model_config_t *config, int64_t n
 float *router_stats_take(arena_t *arena, const nn_model_config_t *config, int64_t rows);
 router_stats_t router_stats_row(const nn_model_config_t *config, float *stats, int64_t row);
 
+/* Takes counts [layers, E + 1] and, behind them, probabilities [layers, E]; returns their bytes. */
+size_t expert_counts_take(arena_t *arena, const nn_model_config_t *config, int64_t **count,
+                          double **prob);
+
 /* x[n, hidden] -> out[n, hidden]; out is not x. out NULL: the activations are made again for
  * backward, and nothing is added to the expert statistics. */
 nn_status_t block_forward(const pass_t *pass, int64_t layer, const void *x, void *out,

@@ -83,11 +83,8 @@ static void training_take_workspace(arena_t *arena, const nn_device_t *device,
   if (config->experts) {
     buffers->mean_share = arena_take(arena, 1, config->experts, sizeof(float));
     buffers->router_stats = router_stats_take(arena, config, config_sparse_layers(config));
-    size_t before = arena->used;
-    buffers->stat_count =
-        arena_take(arena, config->layers, config->experts + 1, sizeof(int64_t));
-    buffers->stat_prob = arena_take(arena, config->layers, config->experts, sizeof(double));
-    buffers->stat_bytes = arena->used - before;
+    buffers->stat_bytes =
+        expert_counts_take(arena, config, &buffers->stat_count, &buffers->stat_prob);
   }
   backend_limits_t limits =
       block_limits(device, config, n, options->batch, options->seq_len, dtype, true);
