@@ -1,4 +1,4 @@
-//! Model configurations and byte plans.
+//! Model configurations.
 use std::ops::BitOr;
 use std::os::raw::c_char;
 use std::ptr;
@@ -6,7 +6,7 @@ use std::ptr;
 use moenn_sys as sys;
 
 use crate::error::{c_enum, c_string, check, int64, sized};
-use crate::{DType, Device, Error, Result, SessionOptions, Status, TrainOptions};
+use crate::{DType, Device, Error, Plan, Result, SessionOptions, Status, TrainOptions};
 
 c_enum! {
     /// Whose parameter names, shapes and config.json keys a saved folder carries.
@@ -566,51 +566,6 @@ impl Config {
             rope_long_mscale: self.rope_long_mscale,
             rope_short_factors: self.rope_short_factors.0,
             rope_long_factors: self.rope_long_factors.0,
-        })
-    }
-}
-
-/// Exact device bytes of a job, by category.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Plan {
-    /// Parameters in all.
-    pub parameters: u64,
-    /// Parameters that multiply one token.
-    pub active_parameters: u64,
-    /// The model's parameters.
-    pub parameter_bytes: u64,
-    /// Of fp32 masters beside parameters of 16 bits.
-    pub master_bytes: u64,
-    /// Gradients.
-    pub gradient_bytes: u64,
-    /// Optimizer moments.
-    pub optimizer_bytes: u64,
-    /// Kept from forward for backward, and the residual streams.
-    pub activation_bytes: u64,
-    /// Scratch of operations, tables, staging of tokens.
-    pub workspace_bytes: u64,
-    /// Key-value cache.
-    pub cache_bytes: u64,
-    /// Sum of the byte members.
-    pub total_bytes: u64,
-}
-
-impl Plan {
-    fn read(write: impl FnOnce(*mut sys::nn_plan_t) -> sys::nn_status_t) -> Result<Plan> {
-        let mut plan = sized!(nn_plan_t {});
-        check(write(&mut plan))?;
-        Ok(Plan {
-            parameters: plan.parameters as u64,
-            active_parameters: plan.active_parameters as u64,
-            parameter_bytes: plan.parameter_bytes as u64,
-            master_bytes: plan.master_bytes as u64,
-            gradient_bytes: plan.gradient_bytes as u64,
-            optimizer_bytes: plan.optimizer_bytes as u64,
-            activation_bytes: plan.activation_bytes as u64,
-            workspace_bytes: plan.workspace_bytes as u64,
-            cache_bytes: plan.cache_bytes as u64,
-            total_bytes: plan.total_bytes as u64,
         })
     }
 }

@@ -10,18 +10,20 @@ mod handle;
 mod misuse;
 mod model;
 mod optimizer;
+mod plan;
 mod session;
 mod tensor;
 mod text;
 
 pub use config::{
-    AuxLoss, Biases, Config, Family, Ffn, GroupScore, Norm, Plan, Position, QkNorm, RopeFactors,
+    AuxLoss, Biases, Config, Family, Ffn, GroupScore, Norm, Position, QkNorm, RopeFactors,
     RopeScaling, RouterNorm, Score,
 };
 pub use device::{CpuPaths, Device, DeviceInfo, DeviceOptions, LogFn, LogLevel, Memory};
 pub use error::{Error, Result, Status};
 pub use model::{ExpertStats, FileOptions, Loss, Model, ProgressFn, Recompute, TrainOptions};
 pub use optimizer::{HoldsModel, Moment, Optimizer, OptimizerOptions, Schedule, ScheduleKind};
+pub use plan::Plan;
 pub use session::{GenerateOptions, SampleOptions, Session, SessionOptions, StopReason, Tokens};
 pub use tensor::{DType, Element, Tensor, TensorView, MAX_DIMS};
 pub use text::{
