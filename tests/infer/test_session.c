@@ -203,7 +203,7 @@ static void test_limits(void **state) {
   nn_model_config_t config = config_of(0);
   served_t s;
   served_open(&s, &config, 1);
-  nn_session_t *session = session_of(s.model, 2, 10, 0), *none = NULL;
+  nn_session_t *session = session_of(s.model, 2, 10, 0);
   float logits[2 * VOCAB] = {42};
   CHECK_STATUS(NN_ERR_CAPACITY, nn_session_prefill(session, 0, s.tokens, 11, logits));
   assert_int_equal(nn_session_length(session, 0), 0);
@@ -217,7 +217,17 @@ static void test_limits(void **state) {
   assert_true(logits[0] == 42);
   CHECK(nn_session_decode(session, (const int32_t[]){-1, 2}, logits));
   assert_int_equal(nn_session_length(session, 1), 1);
+  nn_session_destroy(session);
+  served_close(&s);
+}
 
+static void test_arguments_of_steps(void **state) {
+  (void)state;
+  nn_model_config_t config = config_of(0);
+  served_t s;
+  served_open(&s, &config, 1);
+  nn_session_t *session = session_of(s.model, 2, 10, 0);
+  CHECK(nn_session_prefill(session, 1, s.tokens, 1, NULL));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_decode(session, (const int32_t[]){-1, VOCAB}, NULL));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_prefill(session, 1, (const int32_t[]){1, -1}, 2, NULL));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_prefill(session, 1, (const int32_t[]){VOCAB}, 1, NULL));
@@ -233,7 +243,22 @@ static void test_limits(void **state) {
   assert_int_equal(nn_session_length(session, 2), 0);
   assert_int_equal(nn_session_length(session, -1), 0);
   assert_int_equal(nn_session_length(NULL, 0), 0);
+  nn_expert_stats_t stats = STRUCT(nn_expert_stats_t);
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_expert_stats(session, 2, NULL, NULL, &stats));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_expert_stats(session, -1, NULL, NULL, &stats));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_expert_stats(NULL, 0, NULL, NULL, &stats));
+  CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_expert_stats(session, 0, NULL, NULL, NULL));
+  nn_session_destroy(NULL);
+  nn_session_destroy(session);
+  served_close(&s);
+}
 
+static void test_arguments_of_sessions(void **state) {
+  (void)state;
+  nn_model_config_t config = config_of(0);
+  served_t s;
+  served_open(&s, &config, 1);
+  nn_session_t *none = NULL;
   for (int i = 0; i < 6; i++) {
     nn_session_options_t options = STRUCT(nn_session_options_t);
     if (i == 0) options.batch = -1;
@@ -247,14 +272,7 @@ static void test_limits(void **state) {
   CHECK_STATUS(NN_ERR_STRUCT_SIZE, nn_session_create(s.model, &(nn_session_options_t){0}, &none));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_create(NULL, NULL, &none));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_create(s.model, NULL, NULL));
-  nn_expert_stats_t stats = STRUCT(nn_expert_stats_t);
-  CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_expert_stats(session, 2, NULL, NULL, &stats));
-  CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_expert_stats(session, -1, NULL, NULL, &stats));
-  CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_expert_stats(NULL, 0, NULL, NULL, &stats));
-  CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_expert_stats(session, 0, NULL, NULL, NULL));
   assert_null(none);
-  nn_session_destroy(NULL);
-  nn_session_destroy(session);
   served_close(&s);
 
   config = config_of(1);
@@ -262,7 +280,8 @@ static void test_limits(void **state) {
   nn_session_options_t options = STRUCT(nn_session_options_t);
   options.max_len = CONTEXT + 1; /* there are no learned positions past the context */
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_create(s.model, &options, &none));
-  session = session_of(s.model, 1, 0, 0);
+  nn_expert_stats_t stats = STRUCT(nn_expert_stats_t);
+  nn_session_t *session = session_of(s.model, 1, 0, 0);
   CHECK_STATUS(NN_ERR_UNSUPPORTED, nn_session_expert_stats(session, 0, NULL, NULL, &stats));
   nn_session_destroy(session);
   served_close(&s);
@@ -575,6 +594,8 @@ int main(void) {
       cmocka_unit_test(test_ragged_batch),
       cmocka_unit_test(test_truncate_and_go_on),
       cmocka_unit_test(test_limits),
+      cmocka_unit_test(test_arguments_of_steps),
+      cmocka_unit_test(test_arguments_of_sessions),
       cmocka_unit_test(test_serving_drops_nothing),
       cmocka_unit_test(test_sessions_share_a_model),
       cmocka_unit_test(test_session_without_prepare),
