@@ -1,80 +1,28 @@
 /* Sessions serve what was trained: decode and chunked prefill give the logits and experts of a
- * forward pass; sequences are independent; limits, truncation, stretched RoPE, bf16 weights. */
+ * forward pass; sequences are independent; limits, truncation, stretched RoPE. */
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "base/mem.h"
-#include "fixture.h"
-
-enum { VOCAB = 67, CONTEXT = 24 };
-
-/* The same sums in other groupings: 44 u of the largest logit, as in test_golden.c. */
-#define TOLERANCE (44 * 0x1p-24)
-
-typedef struct served {
-  nn_device_t *device;
-  nn_model_t *model;
-  int32_t tokens[CONTEXT];
-  float *logits; /* [CONTEXT, VOCAB] of a forward pass over the tokens */
-  double tolerance;
-} served_t;
-
-static nn_model_config_t config_of(int family) { return family ? fixture_gpt2() : fixture_moe(); }
-
-/* Logits of a forward pass over one sequence of any model. */
-static float *forward_logits(nn_model_t *model, const int32_t *tokens, int64_t count) {
-  float *logits = fixture_memory((size_t)(count * VOCAB) * sizeof *logits);
-  fixture_prepare(model, 1, count, NN_RECOMPUTE_NONE);
-  CHECK(nn_model_forward(model, tokens, 1, count, logits));
-  return logits;
-}
-
-static void served_open(served_t *s, const nn_model_config_t *config, int32_t threads) {
-  s->device = fixture_device(threads, 0);
-  s->model = fixture_model(s->device, config, 1);
-  fixture_tokens(s->tokens, CONTEXT, VOCAB, 3);
-  s->logits = forward_logits(s->model, s->tokens, CONTEXT);
-  s->tolerance = TOLERANCE * fixture_largest(s->logits, CONTEXT * VOCAB);
-}
-
-static void served_close(served_t *s) {
-  free(s->logits);
-  nn_model_destroy(s->model);
-  nn_device_destroy(s->device);
-}
-
-static nn_session_t *session_of(nn_model_t *model, int64_t batch, int64_t max_len, int64_t chunk) {
-  nn_session_options_t options = STRUCT(nn_session_options_t);
-  options.batch = batch;
-  options.max_len = max_len;
-  options.prefill_chunk = chunk;
-  nn_session_t *session;
-  CHECK(nn_session_create(model, &options, &session));
-  return session;
-}
-
-static void near_row(const served_t *s, const char *what, const float *got, int64_t position) {
-  fixture_near(what, got, s->logits + position * VOCAB, VOCAB, s->tolerance);
-}
+#include "served.h"
 
 /* ---- the same numbers ---- */
 
 static void test_decode_is_forward(void **state) {
   (void)state;
   for (int i = 0; i < 6; i++) {
-    nn_model_config_t config = config_of(i % 2);
+    nn_model_config_t config = served_config(i % 2);
     served_t s;
     served_open(&s, &config, 2);
     int64_t prompt = (const int64_t[]){1, 7, 23}[i / 2];
-    nn_session_t *session = session_of(s.model, 1, 0, 0);
+    nn_session_t *session = served_session(s.model, 1, 0, 0);
     float logits[VOCAB];
     CHECK(nn_session_prefill(session, 0, s.tokens, prompt, logits));
-    near_row(&s, "prefill", logits, prompt - 1);
+    served_near(&s, "prefill", logits, prompt - 1);
     for (int64_t t = prompt; t < CONTEXT; t++) {
       CHECK(nn_session_decode(session, &s.tokens[t], logits));
-      near_row(&s, "decode", logits, t);
+      served_near(&s, "decode", logits, t);
       assert_int_equal(nn_session_length(session, 0), t + 1);
     }
     /* and the experts that a forward pass chose */
@@ -99,27 +47,27 @@ static void test_prefill_in_chunks(void **state) {
   (void)state;
   static const int64_t chunks[] = {1, 2, 5, 24, 1000};
   for (int i = 0; i < 10; i++) {
-    nn_model_config_t config = config_of(i % 2);
+    nn_model_config_t config = served_config(i % 2);
     served_t s;
     served_open(&s, &config, 2);
-    nn_session_t *session = session_of(s.model, 1, 0, chunks[i / 2]);
+    nn_session_t *session = served_session(s.model, 1, 0, chunks[i / 2]);
     float logits[VOCAB];
     CHECK(nn_session_prefill(session, 0, s.tokens, CONTEXT, logits));
-    near_row(&s, "all at once", logits, CONTEXT - 1);
+    served_near(&s, "all at once", logits, CONTEXT - 1);
     CHECK(nn_session_truncate(session, 0, 0));
     int64_t done = 0;
     static const int64_t parts[] = {3, 1, 11, 9};
     for (int part = 0; part < 4; part++) {
       CHECK(nn_session_prefill(session, 0, s.tokens + done, parts[part], logits));
       done += parts[part];
-      near_row(&s, "in parts", logits, done - 1);
+      served_near(&s, "in parts", logits, done - 1);
     }
     /* logits may be left where they are */
     CHECK(nn_session_truncate(session, 0, 4));
     CHECK(nn_session_prefill(session, 0, s.tokens + 4, 3, NULL));
     CHECK(nn_session_decode(session, &s.tokens[7], NULL));
     CHECK(nn_session_decode(session, &s.tokens[8], logits));
-    near_row(&s, "after silence", logits, 8);
+    served_near(&s, "after silence", logits, 8);
     nn_session_destroy(session);
     served_close(&s);
   }
@@ -129,14 +77,14 @@ static void test_prefill_in_chunks(void **state) {
 static void test_ragged_batch(void **state) {
   (void)state;
   for (int family = 0; family < 2; family++) {
-    nn_model_config_t config = config_of(family);
+    nn_model_config_t config = served_config(family);
     served_t s;
     served_open(&s, &config, 2);
     /* The same tokens at other offsets; what each sequence should give is its own forward pass. */
     static const int64_t offset[3] = {0, 5, 11};
     float *want[3];
-    for (int q = 0; q < 3; q++) want[q] = forward_logits(s.model, s.tokens + offset[q], 12);
-    nn_session_t *session = session_of(s.model, 3, 13, 4);
+    for (int q = 0; q < 3; q++) want[q] = served_logits(s.model, s.tokens + offset[q], 12);
+    nn_session_t *session = served_session(s.model, 3, 13, 4);
     float logits[3 * VOCAB], before[3 * VOCAB];
     CHECK(nn_session_prefill(session, 0, s.tokens + offset[0], 2, NULL));
     CHECK(nn_session_prefill(session, 2, s.tokens + offset[2], 7, NULL));
@@ -167,10 +115,10 @@ static void test_ragged_batch(void **state) {
 
 static void test_truncate_and_go_on(void **state) {
   (void)state;
-  nn_model_config_t config = config_of(0);
+  nn_model_config_t config = served_config(0);
   served_t s;
   served_open(&s, &config, 2);
-  nn_session_t *session = session_of(s.model, 2, 0, 0);
+  nn_session_t *session = served_session(s.model, 2, 0, 0);
   float logits[VOCAB];
   int32_t token;
   CHECK(nn_session_prefill(session, 1, s.tokens, 9, NULL));
@@ -182,7 +130,7 @@ static void test_truncate_and_go_on(void **state) {
   CHECK(nn_session_decode(session, (const int32_t[]){-1, s.tokens[9]}, NULL));
   CHECK(nn_session_sample(session, 1, NULL, &token));
   CHECK(nn_session_prefill(session, 1, s.tokens + 10, 3, logits));
-  near_row(&s, "after truncation", logits, 12);
+  served_near(&s, "after truncation", logits, 12);
   /* truncation to the present length takes nothing back */
   CHECK(nn_session_truncate(session, 1, 13));
   CHECK(nn_session_sample(session, 1, NULL, &token));
@@ -200,10 +148,10 @@ static void test_truncate_and_go_on(void **state) {
 
 static void test_limits(void **state) {
   (void)state;
-  nn_model_config_t config = config_of(0);
+  nn_model_config_t config = served_config(0);
   served_t s;
   served_open(&s, &config, 1);
-  nn_session_t *session = session_of(s.model, 2, 10, 0);
+  nn_session_t *session = served_session(s.model, 2, 10, 0);
   float logits[2 * VOCAB] = {42};
   CHECK_STATUS(NN_ERR_CAPACITY, nn_session_prefill(session, 0, s.tokens, 11, logits));
   assert_int_equal(nn_session_length(session, 0), 0);
@@ -223,10 +171,10 @@ static void test_limits(void **state) {
 
 static void test_arguments_of_steps(void **state) {
   (void)state;
-  nn_model_config_t config = config_of(0);
+  nn_model_config_t config = served_config(0);
   served_t s;
   served_open(&s, &config, 1);
-  nn_session_t *session = session_of(s.model, 2, 10, 0);
+  nn_session_t *session = served_session(s.model, 2, 10, 0);
   CHECK(nn_session_prefill(session, 1, s.tokens, 1, NULL));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_decode(session, (const int32_t[]){-1, VOCAB}, NULL));
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_prefill(session, 1, (const int32_t[]){1, -1}, 2, NULL));
@@ -255,7 +203,7 @@ static void test_arguments_of_steps(void **state) {
 
 static void test_arguments_of_sessions(void **state) {
   (void)state;
-  nn_model_config_t config = config_of(0);
+  nn_model_config_t config = served_config(0);
   served_t s;
   served_open(&s, &config, 1);
   nn_session_t *none = NULL;
@@ -275,13 +223,13 @@ static void test_arguments_of_sessions(void **state) {
   assert_null(none);
   served_close(&s);
 
-  config = config_of(1);
+  config = served_config(1);
   served_open(&s, &config, 1);
   nn_session_options_t options = STRUCT(nn_session_options_t);
   options.max_len = CONTEXT + 1; /* there are no learned positions past the context */
   CHECK_STATUS(NN_ERR_ARGUMENT, nn_session_create(s.model, &options, &none));
   nn_expert_stats_t stats = STRUCT(nn_expert_stats_t);
-  nn_session_t *session = session_of(s.model, 1, 0, 0);
+  nn_session_t *session = served_session(s.model, 1, 0, 0);
   CHECK_STATUS(NN_ERR_UNSUPPORTED, nn_session_expert_stats(session, 0, NULL, NULL, &stats));
   nn_session_destroy(session);
   served_close(&s);
@@ -292,15 +240,15 @@ static void test_arguments_of_sessions(void **state) {
 /* A capacity factor is for training batches: serving drops nothing. */
 static void test_serving_drops_nothing(void **state) {
   (void)state;
-  nn_model_config_t config = config_of(0);
+  nn_model_config_t config = served_config(0);
   served_t s;
   served_open(&s, &config, 2);
   config.capacity_factor = 0.1f;
   nn_model_t *strict = fixture_model(s.device, &config, 1);
-  nn_session_t *session = session_of(strict, 1, 0, 0);
+  nn_session_t *session = served_session(strict, 1, 0, 0);
   float logits[VOCAB];
   CHECK(nn_session_prefill(session, 0, s.tokens, CONTEXT, logits));
-  near_row(&s, "without capacity", logits, CONTEXT - 1);
+  served_near(&s, "without capacity", logits, CONTEXT - 1);
   nn_expert_stats_t stats = STRUCT(nn_expert_stats_t);
   CHECK(nn_session_expert_stats(session, 0, NULL, NULL, &stats));
   assert_int_equal(stats.dropped, 0);
@@ -314,15 +262,15 @@ static void test_serving_drops_nothing(void **state) {
  * did. */
 static void test_sessions_share_a_model(void **state) {
   (void)state;
-  nn_model_config_t config = config_of(0);
+  nn_model_config_t config = served_config(0);
   served_t s;
   served_open(&s, &config, 2);
-  nn_session_t *a = session_of(s.model, 1, 0, 0), *b = session_of(s.model, 1, 12, 3);
+  nn_session_t *a = served_session(s.model, 1, 0, 0), *b = served_session(s.model, 1, 12, 3);
   float logits[VOCAB], after[VOCAB];
   CHECK(nn_session_prefill(a, 0, s.tokens, 6, NULL));
   CHECK(nn_session_prefill(b, 0, s.tokens + 1, 2, NULL));
   CHECK(nn_session_decode(a, s.tokens + 6, logits));
-  near_row(&s, "beside another session", logits, 6);
+  served_near(&s, "beside another session", logits, 6);
   nn_expert_stats_t stats = STRUCT(nn_expert_stats_t);
   CHECK(nn_session_expert_stats(b, 1, NULL, NULL, &stats));
   assert_int_equal(stats.tokens, 2);
@@ -335,7 +283,7 @@ static void test_sessions_share_a_model(void **state) {
   CHECK(nn_session_truncate(b, 0, 0));
   CHECK(nn_session_prefill(b, 0, s.tokens, 7, after));
   assert_memory_not_equal(logits, after, sizeof logits);
-  float *trained = forward_logits(s.model, s.tokens, 7);
+  float *trained = served_logits(s.model, s.tokens, 7);
   fixture_near("after a step", after, trained + 6 * VOCAB, VOCAB, s.tolerance);
   free(trained);
   nn_optim_destroy(optim);
@@ -351,14 +299,14 @@ static void test_sessions_share_a_model(void **state) {
 /* Serving needs no preparation for training. */
 static void test_session_without_prepare(void **state) {
   (void)state;
-  nn_model_config_t config = config_of(0);
+  nn_model_config_t config = served_config(0);
   served_t s;
   served_open(&s, &config, 2);
   CHECK(nn_model_prepare(s.model, NULL));
-  nn_session_t *session = session_of(s.model, 1, 0, 0);
+  nn_session_t *session = served_session(s.model, 1, 0, 0);
   float logits[VOCAB];
   CHECK(nn_session_prefill(session, 0, s.tokens, 4, logits));
-  near_row(&s, "unprepared", logits, 3);
+  served_near(&s, "unprepared", logits, 3);
   nn_session_destroy(session);
   served_close(&s);
 }
@@ -378,9 +326,9 @@ static void test_ntk_stretch(void **state) {
   nn_model_t *model = fixture_model(device, &config, 1), *other = fixture_model(device, &wide, 1);
   int32_t tokens[LONG];
   fixture_tokens(tokens, LONG, VOCAB, 3);
-  float *want = forward_logits(other, tokens, LONG), logits[VOCAB];
-  double tolerance = TOLERANCE * fixture_largest(want, LONG * VOCAB);
-  nn_session_t *session = session_of(model, 1, LONG, 7);
+  float *want = served_logits(other, tokens, LONG), logits[VOCAB];
+  double tolerance = SERVED_TOLERANCE * fixture_largest(want, LONG * VOCAB);
+  nn_session_t *session = served_session(model, 1, LONG, 7);
   CHECK(nn_session_prefill(session, 0, tokens, LONG - 2, logits));
   fixture_near("stretched", logits, want + (LONG - 3) * VOCAB, VOCAB, tolerance);
   CHECK(nn_session_decode(session, tokens + LONG - 2, logits));
@@ -390,14 +338,14 @@ static void test_ntk_stretch(void **state) {
   nn_session_destroy(session);
   free(want);
   /* One token past the context is stretched by the whole alpha; the context alone not at all. */
-  want = forward_logits(other, tokens, CONTEXT + 1);
-  session = session_of(model, 1, CONTEXT + 1, 0);
+  want = served_logits(other, tokens, CONTEXT + 1);
+  session = served_session(model, 1, CONTEXT + 1, 0);
   CHECK(nn_session_prefill(session, 0, tokens, CONTEXT + 1, logits));
   fixture_near("just stretched", logits, want + CONTEXT * VOCAB, VOCAB, tolerance);
   nn_session_destroy(session);
   free(want);
-  want = forward_logits(model, tokens, CONTEXT);
-  session = session_of(model, 1, CONTEXT, 0);
+  want = served_logits(model, tokens, CONTEXT);
+  session = served_session(model, 1, CONTEXT, 0);
   CHECK(nn_session_prefill(session, 0, tokens, CONTEXT, logits));
   fixture_near("not stretched", logits, want + (CONTEXT - 1) * VOCAB, VOCAB, tolerance);
   nn_session_destroy(session);
@@ -407,134 +355,15 @@ static void test_ntk_stretch(void **state) {
   nn_device_destroy(device);
 }
 
-/* ---- bf16 ---- */
-
-static void test_bf16_model(void **state) {
-  (void)state;
-  for (int i = 0; i < 2 * FIXTURE_PATHS; i++) {
-    nn_device_t *device = fixture_device_of_path(2, fixture_path[i / 2]);
-    if (!device) continue;
-    nn_model_config_t config = config_of(i % 2);
-    config.top_k = config.experts; /* rounding may have a token choose others, but not of all */
-    nn_model_t *model = fixture_model(device, &config, 1), *half;
-    char *folder = fixture_folder();
-    CHECK(nn_model_save(model, folder, NULL));
-    CHECK(nn_model_load(device, folder, NN_BF16, NULL, &half));
-    fixture_folder_remove(folder);
-    nn_tensor_t *tensor;
-    CHECK(nn_model_parameter(half, nn_model_parameter_name(half, 0), &tensor));
-    nn_tensor_info_t info = STRUCT(nn_tensor_info_t);
-    CHECK(nn_tensor_info(tensor, &info));
-    assert_int_equal(info.dtype, NN_BF16);
-    nn_tensor_destroy(tensor);
-
-    int32_t tokens[CONTEXT];
-    fixture_tokens(tokens, CONTEXT, VOCAB, 3);
-    float *full = forward_logits(model, tokens, CONTEXT), logits[VOCAB];
-    double largest = fixture_largest(full, CONTEXT * VOCAB);
-    nn_session_t *session = session_of(half, 1, 0, 5);
-    CHECK(nn_session_prefill(session, 0, tokens, 10, NULL));
-    for (int64_t t = 10; t < CONTEXT; t++) {
-      CHECK(nn_session_decode(session, tokens + t, logits));
-      /* A weight, and each activation on the way, is off by up to 2^-8 of itself, and a logit
-       * passes through a dozen products: a few per cent at most. */
-      fixture_near("bf16 against fp32", logits, full + t * VOCAB, VOCAB, 0.03 * largest);
-    }
-    free(full);
-    nn_session_destroy(session);
-    nn_model_destroy(half);
-    nn_model_destroy(model);
-    nn_device_destroy(device);
-  }
-}
-
-/* The largest distance of a bf16 session's logits, prompts of some lengths and the tokens behind
- * them, from those of a forward pass of the same model; of the largest logit. */
-static double bf16_distance(nn_device_t *device, const nn_model_config_t *config, uint64_t seed) {
-  static const int64_t prompts[] = {1, 10, 23};
-  nn_model_t *model;
-  CHECK(nn_model_create(device, config, NN_BF16, seed, &model));
-  int32_t tokens[CONTEXT];
-  fixture_tokens(tokens, CONTEXT, VOCAB, (uint32_t)seed);
-  float *full = forward_logits(model, tokens, CONTEXT), logits[VOCAB];
-  double distance = 0;
-  for (int i = 0; i < 3; i++) {
-    nn_session_t *session = session_of(model, 1, 0, 7);
-    CHECK(nn_session_prefill(session, 0, tokens, prompts[i], logits));
-    for (int64_t t = prompts[i] - 1; t < CONTEXT; t++) {
-      if (t >= prompts[i]) CHECK(nn_session_decode(session, tokens + t, logits));
-      for (int v = 0; v < VOCAB; v++)
-        distance = fmax(distance, fabs((double)logits[v] - (double)full[t * VOCAB + v]));
-    }
-    nn_session_destroy(session);
-  }
-  double largest = fixture_largest(full, CONTEXT * VOCAB);
-  free(full);
-  nn_model_destroy(model);
-  return distance / largest;
-}
-
-static int ascending(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
-/* Half of the models have wide rows, which take other products. */
-static nn_model_config_t bf16_config(int family, bool wide) {
-  nn_model_config_t config = config_of(family);
-  config.top_k = config.experts; /* rounding may have a token choose others, but not of all */
-  if (wide) {
-    config.hidden = 128, config.ffn = 192, config.heads = 8;
-    if (config.head_dim) config.head_dim = 16;
-  }
-  return config;
-}
-
-/* A session rounds the numbers to bf16 that a forward pass rounds. On the reference path their sums
- * have the same order, so logits have the same bits. Elsewhere sums differ as in fp32, and a
- * rounding at times goes the other way: where a sum's error, some 2^-24 of it, is met by the
- * middle of two bf16 numbers, which lie 2^-7 of it apart at most, so once in 10^5 numbers or more.
- * Narrow models have 12,500: the median of eight has no such number and is as near as fp32. Wide
- * ones have ten times as many; one number that is off by 2^-7 of itself moves no logit by more than
- * 2^-7 of the largest, and another may come upon it. On a GPU kernels round elsewhere:
- * tests/cuda/test_against_cpu.c. */
-static void test_bf16_session_is_forward(void **state) {
-  (void)state;
-  enum { MODELS = 8 };
-  if (getenv("MOENN_TEST_DEVICE")) skip();
-  for (int path = 0; path < FIXTURE_PATHS; path++) {
-    nn_device_t *device = fixture_device_of_path(2, fixture_path[path]);
-    if (!device) continue;
-    bool reference = fixture_path[path] == NN_CPU_REFERENCE;
-    double distance[2][MODELS];
-    for (int i = 0; i < 2 * MODELS; i++) {
-      bool wide = i >= MODELS;
-      nn_model_config_t config = bf16_config(i % 2, wide);
-      double found = distance[wide][i % MODELS] = bf16_distance(device, &config, 1 + (uint64_t)i);
-      if (!(found <= (reference ? 0 : 0x1p-6)))
-        fail_msg("%s, model %d: %g of the largest logit", fixture_path_name(fixture_path[path]), i,
-                 found);
-    }
-    for (int wide = 0; wide < 2; wide++) {
-      qsort(distance[wide], MODELS, sizeof(double), ascending);
-      print_message("%s, %s: median %.2g, most %.2g\n", fixture_path_name(fixture_path[path]),
-                    wide ? "wide" : "narrow", distance[wide][MODELS / 2],
-                    distance[wide][MODELS - 1]);
-    }
-    assert_true(distance[0][MODELS / 2] <= TOLERANCE);
-    nn_device_destroy(device);
-  }
-}
-
 /* ---- steady state, threads ---- */
 
 static void test_decode_allocates_nothing(void **state) {
   (void)state;
   for (int family = 0; family < 2; family++) {
-    nn_model_config_t config = config_of(family);
+    nn_model_config_t config = served_config(family);
     served_t s;
     served_open(&s, &config, 2);
-    nn_session_t *session = session_of(s.model, 2, 0, 4);
+    nn_session_t *session = served_session(s.model, 2, 0, 4);
     nn_memory_t before = fixture_device_memory(s.device);
     float logits[2 * VOCAB];
     int32_t token;
@@ -564,13 +393,13 @@ static void test_same_bits_on_any_threads(void **state) {
     for (int32_t threads = 1; threads <= 3; threads++) {
       nn_device_t *device = fixture_device_of_path(threads, fixture_path[i / 2]);
       if (!device) continue;
-      nn_model_config_t config = config_of(i % 2);
+      nn_model_config_t config = served_config(i % 2);
       config.hidden = 72, config.ffn = 100, config.heads = 6, config.kv_heads = i % 2 ? 6 : 2;
       config.head_dim = 12;
       nn_model_t *model = fixture_model(device, &config, 1);
       int32_t tokens[CONTEXT];
       fixture_tokens(tokens, CONTEXT, VOCAB, 3);
-      nn_session_t *session = session_of(model, 1, 0, 0);
+      nn_session_t *session = served_session(model, 1, 0, 0);
       float logits[VOCAB];
       CHECK(nn_session_prefill(session, 0, tokens, 15, logits));
       for (int64_t t = 15; t < CONTEXT; t++) {
@@ -600,8 +429,6 @@ int main(void) {
       cmocka_unit_test(test_sessions_share_a_model),
       cmocka_unit_test(test_session_without_prepare),
       cmocka_unit_test(test_ntk_stretch),
-      cmocka_unit_test(test_bf16_model),
-      cmocka_unit_test(test_bf16_session_is_forward),
       cmocka_unit_test(test_decode_allocates_nothing),
       cmocka_unit_test(test_same_bits_on_any_threads),
   };
