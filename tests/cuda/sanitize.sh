@@ -14,12 +14,13 @@
 #   LOGS    the folder of the parts' logs; without it BUILD/sanitize
 #   LIST    not empty: the parts are named and not run
 #
-# A line says how each part went, the last one how all did. The exit status is 0 when all ran and
-# nothing was found. racecheck takes cuBLASLt's kernels of 16 bits for faulty, so that plain.cu
+# and MOENN_TEST_WORK, a bound of multiply-adds in place of those that tests have below. A line says
+# how each part went, the last one how all did. The exit status is 0 when all ran and nothing was
+# found. racecheck takes cuBLASLt's kernels of 16 bits for faulty, so that plain.cu
 # makes its products there; sampling makes two draws where others make thousands.
 set -euo pipefail
 
-build=$(cd "${1:?the folder of a build}" && pwd)
+build=$(cd "${1:?wants the folder of a build}" && pwd)
 shift
 export build TOOL=${TOOL:-racecheck} LIMIT=${LIMIT:-1000000} LOGS=${LOGS:-$build/sanitize}
 export MOENN_PLUGIN_PATH=$build MOENN_TEST_DRAWS=${MOENN_TEST_DRAWS:-2}
@@ -93,7 +94,7 @@ kernels_in() {
 # one PART WORK
 one() {
   local program test kind share name=${1//\//.} log status=0 summary verdict began=$SECONDS
-  local left=$((LIMIT - ($(date +%s) - BEGAN))) with=()
+  local left=$((LIMIT - ($(date +%s) - BEGAN))) with=() cores
   IFS=/ read -r program test kind share <<<"$1"
   name=${name//\*/all} log=$LOGS/${name}.log
   [ $left -ge 10 ] || { printf '%-60s not begun\n' "$name"; return; }
@@ -108,9 +109,12 @@ one() {
     [ "$TOOL" != racecheck ] || with+=("LD_PRELOAD=$build/tests/libplain_products.so")
     ;;
   esac
-  env "${with[@]}" timeout -k 5 $left taskset -c $((SLOT % $(nproc))) \
+  read -ra cores <<<"$CORES"
+  env "${with[@]}" timeout -k 5 $left taskset -c "${cores[SLOT % ${#cores[@]}]}" \
     compute-sanitizer --tool "$TOOL" --print-limit 1000 "$build/tests/$program" \
-    >"$log" 2>&1 || status=$?
+    >"$log" 2>&1 &
+  trap 'kill $!' INT TERM # timeout has a process group of its own and hands signals on
+  wait $! || status=$?
   summary=$(grep -oE '(ERROR|RACECHECK) SUMMARY: .*' "$log" | tail -1 || true)
   case "$status $summary" in
   '0 '*'SUMMARY: 0 '*)
@@ -125,18 +129,33 @@ one() {
 }
 export -f one kernels_in
 
+# The processors that this shell may use, one each line.
+processors() {
+  local first last
+  taskset -cp $$ | sed 's/.*: //; s/,/\n/g' |
+    while IFS=- read -r first last; do seq "$first" "${last:-$first}"; done
+}
+
+names=$(chosen "$@")
+[ -n "$names" ] || { echo "no part is named so; LIST=1 names all" >&2; exit 1; }
 if [ -n "${LIST:-}" ]; then
-  chosen "$@"
+  cut -d ' ' -f 1 <<<"$names"
   exit
 fi
+for file in libmoenn_cuda.so tests/libplain_products.so; do
+  [ -e "$build/$file" ] || { echo "$build has no $file" >&2; exit 1; }
+done
 mkdir -p "$LOGS"
-BEGAN=$(date +%s)
-export BEGAN
-cores=$(nproc)
-chosen "$@" | xargs -L 1 --process-slot-var=SLOT -P "${JOBS:-$((cores > 1 ? cores - 1 : 1))}" \
-  bash -c 'one "$@"' _ | tee "$LOGS/summary.txt"
+BEGAN=$(date +%s) CORES=$(processors | xargs)
+export BEGAN CORES
+# Where not even this one runs, its output says why, before all parts do.
+MOENN_TEST_DEVICE=cuda:0 compute-sanitizer --tool "$TOOL" "$build/tests/test_fill" \
+  >"$LOGS/first.log" 2>&1 || { cat "$LOGS/first.log" >&2; exit 1; }
+count=$(wc -w <<<"$CORES")
+xargs -L 1 --process-slot-var=SLOT -P "${JOBS:-$((count > 1 ? count - 1 : 1))}" \
+  bash -c 'one "$@"' _ <<<"$names" | tee "$LOGS/summary.txt"
 ran=$(grep -c ' s  ' "$LOGS/summary.txt" || true)
 clean=$(grep -c ' s  clean$' "$LOGS/summary.txt" || true)
-all=$(chosen "$@" | wc -l)
+all=$(wc -l <<<"$names")
 echo "$TOOL: $all parts, $ran run, $clean clean, $(($(date +%s) - BEGAN)) s"
 [ "$clean" -eq "$all" ]
