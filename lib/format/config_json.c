@@ -141,10 +141,24 @@ static const char *member_key(int32_t family, const json_t *root, size_t offset)
   for (const key_list_t *list = lists; list < lists + KEY_LISTS; list++)
     for (const key_line_t *key = list->keys; key < list->keys + list->count; key++)
       if (key->offset == offset && (key->rule <= KEY_NUMBER_OR_NULL || key->rule == KEY_FLAG) &&
-          (!found || json_object_get(root, key->name)))
+          key_find(family, key->name) == key && (!found || json_object_get(root, key->name)))
         found = key->name;
   return found;
 }
+
+/* Members that finish_sizes() makes of keys, in families that know the first of them. */
+static const struct {
+  const char *key, *shown;
+  size_t member;
+} made_of[] = {
+    {"n_embd", "n_embd / n_head", offsetof(nn_model_config_t, head_dim)},
+    {"qk_nope_head_dim", "qk_nope_head_dim + qk_rope_head_dim",
+     offsetof(nn_model_config_t, head_dim)},
+    {"partial_rotary_factor", "partial_rotary_factor x head_dim",
+     offsetof(nn_model_config_t, rotary_dim)},
+    {"n_shared_experts", "n_shared_experts x moe_intermediate_size",
+     offsetof(nn_model_config_t, shared_ffn)},
+};
 
 /* Writes the key of the member that a word is the name of, as far as there is room; 0: there is no
  * such member or key. */
@@ -153,6 +167,8 @@ static int show_key(char *to, size_t room, const char *word, size_t length, int3
   size_t member = config_member(word, length), offset = offsetof(reading_t, config) + member;
   if (!member) return 0;
   const char *key = member_key(family, root, offset);
+  for (size_t i = 0; !key && i < sizeof made_of / sizeof *made_of; i++)
+    if (made_of[i].member == member && key_find(family, made_of[i].key)) key = made_of[i].shown;
   if (key) return snprintf(to, room, "%s", key);
   key = rope_key(offset);
   bool newer = !json_is_object(json_object_get(root, "rope_scaling"));

@@ -309,8 +309,18 @@ static void bounds_name_the_keys(void **state) {
   refuse(NN_ERR_FORMAT, "config.json: num_experts_per_tok is 5; topk_group leaves 4 experts to",
          "{\"model_type\":\"deepseek_v3\",\"n_routed_experts\":8,\"n_group\":4,"
          "\"topk_group\":2,\"num_experts_per_tok\":5}");
-  refuse(NN_ERR_FORMAT, "config.json: v_head_dim is 200; it must be at most head_dim, which is 192",
+  refuse(NN_ERR_FORMAT, "v_head_dim is 200|at most qk_nope_head_dim + qk_rope_head_dim, which",
          "{\"model_type\":\"deepseek_v2\",\"v_head_dim\":200}");
+  refuse(NN_ERR_FORMAT, "config.json: qk_nope_head_dim + qk_rope_head_dim is 364; it must be from",
+         "{\"model_type\":\"deepseek_v3\",\"qk_nope_head_dim\":300}");
+  refuse(NN_ERR_FORMAT, "config.json: partial_rotary_factor x head_dim is 9; it must be even",
+         "{\"model_type\":\"glm4_moe\",\"head_dim\":18}");
+  refuse(NN_ERR_FORMAT, "config.json: n_shared_experts x moe_intermediate_size is 2816000000; it",
+         "{\"model_type\":\"glm4_moe\",\"head_dim\":64,\"n_shared_experts\":2000000}");
+  refuse(NN_ERR_FORMAT, "config.json: head_dim is 300; it must be from 1 to 256",
+         "{\"model_type\":\"llama\",\"head_dim\":300}");
+  refuse(NN_ERR_FORMAT, "config.json: n_embd / n_head is 384; it must be from 1 to 256",
+         GPT2 "\"n_head\":2}");
   refuse(NN_ERR_FORMAT, "config.json: rope_scaling.factor is 0.5; it must be at least 1",
          MIXTRAL "\"rope_scaling\":{\"type\":\"linear\",\"factor\":0.5}}");
   refuse(NN_ERR_FORMAT, "rope_parameters.low_freq_factor is 5|below rope_parameters.high_freq",
