@@ -28,6 +28,10 @@
  * - Pointers are to host memory unless a comment says otherwise. The library keeps no pointer of
  *   the caller's after a call returns, except where a comment says so. Files that it reads must not
  *   be truncated meanwhile, for it maps them; replacing them is safe.
+ * - **Files** are written beside their place ("<path>.tmp"), synced and renamed: a full disk, a
+ *   failure, a kill or a cancel leaves an earlier file whole. A symbolic link is replaced, what it
+ *   leads to is left alone. NN_ERR_IO where a folder, a device, a pipe or a socket is there or at
+ *   the link's end.
  */
 #ifndef MOENN_H
 #define MOENN_H
@@ -634,10 +638,8 @@ NN_API nn_status_t nn_model_load_llmc(nn_device_t *device, const char *path, int
 
 /** Writes a GPT-2 model to a checkpoint file that nn_model_load_llmc() and llm.c's train_gpt2 read.
  *  An F32 model becomes version 3, a BF16 one version 5; the vocabulary is padded with rows of
- *  zeros to a multiple of 128. Neither init_std nor an optimizer's state is part of it. The file is
- *  written beside its place ("<path>.tmp"), synced and renamed: a full disk, a failure, a kill or a
- *  cancel leaves an earlier file whole. It reads the model's parameters, so it counts as a use of
- *  the model.
+ *  zeros to a multiple of 128. Neither init_std nor an optimizer's state is part of it. It reads
+ *  the model's parameters, so it counts as a use of the model.
  *  @param path the file, in a folder that is there.
  *  NN_ERR_UNSUPPORTED names what does not fit: a family other than NN_FAMILY_GPT2, an ffn that is
  *  not 4 x hidden, a norm_eps that is not 1e-5, parameters of NN_F16. NN_ERR_NOT_FOUND: there is no

@@ -180,11 +180,21 @@ static nn_status_t file_writer_claim(const char *temporary, int *claimed) {
   }
 }
 
-nn_status_t file_writer_open(const char *path, file_writer_t *writer) {
+nn_status_t file_check_target(const char *path) {
   STATUS_TRY(file_check_path(path));
-  if (path[strlen(path) - 1] == '/' || file_is_folder(path))
+  struct stat info;
+  bool there = stat(path, &info) == 0;
+  if (path[strlen(path) - 1] == '/' || (there && S_ISDIR(info.st_mode)))
     return status_fail(NN_ERR_IO, "%s: is a folder; a file cannot take its place",
                        file_show(path).text);
+  if (there && !S_ISREG(info.st_mode)) /* rename would replace it, /dev/null too */
+    return status_fail(NN_ERR_IO, "%s: is a device, a pipe or a socket; a file must not replace it",
+                       file_show(path).text);
+  return NN_OK;
+}
+
+nn_status_t file_writer_open(const char *path, file_writer_t *writer) {
+  STATUS_TRY(file_check_target(path));
   file_writer_t made = {.fd = -1};
   nn_status_t status = file_text(path, strlen(path), "", &made.path);
   if (status == NN_OK) status = file_text(path, strlen(path), ".tmp", &made.temporary);
@@ -272,6 +282,11 @@ bool file_exists(const char *path) {
 bool file_is_folder(const char *path) {
   struct stat info;
   return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+}
+
+bool file_is_link(const char *path) {
+  struct stat info;
+  return lstat(path, &info) == 0 && S_ISLNK(info.st_mode);
 }
 
 nn_status_t file_check_folder(const char *path) {

@@ -52,7 +52,12 @@ typedef struct file_writer {
   int64_t bytes; /* written so far */
 } file_writer_t;
 
-/* Refuses at once what can be no file: an empty path (NN_ERR_ARGUMENT), a folder (NN_ERR_IO). */
+/* Whether a file may be put at the path, whatever is there: NN_ERR_ARGUMENT when it is empty,
+ * NN_ERR_IO when a folder, a device, a pipe or a socket is there or where a link there leads. A
+ * link to a regular file or to nothing may be replaced: itself, never what it leads to. */
+nn_status_t file_check_target(const char *path);
+
+/* Refuses at once what file_check_target() refuses. */
 nn_status_t file_writer_open(const char *path, file_writer_t *writer);
 nn_status_t file_writer_write(file_writer_t *writer, const void *data, size_t bytes);
 /* Sync, rename, sync the folder. The writer is closed either way; on failure the target is as
@@ -74,6 +79,9 @@ nn_status_t file_absolute(const char *path, char **absolute);
 bool file_exists(const char *path);
 
 bool file_is_folder(const char *path);
+
+/* A symbolic link, wherever it leads. */
+bool file_is_link(const char *path);
 
 /* NN_ERR_ARGUMENT when the path is empty, NN_ERR_NOT_FOUND when nothing is there, NN_ERR_IO when it
  * is no folder or that cannot be told. */

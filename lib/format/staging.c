@@ -159,37 +159,39 @@ nn_status_t staging_abandon(staging_t *staging, nn_status_t status) {
   char message[512];
   snprintf(message, sizeof message, "%s", nn_last_error());
   /* as far as it goes: the next save clears what is left; what others write is theirs */
-  if (staging->lock >= 0 && staging->saving && file_is_folder(staging->saving) &&
-      step_all(step_remove, staging->saving, NULL) == NN_OK)
+  if (staging->writing && step_all(step_remove, staging->saving, NULL) == NN_OK)
     file_remove_folder(staging->saving);
   if (staging->made) file_remove_folder(staging->folder);
   staging_end(staging);
   return status_fail(status, "%s", message);
 }
 
-/* A folder where a file of the model belongs, which no rename could replace. */
-static nn_status_t step_refuse_folder(void *user, const char *name) {
+/* What stands where a file of the model belongs and is no file. */
+static nn_status_t step_check_target(void *user, const char *name) {
   const step_t *step = user;
   if (!staging_is_weights(name) && strcmp(name, STAGING_CONFIG) != 0) return NN_OK;
   char *path;
   STATUS_TRY(file_join(step->from, name, &path));
-  bool blocked = file_is_folder(path);
+  nn_status_t status = file_check_target(path);
   mem_free(path);
-  if (!blocked) return NN_OK;
-  return status_fail(NN_ERR_IO, "%s: %s is a folder, where a save needs a file; move it away",
-                     file_show(step->from).text, name);
+  if (status == NN_OK) return NN_OK;
+  return status_prefix(status, "a save needs this name for a file; move it away");
 }
 
 /* What could fail between a save's first step and its last is found before the first. */
 static nn_status_t staging_check_way(const staging_t *staging) {
   const char *paths[] = {staging->saving, staging->saved, staging->moving};
   for (int i = 0; i < 3; i++) {
-    nn_status_t status = file_exists(paths[i]) ? file_check_folder(paths[i]) : NN_OK;
+    nn_status_t status = NN_OK;
+    if (file_is_link(paths[i])) /* what it leads to is not a save's to clear */
+      status = status_fail(NN_ERR_IO, "%s: is a symbolic link", file_show(paths[i]).text);
+    else if (file_exists(paths[i]))
+      status = file_check_folder(paths[i]);
     if (status != NN_OK)
       return status_prefix(status, "a save needs this name for a folder of its own; move it away");
   }
   step_t step = {.from = staging->folder};
-  return file_list(staging->folder, step_refuse_folder, &step);
+  return file_list(staging->folder, step_check_target, &step);
 }
 
 nn_status_t staging_begin(const char *folder, staging_t *staging) {
@@ -202,6 +204,7 @@ nn_status_t staging_begin(const char *folder, staging_t *staging) {
   if (status == NN_OK) status = staging_check_way(&begun);
   if (status == NN_OK) status = staging_finish(&begun);
   if (status == NN_OK) status = file_make_folder(begun.saving, NULL);
+  begun.writing = status == NN_OK;
   if (status == NN_OK) status = step_all(step_remove, begun.saving, NULL);
   if (status != NN_OK) return staging_abandon(&begun, status);
   *staging = begun;

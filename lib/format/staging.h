@@ -27,6 +27,7 @@ typedef struct staging {
   char *saving, *saved, *moving; /* the subfolders; files are written into the first */
   int lock;                      /* of the folder */
   bool made;                     /* the folder was not there */
+  bool writing;                  /* the first subfolder is there, and this save's */
 } staging_t;
 
 /* Makes the folder if its parent is there, locks it, refuses what stands in the way of a save,

@@ -101,7 +101,7 @@ says err 'file/model'
 grep -q '^step' out && problem "it trained before it found that out"
 
 echo "- output that goes nowhere"
-if [ -w /dev/full ]; then
+if [ -c /dev/full ]; then
   for arguments in --help 'text.txt --steps 1 --out full'; do
     # shellcheck disable=SC2086 # the words of a case are separate arguments
     "$example" $arguments >/dev/full 2>err

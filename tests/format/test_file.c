@@ -1,7 +1,9 @@
 /* Mapped files, and the atomic writer under every fault that its operations can have. */
 #define _POSIX_C_SOURCE 200809L
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -176,14 +178,56 @@ static void what_cannot_be_written_says_why(void **state) {
   CHECK_STATUS(NN_ERR_IO, write_text("e", "text"));
 }
 
-/* A link in the temporary's place leads to a file that a save has nothing to do with. */
+/* What rename would replace though it is no file: each, and a link to it, stays as it is. */
+static void what_is_no_file_is_not_replaced(void **state) {
+  (void)state;
+  char before[1000];
+  assert_non_null(getcwd(before, sizeof before));
+  assert_int_equal(chdir(folder), 0); /* names of sockets are short */
+  assert_int_equal(mkfifo("pipe", 0600), 0);
+  struct sockaddr_un name = {.sun_family = AF_UNIX, .sun_path = "socket"};
+  int listening = socket(AF_UNIX, SOCK_STREAM, 0);
+  assert_true(listening >= 0);
+  assert_int_equal(bind(listening, (struct sockaddr *)&name, sizeof name), 0);
+  assert_int_equal(symlink("/dev/null", "device"), 0); /* a link: the worst takes this one away */
+  assert_int_equal(symlink("pipe", "link"), 0);
+  static const char *const there[] = {"pipe", "socket", "device", "link"};
+  for (int i = 0; i < 4; i++) {
+    struct stat was, is;
+    assert_int_equal(lstat(there[i], &was), 0);
+    CHECK_FAILS(NN_ERR_IO, there[i], write_text(there[i], "text"));
+    files_check_message("a device, a pipe or a socket", __FILE__, __LINE__);
+    assert_int_equal(lstat(there[i], &is), 0);
+    assert_int_equal(is.st_ino, was.st_ino);
+    assert_int_equal(is.st_mode, was.st_mode);
+    assert_int_equal(files_count(folder), 4);
+  }
+  close(listening);
+  assert_int_equal(chdir(before), 0);
+}
+
 static void links_are_not_followed(void **state) {
   (void)state;
+  /* in the temporary's place: it leads to a file that a save has nothing to do with */
   files_write_text(folder, "other", "precious");
   assert_int_equal(symlink(files_path(folder, "other"), files_path(folder, "a.tmp")), 0);
   CHECK_FAILS(NN_ERR_IO, "a.tmp|symbolic links", write_text("a", "text"));
   check_content("other", "precious");
   assert_false(files_exists(folder, "a"));
+
+  /* in the file's place, to a file, to nothing and to itself: the link itself is replaced */
+  static const char *const links[] = {"to-file", "to-nothing", "to-itself"};
+  static const char *const ends[] = {"other", "nothing", "to-itself"};
+  for (int i = 0; i < 3; i++) {
+    assert_int_equal(symlink(ends[i], files_path(folder, links[i])), 0);
+    CHECK(write_text(links[i], "text"));
+    struct stat info;
+    assert_int_equal(lstat(files_path(folder, links[i]), &info), 0);
+    assert_true(S_ISREG(info.st_mode));
+    check_content(links[i], "text");
+  }
+  check_content("other", "precious");
+  assert_false(files_exists(folder, "nothing"));
 }
 
 static void every_fault_leaves_the_old_file_or_the_new(void **state) {
@@ -351,6 +395,7 @@ int main(void) {
       TEST(a_writer_does_not_take_over_a_published_file),
       TEST(data_is_synced_before_it_is_named),
       TEST(what_cannot_be_written_says_why),
+      TEST(what_is_no_file_is_not_replaced),
       TEST(links_are_not_followed),
       TEST(every_fault_leaves_the_old_file_or_the_new),
       TEST(short_writes_are_continued_and_full_disks_reported),

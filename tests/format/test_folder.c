@@ -428,12 +428,25 @@ static void what_is_in_the_way_of_a_save_is_named(void **state) {
     assert_true(stamped_is(&gpt2, folder));
     assert_int_equal(files_count(folder), 4);
     assert_int_equal(unlink(files_path(folder, files[i])), 0);
+
+    char *other = fixture_folder();
+    files_write_text(other, "precious", "mine");
+    assert_int_equal(symlink(other, files_path(folder, files[i])), 0);
+    CHECK_FAILS(NN_ERR_IO, "a save needs this name|is a symbolic link",
+                stamped_save(&mixtral, folder, 0));
+    assert_true(files_exists(other, "precious"));
+    assert_int_equal(unlink(files_path(folder, files[i])), 0);
+    fixture_folder_remove(other);
   }
   for (int i = 0; i < 4; i++) {
     char *other = fixture_folder();
     assert_int_equal(mkdir(files_path(other, folders[i]), 0700), 0);
     CHECK_FAILS(NN_ERR_IO, folders[i], stamped_save(&mixtral, other, 0));
-    files_check_message("is a folder, where a save needs a file", __FILE__, __LINE__);
+    files_check_message("a save needs this name for a file|is a folder", __FILE__, __LINE__);
+    assert_int_equal(rmdir(files_path(other, folders[i])), 0);
+    assert_int_equal(mkfifo(files_path(other, folders[i]), 0600), 0);
+    CHECK_FAILS(NN_ERR_IO, folders[i], stamped_save(&mixtral, other, 0));
+    files_check_message("a save needs this name for a file|a pipe", __FILE__, __LINE__);
     assert_int_equal(files_count(other), 1);
     fixture_folder_remove(other);
   }
