@@ -170,7 +170,8 @@ class Plan(NamedTuple):
         owner, plan = device._own(), make(nn_plan_t)
         shape = make(nn_train_options_t, batch=batch, seq_len=seq_len, recompute=recompute)
         struct = config_of(config)._struct()
-        check(lib.nn_plan_training(owner.pointer, byref(struct), dtype, byref(shape), byref(plan)))
+        check(lib.nn_plan_training(owner.pointer, byref(struct), DType(dtype), byref(shape),
+                                   byref(plan)))
         return read(plan, cls)
 
     @classmethod
@@ -182,7 +183,8 @@ class Plan(NamedTuple):
                        prefill_chunk=prefill_chunk)
         struct = config_of(config)._struct()
         check(
-            lib.nn_plan_inference(owner.pointer, byref(struct), dtype, byref(options), byref(plan)))
+            lib.nn_plan_inference(owner.pointer, byref(struct), DType(dtype), byref(options),
+                                  byref(plan)))
         return read(plan, cls)
 
 

@@ -56,7 +56,7 @@ class Model(Handle):
         if not 0 <= seed < 2**64:
             raise ArgumentError(f"seed is {seed}; it goes from 0 to 2**64 - 1")
         struct = config_of(config)._struct()
-        self._open(device, lib.nn_model_create, byref(struct), dtype, seed)
+        self._open(device, lib.nn_model_create, byref(struct), DType(dtype), seed)
 
     @classmethod
     def load(cls, device: Device, folder: Path, *, dtype: DType = DType.FILE,
@@ -77,7 +77,7 @@ class Model(Handle):
         model = cls.__new__(cls)
         name, files = path_bytes(path), _Files(progress)
         with files.callback:
-            model._open(device, function, name, dtype, byref(files.options))
+            model._open(device, function, name, DType(dtype), byref(files.options))
         return model
 
     def _open(self, device: Device, function: Callable[..., int], *arguments: Any) -> None:

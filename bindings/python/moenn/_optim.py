@@ -34,7 +34,7 @@ class Optimizer(Handle):
     def moment(self, name: str, moment: Moment) -> Tensor:
         """A moment of one parameter, F32; it views the optimizer's memory."""
         pointer = c_void_p()
-        self._call(lib.nn_optim_moment, name_bytes(name), moment, byref(pointer))
+        self._call(lib.nn_optim_moment, name_bytes(name), Moment(moment), byref(pointer))
         assert pointer.value is not None
         return Tensor._made(self._device, pointer.value, self._guard)
 

@@ -42,7 +42,7 @@ class Tensor(Handle):
         """Zeros of a shape."""
         owner = device._own()
         sizes = (c_int64 * len(shape))(*shape)
-        self._adopt(owner, receive(lib.nn_tensor_create, owner.pointer, dtype, len(shape), sizes),
+        self._adopt(owner, receive(lib.nn_tensor_create, owner.pointer, DType(dtype), len(shape), sizes),
                     Guard())
 
     def _adopt(self, device: DeviceOwner, pointer: int, guard: Guard) -> None:
@@ -111,7 +111,8 @@ class Tensor(Handle):
         steps = None if strides is None else (c_int64 * len(shape))(*strides)
         return cls._made(
             owner,
-            receive(lib.nn_tensor_wrap, owner.pointer, address, dtype, len(shape), sizes, steps))
+            receive(lib.nn_tensor_wrap, owner.pointer, address, DType(dtype), len(shape), sizes,
+                    steps))
 
     @property
     def dtype(self) -> DType:

@@ -27,6 +27,20 @@ class ErrorTest(Case):
         with self.fails(moenn.ArgumentError, "affinity"):
             moenn.Device(affinity=[0], threads=2)
 
+    def test_enums(self) -> None:
+        name = self.model.parameter_names[0]
+        optim = moenn.Optimizer(self.model)
+        word: Any = "bf16"
+        for call in (lambda: moenn.Model(self.device, "tiny", dtype=word),
+                     lambda: moenn.Model.load(self.device, self.folder, dtype=word),
+                     lambda: moenn.Tensor(self.device, (1,), word),
+                     lambda: moenn.Tensor.from_address(self.device, 0, (1,), word),
+                     lambda: moenn.Plan.training(self.device, "tiny", dtype=word),
+                     lambda: moenn.Plan.inference(self.device, "tiny", dtype=word),
+                     lambda: optim.moment(name, word)):
+            with self.assertRaisesRegex(ValueError, "'bf16' is not a valid"):
+                call()
+
     def test_struct_size(self) -> None:
         memory = _raw.nn_memory_t(3)
         with self.fails(moenn.StructSizeError):
