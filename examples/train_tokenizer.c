@@ -8,6 +8,13 @@
 
 static const char *const specials[] = {"<pad>", "<unk>", "<s>", "</s>"};
 
+static int usage(FILE *to) {
+  fprintf(to, "usage: train_tokenizer [--bpe] OUT TEXT...\n"
+              "Learns up to 32,000 ids from text files: Unigram, or with --bpe byte-level BPE.\n"
+              "OUT: a file to write, or a folder that is there\n");
+  return to == stderr ? 2 : 0;
+}
+
 static int failed(void) {
   fprintf(stderr, "train_tokenizer: %s\n", nn_last_error());
   return 1;
@@ -40,11 +47,8 @@ int main(int argc, char **argv) {
     options.kind = NN_TOKENIZER_BPE;
     first = 2;
   }
-  if (argc - first < 2) {
-    fprintf(stderr, "usage: train_tokenizer [--bpe] OUT TEXT...\n"
-                    "OUT: a file to write, or a folder that is there\n");
-    return 2;
-  }
+  if (argc > 1 && strcmp(argv[1], "--help") == 0) return usage(stdout);
+  if (argc - first < 2 || argv[first][0] == '-') return usage(stderr);
   const char *const *texts = (const char *const *)argv + first + 1;
   if (nn_tokenizer_train_files(texts, argc - first - 1, &options, &tokenizer)) return failed();
   if (nn_tokenizer_save(tokenizer, argv[first])) return failed();

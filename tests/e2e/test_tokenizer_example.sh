@@ -28,6 +28,9 @@ cmp unigram.json again.json || fail "the same text gives another tokenizer"
 
 "$example" unigram.json 2>err && fail "no text was given"
 [ $? -eq 2 ] || fail "the exit code for wrong use"
+"$example" --bep unigram.json text 2>err && fail "an unknown option was taken"
+"$example" --help >out || fail "help"
+grep -q '^usage: train_tokenizer' out || fail "no usage: $(cat out)"
 "$example" unigram.json absent 2>err && fail "the text is absent"
 grep -q absent err || fail "the message does not say what is absent: $(cat err)"
 echo passed
