@@ -33,8 +33,9 @@ PYTHON
 
 warnings=(-Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror)
 library=(-L"$BUILD_DIR" -Wl,-rpath,"$BUILD_DIR" -lmoenn -pthread)
+sanitized="-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -DMOENN_SANITIZED"
 for compiler in "${compilers[@]}"; do
-  for options in -O1 "-O1 -g -fsanitize=address,undefined -fno-sanitize-recover=all -DMOENN_SANITIZED"; do
+  for options in -O1 "$sanitized"; do
     # shellcheck disable=SC2086 # options are words
     $compiler -std=c++17 "${warnings[@]}" $options -I"$SOURCE_DIR/include" "$here/test_moenn.cpp" \
       "${library[@]}" \

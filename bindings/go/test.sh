@@ -22,8 +22,13 @@ export GOFLAGS=-mod=readonly GOTOOLCHAIN=local GOPROXY=off CGO_ENABLED=1
 mkdir -p "$work/prefix/include" "$work/prefix/lib/pkgconfig"
 cp "$SOURCE_DIR/include/moenn.h" "$work/prefix/include"
 cp -d "$BUILD_DIR"/libmoenn.so* "$work/prefix/lib"
-printf 'Name: moenn\nDescription: libmoenn\nVersion: 0\nCflags: -I%s/include\nLibs: -L%s/lib -lmoenn\n' \
-  "$work/prefix" "$work/prefix" >"$work/prefix/lib/pkgconfig/moenn.pc"
+cat >"$work/prefix/lib/pkgconfig/moenn.pc" <<FILE
+Name: moenn
+Description: libmoenn
+Version: 0
+Cflags: -I$work/prefix/include
+Libs: -L$work/prefix/lib -lmoenn
+FILE
 # Go's build cache does not see what pkg-config answers; a macro of this run's name keeps runs
 # apart.
 export CGO_CPPFLAGS=-DRUN_$(basename "$work" | tr -c '[:alnum:]\n' _)

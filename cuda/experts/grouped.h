@@ -60,7 +60,7 @@ typedef struct grouped_dx {
 } grouped_dx_t;
 
 /* Per expert that has rows, over these: dgate += dpre[:, 0..F)^T x, dup += dpre[:, F..2F)^T x,
- * [F, H], and ddown += dy^T act, [H, F], or all three are assigned; fp32. stride as the weights'. */
+ * [F, H], and ddown += dy^T act, [H, F], or assigns all three; fp32. stride as the weights'. */
 typedef struct grouped_dw {
   const void *dpre; /* [rows, 2F] */
   const void *x;    /* [rows, H] */
