@@ -139,10 +139,12 @@ static const char *member_key(int32_t family, const json_t *root, size_t offset)
   const char *found = NULL;
   const key_list_t *lists = family_keys(family);
   for (const key_list_t *list = lists; list < lists + KEY_LISTS; list++)
-    for (const key_line_t *key = list->keys; key < list->keys + list->count; key++)
+    for (size_t i = 0; i < list->count; i++) {
+      const key_line_t *key = &list->keys[i];
       if (key->offset == offset && (key->rule <= KEY_NUMBER_OR_NULL || key->rule == KEY_FLAG) &&
           key_find(family, key->name) == key && (!found || json_object_get(root, key->name)))
         found = key->name;
+    }
   return found;
 }
 
