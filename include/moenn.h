@@ -9,9 +9,13 @@
  *
  * - **Status.** Every function that can fail returns an nn_status_t: NN_OK (0) or a negative code.
  *   nn_last_error() is then the calling thread's message. Outputs are written only on success,
- *   except that a caller's array may be partly filled.
- * - **Handles** are opaque. Destroy functions accept NULL and may be called in any order: a handle
- *   keeps what it depends on alive until it is destroyed itself.
+ *   except that a caller's array may be partly filled. Comments name the codes that mean something
+ *   of their own; besides, any call may give NN_ERR_ARGUMENT, NN_ERR_STRUCT_SIZE or NN_ERR_MEMORY,
+ *   one that takes a name or a path NN_ERR_NOT_FOUND, one that reads or writes files NN_ERR_IO,
+ *   NN_ERR_FORMAT or NN_ERR_UNSUPPORTED, one that uses a device NN_ERR_CANCELLED or NN_ERR_DEVICE.
+ * - **Handles** are opaque, and the caller's: what a function gives, the destroy function of its
+ *   kind takes back. Destroy functions accept NULL and may be called in any order: a handle keeps
+ *   what it depends on alive until it is destroyed itself.
  * - **Threads.** A device and a tokenizer may be used from any number of threads at once. A model,
  *   its optimizers and the tensors that view their memory count as one handle, a session, a dataset
  *   and any other tensor as one each: one thread at a time. Sessions may run beside their model's
@@ -695,7 +699,7 @@ typedef struct nn_loss_t {
 NN_API nn_status_t nn_model_forward(nn_model_t *model, const int32_t *tokens, int64_t batch,
                                     int64_t seq_len, float *logits);
 
-/** Loss of a batch, without gradients.
+/** Loss of a batch, without gradients; tokens and sizes as in nn_model_forward().
  *  @param targets [batch, seq_len] the id that should follow each token; negative ones do not
  *                 count.
  *  NN_ERR_NONFINITE: the loss is not finite. */
@@ -703,7 +707,7 @@ NN_API nn_status_t nn_model_evaluate(nn_model_t *model, const int32_t *tokens,
                                      const int32_t *targets, int64_t batch, int64_t seq_len,
                                      nn_loss_t *loss);
 
-/** Loss of a batch, and its gradients added to the model's.
+/** Loss of a batch, and its gradients added to the model's; a batch as in nn_model_evaluate().
  *  @param scale multiplies the gradients: 1 / n for n accumulated micro-batches.
  *  @param loss  receives the losses of this batch; or NULL: on a GPU the call returns before its
  *               work is done, whose failure a later call reports.
@@ -1118,13 +1122,15 @@ NN_API void nn_session_destroy(nn_session_t *session);
 
 /** Appends tokens to a sequence and computes them.
  *  @param sequence 0 to batch - 1.
+ *  @param tokens   [count] ids in [0, vocab_size).
  *  @param count    at least 1. Past max_len: NN_ERR_CAPACITY, and nothing is appended.
  *  @param logits   [vocab_size] receives those after the last token, or NULL. */
 NN_API nn_status_t nn_session_prefill(nn_session_t *session, int64_t sequence,
                                       const int32_t *tokens, int64_t count, float *logits);
 
 /** Appends one token to each sequence and computes them together.
- *  @param tokens [batch] ids; a negative one leaves its sequence alone.
+ *  @param tokens [batch] ids; a negative one leaves its sequence alone. Past max_len in any:
+ *                NN_ERR_CAPACITY, and nothing is appended.
  *  @param logits [batch, vocab_size] receives logits (rows of sequences left alone are not
  *                written), or NULL. */
 NN_API nn_status_t nn_session_decode(nn_session_t *session, const int32_t *tokens, float *logits);
