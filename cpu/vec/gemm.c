@@ -5,10 +5,12 @@
 #include "vec/gemm_item.h"
 
 _Static_assert(GEMM_MB % GEMM_MR == 0 && GEMM_NB % GEMM_NR == 0 && GEMM_NC % GEMM_NR == 0 &&
-                   GEMM_STREAM_COLUMNS % GEMM_NR == 0,
+                   GEMM_STREAM_COLUMNS % GEMM_NR == 0 && GEMM_FOURS_WIDTH % GEMM_NR == 0,
                "blocks are whole panels");
 _Static_assert(GEMM_THIN_COLUMNS % GEMM_NR == 0 && GEMM_NR * GEMM_NR <= GEMM_SUM_FLOATS,
                "items of few rows are whole tiles, and one has room");
+_Static_assert((int)GEMM_FOURS_ROWS * (int)GEMM_FOURS_K <= (int)GEMM_B_FLOATS,
+               "few rows by fours of k have room");
 _Static_assert((int)GEMM_STREAM_WIDE <= (int)GEMM_A_FLOATS, "a widened row has room");
 _Static_assert(4 * (GEMM_A_FLOATS + GEMM_B_FLOATS + GEMM_SUM_FLOATS) <= GEMM_THREAD_BYTES,
                "a thread's panels and sums fit in its scratch");
@@ -245,8 +247,26 @@ static void gemm_item_thin(gemm_item_t *item) {
 }
 #endif
 
+#if VEC_AVX512
+/* As gemm_item_stream, by fours of k. */
+static void gemm_item_fours(const gemm_item_t *item, const gemm_group_t *part, int64_t row) {
+  VEC(gemm_fours_pack)(part, item->b);
+  for (int64_t column = 0; column < item->n; column += GEMM_NR) {
+    int64_t columns = vec_min(item->n - column, GEMM_NR);
+    VEC(gemm_fours)(part, item->b, item->j + column, columns, item->sum);
+    VEC(gemm_put)(item->gemm, item->group, row, part->m, item->j + column, columns, item->sum);
+  }
+}
+#endif
+
 /* The columns of an item for the rows of the group from `row` on that `part` has, as floats. */
 static void gemm_item_stream(const gemm_item_t *item, const gemm_group_t *part, int64_t row) {
+#if VEC_AVX512
+  if (gemm_by_fours(part)) {
+    gemm_item_fours(item, part, row);
+    return;
+  }
+#endif
   for (int64_t column = 0; column < item->n; column += GEMM_NR) {
     int64_t columns = vec_min(item->n - column, GEMM_NR);
     VEC(gemm_stream)(part, item->j + column, columns, item->sum);
@@ -310,6 +330,7 @@ static const gemm_group_t *gemm_group_of(const gemm_t *gemm, int64_t item) {
 
 /* Columns of an item of the group. */
 static int64_t gemm_width(const gemm_t *gemm, const gemm_group_t *group) {
+  if (gemm_by_fours(group)) return GEMM_FOURS_WIDTH;
   if (gemm_streams(group)) return GEMM_STREAM_COLUMNS;
   return gemm_thin(gemm, group) ? GEMM_THIN_COLUMNS : gemm->block_n;
 }

@@ -5,8 +5,9 @@
  * Order of summation: k is cut into equal blocks of at most GEMM_KC, a function of k alone; a
  * block is summed in order by fused multiply-adds from zero, blocks are added in order. Groups
  * computed by rows (see gemm_by_rows) sum all of k as one block. Groups that take the streaming
- * path (see gemm_streams) sum each VEC_WIDTH-th product in order, then the lanes; gemm_bf16.c says
- * what products of bf16 do. None depends on the threads, nor an element on its neighbours. */
+ * path (see gemm_streams) sum each VEC_WIDTH-th product in order, then the lanes, or each fourth
+ * (see gemm_by_fours); gemm_bf16.c says what products of bf16 do. None depends on the threads, nor
+ * an element on its neighbours. */
 #ifndef NN_CPU_VEC_GEMM_H
 #define NN_CPU_VEC_GEMM_H
 
@@ -27,7 +28,12 @@ enum {
   GEMM_ROWS_REQUEST = 16, /* most multiply-adds of GEMM_NR columns there between two requests */
   GEMM_STREAM_ROWS = 16, /* most rows of a group that takes the streaming path; */
   GEMM_STREAM_FEW = 8,   /* with more than these, only where */
-  GEMM_STREAM_SHORT = 128 /* k is longer: the sums over lanes take their time too */
+  GEMM_STREAM_SHORT = 128, /* k is longer: the sums over lanes take their time too */
+  GEMM_FOURS_LEAST = 7, /* rows from which on sums of fours take less, and weights are read once, */
+  GEMM_FOURS_ROWS = 12, /* up to so many */
+  GEMM_FOURS_K = 4096,  /* and this k, which a panel has room for, */
+  GEMM_FOURS_COLUMNS = 8, /* and whole blocks of so many columns */
+  GEMM_NEAR = 320 << 10   /* bytes that stay in a cache beside others */
 };
 
 /* A matrix as it is stored: rows of dtype, ld elements apart, that run along the rows or columns of
@@ -83,9 +89,22 @@ typedef struct gemm {
 /* Columns of a product whose b is a pair of p rows each. */
 static inline int64_t gemm_pair_columns(int64_t p) { return 2 * vec_round_up(p, VEC_WIDTH); }
 
+/* Whether a group that streams does so by fours of k: k is short, or weights come from far. */
+static inline int gemm_by_fours(const gemm_group_t *group) {
+  const gemm_operand_t *b = &group->b;
+  int64_t k = group->k, columns = b->pair ? b->pair : group->n;
+  if (VEC_WIDTH < 16 || group->m < GEMM_FOURS_LEAST || group->m > GEMM_FOURS_ROWS ||
+      k > GEMM_FOURS_K || k % VEC_WIDTH || columns % GEMM_FOURS_COLUMNS)
+    return 0;
+  if (group->a.along_k || b->along_k || b->dtype != NN_F32 || (b->second && !b->pair) || b->gather)
+    return 0;
+  return k <= GEMM_STREAM_SHORT || group->n * b->ld * (int64_t)sizeof(float) > GEMM_NEAR;
+}
+
 /* Whether a group takes the streaming path: few rows, and weights stored along k. Rows of 16 bits
  * are widened before, where there is room for at least one. */
 static inline int gemm_streams(const gemm_group_t *group) {
+  if (gemm_by_fours(group)) return 1;
   if (group->a.dtype != NN_F32 && group->k > GEMM_STREAM_WIDE) return 0;
   return group->m <= GEMM_STREAM_ROWS && !group->a.along_k && !group->b.along_k &&
          (group->m <= GEMM_STREAM_FEW || group->k > GEMM_STREAM_SHORT);
@@ -131,6 +150,12 @@ void VEC(gemm_pack)(const gemm_operand_t *operand, int64_t first, int64_t count,
 
 /* tile[m, GEMM_NR] = columns j .. j + columns - 1 of a group that streams. */
 void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, float *tile);
+
+/* The same by fours, where a is fp32, from a panel that gemm_fours_pack has made: at most
+ * GEMM_FOURS_ROWS x k floats. Rows of the tile up to the next multiple of four are written. */
+void VEC(gemm_fours_pack)(const gemm_group_t *group, float *panel);
+void VEC(gemm_fours)(const gemm_group_t *group, const float *panel, int64_t j, int64_t columns,
+                     float *tile);
 
 /* gemm_bf16.c: the same on pairs of bf16. Panels are [ceil(k / 2), width] pairs, and the kernel's k
  * counts pairs. Streaming reads rows of a that gemm_stream_round has made: m x gemm_stream_pairs(k)

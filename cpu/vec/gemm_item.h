@@ -10,9 +10,9 @@ enum {
   GEMM_NB = 768,            /* most columns of an item */
   GEMM_NC = 128,            /* columns whose packed panels stay in the L2 cache */
   GEMM_STREAM_COLUMNS = 64, /* columns of a streaming item */
+  GEMM_FOURS_WIDTH = 128,   /* and by fours of k: each packs its rows */
   GEMM_THIN_COLUMNS = 192,  /* columns of an item of few rows */
   GEMM_BAD_STRIDE = 4096,   /* bytes: lines so far apart compete for few places in a cache */
-  GEMM_NEAR = 320 << 10,    /* bytes that stay in a cache beside others */
   GEMM_ROWS_M = 256,        /* rows that suffice to read a in place by weights from anywhere, */
   GEMM_ROWS_K = 1536,       /* up to this k, */
   GEMM_ROWS_NB = 256,       /* and most columns of such an item: its sums stay in the L2 cache */

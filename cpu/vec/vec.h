@@ -420,22 +420,25 @@ VEC_INLINE float vf_sum(vf x) {
   return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
 }
 
-/* The sums of four vectors at once: lane i of the result is the sum over x[i]. */
-VEC_INLINE __m128 vf_sum4(const vf x[4]) {
+/* Lanes 4 q + i of the result: the sum of lanes 4 q .. 4 q + 3 of x[i]. */
+VEC_INLINE vf vf_sum_fours(const vf x[4]) {
 #if VEC_AVX512
   vf a = vf_add(_mm512_unpacklo_ps(x[0], x[1]), _mm512_unpackhi_ps(x[0], x[1]));
   vf b = vf_add(_mm512_unpacklo_ps(x[2], x[3]), _mm512_unpackhi_ps(x[2], x[3]));
   __m512d c = _mm512_castps_pd(a), d = _mm512_castps_pd(b);
-  return vec_fold_sum(vf_add(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
-                             _mm512_castpd_ps(_mm512_unpackhi_pd(c, d))));
+  return vf_add(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)),
+                _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
 #else
   vf a = vf_add(_mm256_unpacklo_ps(x[0], x[1]), _mm256_unpackhi_ps(x[0], x[1]));
   vf b = vf_add(_mm256_unpacklo_ps(x[2], x[3]), _mm256_unpackhi_ps(x[2], x[3]));
   __m256d c = _mm256_castps_pd(a), d = _mm256_castps_pd(b);
-  return vec_fold_sum(vf_add(_mm256_castpd_ps(_mm256_unpacklo_pd(c, d)),
-                             _mm256_castpd_ps(_mm256_unpackhi_pd(c, d))));
+  return vf_add(_mm256_castpd_ps(_mm256_unpacklo_pd(c, d)),
+                _mm256_castpd_ps(_mm256_unpackhi_pd(c, d)));
 #endif
 }
+
+/* The sums of four vectors at once: lane i of the result is the sum over x[i]. */
+VEC_INLINE __m128 vf_sum4(const vf x[4]) { return vec_fold_sum(vf_sum_fours(x)); }
 
 VEC_INLINE __m128 vec_fold_max(vf x) {
 #if VEC_AVX512

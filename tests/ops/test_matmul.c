@@ -192,6 +192,22 @@ static void test_gradients_of_weights(void **state) {
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_matmul(&cases[i]);
 }
 
+/* Few rows, some of which are summed by fours of k: short k and weights from far, all numbers of
+ * rows, whole and other blocks of columns and of k, one item and several. */
+static void test_fours(void **state) {
+  (void)state;
+  for (int32_t m = 6; m < 14; m++) {
+    for (int32_t i = 0; i < 12; i++)
+      check_matmul(&(matmul_case_t){.m = m, .n = (int64_t[]){8, 40, 44, 520}[i % 4],
+                                    .k = (int64_t[]){16, 64, 128}[i / 4], .trans_b = 1,
+                                    .biased = i % 2, .addend = (m + i) % 3,
+                                    .epilogue = (m + i / 3) % 3, .pad = m % 2 ? 4 : 0});
+    for (int32_t i = 0; i < 4; i++)
+      check_matmul(&(matmul_case_t){.m = m, .n = 600 + 4 * (i % 2), .k = 144 + 8 * (i / 2),
+                                    .trans_b = 1, .addend = (m + i) % 3, .pad = m % 2 ? 4 : 0});
+  }
+}
+
 /* GELU's forward may be asked for without aux. */
 static void test_gelu_without_aux(void **state) {
   (void)state;
@@ -216,6 +232,7 @@ int main(void) {
       cmocka_unit_test(test_large),
       cmocka_unit_test(test_near),
       cmocka_unit_test(test_gradients_of_weights),
+      cmocka_unit_test(test_fours),
       cmocka_unit_test(test_gelu_without_aux),
   };
   return cmocka_run_group_tests_name("matmul", tests, NULL, NULL);
