@@ -29,9 +29,13 @@ static void fail_from(int64_t allocation, int64_t count) {
 }
 static void fail_none(void) { before = failing = 0; }
 
+static char optim_path[1000];
+
 static int setup(void **state) {
   json_set_alloc_funcs(give, free);
-  *state = fixture_folder();
+  char *folder = fixture_folder();
+  snprintf(optim_path, sizeof optim_path, "%s/optim", folder);
+  *state = folder;
   return 0;
 }
 
@@ -81,6 +85,36 @@ static nn_status_t read_tokenizer(void *user) {
   return status;
 }
 
+typedef struct trained {
+  nn_device_t *device;
+  nn_model_t *model;
+  nn_optim_t *optim;
+} trained_t;
+
+static trained_t trained_make(void) {
+  nn_model_config_t config = fixture_moe();
+  trained_t made = {.device = fixture_device(1, 0)};
+  made.model = fixture_model(made.device, &config, 1);
+  fixture_prepare(made.model, 1, 8, NN_RECOMPUTE_NONE);
+  CHECK(nn_optim_create(made.model, NULL, &made.optim));
+  return made;
+}
+
+static void trained_free(trained_t *trained) {
+  nn_optim_destroy(trained->optim);
+  nn_model_destroy(trained->model);
+  nn_device_destroy(trained->device);
+}
+
+/* Steps of 7 are in the file; what memory ends for leaves those of 3. */
+static nn_status_t read_optim(void *user) {
+  nn_optim_t *optim = ((trained_t *)user)->optim;
+  CHECK(nn_optim_set_steps(optim, 3));
+  nn_status_t status = nn_optim_load(optim, optim_path);
+  assert_int_equal(nn_optim_steps(optim), status == NN_OK ? 7 : 3);
+  return status;
+}
+
 static nn_status_t read_token_ids(void *user) {
   json_t *tokens = NULL;
   nn_status_t status = folder_carry_tokens(user, &tokens);
@@ -91,9 +125,6 @@ static nn_status_t read_token_ids(void *user) {
 
 static void reading_says_that_memory_ended(void **state) {
   const char *folder = *state;
-  static const char tokenizer[] =
-      "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2},"
-      " \"merges\": [\"a b\"]}, \"added_tokens\": [{\"id\": 3, \"content\": \"<a longer one>\"}]}";
   char text[4096];
   size_t bytes;
   nn_model_config_t config = files_mixtral();
@@ -108,8 +139,41 @@ static void reading_says_that_memory_ended(void **state) {
   files_write_text(folder, "config.json", "{\"bos_token_id\": 1, \"eos_token_id\": [2, 3]}");
   read_each("ids of tokens", read_token_ids, (void *)(uintptr_t)folder);
 
-  files_write_text(folder, "tokenizer.json", tokenizer);
-  read_each("a tokenizer", read_tokenizer, (void *)(uintptr_t)files_path(folder, "tokenizer.json"));
+  trained_t trained = trained_make();
+  CHECK(nn_optim_set_steps(trained.optim, 7));
+  CHECK(nn_optim_save(trained.optim, optim_path));
+  read_each("an optimizer's state", read_optim, &trained);
+  trained_free(&trained);
+}
+
+/* One of each kind of model, with its normalizer, splitter, templates and decoder. */
+static void reading_a_tokenizer_says_that_memory_ended(void **state) {
+  const char *folder = *state;
+  static const char *const models[] = {
+      "\"BPE\", \"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2}, \"merges\": [\"a b\"]",
+      "\"Unigram\", \"vocab\": [[\"a\", -1.5], [\"b\", -2], [\"ab\", -3]], \"unk_id\": 0",
+      "\"WordPiece\", \"vocab\": {\"a\": 0, \"##b\": 1, \"[UNK]\": 2}, \"unk_token\": \"[UNK]\","
+      " \"continuing_subword_prefix\": \"##\", \"max_input_chars_per_word\": 100",
+      "\"WordLevel\", \"vocab\": {\"a\": 0, \"b\": 1, \"?\": 2}, \"unk_token\": \"?\"",
+  };
+  static const char rest[] =
+      "\"added_tokens\": [{\"id\": 3, \"content\": \"<a longer one>\", \"special\": true}],"
+      "\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"},"
+      " {\"type\": \"Replace\", \"pattern\": {\"String\": \" \"}, \"content\": \"_\"}]},"
+      "\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"x+\"},"
+      " \"behavior\": \"Isolated\", \"invert\": false},"
+      "\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\":"
+      " [{\"SpecialToken\": {\"id\": \"<a longer one>\", \"type_id\": 0}},"
+      " {\"Sequence\": {\"id\": \"A\", \"type_id\": 0}}], \"pair\": [], \"special_tokens\":"
+      " {\"<a longer one>\": {\"id\": \"<a longer one>\", \"ids\": [3],"
+      " \"tokens\": [\"<a longer one>\"]}}},"
+      "\"decoder\": {\"type\": \"Sequence\", \"decoders\": [{\"type\": \"Fuse\"}]}";
+  for (size_t i = 0; i < sizeof models / sizeof *models; i++) {
+    char text[4096];
+    snprintf(text, sizeof text, "{\"model\": {\"type\": %s}, %s}", models[i], rest);
+    files_write_text(folder, "tokenizer.json", text);
+    read_each(models[i], read_tokenizer, (void *)(uintptr_t)folder);
+  }
 }
 
 /* ---- writing --------------------------------------------------------------------------------- */
@@ -137,12 +201,55 @@ static void what_is_saved_is_whole(void **state) {
   stamped_free(&new);
 }
 
+static void what_is_saved_of_an_optimizer_is_whole(void **state) {
+  (void)state;
+  trained_t trained = trained_make();
+  CHECK(nn_optim_set_steps(trained.optim, 3));
+  CHECK(nn_optim_save(trained.optim, optim_path));
+  nn_status_t status = NN_ERR_MEMORY;
+  int64_t i = 0;
+  for (; status != NN_OK; i++) {
+    CHECK(nn_optim_set_steps(trained.optim, 7));
+    fail_from(i, 1);
+    status = nn_optim_save(trained.optim, optim_path);
+    fail_none();
+    if (status != NN_OK) CHECK_STATUS(NN_ERR_MEMORY, status);
+    CHECK(nn_optim_load(trained.optim, optim_path));
+    assert_int_equal(nn_optim_steps(trained.optim), status == NN_OK ? 7 : 3);
+  }
+  assert_true(i > 100);
+  trained_free(&trained);
+}
+
+/* Given whole or not at all: a text without one of its keys would be another configuration. */
+static void a_configuration_is_written_whole(void **state) {
+  (void)state;
+  nn_model_config_t config = files_mixtral();
+  char whole[4096], text[4096];
+  size_t bytes, length;
+  CHECK(nn_config_to_json(&config, whole, sizeof whole, &length));
+  nn_status_t status = NN_ERR_MEMORY;
+  int64_t i = 0;
+  for (; status != NN_OK; i++) {
+    fail_from(i, 1);
+    status = nn_config_to_json(&config, text, sizeof text, &bytes);
+    fail_none();
+    if (status != NN_OK) CHECK_STATUS(NN_ERR_MEMORY, status);
+  }
+  assert_true(i > 20);
+  assert_int_equal(bytes, length);
+  assert_memory_equal(text, whole, length);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void) {
   const struct CMUnitTest tests[] = {
       TEST(reading_says_that_memory_ended),
+      TEST(reading_a_tokenizer_says_that_memory_ended),
       TEST(what_is_saved_is_whole),
+      TEST(what_is_saved_of_an_optimizer_is_whole),
+      TEST(a_configuration_is_written_whole),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
