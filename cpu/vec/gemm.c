@@ -340,6 +340,7 @@ VEC_APART gemm_item_t gemm_item_at(const gemm_t *gemm, int64_t index) {
   const gemm_group_t *group = gemm_group_of(gemm, index);
   gemm_item_t item = {.gemm = gemm, .group = group, .few_rows = gemm_few_rows(gemm, group)};
   item.far = item.few_rows || gemm_many_rows(gemm, group);
+  item.a_in_place = gemm_a_in_place(gemm, group);
   int64_t width = gemm_width(gemm, group);
   index -= group->first_item;
   /* Row blocks of the same columns follow each other, so that b is still in a cache. */
@@ -369,7 +370,6 @@ static void gemm_item(void *context, int64_t index, int32_t thread) {
 #endif
   int by_rows = gemm_by_rows(gemm, item.group);
   item.direct = !gemm->store && item.group->d_dtype == NN_F32;
-  item.a_in_place = gemm_a_in_place(gemm, item.group);
   item.b_in_place = gemm_b_in_place(gemm, item.group);
   /* Most likely this thread's next one: items go to threads in turn. */
   int64_t next = index + gemm->threads;

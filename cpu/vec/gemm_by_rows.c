@@ -14,8 +14,12 @@ static void gemm_item_copy_a(const gemm_item_t *item, int64_t k0, int64_t k) {
   }
 }
 
+_Static_assert(GEMM_ROWS_K * GEMM_NR + VEC_WIDTH <= GEMM_B_FLOATS,
+               "a panel of columns has room for the longest block of k");
+
 /* What is multiplied at once: a panel of columns, k from k0 on of the block [begin, end) that a is
- * read or copied by. item NULL: nothing. */
+ * read or copied by. Where it is read in place, a block is as long as a panel has room for: sums
+ * stay in registers. item NULL: nothing. */
 typedef struct gemm_slice {
   const gemm_item_t *item;
   int64_t column, begin, end, k0, k;
@@ -23,8 +27,8 @@ typedef struct gemm_slice {
 
 static void gemm_slice(gemm_slice_t *slice, const gemm_item_t *item, int64_t column, int64_t begin,
                        int64_t k0) {
-  int64_t end = item->few_rows ? item->group->k : begin + gemm_k_block(item->group->k);
-  end = vec_min(end, item->group->k);
+  int64_t all = item->group->k, block = item->a_in_place ? GEMM_ROWS_K : gemm_k_block(all);
+  int64_t end = item->few_rows ? all : vec_min(begin + block, all);
   int64_t k = end - k0;
   if (item->few_rows && k > GEMM_FEW_K) k = GEMM_FEW_K;
   slice->item = item, slice->column = column;

@@ -14,7 +14,7 @@ enum {
   GEMM_THIN_COLUMNS = 192,  /* columns of an item of few rows */
   GEMM_BAD_STRIDE = 4096,   /* bytes: lines so far apart compete for few places in a cache */
   GEMM_ROWS_M = 256,        /* rows that suffice to read a in place by weights from anywhere, */
-  GEMM_ROWS_K = 1536,       /* up to this k, */
+  GEMM_ROWS_K = 1536,       /* up to this k, of which a panel of b has room, */
   GEMM_ROWS_NB = 256,       /* and most columns of such an item: its sums stay in the L2 cache */
   GEMM_PART_ROWS = 64,      /* rows that are computed, then put where they belong */
   GEMM_FEW_ROWS = 128,      /* rows that are few: weights from anywhere are packed for them */

@@ -174,6 +174,8 @@ static void test_near(void **state) {
       {.m = 260, .n = 530, .k = 500, .trans_b = 1, .addend = 1}, /* b is not near: many rows, */
       {.m = 270, .n = 300, .k = 1024, .trans_b = 1, .addend = 2},
       {.m = 300, .n = 500, .k = 400}, /* and packed */
+      {.m = 260, .n = 70, .k = 1536, .trans_b = 1}, /* the longest block of k, */
+      {.m = 300, .n = 40, .k = 1800, .trans_b = 1, .addend = 1}, /* and two */
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_matmul(&cases[i]);
 }
