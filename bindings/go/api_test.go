@@ -44,6 +44,26 @@ var implied = map[string]bool{
 // Structs that Go has as methods: DecodeSpecial, TextStream.
 var ofMethods = map[string]bool{"nn_decode_options_t": true, "nn_decode_stream_t": true}
 
+// The words of the package's code, comments and tests left out.
+func usedWords(t *testing.T) map[string]bool {
+	used := map[string]bool{}
+	for _, pattern := range []string{"*.go", "bridge.h"} {
+		for _, path := range must[[]string](t)(filepath.Glob(pattern)) {
+			if strings.HasSuffix(path, "_test.go") {
+				continue
+			}
+			source := must[[]byte](t)(os.ReadFile(path))
+			for _, comment := range []string{`//[^\n]*`, `(?s)/\*.*?\*/`} {
+				source = regexp.MustCompile(comment).ReplaceAll(source, nil)
+			}
+			for _, word := range regexp.MustCompile(`\w+`).FindAllString(string(source), -1) {
+				used[word] = true
+			}
+		}
+	}
+	return used
+}
+
 // Everything that abi/api.json finds in moenn.h is bound.
 func TestComplete(t *testing.T) {
 	root := os.Getenv("SOURCE_DIR")
@@ -60,21 +80,7 @@ func TestComplete(t *testing.T) {
 		Functions []struct{ Name string }
 	}
 	ok(t, json.Unmarshal(must[[]byte](t)(os.ReadFile(filepath.Join(root, "abi", "api.json"))), &api))
-	used := map[string]bool{}
-	for _, pattern := range []string{"*.go", "bridge.h"} {
-		for _, path := range must[[]string](t)(filepath.Glob(pattern)) {
-			if strings.HasSuffix(path, "_test.go") {
-				continue
-			}
-			source := must[[]byte](t)(os.ReadFile(path))
-			for _, comment := range []string{`//[^\n]*`, `(?s)/\*.*?\*/`} {
-				source = regexp.MustCompile(comment).ReplaceAll(source, nil)
-			}
-			for _, word := range regexp.MustCompile(`\w+`).FindAllString(string(source), -1) {
-				used[word] = true
-			}
-		}
-	}
+	used := usedWords(t)
 	if len(api.Functions) < 70 || len(api.Structs) < 17 || len(api.Enums) < 15 {
 		t.Fatalf("api.json has %d functions, %d structs, %d enums",
 			len(api.Functions), len(api.Structs), len(api.Enums))

@@ -81,8 +81,11 @@ func TestContext(t *testing.T) {
 	}
 	close(done)
 	bystander.Wait()
+}
 
-	s := must[*Session](t)(m.NewSession(nil))
+// A callback's cancel, a context that is over, and one that ends while its call waits for a handle.
+func TestContextOfASession(t *testing.T) {
+	s := must[*Session](t)(testModel(t, testDevice(t), 1).NewSession(nil))
 	defer s.Close()
 	ctx, cancel := context.WithCancel(bg)
 	cancelAtThird := func(_ int32, index int64) bool {
