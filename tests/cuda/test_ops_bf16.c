@@ -176,20 +176,9 @@ static const groups_case_t groups_cases[] = {
     {1, 1, 128, 0},     {3, 5, 8, 8},        {40, 1, 768, 8}, {9, 1, 1024, 1024},
 };
 
-/* As on queries among keys and values: backward takes dy's place. */
-static void check_groups(const groups_case_t *c, int32_t kind, int32_t dtype) {
-  int64_t ld = c->groups * c->hidden + c->pad, count = c->n * c->groups;
-  if (gpu_leaves(dtype, (double)(c->n * ld))) return;
-  gpu_begin(dtype, (backend_limits_t){.rows = c->n, .hidden = ld, .training = 1},
-            "norm kind %d n %lld groups %lld hidden %lld pad %lld", kind, (long long)c->n,
-            (long long)c->groups, (long long)c->hidden, (long long)c->pad);
-  int layer = kind == NN_NORM_LAYER;
-  gpu_tensor_t *x = gpu_in(c->n * ld, 2, 0.5, 61), *w = gpu_in(c->hidden, 0.5, 1, 62);
-  gpu_tensor_t *y = gpu_sum(GPU_ACT, c->n * ld, 63), *dx = gpu_sum(GPU_ACT, c->n * ld, 64);
-  gpu_tensor_t *rstd = gpu_out(GPU_F32, count), *mean = layer ? gpu_out(GPU_F32, count) : NULL;
-  gpu_tensor_t *dw = gpu_sum(GPU_F32, c->hidden, 65);
+static void check_groups_forward(const norm_tensors_t *t, const groups_case_t *c, int32_t kind) {
+  int64_t ld = c->groups * c->hidden + c->pad;
   op_norm_t op[GPU_SIDES];
-  op_norm_bwd_t bwd[GPU_SIDES];
   for (int s = 0; s < GPU_SIDES; s++)
     op[s] = (op_norm_t){.n = c->n,
                         .hidden = c->hidden,
@@ -198,50 +187,74 @@ static void check_groups(const groups_case_t *c, int32_t kind, int32_t dtype) {
                         .ldy = ld,
                         .kind = kind,
                         .eps = 1e-6f,
-                        .x = gpu_at(x, s, 0),
-                        .w = gpu_at(w, s, 0),
+                        .x = gpu_at(t->x, s, 0),
+                        .w = gpu_at(t->w, s, 0),
                         .weight_dtype = gpu_dtype(s),
                         .act_dtype = gpu_dtype(s),
-                        .y = gpu_at(y, s, 0),
-                        .mean = gpu_at(mean, s, 0),
-                        .rstd = gpu_at(rstd, s, 0)};
+                        .y = gpu_at(t->y, s, 0),
+                        .mean = gpu_at(t->mean, s, 0),
+                        .rstd = gpu_at(t->rstd, s, 0)};
   GPU_RUN(norm, op);
-  gpu_check_rows(y, "y", 0, c->n, c->groups * c->hidden, ld, gpu_bound(1, c->hidden));
-  gpu_check_gaps(y, "y", c->groups * c->hidden, ld);
-  gpu_check(rstd, "rstd", 1, gpu_bound_f32(c->hidden));
+  gpu_check_rows(t->y, "y", 0, c->n, c->groups * c->hidden, ld, gpu_bound(1, c->hidden));
+  gpu_check_gaps(t->y, "y", c->groups * c->hidden, ld);
+  gpu_check(t->rstd, "rstd", 1, gpu_bound_f32(c->hidden));
+}
+
+/* What the reference has computed, for both sides to read; NULL of NULL. */
+static gpu_tensor_t *reference_of(const gpu_tensor_t *tensor, int64_t count) {
+  if (!tensor) return NULL;
   float *values = gpu_memory(count, sizeof *values);
-  for (int64_t i = 0; i < count; i++) values[i] = (float)gpu_value(rstd, GPU_CPU, i);
-  gpu_tensor_t *from = gpu_tensor(GPU_F32, GPU_READ, values, count), *mean_from = NULL;
-  if (layer) {
-    float *means = gpu_memory(count, sizeof *means);
-    for (int64_t i = 0; i < count; i++) means[i] = (float)gpu_value(mean, GPU_CPU, i);
-    mean_from = gpu_tensor(GPU_F32, GPU_READ, means, count);
-  }
+  for (int64_t i = 0; i < count; i++) values[i] = (float)gpu_value(tensor, GPU_CPU, i);
+  return gpu_tensor(GPU_F32, GPU_READ, values, count);
+}
+
+/* dx is added to, then assigned in the place of its dy. */
+static void check_groups_backward(const norm_tensors_t *t, const groups_case_t *c, int32_t kind) {
+  int64_t ld = c->groups * c->hidden + c->pad;
+  gpu_tensor_t *dx = gpu_sum(GPU_ACT, c->n * ld, 64), *dw = gpu_sum(GPU_F32, c->hidden, 65);
   for (int32_t assign = 0; assign < 2; assign++) {
     gpu_tensor_t *dy = assign ? dx : gpu_in(c->n * ld, 1, 0.1, 66);
+    op_norm_bwd_t op[GPU_SIDES];
     for (int s = 0; s < GPU_SIDES; s++)
-      bwd[s] = (op_norm_bwd_t){.n = c->n,
-                               .hidden = c->hidden,
-                               .groups = c->groups,
-                               .ldx = ld,
-                               .ldy = ld,
-                               .kind = kind,
-                               .assign = assign,
-                               .x = gpu_at(x, s, 0),
-                               .dy = gpu_at(dy, s, 0),
-                               .w = gpu_at(w, s, 0),
-                               .weight_dtype = gpu_dtype(s),
-                               .act_dtype = gpu_dtype(s),
-                               .mean = gpu_at(mean_from, s, 0),
-                               .rstd = gpu_at(from, s, 0),
-                               .dx = gpu_at(dx, s, 0),
-                               .dw = gpu_at(dw, s, 0)};
-    GPU_RUN(norm_bwd, bwd);
+      op[s] = (op_norm_bwd_t){.n = c->n,
+                              .hidden = c->hidden,
+                              .groups = c->groups,
+                              .ldx = ld,
+                              .ldy = ld,
+                              .kind = kind,
+                              .assign = assign,
+                              .x = gpu_at(t->x, s, 0),
+                              .dy = gpu_at(dy, s, 0),
+                              .w = gpu_at(t->w, s, 0),
+                              .weight_dtype = gpu_dtype(s),
+                              .act_dtype = gpu_dtype(s),
+                              .mean = gpu_at(t->mean, s, 0),
+                              .rstd = gpu_at(t->rstd, s, 0),
+                              .dx = gpu_at(dx, s, 0),
+                              .dw = gpu_at(dw, s, 0)};
+    GPU_RUN(norm_bwd, op);
     gpu_check_rows(dx, assign ? "dx in place" : "dx", 0, c->n, c->groups * c->hidden, ld,
                    gpu_bound(1, c->hidden));
     gpu_check_gaps(dx, "dx", c->groups * c->hidden, ld);
-    gpu_check(dw, "dw", c->hidden, gpu_bound_f32(count));
+    gpu_check(dw, "dw", c->hidden, gpu_bound_f32(c->n * c->groups));
   }
+}
+
+/* As on queries among keys and values. */
+static void check_groups(const groups_case_t *c, int32_t kind, int32_t dtype) {
+  int64_t ld = c->groups * c->hidden + c->pad, count = c->n * c->groups;
+  if (gpu_leaves(dtype, (double)(c->n * ld))) return;
+  gpu_begin(dtype, (backend_limits_t){.rows = c->n, .hidden = ld, .training = 1},
+            "norm kind %d n %lld groups %lld hidden %lld pad %lld", kind, (long long)c->n,
+            (long long)c->groups, (long long)c->hidden, (long long)c->pad);
+  norm_tensors_t t = {.x = gpu_in(c->n * ld, 2, 0.5, 61),
+                      .w = gpu_in(c->hidden, 0.5, 1, 62),
+                      .y = gpu_sum(GPU_ACT, c->n * ld, 63),
+                      .mean = kind == NN_NORM_LAYER ? gpu_out(GPU_F32, count) : NULL,
+                      .rstd = gpu_out(GPU_F32, count)};
+  check_groups_forward(&t, c, kind);
+  t.mean = reference_of(t.mean, count), t.rstd = reference_of(t.rstd, count);
+  check_groups_backward(&t, c, kind);
   gpu_end();
 }
 
