@@ -35,7 +35,7 @@
  * - **Files** are written beside their place ("<path>.tmp"), synced and renamed: a full disk, a
  *   failure, a kill or a cancel leaves an earlier file whole. A symbolic link is replaced, what it
  *   leads to is left alone. NN_ERR_IO where a folder, a device, a pipe or a socket is there or at
- *   the link's end.
+ *   the link's end, and for /dev/stdout and its like.
  */
 #ifndef MOENN_H
 #define MOENN_H

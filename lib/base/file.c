@@ -180,6 +180,12 @@ static nn_status_t file_writer_claim(const char *temporary, int *claimed) {
   }
 }
 
+/* A link to what a process has open, as /dev/stdout is. */
+static bool file_is_stream(const char *path) {
+  char target[sizeof "/proc/"] = "";
+  return readlink(path, target, sizeof target - 1) > 0 && strcmp(target, "/proc/") == 0;
+}
+
 nn_status_t file_check_target(const char *path) {
   STATUS_TRY(file_check_path(path));
   struct stat info;
@@ -187,9 +193,10 @@ nn_status_t file_check_target(const char *path) {
   if (path[strlen(path) - 1] == '/' || (there && S_ISDIR(info.st_mode)))
     return status_fail(NN_ERR_IO, "%s: is a folder; a file cannot take its place",
                        file_show(path).text);
-  if (there && !S_ISREG(info.st_mode)) /* rename would replace it, /dev/null too */
-    return status_fail(NN_ERR_IO, "%s: is a device, a pipe or a socket; a file must not replace it",
-                       file_show(path).text);
+  if ((there && !S_ISREG(info.st_mode)) || file_is_stream(path)) /* rename would replace it */
+    return status_fail(NN_ERR_IO,
+                       "%s: is a device, a pipe, a socket or a process's stream; a file must not "
+                       "replace it", file_show(path).text);
   return NN_OK;
 }
 

@@ -53,8 +53,9 @@ typedef struct file_writer {
 } file_writer_t;
 
 /* Whether a file may be put at the path, whatever is there: NN_ERR_ARGUMENT when it is empty,
- * NN_ERR_IO when a folder, a device, a pipe or a socket is there or where a link there leads. A
- * link to a regular file or to nothing may be replaced: itself, never what it leads to. */
+ * NN_ERR_IO when a folder, a device, a pipe or a socket is there or where a link there leads, or a
+ * link into /proc. Another link to a regular file or to nothing may be replaced: itself, never what
+ * it leads to. */
 nn_status_t file_check_target(const char *path);
 
 /* Refuses at once what file_check_target() refuses. */

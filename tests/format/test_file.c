@@ -1,5 +1,7 @@
 /* Mapped files, and the atomic writer under every fault that its operations can have. */
 #define _POSIX_C_SOURCE 200809L
+#include <fcntl.h>
+#include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -191,17 +193,25 @@ static void what_is_no_file_is_not_replaced(void **state) {
   assert_int_equal(bind(listening, (struct sockaddr *)&name, sizeof name), 0);
   assert_int_equal(symlink("/dev/null", "device"), 0); /* a link: the worst takes this one away */
   assert_int_equal(symlink("pipe", "link"), 0);
-  static const char *const there[] = {"pipe", "socket", "device", "link"};
-  for (int i = 0; i < 4; i++) {
+  files_write_text(folder, "file", "precious");
+  int stream = open("file", O_RDWR);
+  assert_true(stream >= 0);
+  char way[40];
+  snprintf(way, sizeof way, "/proc/self/fd/%d", stream);
+  assert_int_equal(symlink(way, "stream"), 0); /* as /dev/stdout of a process that has a file */
+  static const char *const there[] = {"pipe", "socket", "device", "link", "stream"};
+  for (int i = 0; i < 5; i++) {
     struct stat was, is;
     assert_int_equal(lstat(there[i], &was), 0);
     CHECK_FAILS(NN_ERR_IO, there[i], write_text(there[i], "text"));
-    files_check_message("a device, a pipe or a socket", __FILE__, __LINE__);
+    files_check_message("a device, a pipe, a socket", __FILE__, __LINE__);
     assert_int_equal(lstat(there[i], &is), 0);
     assert_int_equal(is.st_ino, was.st_ino);
     assert_int_equal(is.st_mode, was.st_mode);
-    assert_int_equal(files_count(folder), 4);
+    assert_int_equal(files_count(folder), 6);
   }
+  check_content("file", "precious");
+  close(stream);
   close(listening);
   assert_int_equal(chdir(before), 0);
 }
