@@ -237,7 +237,7 @@ void test_files() {
   CHECK(moenn::model::load_llmc(device, folder / "gpt2.bin").config().hidden == 32);
 }
 
-void test_text_and_data() {
+void test_text() {
   const auto bytes = moenn::tokenizer::bytes();
   CHECK(bytes.vocab_size() == NN_BYTE_VOCAB && bytes.encode("").empty());
   CHECK(bytes.decode(bytes.encode("h\xc3\xa9llo")) == "h\xc3\xa9llo");
@@ -259,6 +259,10 @@ void test_text_and_data() {
   CHECK(stream.push(0xc3).empty() && stream.push(0xa9) == "\xc3\xa9" && stream.push(0xe2).empty());
   CHECK(stream.finish() == "\xef\xbf\xbd");
   FAILS(NN_ERR_NOT_FOUND, moenn::tokenizer::load("/none"));
+  FAILS(NN_ERR_NOT_FOUND, moenn::tokenizer::load_tiktoken("/none", "."));
+}
+
+void test_learnt_tokenizer() {
   moenn::tokenizer_train_options learning;
   const char *const specials[] = {"<unk>"};
   learning.vocab_size = 260;
@@ -274,9 +278,11 @@ void test_text_and_data() {
   FAILS(NN_ERR_CANCELLED,
         moenn::tokenizer::train({"a"}, learning, [](auto, auto) { return true; }));
   FAILS(NN_ERR_NOT_FOUND, moenn::tokenizer::train_files({"/none"}));
-  FAILS(NN_ERR_NOT_FOUND, moenn::tokenizer::load_tiktoken("/none", "."));
   FAILS(NN_ERR_UNSUPPORTED, learnt.save_llmc("/none"));
   FAILS(NN_ERR_NOT_FOUND, learnt.save("/none/tokenizer.json"));
+}
+
+void test_data() {
   FAILS(NN_ERR_UNSUPPORTED, moenn::dataset::save_tokens("/none", {70000}));
   moenn::dataset_options windows;
   windows.seq_len = 2;
@@ -290,6 +296,7 @@ void test_text_and_data() {
   FAILS(NN_ERR_ARGUMENT, data.next({a, 1}, b));
   FAILS(NN_ERR_ARGUMENT, data.seek(-1));
   std::ofstream(folder / "text") << text;
+  const auto bytes = moenn::tokenizer::bytes();
   CHECK(moenn::dataset::open_text(folder / "text", windows, &bytes).info().tokens == 33);
   FAILS(NN_ERR_FORMAT, moenn::dataset::open_tokens(folder / "text", windows));
   FAILS(NN_ERR_NOT_FOUND, moenn::dataset::open_text(folder / "none", windows));
@@ -433,7 +440,9 @@ int main() {
   test_config();
   test_training();
   test_files();
-  test_text_and_data();
+  test_text();
+  test_learnt_tokenizer();
+  test_data();
   test_session();
   test_threads_and_cancel();
   test_leaks();

@@ -47,13 +47,7 @@ unsafe fn raw_model() -> (*mut sys::nn_model_t, *mut sys::nn_optim_t) {
     (model, optim)
 }
 
-fn main() -> Result<()> {
-    let (raw, raw_optim) = unsafe { raw_model() };
-    let model = Model::new(&Device::cpu()?, &Config::preset("small")?, DType::F32, 1)?;
-    model.prepare(&TrainOptions { batch: BATCH, seq_len: LENGTH, ..Default::default() })?;
-    let mut optimizer = Optimizer::new(&model, &OptimizerOptions::default())?;
-    let parameter = model.parameter("lm_head.weight")?;
-
+fn getters(raw: *mut sys::nn_model_t, model: &Model) -> Result<()> {
     const CALLS: usize = 1_000_000;
     let counted = CALLS * model.parameter_count();
     let (c, rust) = race(
@@ -68,10 +62,19 @@ fn main() -> Result<()> {
     );
     let per_call = 1e9 / CALLS as f64;
     println!("parameter_count: {:.1} ns in C, {:.1} ns here", c * per_call, rust * per_call);
+    let parameter = model.parameter("lm_head.weight")?;
     let (_, rust) =
         race(5, || (), || assert_eq!(2 * CALLS, (0..CALLS).map(|_| parameter.shape().len()).sum()));
     println!("shape of a tensor: {:.1} ns here", rust * per_call);
+    Ok(())
+}
 
+fn steps(
+    raw: *mut sys::nn_model_t,
+    raw_optim: *mut sys::nn_optim_t,
+    model: &Model,
+    optimizer: &mut Optimizer<&Model>,
+) {
     let ids: Vec<i32> = (0..BATCH * LENGTH + 1).map(|i| (i * i % 251) as i32).collect();
     let (tokens, targets) = (&ids[..BATCH * LENGTH], &ids[1..]);
     let (c, rust) = race(
@@ -106,6 +109,14 @@ fn main() -> Result<()> {
         1e3 * rust,
         100.0 * (rust / c - 1.0)
     );
+}
+
+fn main() -> Result<()> {
+    let (raw, raw_optim) = unsafe { raw_model() };
+    let model = Model::new(&Device::cpu()?, &Config::preset("small")?, DType::F32, 1)?;
+    model.prepare(&TrainOptions { batch: BATCH, seq_len: LENGTH, ..Default::default() })?;
+    getters(raw, &model)?;
+    steps(raw, raw_optim, &model, &mut Optimizer::new(&model, &OptimizerOptions::default())?);
     unsafe {
         sys::nn_optim_destroy(raw_optim);
         sys::nn_model_destroy(raw);
