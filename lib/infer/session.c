@@ -11,6 +11,10 @@ enum { PREFILL_CHUNK = 256 };
 /* What is known of each row of a pass; the last two hold an entry for each sequence instead. */
 enum { ROW_ID, ROW_POSITION, ROW_SEQUENCE, ROW_ATTEND, ROW_KV_LEN, SESSION_ROW_KINDS };
 
+static int64_t session_rows(const nn_session_options_t *options) {
+  return options->batch > options->prefill_chunk ? options->batch : options->prefill_chunk;
+}
+
 nn_status_t session_check(const nn_model_config_t *config, const nn_session_options_t *options,
                           nn_session_options_t *checked) {
   *checked = *options;
@@ -31,18 +35,13 @@ nn_status_t session_check(const nn_model_config_t *config, const nn_session_opti
         "what RoPE stretches it by",
         (long long)checked->max_len, longest);
   if (checked->prefill_chunk > checked->max_len) checked->prefill_chunk = checked->max_len;
-  int64_t tokens, slots;
-  int64_t rows = checked->batch > checked->prefill_chunk ? checked->batch : checked->prefill_chunk;
-  if (!mem_mul(rows, config->top_k ? config->top_k : 1, &slots) || slots > INT32_MAX ||
+  int64_t tokens, slots, choices = config->top_k ? config->top_k : 1;
+  if (!mem_mul(session_rows(checked), choices, &slots) || slots > INT32_MAX ||
       !mem_mul(checked->batch, checked->max_len, &tokens) || tokens > INT64_MAX / 64)
     return status_fail(NN_ERR_ARGUMENT,
                        "nn_session_options_t: %lld sequences of %lld tokens are too many",
                        (long long)checked->batch, (long long)checked->max_len);
   return NN_OK;
-}
-
-static int64_t session_rows(const nn_session_options_t *options) {
-  return options->batch > options->prefill_chunk ? options->batch : options->prefill_chunk;
 }
 
 static int64_t session_kv_width(const nn_model_config_t *config) {

@@ -231,9 +231,16 @@ bool config_layer_is_dense(const nn_model_config_t *config, int64_t layer) {
   return !config->experts || layers_have(config->dense_layers, layer);
 }
 
-int64_t config_layer_ffn(const nn_model_config_t *config, int64_t layer) {
-  bool dense = config->experts && layers_have(config->dense_layers, layer);
-  return dense && config->dense_ffn ? config->dense_ffn : config->ffn;
+int64_t config_dense_ffn(const nn_model_config_t *config) {
+  return config->experts && config->dense_ffn ? config->dense_ffn : config->ffn;
+}
+
+int64_t config_value_dim(const nn_model_config_t *config) {
+  return config->value_head_dim ? config->value_head_dim : config->head_dim;
+}
+
+int64_t config_original_context(const nn_model_config_t *config) {
+  return config->rope_original_context ? config->rope_original_context : config->context;
 }
 
 int64_t config_layer_window(const nn_model_config_t *config, int64_t layer) {
@@ -336,8 +343,7 @@ static nn_status_t config_check_rope_scaling(const nn_model_config_t *config) {
                        (double)low, (double)high);
   STATUS_TRY(config_check_rope_factors(config, "rope_short_factors", config->rope_short_factors));
   STATUS_TRY(config_check_rope_factors(config, "rope_long_factors", config->rope_long_factors));
-  int64_t original =
-      config->rope_original_context ? config->rope_original_context : config->context;
+  int64_t original = config_original_context(config);
   if (scaling == NN_ROPE_LONG && original < 2) /* the attention factor divides by its logarithm */
     return status_fail(NN_ERR_ARGUMENT,
                        "rope_original_context (0: context) is %lld; with rope_scaling %d it must "

@@ -33,9 +33,12 @@ size_t config_member(const char *name, size_t length);
 
 /* Of a validated configuration; layer is from 0 to layers - 1. */
 bool config_layer_is_dense(const nn_model_config_t *config, int64_t layer); /* has no experts */
-/* Dense or of an expert. */
-int64_t config_layer_ffn(const nn_model_config_t *config, int64_t layer);
 int64_t config_layer_window(const nn_model_config_t *config, int64_t layer); /* 0: all keys */
 int64_t config_sparse_layers(const nn_model_config_t *config); /* layers with experts */
+
+/* Members of which 0 stands for another. */
+int64_t config_dense_ffn(const nn_model_config_t *config); /* width inside dense layers */
+int64_t config_value_dim(const nn_model_config_t *config); /* width of a value */
+int64_t config_original_context(const nn_model_config_t *config);
 
 #endif

@@ -15,18 +15,13 @@ static bool ffn_has_dense(const nn_model_config_t *config, int64_t layer) {
   return config_layer_is_dense(config, layer);
 }
 
-/* Width of dense layers. */
-static int64_t ffn_dense(const nn_model_config_t *config) {
-  return config->experts && config->dense_ffn ? config->dense_ffn : config->ffn;
-}
-
 static bool ffn_is_gated(const nn_model_config_t *config) {
   return config->ffn_kind != NN_FFN_GELU_TANH;
 }
 
 /* Widest row inside a dense or shared network, of those that a layer has. */
 static int64_t ffn_widest(const nn_model_config_t *config, int64_t layer) {
-  int64_t dense = ffn_has_dense(config, layer) ? ffn_dense(config) : 0;
+  int64_t dense = ffn_has_dense(config, layer) ? config_dense_ffn(config) : 0;
   int64_t shared = ffn_has_experts(config, layer) ? config->shared_ffn : 0;
   return dense > shared ? dense : shared;
 }
@@ -91,7 +86,7 @@ static gated_t gated_make(const pass_t *pass, int64_t width, const void *gate, c
 }
 
 static gated_t gated_dense(const pass_t *pass, const block_weights_t *w) {
-  gated_t net = gated_make(pass, ffn_dense(pass->config), w->dense_gate_up, w->dense_down);
+  gated_t net = gated_make(pass, config_dense_ffn(pass->config), w->dense_gate_up, w->dense_down);
   net.inside.bias = w->dense_gate_up_bias, net.down.bias = w->dense_down_bias;
   return net;
 }

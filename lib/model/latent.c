@@ -1,13 +1,10 @@
 #include "model/latent.h"
 
+#include "model/config.h"
 #include "model/linear.h"
 
 /* The published models have this one whatever the others' is. */
 static const float latent_norm_eps = 1e-6f;
-
-static int64_t latent_value(const nn_model_config_t *config) {
-  return config->value_head_dim ? config->value_head_dim : config->head_dim;
-}
 
 /* Elements of a query or key that carry no position. */
 static int64_t latent_nope(const nn_model_config_t *config) {
@@ -20,7 +17,7 @@ static int64_t latent_kv_a_width(const nn_model_config_t *config) {
 
 /* Of one head's key and value. */
 static int64_t latent_kv_step(const nn_model_config_t *config) {
-  return latent_nope(config) + latent_value(config);
+  return latent_nope(config) + config_value_dim(config);
 }
 
 static int64_t latent_q_width(const nn_model_config_t *config) {
@@ -31,7 +28,7 @@ static int64_t latent_q_width(const nn_model_config_t *config) {
 static int64_t latent_row(const nn_model_config_t *config) { return 3 * latent_q_width(config); }
 
 int64_t latent_values_width(const nn_model_config_t *config) {
-  return config->heads * (config->kv_rank ? latent_value(config) : config->head_dim);
+  return config->heads * (config->kv_rank ? config_value_dim(config) : config->head_dim);
 }
 
 void latent_take(arena_t *arena, const nn_model_config_t *config, int64_t n, int32_t act_dtype,
@@ -124,7 +121,8 @@ nn_status_t latent_project(const pass_t *pass, const block_weights_t *w, block_a
   const nn_model_config_t *c = pass->config;
   const latent_t *l = &acts->latent;
   const int32_t dtype = pass->act_dtype;
-  int64_t row = latent_row(c), dim = c->head_dim, nope = latent_nope(c), value = latent_value(c);
+  int64_t row = latent_row(c), dim = c->head_dim, nope = latent_nope(c);
+  int64_t value = config_value_dim(c);
   int64_t across = latent_kv_a_width(c), step = latent_kv_step(c), kv_row = c->heads * step;
   linear_t q = latent_q(pass, w), kv_a = latent_kv_a(pass, w), kv_b = latent_kv_b(pass, w);
   void *shared = block_at(l->kv_a, dtype, c->kv_rank);
@@ -150,7 +148,7 @@ nn_status_t latent_project(const pass_t *pass, const block_weights_t *w, block_a
 
 nn_status_t latent_values(const pass_t *pass, const block_acts_t *acts) {
   const nn_model_config_t *c = pass->config;
-  int64_t value = latent_value(c);
+  int64_t value = config_value_dim(c);
   return latent_copy(pass, value, 0, acts->att, latent_q_width(c), c->head_dim,
                      acts->latent.values, latent_values_width(c), value);
 }
@@ -159,7 +157,7 @@ nn_status_t latent_values(const pass_t *pass, const block_acts_t *acts) {
 
 nn_status_t latent_values_backward(const pass_t *pass, const block_grads_t *grads) {
   const nn_model_config_t *c = pass->config;
-  int64_t value = latent_value(c);
+  int64_t value = config_value_dim(c);
   return latent_copy(pass, value, c->head_dim - value, grads->latent.values,
                      latent_values_width(c), value, grads->datt, latent_q_width(c), c->head_dim);
 }
@@ -192,7 +190,8 @@ static nn_status_t latent_kv_backward(const pass_t *pass, const block_weights_t 
   const nn_model_config_t *c = pass->config;
   const latent_t *l = &acts->latent, *d = &grads->latent;
   const int32_t dtype = pass->act_dtype;
-  int64_t row = latent_row(c), dim = c->head_dim, nope = latent_nope(c), value = latent_value(c);
+  int64_t row = latent_row(c), dim = c->head_dim, nope = latent_nope(c);
+  int64_t value = config_value_dim(c);
   int64_t across = latent_kv_a_width(c), step = latent_kv_step(c), kv_row = c->heads * step;
   linear_t kv_a = latent_kv_a(pass, w), kv_b = latent_kv_b(pass, w);
   void *shared = block_at(d->kv_a, dtype, c->kv_rank);

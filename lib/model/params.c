@@ -70,7 +70,7 @@ static bool part_present(const part_t *part, const nn_model_config_t *c, bool de
 }
 
 static int64_t part_dim(dim_t dim, const nn_model_config_t *c) {
-  int64_t value_dim = c->value_head_dim ? c->value_head_dim : c->head_dim;
+  int64_t value_dim = config_value_dim(c);
   bool full = c->qk_norm == NN_QK_NORM_FULL;
   switch (dim) {
     case DIM_NONE:
@@ -87,7 +87,7 @@ static int64_t part_dim(dim_t dim, const nn_model_config_t *c) {
     case DIM_KEY_NORM: return full ? c->kv_heads * c->head_dim : c->head_dim;
     case DIM_FFN: return c->ffn;
     case DIM_GATE_UP: return 2 * c->ffn;
-    case DIM_DENSE_FFN: return c->experts && c->dense_ffn ? c->dense_ffn : c->ffn;
+    case DIM_DENSE_FFN: return config_dense_ffn(c);
     case DIM_SHARED_FFN: return c->shared_ffn;
     case DIM_EXPERTS: return c->experts;
     case DIM_Q_RANK: return c->q_rank;

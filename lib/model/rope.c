@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "base/mem.h"
+#include "model/config.h"
 
 int64_t rope_dim(const nn_model_config_t *config) {
   if (config->kv_rank) return config->rope_head_dim;
@@ -23,7 +24,7 @@ static double given(float value, double otherwise) {
 }
 
 static double rope_original(const nn_model_config_t *config) {
-  return (double)(config->rope_original_context ? config->rope_original_context : config->context);
+  return (double)config_original_context(config);
 }
 
 /* rope_theta, stretched past the context: NTK-aware scaling by a fixed alpha, theta
