@@ -15,7 +15,6 @@
 
 enum {
   NORM_THREADS = 256,
-  NORM_WARPS = NORM_THREADS / 32,
   NORM_SHORT = 128, /* elements of a row that one vector a lane holds */
   NORM_MOST = 2048, /* elements of a row that a warp keeps */
   NORM_BWD_MOST = 1024 /* the same backward */
