@@ -80,7 +80,7 @@ __device__ __forceinline__ void general_write(const general_t &a, const rows_pla
 /* Blocks: tiles of rows from the last, which sees the most keys, to the first; in each, sequences
  * and key-value heads; in each, parts. */
 template <typename T, int D, int R>
-__global__ void __launch_bounds__(GENERAL_THREADS, D == 256 && R > 1 ? 2 : 0)
+__global__ void __launch_bounds__(GENERAL_THREADS, D == 256 || R == 1 ? 2 : 0)
     general_forward(const general_t a) {
   extern __shared__ __align__(16) float shared[];
   constexpr int ROWS = 16 * R, KEYS = general_keys<D>, C = KEYS / 16;

@@ -19,8 +19,9 @@ template <typename T, int D, int N, typename At>
 __device__ __forceinline__ void general_load(float *to, int dim, int vector, At at) {
   constexpr int width = vec_t<T>::width, chunks = D / width;
 #pragma unroll 4
-  for (int x = threadIdx.x; x < N * chunks; x += GENERAL_THREADS) {
-    int row = x / chunks, d = x % chunks * width;
+  for (int i = 0; i < N * chunks; i += GENERAL_THREADS) { /* a count that is known ahead */
+    int x = i + (int)threadIdx.x, row = x / chunks, d = x % chunks * width;
+    if (N * chunks % GENERAL_THREADS && x >= N * chunks) break;
     const T *from = at(row);
     float *out = to + row * general_pitch<D> + d;
     vec_t<T> y;
