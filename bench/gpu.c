@@ -63,11 +63,6 @@ int32_t *gpu_ids(gpu_t *gpu, int64_t count, int64_t step, int64_t first, int64_t
 
 /* ---- timing ---- */
 
-static int gpu_compare(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 /* NULL where the operation cannot be recorded. */
 static backend_graph_t *gpu_record(const gpu_t *gpu, gpu_fn fn, const void *op, int64_t calls) {
   backend_graph_t *graph;
@@ -101,8 +96,8 @@ gpu_time_t gpu_time(const gpu_t *gpu, gpu_fn fn, const void *op) {
   for (int i = 0; i < SAMPLES; i++)
     times[i] = gpu_turns(gpu, fn, op, graph, turns) / (double)(turns * calls);
   gpu->table->graph_free(gpu->place, graph);
-  qsort(times, SAMPLES, sizeof *times, gpu_compare);
-  return (gpu_time_t){times[SAMPLES / 2], times[0], turns * calls * SAMPLES,
+  double fastest, median = bench_median(times, SAMPLES, &fastest);
+  return (gpu_time_t){median, fastest, turns * calls * SAMPLES,
                       graph ? "" : "called, not recorded"};
 }
 
@@ -129,16 +124,15 @@ static double gpu_product_rate(gpu_t *gpu, int32_t dtype, int64_t size) {
   op.a_dtype = op.b_dtype = op.d_dtype = dtype, op.trans_b = 1;
   op.a = gpu_normal(gpu, size * size, dtype, 1), op.b = gpu_normal(gpu, size * size, dtype, 1);
   op.d = gpu_alloc(gpu, (size_t)(size * size) * nn_dtype_bytes(dtype));
-  double best[5];
+  double times[5], fastest;
   for (int i = -2; i < 5; i++) {
     gpu_clock_begin(gpu->clock);
     for (int t = 0; t < 10; t++) TRY(gpu->table->matmul(gpu->place, &op, gpu->scratch));
     double seconds = gpu_clock_end(gpu->clock);
-    if (i >= 0) best[i] = seconds / 10;
+    if (i >= 0) times[i] = seconds / 10;
   }
-  qsort(best, 5, sizeof *best, gpu_compare);
   gpu_drop(gpu);
-  return 2.0 * (double)size * (double)size * (double)size / best[2];
+  return 2.0 * (double)size * (double)size * (double)size / bench_median(times, 5, &fastest);
 }
 
 /* For every shape of the groups. */

@@ -1,4 +1,5 @@
 /* Time on a GPU, by events, and its memory bandwidth, by kernels and copies that do no more. */
+#include <algorithm>
 #include <cuda_runtime.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -70,11 +71,6 @@ __global__ void gpu_read(const uint4 *data, size_t count, unsigned *out) {
   if (sum == 0x12345678u) *out = sum;
 }
 
-static int gpu_compare(const void *a, const void *b) {
-  double x = *(const double *)a, y = *(const double *)b;
-  return (x > y) - (x < y);
-}
-
 /* Bytes a second of reading alone and of a copy, counting both ways; medians. */
 void gpu_bandwidth(int device, double *read, double *copy) {
   uint4 *a, *b;
@@ -102,7 +98,7 @@ void gpu_bandwidth(int device, double *read, double *copy) {
       double seconds = gpu_clock_end(clock);
       if (i >= 0) times[i] = seconds / TURNS;
     }
-    qsort(times, REPEATS, sizeof *times, gpu_compare);
+    std::sort(times, times + REPEATS);
     *(kind ? copy : read) = (kind ? 2.0 : 1.0) * (double)BYTES / times[REPEATS / 2];
   }
   cudaFree(a);
