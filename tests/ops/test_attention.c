@@ -341,12 +341,6 @@ static void spread(const attention64_t *e, const float *before, int64_t ld, doub
   }
 }
 
-static float *narrow(const double *data, int64_t count) {
-  float *copy = ops_floats(count);
-  for (int64_t i = 0; i < count; i++) copy[i] = (float)data[i];
-  return copy;
-}
-
 static void check_backward(const attention_case_t *c) {
   int64_t ld, q = c->heads * c->dim, k = c->kv_heads * c->dim, rows = c->batch * c->q_len;
   const float *x = fused_rows(c, &ld), *before = ops_uniform(rows * ld, 1, 9);
@@ -376,8 +370,8 @@ static void check_backward(const attention_case_t *c) {
     slack_sinks[a] = p * e.dsinks_size[a] + OPS_U * fabs(want_sinks[a]) +
                      (double)rows * (ops_sum_error(c->dim) + OPS_U) * e.dp_size;
   }
-  op.o = narrow(e.o, rows * q), op.dout = narrow(e.dout, rows * q);
-  op.lse = narrow(e.lse, rows * c->heads);
+  op.o = ops_narrow(e.o, rows * q), op.dout = ops_narrow(e.dout, rows * q);
+  op.lse = ops_narrow(e.lse, rows * c->heads);
   ops_trial_t trial;
   ops_begin(&trial, attention_limits(c, c->q_len, 1));
   while (ops_next(&trial)) {

@@ -85,12 +85,6 @@ static routing_t make_routing(const experts_case_t *c) {
 
 /* ---- data ---- */
 
-static double *widen(const void *data, int32_t dtype, int64_t count) {
-  double *wide = ops_doubles(count);
-  for (int64_t i = 0; data && i < count; i++) wide[i] = ops_weight(data, dtype, i);
-  return wide;
-}
-
 typedef struct experts_data {
   float *x, *residual, *dout;
   void *gate, *up, *down;
@@ -205,12 +199,12 @@ static void experts64_make(const experts_case_t *c, experts_data_t *d, double ro
                        &e->dup_bias_slack, &e->ddown_bias,       &e->ddown_bias_slack};
   for (int i = 0; i < 6; i++)
     *biases[i] = ops_doubles(c->experts * (i < 4 ? c->ffn : c->hidden));
-  e->x = widen(d->x, NN_F32, tokens), e->residual = widen(d->residual, NN_F32, tokens);
-  e->dout = widen(d->dout, NN_F32, tokens);
-  e->weight = widen(e->routing.weight, NN_F32, slots);
-  e->gate = widen(d->gate, c->dtype, c->experts * size),
-  e->up = widen(d->up, c->dtype, c->experts * size);
-  e->down = widen(d->down, c->dtype, c->experts * size);
+  e->x = ops_widen(d->x, NN_F32, tokens), e->residual = ops_widen(d->residual, NN_F32, tokens);
+  e->dout = ops_widen(d->dout, NN_F32, tokens);
+  e->weight = ops_widen(e->routing.weight, NN_F32, slots);
+  e->gate = ops_widen(d->gate, c->dtype, c->experts * size),
+  e->up = ops_widen(d->up, c->dtype, c->experts * size);
+  e->down = ops_widen(d->down, c->dtype, c->experts * size);
   double **made[] = {&e->out, &e->out_slack, &e->dx, &e->dx_slack};
   for (int i = 0; i < 4; i++) *made[i] = ops_doubles(tokens);
   double **weights[] = {&e->dgate,     &e->dgate_slack, &e->dup,

@@ -89,12 +89,6 @@ static void loss64_run(loss64_t *l) {
   }
 }
 
-static double *widen(const void *data, int32_t dtype, int64_t count) {
-  double *wide = ops_doubles(count);
-  for (int64_t i = 0; data && i < count; i++) wide[i] = ops_weight(data, dtype, i);
-  return wide;
-}
-
 typedef struct loss_data {
   float *x;
   void *w, *bias;
@@ -114,9 +108,10 @@ static loss_data_t loss_make(const loss_case_t *c, double rounding) {
   *l = (loss64_t){.n = c->n, .hidden = c->hidden, .vocab = c->vocab, .target = target};
   l->rounding = rounding, l->alpha = (double)backend_factor(c->alpha);
   l->scale = (float)(1 / (double)c->n);
-  l->x = widen(d.x, NN_F32, c->n * c->hidden), l->w = widen(d.w, c->dtype, c->vocab * c->hidden);
+  l->x = ops_widen(d.x, NN_F32, c->n * c->hidden);
+  l->w = ops_widen(d.w, c->dtype, c->vocab * c->hidden);
   if (c->biased) d.bias = ops_weights(c->vocab, c->dtype, 1, 0, 6);
-  l->bias = widen(d.bias, c->dtype, c->vocab);
+  l->bias = ops_widen(d.bias, c->dtype, c->vocab);
   l->dbias = ops_doubles(c->vocab), l->dbias_slack = ops_doubles(c->vocab);
   l->logit = ops_doubles(c->vocab);
   l->row_loss = ops_doubles(c->n), l->row_slack = ops_doubles(c->n);

@@ -73,12 +73,6 @@ static void norm64_run(norm64_t *c) {
   }
 }
 
-static double *widen(const void *data, int32_t dtype, int64_t count) {
-  double *wide = ops_doubles(count);
-  for (int64_t i = 0; data && i < count; i++) wide[i] = ops_weight(data, dtype, i);
-  return wide;
-}
-
 typedef struct norm_data {
   float *x, *dy;
   void *w, *b;
@@ -95,10 +89,10 @@ static norm_data_t norm_make(const norm_case_t *c) {
   d.b = c->biased ? ops_weights(c->hidden, c->dtype, 1, 0, 4) : NULL;
   norm64_t *e = &d.exact;
   *e = (norm64_t){.n = c->n, .hidden = c->hidden, .kind = c->kind, .eps = 1e-5f};
-  e->x = widen(d.x, NN_F32, count);
-  e->dy = widen(d.dy, NN_F32, count);
-  e->w = widen(d.w, c->dtype, c->hidden);
-  e->b = widen(d.b, c->dtype, c->hidden);
+  e->x = ops_widen(d.x, NN_F32, count);
+  e->dy = ops_widen(d.dy, NN_F32, count);
+  e->w = ops_widen(d.w, c->dtype, c->hidden);
+  e->b = ops_widen(d.b, c->dtype, c->hidden);
   e->y = ops_doubles(count), e->dx = ops_doubles(count);
   e->mean = ops_doubles(c->n), e->rstd = ops_doubles(c->n);
   e->dw = ops_doubles(c->hidden), e->db = ops_doubles(c->hidden);

@@ -149,12 +149,6 @@ static double route64_divisor(const route64_t *r, int64_t t) {
   return sum;
 }
 
-static double *widen(const void *data, int32_t dtype, int64_t count) {
-  double *wide = ops_doubles(count);
-  for (int64_t i = 0; data && i < count; i++) wide[i] = ops_weight(data, dtype, i);
-  return wide;
-}
-
 typedef struct route_data {
   float *x;
   void *w;
@@ -178,10 +172,10 @@ static route_data_t route_make(const route_case_t *c) {
                            .groups = c->groups, .top_groups = c->top_groups, .scale = c->scale};
   if (c->biased) d.router.bias = ops_weights(c->experts, c->dtype, 1, 0, 8);
   if (c->choice_biased) d.router.choice_bias = ops_weights(c->experts, c->dtype, 0.5f, 0, 9);
-  r->bias = widen(d.router.bias, c->dtype, c->experts);
-  r->choice_bias = widen(d.router.choice_bias, c->dtype, c->experts);
+  r->bias = ops_widen(d.router.bias, c->dtype, c->experts);
+  r->choice_bias = ops_widen(d.router.choice_bias, c->dtype, c->experts);
   r->x = ops_doubles(c->n * c->hidden);
-  r->w = widen(d.w, c->dtype, c->experts * c->hidden);
+  r->w = ops_widen(d.w, c->dtype, c->experts * c->hidden);
   r->logit = ops_doubles(c->n * c->experts), r->prob = ops_doubles(c->n * c->experts);
   r->lse = ops_doubles(c->n), r->expert = ops_ints(c->n * c->top_k);
   for (int64_t t = 0; t < c->n; t++) {
@@ -357,7 +351,7 @@ static void test_ties_go_to_the_lower_index(void **state) {
   memset(x, 0, HIDDEN * sizeof(float)); /* the first token cannot tell experts apart */
   route64_t r = {.n = N, .hidden = HIDDEN, .experts = EXPERTS, .top_k = TOP_K, .router = &c};
   r.bias = ops_doubles(EXPERTS), r.choice_bias = ops_doubles(EXPERTS);
-  r.x = widen(x, NN_F32, N * HIDDEN), r.w = widen(w, NN_F32, EXPERTS * HIDDEN);
+  r.x = ops_widen(x, NN_F32, N * HIDDEN), r.w = ops_widen(w, NN_F32, EXPERTS * HIDDEN);
   r.logit = ops_doubles(N * EXPERTS), r.prob = ops_doubles(N * EXPERTS), r.lse = ops_doubles(N);
   r.expert = ops_ints(N * TOP_K);
   int ties = 0;
@@ -473,9 +467,9 @@ static void route64_backward(route64_t *r) {
 static void route64_prepare_backward(route64_t *r) {
   int64_t slots = r->n * r->top_k;
   r->weight = ops_doubles(slots);
-  r->dweight = widen(ops_uniform(slots, 1, 11), NN_F32, slots);
+  r->dweight = ops_widen(ops_uniform(slots, 1, 11), NN_F32, slots);
   for (int64_t i = 5; i < slots; i += 6) r->dweight[i] = 0; /* as if dropped */
-  r->aux_share = widen(ops_uniform(r->experts, 1, 12), NN_F32, r->experts);
+  r->aux_share = ops_widen(ops_uniform(r->experts, 1, 12), NN_F32, r->experts);
   if (r->router->score == NN_SCORE_SOFTMAX) r->aux_scale = 0.75, r->z_scale = 0.125;
   r->dlogit = ops_doubles(r->n * r->experts), r->dlogit_error = ops_doubles(r->n * r->experts);
   r->dx = ops_doubles(r->n * r->hidden), r->dw = ops_doubles(r->experts * r->hidden);
@@ -501,12 +495,6 @@ static void route_bwd_slack(const route64_t *r, double *dx, double *dw, double *
   }
 }
 
-static float *narrow(const double *data, int64_t count) {
-  float *copy = ops_floats(count);
-  for (int64_t i = 0; i < count; i++) copy[i] = (float)data[i];
-  return copy;
-}
-
 static void check_route_bwd(const route_case_t *c) {
   if (c->dtype != NN_F32 && !ops_widens()) return;
   route_data_t d = route_make(c);
@@ -526,9 +514,10 @@ static void check_route_bwd(const route_case_t *c) {
   }
   op_route_bwd_t op = {.n = c->n, .hidden = c->hidden, .experts = c->experts, .top_k = c->top_k,
                        .x = d.x, .w = d.w, .weight_dtype = c->dtype, .router = d.router};
-  op.routing.expert = r->expert, op.routing.weight = narrow(r->weight, c->n * c->top_k);
-  op.prob = narrow(r->prob, c->n * c->experts), op.lse = narrow(r->lse, c->n);
-  op.dweight = narrow(r->dweight, c->n * c->top_k), op.aux_share = narrow(r->aux_share, c->experts);
+  op.routing.expert = r->expert, op.routing.weight = ops_narrow(r->weight, c->n * c->top_k);
+  op.prob = ops_narrow(r->prob, c->n * c->experts), op.lse = ops_narrow(r->lse, c->n);
+  op.dweight = ops_narrow(r->dweight, c->n * c->top_k);
+  op.aux_share = ops_narrow(r->aux_share, c->experts);
   op.aux_scale = (float)r->aux_scale, op.z_scale = (float)r->z_scale;
   ops_trial_t trial;
   ops_begin(&trial, route_limits(c));

@@ -97,12 +97,6 @@ static mixer64_t mixer_make(int64_t n, int64_t experts, double eps, double scale
   return m;
 }
 
-static float *narrow(const double *data, int64_t count) {
-  float *copy = ops_floats(count);
-  for (int64_t i = 0; i < count; i++) copy[i] = (float)data[i];
-  return copy;
-}
-
 static float *identity(int64_t size) {
   float *w = ops_floats(size * size);
   for (int64_t i = 0; i < size; i++) w[i * size + i] = 1;
@@ -128,7 +122,7 @@ static op_route_t mixer_op(const mixer64_t *m, const float *x, const float *w) {
 static void check_mixer(int64_t n, int64_t experts, double eps, double scale) {
   mixer64_t m = mixer_make(n, experts, eps, scale);
   int64_t count = n * experts;
-  const float *x = narrow(m.logit, count), *w = identity(experts);
+  const float *x = ops_narrow(m.logit, count), *w = identity(experts);
   double relative = ops_sum_error(experts) + 16 * OPS_U;
   double *slack_w = ops_doubles(2 * n), *slack_p = ops_doubles(count);
   double *slack_d = ops_doubles(count);
@@ -148,7 +142,7 @@ static void check_mixer(int64_t n, int64_t experts, double eps, double scale) {
     ops_check(&trial, 1, "prob", op.prob, m.prob, slack_p, count);
     op_route_bwd_t bwd = {.n = n, .hidden = experts, .experts = experts, .top_k = 2, .x = x, .w = w,
                           .router = op.router, .routing = op.out, .prob = op.prob, .lse = op.lse};
-    bwd.dweight = narrow(m.dweight, 2 * n), bwd.aux_share = narrow(m.aux_share, experts);
+    bwd.dweight = ops_narrow(m.dweight, 2 * n), bwd.aux_share = ops_narrow(m.aux_share, experts);
     bwd.aux_scale = (float)m.aux_scale, bwd.z_scale = (float)m.z_scale;
     bwd.dx = ops_floats(count), bwd.dw = ops_floats(experts * experts);
     OPS_RUN(&trial, route_bwd, &bwd);

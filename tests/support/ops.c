@@ -323,6 +323,18 @@ double ops_weight(const void *data, int32_t dtype, int64_t i) {
   return wide;
 }
 
+double *ops_widen(const void *data, int32_t dtype, int64_t count) {
+  double *wide = ops_doubles(count);
+  for (int64_t i = 0; data && i < count; i++) wide[i] = ops_weight(data, dtype, i);
+  return wide;
+}
+
+float *ops_narrow(const double *data, int64_t count) {
+  float *copy = ops_floats(count);
+  for (int64_t i = 0; i < count; i++) copy[i] = (float)data[i];
+  return copy;
+}
+
 int64_t ops_random_index(int64_t bound, uint64_t seed, uint64_t index) {
   return (int64_t)(random_uniform(seed, 8, index) * (double)bound);
 }

@@ -106,6 +106,12 @@ void *ops_pack(float *data, int64_t count, int32_t dtype);
 /* Element i of such a parameter. */
 double ops_weight(const void *data, int32_t dtype, int64_t i);
 
+/* All of them; zeros where data is NULL. */
+double *ops_widen(const void *data, int32_t dtype, int64_t count);
+
+/* The numbers, rounded. */
+float *ops_narrow(const double *data, int64_t count);
+
 /* ops_uniform, rounded to bf16 where a product multiplies them with weights of NN_BF16: a path that
  * rounds its inputs to bf16 then has the same inputs as all others. */
 float *ops_inputs(int64_t count, int32_t weight_dtype, float scale, uint64_t seed);
