@@ -57,19 +57,24 @@ static int route_possible(const route_case_t *c, const op_router_t *r) {
                         c->experts / r->groups * r->top_groups >= c->top_k);
 }
 
-/* Tensors of a case; what is NULL in the operation is not made. */
-typedef struct route_tensors {
-  gpu_tensor_t *x, *w, *bias, *choice_bias;
-  op_router_t router;
+/* routing_t's, in its order. */
+typedef struct routing_tensors {
   gpu_tensor_t *expert, *weight, *offset, *row_slot, *slot_row;
-  gpu_tensor_t *prob, *lse, *share, *mean_prob, *mean_lse2, *stat_count, *stat_prob;
-} route_tensors_t;
+} routing_tensors_t;
 
-static routing_t route_routing(const route_tensors_t *t, int side) {
+static routing_t routing_at(const routing_tensors_t *t, int side) {
   return (routing_t){gpu_at(t->expert, side, 0), gpu_at(t->weight, side, 0),
                      gpu_at(t->offset, side, 0), gpu_at(t->row_slot, side, 0),
                      gpu_at(t->slot_row, side, 0)};
 }
+
+/* Tensors of a case; what is NULL in the operation is not made. */
+typedef struct route_tensors {
+  gpu_tensor_t *x, *w, *bias, *choice_bias;
+  op_router_t router;
+  routing_tensors_t out;
+  gpu_tensor_t *prob, *lse, *share, *mean_prob, *mean_lse2, *stat_count, *stat_prob;
+} route_tensors_t;
 
 static op_router_t route_router(const route_tensors_t *t, int side) {
   op_router_t router = t->router;
@@ -88,7 +93,7 @@ static op_route_t route_op(const route_case_t *c, const route_tensors_t *t, int 
                       .weight_dtype = gpu_dtype(side),
                       .act_dtype = gpu_dtype(side),
                       .router = route_router(t, side),
-                      .out = route_routing(t, side),
+                      .out = routing_at(&t->out, side),
                       .prob = gpu_at(t->prob, side, 0),
                       .lse = gpu_at(t->lse, side, 0),
                       .share = gpu_at(t->share, side, 0),
@@ -110,11 +115,11 @@ static route_tensors_t route_make(const route_case_t *c, const route_kind_t *kin
       .bias = kind->bias ? gpu_in(c->experts, 1, 0.2, 6) : NULL,
       .choice_bias = kind->choice_bias ? gpu_in(c->experts, 0.3, -0.2, 7) : NULL,
       .router = kind->router,
-      .expert = gpu_out(GPU_I32, slots),
-      .weight = gpu_out(GPU_F32, slots),
-      .offset = gpu_out(GPU_I32, c->experts + 1),
-      .row_slot = gpu_out(GPU_I32, slots),
-      .slot_row = gpu_out(GPU_I32, slots),
+      .out = {.expert = gpu_out(GPU_I32, slots),
+              .weight = gpu_out(GPU_F32, slots),
+              .offset = gpu_out(GPU_I32, c->experts + 1),
+              .row_slot = gpu_out(GPU_I32, slots),
+              .slot_row = gpu_out(GPU_I32, slots)},
       .prob = gpu_out(GPU_F32, c->n * c->experts),
       .lse = gpu_out(GPU_F32, c->n),
       .share = gpu_out(GPU_F32, c->experts),
@@ -152,7 +157,7 @@ static double route_group_margin(const route_case_t *c, const route_tensors_t *t
 static double route_margin(const route_case_t *c, const route_tensors_t *t, int64_t token) {
   double margin = route_group_margin(c, t, token);
   for (int64_t j = 0; j < c->top_k; j++) {
-    int64_t chosen = (int64_t)gpu_value(t->expert, GPU_CPU, token * c->top_k + j);
+    int64_t chosen = (int64_t)gpu_value(t->out.expert, GPU_CPU, token * c->top_k + j);
     double p = gpu_value(t->prob, GPU_CPU, token * c->experts + chosen);
     for (int64_t e = 0; e < c->experts; e++) {
       double apart = route_choice(c, t, token, chosen) - route_choice(c, t, token, e);
@@ -189,12 +194,13 @@ static void check_route_forward(const route_case_t *c, const route_tensors_t *t)
   GPU_RUN(route, op);
   int64_t slots = c->n * c->top_k;
   double bound = gpu_bound_f32(c->hidden);
-  gpu_check_equal(t->expert, "expert", slots);
-  gpu_check_equal(t->offset, "offset", c->experts + 1);
-  gpu_check_equal(t->slot_row, "slot_row", slots);
-  gpu_check_equal(t->row_slot, "row_slot", (int64_t)gpu_value(t->offset, GPU_CPU, c->experts));
+  gpu_check_equal(t->out.expert, "expert", slots);
+  gpu_check_equal(t->out.offset, "offset", c->experts + 1);
+  gpu_check_equal(t->out.slot_row, "slot_row", slots);
+  int64_t rows = (int64_t)gpu_value(t->out.offset, GPU_CPU, c->experts);
+  gpu_check_equal(t->out.row_slot, "row_slot", rows);
   gpu_check_equal(t->stat_count, "stat_count", c->experts + 1);
-  gpu_check(t->weight, "weight", c->top_k, bound);
+  gpu_check(t->out.weight, "weight", c->top_k, bound);
   gpu_check(t->prob, "prob", c->experts, bound);
   gpu_check(t->lse, "lse", 1, bound);
   gpu_check(t->share, "share", c->experts, gpu_bound_f32(1));
@@ -203,7 +209,7 @@ static void check_route_forward(const route_case_t *c, const route_tensors_t *t)
   gpu_check(t->stat_prob, "stat_prob", c->experts, bound + gpu_bound_f32(c->n));
   for (int s = 0; s < GPU_SIDES; s++) op[s].stat_count = NULL, op[s].stat_prob = NULL;
   GPU_RUN(route, op);
-  gpu_check_equal(t->slot_row, "slot_row without counts", slots);
+  gpu_check_equal(t->out.slot_row, "slot_row without counts", slots);
   gpu_check_equal(t->stat_count, "untouched stat_count", c->experts + 1);
 }
 
@@ -216,8 +222,8 @@ static void check_route_backward(const route_case_t *c, route_tensors_t *t) {
   int64_t slots = c->n * c->top_k, h = c->hidden;
   float *dweight = gpu_uniform(slots, 1, 0, 3);
   for (int64_t i = 0; i < slots; i++)
-    if (gpu_value(t->slot_row, GPU_CPU, i) < 0) dweight[i] = 0;
-  route_freeze(&t->expert, GPU_I32, slots), route_freeze(&t->weight, GPU_F32, slots);
+    if (gpu_value(t->out.slot_row, GPU_CPU, i) < 0) dweight[i] = 0;
+  route_freeze(&t->out.expert, GPU_I32, slots), route_freeze(&t->out.weight, GPU_F32, slots);
   route_freeze(&t->prob, GPU_F32, c->n * c->experts), route_freeze(&t->lse, GPU_F32, c->n);
   route_freeze(&t->share, GPU_F32, c->experts);
   gpu_tensor_t *dw_slot = gpu_tensor(GPU_F32, GPU_READ, dweight, slots);
@@ -236,7 +242,7 @@ static void check_route_backward(const route_case_t *c, route_tensors_t *t) {
                              .weight_dtype = gpu_dtype(s),
                              .act_dtype = gpu_dtype(s),
                              .router = route_router(t, s),
-                             .routing = route_routing(t, s),
+                             .routing = routing_at(&t->out, s),
                              .prob = gpu_at(t->prob, s, 0),
                              .lse = gpu_at(t->lse, s, 0),
                              .dweight = gpu_at(dw_slot, s, 0),
@@ -349,7 +355,7 @@ typedef struct experts_tensors {
   int64_t up, bias_up;  /* where up's lie behind gate's */
   int64_t bias_stride;
   gpu_tensor_t *x, *residual, *weights;
-  gpu_tensor_t *expert, *weight, *offset, *row_slot, *slot_row;
+  routing_tensors_t routing;
   int64_t size, stride, rows; /* of a matrix; of an expert; of all experts */
 } experts_tensors_t;
 
@@ -376,15 +382,10 @@ static void experts_route(const experts_case_t *c, experts_tensors_t *t) {
   }
   offset[c->experts] = row;
   t->rows = row;
-  t->expert = gpu_ints(expert, slots), t->offset = gpu_ints(offset, c->experts + 1);
-  t->row_slot = gpu_ints(row_slot, slots), t->slot_row = gpu_ints(slot_row, slots);
-  t->weight = gpu_tensor(GPU_F32, GPU_READ, gpu_uniform(slots, 0.45, 0.55, 22), slots);
-}
-
-static routing_t experts_routing(const experts_tensors_t *t, int side) {
-  return (routing_t){gpu_at(t->expert, side, 0), gpu_at(t->weight, side, 0),
-                     gpu_at(t->offset, side, 0), gpu_at(t->row_slot, side, 0),
-                     gpu_at(t->slot_row, side, 0)};
+  float *weight = gpu_uniform(slots, 0.45, 0.55, 22);
+  t->routing = (routing_tensors_t){
+      gpu_ints(expert, slots), gpu_tensor(GPU_F32, GPU_READ, weight, slots),
+      gpu_ints(offset, c->experts + 1), gpu_ints(row_slot, slots), gpu_ints(slot_row, slots)};
 }
 
 static experts_tensors_t experts_make(const experts_case_t *c, const experts_kind_t *kind) {
@@ -414,7 +415,7 @@ static op_experts_t experts_op(const experts_case_t *c, const experts_tensors_t 
                         .limit = t->kind->limit,
                         .interleaved = t->kind->interleaved,
                         .x = gpu_at(t->x, side, 0),
-                        .routing = experts_routing(t, side),
+                        .routing = routing_at(&t->routing, side),
                         .gate = gpu_at(t->weights, side, 0),
                         .up = gpu_at(t->weights, side, t->up),
                         .down = gpu_at(t->weights, side, 2 * t->size),
@@ -465,7 +466,7 @@ static op_experts_bwd_t experts_bwd_op(const experts_case_t *c, const experts_te
                             .limit = t->kind->limit,
                             .interleaved = t->kind->interleaved,
                             .x = gpu_at(t->x, side, 0),
-                            .routing = experts_routing(t, side),
+                            .routing = routing_at(&t->routing, side),
                             .gate = gpu_at(t->weights, side, 0),
                             .up = gpu_at(t->weights, side, t->up),
                             .down = gpu_at(t->weights, side, 2 * t->size),
@@ -537,7 +538,7 @@ static void check_experts_backward(const experts_case_t *c, const experts_tensor
   gpu_check(dx, "dx", c->hidden, gpu_bound(4, c->hidden + 2 * c->ffn));
   gpu_check(dweight, "dweight", slots, gpu_bound(2, c->hidden + c->ffn));
   for (int64_t i = 0; i < slots; i++)
-    if (gpu_value(t->slot_row, GPU_CPU, i) < 0)
+    if (gpu_value(t->routing.slot_row, GPU_CPU, i) < 0)
       assert_true(gpu_value(dweight, GPU_GPU, i) == 0);
   check_experts_gradients(c, t, d);
   check_experts_assigned(c, t, op);
