@@ -61,17 +61,19 @@ static inline int choice_mixes(const float *logit, int64_t e, const int32_t *exp
   return !((most - l) / fmax(fabs(l), most) > 2 * (double)eps);
 }
 
-/* The two choices and their weights but for the scale. */
-static inline void choice_mix(const float *logit, int64_t experts, float eps, int32_t *expert,
-                              double *weight) {
+/* Token t's two choices and their weights, from the logits that lie where prob will. */
+static inline void choice_mix(const op_route_t *op, int64_t t) {
+  const float *logit = op->prob + t * op->experts;
+  int32_t *expert = op->out.expert + 2 * t;
+  double scale = (double)backend_factor(op->router.scale);
   int64_t kept = 0;
-  for (int64_t e = 0; e < experts; e++) kept = choice_insert(logit, e, 2, expert, kept);
+  for (int64_t e = 0; e < op->experts; e++) kept = choice_insert(logit, e, 2, expert, kept);
   for (int turn = 0; turn < 2; turn++) {
     double sum = 0;
-    for (int64_t e = 0; e < experts; e++)
-      if (choice_mixes(logit, e, expert, turn, eps))
+    for (int64_t e = 0; e < op->experts; e++)
+      if (choice_mixes(logit, e, expert, turn, op->router.eps))
         sum += exp((double)logit[e] - (double)logit[expert[turn]]);
-    weight[turn] = 1 / sum;
+    op->out.weight[2 * t + turn] = (float)(scale * (1 / sum));
   }
 }
 

@@ -53,14 +53,6 @@ static void route_token(const op_route_t *op, const float *prob, int32_t *expert
   for (int64_t j = 0; j < op->top_k; j++) weight[j] = (float)(scale * prob[expert[j]] / sum);
 }
 
-/* The same by the sparse mixer, from the logits that lie where the probabilities will. */
-static void route_mix(const op_route_t *op, int64_t t) {
-  double weight[2], scale = (double)backend_factor(op->router.scale);
-  choice_mix(op->prob + t * op->experts, op->experts, op->router.eps, op->out.expert + 2 * t,
-             weight);
-  for (int j = 0; j < 2; j++) op->out.weight[2 * t + j] = (float)(scale * weight[j]);
-}
-
 static void route_rows(void *context, int64_t item, int32_t thread) {
   const op_route_t *op = context;
   (void)thread;
@@ -69,7 +61,7 @@ static void route_rows(void *context, int64_t item, int32_t thread) {
   for (int64_t t = begin; t < end; t++) {
     float *prob = op->prob + t * op->experts;
     if (op->router.bias) route_add_bias(op, prob);
-    if (op->router.score == NN_SCORE_SPARSE_MIXER) route_mix(op, t);
+    if (op->router.score == NN_SCORE_SPARSE_MIXER) choice_mix(op, t);
     op->lse[t] = (float)route_scores(op->router.score, prob, op->experts);
     if (op->router.score != NN_SCORE_SPARSE_MIXER)
       route_token(op, prob, op->out.expert + t * op->top_k, op->out.weight + t * op->top_k);

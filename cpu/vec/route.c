@@ -123,14 +123,6 @@ static void route_token(const op_route_t *op, const float *prob, int32_t *expert
   for (int64_t j = 0; j < op->top_k; j++) weight[j] = scale * prob[expert[j]] / sum;
 }
 
-/* The same by the sparse mixer, from the logits that lie where the probabilities will. */
-static void route_mix(const op_route_t *op, int64_t t) {
-  double weight[2], scale = (double)backend_factor(op->router.scale);
-  choice_mix(op->prob + t * op->experts, op->experts, op->router.eps, op->out.expert + 2 * t,
-             weight);
-  for (int j = 0; j < 2; j++) op->out.weight[2 * t + j] = (float)(scale * weight[j]);
-}
-
 /* Adds a token's probabilities to the sums; those of sigmoids are divided by their sum. */
 static void route_sum(const op_route_t *op, const float *prob, double *sums) {
   double all = op->router.score == NN_SCORE_SIGMOID ? 0 : 1;
@@ -155,7 +147,7 @@ static void route_block(void *context, int64_t item, int32_t thread) {
   memset(count, 0, (size_t)op->experts * sizeof *count);
   for (int64_t t = begin; t < end; t++) {
     if (op->router.bias) route_add_bias(op, op->prob + t * op->experts);
-    if (op->router.score == NN_SCORE_SPARSE_MIXER) route_mix(op, t);
+    if (op->router.score == NN_SCORE_SPARSE_MIXER) choice_mix(op, t);
   }
   for (int64_t t = begin; t < end; t += ROUTE_TOKENS)
     route_score(op, t, end, op->lse + t, total + t - begin);
