@@ -123,6 +123,39 @@ static void ops_region(void *context) {
   TRY(pool_run(place->pool, place->threads, ops_join, &missing));
 }
 
+/* ---- a cache line ---- */
+
+/* One thread makes the number odd, the other even again. */
+typedef struct ops_line {
+  _Alignas(128) atomic_int turns;
+  _Alignas(128) atomic_bool stop;
+} ops_line_t;
+
+static void *ops_line_back(void *context) {
+  ops_line_t *line = context;
+  while (!atomic_load(&line->stop))
+    if (atomic_load(&line->turns) % 2) atomic_fetch_add(&line->turns, 1);
+  return NULL;
+}
+
+static void ops_line_there(void *context) {
+  ops_line_t *line = context;
+  atomic_fetch_add(&line->turns, 1);
+  while (atomic_load(&line->turns) % 2) continue;
+}
+
+/* Tells whether the first two CPUs share a cache. */
+static void ops_line(void) {
+  static const char name[] = "cache line to a second core and back";
+  if (!report_wanted("ops", name) || pin_cpus() < 2) return;
+  ops_line_t line = {.turns = 0};
+  pthread_t other;
+  pin_start(&other, 1, ops_line_back, &line);
+  report_run("ops", name, ops_line_there, &line, (bench_work_t){0});
+  atomic_store(&line.stop, true);
+  pthread_join(other, NULL);
+}
+
 /* ---- products ---- */
 
 /* Forward, data-gradient and weight-gradient forms of one linear layer [out, in]. */
@@ -218,6 +251,7 @@ void bench_ops(nn_device_t *device, const bench_options_t *options, const bench_
   ops.scratch.data = bench_alloc(ops.scratch.bytes);
   report_run("ops", "parallel region that all threads join", ops_region, ops.place,
              (bench_work_t){0});
+  ops_line();
   ops_products(&ops);
   ops_attentions(&ops);
   ops_mixtures(&ops);
