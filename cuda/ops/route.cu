@@ -18,7 +18,8 @@
 
 enum {
   ROUTE_RANKED_THREADS = 256,
-  ROUTE_RANKED_SLOTS = 2 /* of a thread at once */
+  ROUTE_RANKED_SLOTS = 2, /* of a thread */
+  ROUTE_RANKED_PIECE = ROUTE_RANKED_SLOTS * ROUTE_RANKED_THREADS /* slots of a block */
 };
 
 static route_plan_t route_layout(cuda_arena_t *arena, int64_t n, int64_t experts) {
@@ -130,17 +131,25 @@ static __global__ void __launch_bounds__(THREADS, 1)
 }
 
 /* The counts of a thread's four experts and their neighbours', of all blocks and of those before,
- * into a row of its warp's. */
+ * into a row of its warp's. All are on their way at once. */
 static __device__ __forceinline__ void route_ranked_counts(const route_plan_t &plan, int block,
                                                            int32_t *row) {
-  int own = threadIdx.x % 4 * 4;
+  constexpr int STEP = ROUTE_RANKED_THREADS / 4, MOST = ROUTE_BLOCKS / STEP; /* of blocks */
+  int own = threadIdx.x % 4 * 4, first = threadIdx.x / 4;
   int32_t all[4] = {}, before[4] = {};
-#pragma unroll 4
-  for (int b = threadIdx.x / 4; b < plan.blocks; b += ROUTE_RANKED_THREADS / 4) {
-    int4 four = *(const int4 *)(plan.count + b * ROUTE_RANKED + own);
-    const int32_t here[4] = {four.x, four.y, four.z, four.w};
+  int4 count[MOST];
 #pragma unroll
-    for (int i = 0; i < 4; i++) all[i] += here[i], before[i] += b < block ? here[i] : 0;
+  for (int j = 0; j < MOST; j++) {
+    count[j] = make_int4(0, 0, 0, 0);
+    int b = first + j * STEP;
+    if (b < plan.blocks) count[j] = *(const int4 *)(plan.count + b * ROUTE_RANKED + own);
+  }
+#pragma unroll
+  for (int j = 0; j < MOST; j++) {
+    const int32_t here[4] = {count[j].x, count[j].y, count[j].z, count[j].w};
+#pragma unroll
+    for (int i = 0; i < 4; i++)
+      all[i] += here[i], before[i] += first + j * STEP < block ? here[i] : 0;
   }
 #pragma unroll
   for (int step = 4; step < 32; step <<= 1)
@@ -156,31 +165,31 @@ static __device__ __forceinline__ void route_ranked_counts(const route_plan_t &p
 
 static_assert((int)ROUTE_RANKED < (int)ROUTE_COLUMNS, "one block has all of the statistics");
 
-/* The same where slots are ranked. Lane e of each warp knows expert e's rows. */
+/* The same where slots are ranked; several blocks share out the slots of one of the kernel before.
+ * Lane e of each warp knows expert e's rows. */
 static __global__ void __launch_bounds__(ROUTE_RANKED_THREADS, 1)
-    route_place_ranked(const op_route_t op, const route_plan_t plan) {
+    route_place_ranked(const op_route_t op, const route_plan_t plan, int pieces) {
   constexpr int WARPS = ROUTE_RANKED_THREADS / 32;
   __shared__ alignas(16) int32_t counts[WARPS][2 * ROUTE_RANKED];
   __shared__ int32_t ints[4 * ROUTE_RANKED];
   __shared__ double sums[ROUTE_RANKED_THREADS];
-  int lane = threadIdx.x & 31, block = blockIdx.x;
-  int64_t begin = block * plan.tokens * op.top_k, slot = begin + threadIdx.x;
+  int lane = threadIdx.x & 31, block = blockIdx.x / pieces;
+  bool placing = block < plan.blocks, means = blockIdx.x > plan.blocks * pieces;
+  int64_t slot = block * plan.tokens * op.top_k + threadIdx.x;
   int64_t end = min((block + 1) * plan.tokens, op.n) * op.top_k;
+  slot += blockIdx.x % pieces * ROUTE_RANKED_PIECE;
   launch_next();
   launch_wait();
-  if (block > plan.blocks) {
+  if (means) {
     route_statistics<ROUTE_RANKED_THREADS>(op, plan, 0, sums);
     return;
   }
   int32_t ranked[ROUTE_RANKED_SLOTS];
-  auto read = [&]() {
 #pragma unroll
-    for (int i = 0; i < ROUTE_RANKED_SLOTS; i++) {
-      int64_t at = slot + i * ROUTE_RANKED_THREADS;
-      ranked[i] = at < end ? op.out.slot_row[at] : 0;
-    }
-  };
-  read();
+  for (int i = 0; i < ROUTE_RANKED_SLOTS; i++) {
+    int64_t at = slot + i * ROUTE_RANKED_THREADS;
+    ranked[i] = placing && at < end ? op.out.slot_row[at] : 0;
+  }
   route_ranked_counts(plan, block, counts[threadIdx.x / 32]);
   __syncthreads();
   int32_t count = 0; /* lane e: of all blocks; lane e + ROUTE_RANKED: of those before */
@@ -193,22 +202,20 @@ static __global__ void __launch_bounds__(ROUTE_RANKED_THREADS, 1)
     limit += lane >= step ? other : 0;
   }
   int32_t first = limit - kept + __shfl_down_sync(0xffffffffu, count, ROUTE_RANKED);
-  if (block == plan.blocks) {
+  if (!placing) {
     route_room_t room = route_room(ints, ROUTE_RANKED);
     if (threadIdx.x < ROUTE_RANKED) room.chosen[lane] = count, room.limit[lane] = limit;
     __syncthreads();
     route_shares<ROUTE_RANKED_THREADS>(op, room);
     return;
   }
-  for (; slot - lane < end; read()) {
 #pragma unroll
-    for (int i = 0; i < ROUTE_RANKED_SLOTS; i++, slot += ROUTE_RANKED_THREADS) {
-      int e = ranked[i] % ROUTE_RANKED;
-      int32_t row = __shfl_sync(0xffffffffu, first, e) + ranked[i] / ROUTE_RANKED;
-      bool fits = row < __shfl_sync(0xffffffffu, limit, e);
-      if (slot < end) op.out.slot_row[slot] = fits ? row : -1;
-      if (slot < end && fits) op.out.row_slot[row] = (int32_t)slot;
-    }
+  for (int i = 0; i < ROUTE_RANKED_SLOTS; i++, slot += ROUTE_RANKED_THREADS) {
+    int e = ranked[i] % ROUTE_RANKED;
+    int32_t row = __shfl_sync(0xffffffffu, first, e) + ranked[i] / ROUTE_RANKED;
+    bool fits = row < __shfl_sync(0xffffffffu, limit, e);
+    if (slot < end) op.out.slot_row[slot] = fits ? row : -1;
+    if (slot < end && fits) op.out.row_slot[row] = (int32_t)slot;
   }
 }
 
@@ -239,8 +246,9 @@ CUDA_OP(route, op_route_t) {
   else
     CUDA_BY_DTYPE(op->act_dtype, route_launch, device, &whole, &plan);
   if (plan.ranked) {
-    launch_chained(device, route_place_ranked, (unsigned)plan.blocks + 2, ROUTE_RANKED_THREADS, 0,
-                   0, whole, plan);
+    int pieces = (int)cuda_blocks(plan.tokens * op->top_k, ROUTE_RANKED_PIECE);
+    launch_chained(device, route_place_ranked, (unsigned)(plan.blocks * pieces + 2),
+                   ROUTE_RANKED_THREADS, 0, 0, whole, plan, pieces);
   } else if (plan.blocks > 1) {
     bool wide = op->experts > ROUTE_THREADS; /* shared memory has room for fewer threads */
     bool many = !wide && op->experts > ROUTE_FEW;

@@ -20,7 +20,7 @@ static const route_case_t route_cases[] = {
     {33, 8, 3, 1, 0},      {70, 16, 5, 5, 0},    {40, 96, 128, 8, 0}, {70, 64, 256, 6, 40},
     {300, 96, 16, 2, 0},   {40, 64, 100, 2, 0},
     /* strips of columns and turns of a block that are not whole */
-    {2500, 72, 5, 2, 0},   {17100, 8, 16, 4, 5000},
+    {2500, 72, 5, 2, 0},   {17100, 520, 16, 4, 5000},
     /* many experts: a block and more, groups of 32 and others, more choices than a warp has lanes,
      * rows that products cannot take whole, a block's tokens in more than one turn of its warps */
     {1, 200, 128, 8, 0},   {32, 264, 256, 8, 0}, {1000, 72, 128, 8, 70}, {1000, 136, 256, 8, 0},
