@@ -10,12 +10,6 @@
 #include "base/device.h"
 #include "fixture.h"
 
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static nn_model_t *small_model(nn_device_t *device) {
   nn_model_config_t config = STRUCT(nn_model_config_t);
   CHECK(nn_config_preset("small", &config));
@@ -100,7 +94,7 @@ static void *repeat(void *context) {
   job_t *job = context;
   while ((job->status = job->work(job)) == NN_OK) {
   }
-  job->ended = now();
+  job->ended = fixture_seconds();
   return NULL;
 }
 
@@ -120,7 +114,7 @@ static void test_cancel(void **state) {
     job.work = works[i], job.made = 0;
     assert_int_equal(pthread_create(&thread, NULL, repeat, &job), 0);
     nanosleep(&(struct timespec){.tv_nsec = 200000000}, NULL);
-    double asked = now();
+    double asked = fixture_seconds();
     nn_device_cancel(device, 1);
     pthread_join(thread, NULL);
     assert_int_equal(job.status, NN_ERR_CANCELLED);

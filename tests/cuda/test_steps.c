@@ -1,15 +1,6 @@
 /* Training steps of many batches on a GPU: nobody waits inside them, however small or large the
  * batches are, and their gradients are those of batches whose losses were waited for. */
-#define _POSIX_C_SOURCE 200809L
-#include <time.h>
-
 #include "fixture.h"
-
-static double now(void) {
-  struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
-  return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static nn_model_t *model_of(nn_device_t *device, int64_t batch, int64_t seq) {
   nn_model_config_t config = STRUCT(nn_model_config_t);
@@ -33,13 +24,13 @@ static void test_nobody_waits(void **state) {
   fixture_tokens(tokens, TOKENS, 200, 1);
   double least = 1;
   for (int round = 0; round < ROUNDS; round++) {
-    double begin = now();
+    double begin = fixture_seconds();
     CHECK(nn_model_zero_grad(model));
     for (int i = 0; i < MICRO; i++)
       CHECK(nn_model_backward(model, tokens, tokens, BATCH, SEQ, 1.0f / MICRO, NULL));
-    double called = now() - begin;
+    double called = fixture_seconds() - begin;
     CHECK(nn_optim_step(optim, 1e-4f, NULL));
-    double share = called / (now() - begin);
+    double share = called / (fixture_seconds() - begin);
     if (share < least) least = share;
   }
   print_message("the calls took %.1f %% of a step\n", 100 * least);

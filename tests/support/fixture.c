@@ -5,6 +5,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
+#include <time.h>
 
 #include "base/random.h"
 
@@ -387,6 +388,12 @@ void fixture_near(const char *what, const float *got, const float *want, int64_t
   fail_msg("%s[%lld of %lld]: %.9g instead of %.9g, an error of %.3g where %.3g is allowed", what,
            (long long)worst, (long long)count, (double)got[worst], (double)want[worst], error,
            tolerance);
+}
+
+double fixture_seconds(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
 /* ---- files ---- */

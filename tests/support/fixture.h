@@ -87,6 +87,9 @@ void fixture_near(const char *what, const float *got, const float *want, int64_t
 
 double fixture_largest(const float *values, int64_t count);
 
+/* Seconds of a clock that only goes forward. */
+double fixture_seconds(void);
+
 /* ---- files ---- */
 
 /* A new folder for files, and its end with all that is in it. */

@@ -12,12 +12,6 @@
  * sanitizer: ten times that still tells polling from running to the end, which takes seconds. */
 static const double most_seconds = 0.5;
 
-static double seconds(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
 static void pause_for(double duration) {
   struct timespec time = {.tv_nsec = (long)(duration * 1e9)};
   nanosleep(&time, NULL);
@@ -76,7 +70,7 @@ static void *job_run(void *argument) {
   options.on_token = job_made;
   options.on_token_user = job;
   float *logits = job->what == JOB_FORWARD ? malloc(TOKENS * 1000 * sizeof *logits) : NULL;
-  job->started = seconds();
+  job->started = fixture_seconds();
   if (job->what != JOB_GENERATE) atomic_store(&job->begun, 3);
   if (job->what == JOB_FORWARD)
     job->status = nn_model_forward(job->model, job->tokens, BATCH, SEQ, logits);
@@ -89,7 +83,7 @@ static void *job_run(void *argument) {
   if (job->what == JOB_GENERATE)
     job->status = nn_session_generate(job->session, 0, job->tokens, 1, &options, job->made, 90000,
                                       &job->made_count, NULL);
-  job->returned = seconds();
+  job->returned = fixture_seconds();
   free(logits);
   return NULL;
 }
@@ -104,7 +98,7 @@ static void test_cancel_from_another_thread(void **state) {
     assert_int_equal(pthread_create(&thread, NULL, job_run, &job), 0);
     while (atomic_load(&job.begun) < 3) pause_for(0.001);
     pause_for(0.1);
-    double asked = seconds();
+    double asked = fixture_seconds();
     nn_device_cancel(job.device, 1);
     assert_int_equal(pthread_join(thread, NULL), 0);
     if (job.status != NN_ERR_CANCELLED)
