@@ -28,7 +28,7 @@ install_missing() {
   [ ${#missing_packages[@]} -gt 0 ] || return 0
   echo "missing: $(printf '%s; ' "${missing_things[@]}" | sed 's/; $//')"
   if ! has apt-get >/dev/null; then
-    echo "Here is no apt-get: install them by this system's own means, and run the command again." >&2
+    echo "No apt-get here: install them by this system's own means, and run the command again." >&2
     exit 1
   fi
   local as_root=()

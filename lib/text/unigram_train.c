@@ -351,7 +351,7 @@ nn_status_t unigram_train(const word_table_t *words, const word_table_t *barred,
   trainer->poll = poll, trainer->user = user;
   *trained = (unigram_trained_t){0};
   nn_status_t status = unigram_text_build(words, coverage, &trainer->text);
-  if (status == NN_OK) 
+  if (status == NN_OK)
     status = unigram_text_seed(&trainer->text, barred, min_frequency, poll, user);
   if (status == NN_OK) status = trainer_run(trainer, piece_count, trained);
   trainer_free(trainer);

@@ -42,8 +42,8 @@ class Tensor(Handle):
         """Zeros of a shape."""
         owner = device._own()
         sizes = (c_int64 * len(shape))(*shape)
-        self._adopt(owner, receive(lib.nn_tensor_create, owner.pointer, DType(dtype), len(shape), sizes),
-                    Guard())
+        made = receive(lib.nn_tensor_create, owner.pointer, DType(dtype), len(shape), sizes)
+        self._adopt(owner, made, Guard())
 
     def _adopt(self, device: DeviceOwner, pointer: int, guard: Guard) -> None:
         self._owner = Owner(pointer, lib.nn_tensor_destroy, guard)
