@@ -9,8 +9,7 @@ _Static_assert(GEMM_MB % GEMM_MR == 0 && GEMM_NB % GEMM_NR == 0 && GEMM_NC % GEM
                "blocks are whole panels");
 _Static_assert(GEMM_THIN_COLUMNS % GEMM_NR == 0 && GEMM_NR * GEMM_NR <= GEMM_SUM_FLOATS,
                "items of few rows are whole tiles, and one has room");
-_Static_assert((int)GEMM_FOURS_ROWS * (int)GEMM_FOURS_K <= (int)GEMM_B_FLOATS,
-               "few rows by fours of k have room");
+_Static_assert((int)GEMM_FOURS_FLOATS <= (int)GEMM_B_FLOATS, "few rows by fours of k have room");
 _Static_assert((int)GEMM_STREAM_WIDE <= (int)GEMM_A_FLOATS, "a widened row has room");
 _Static_assert(4 * (GEMM_A_FLOATS + GEMM_B_FLOATS + GEMM_SUM_FLOATS) <= GEMM_THREAD_BYTES,
                "a thread's panels and sums fit in its scratch");

@@ -30,8 +30,8 @@ enum {
   GEMM_STREAM_FEW = 8,   /* with more than these, only where */
   GEMM_STREAM_SHORT = 128, /* k is longer: the sums over lanes take their time too */
   GEMM_FOURS_LEAST = 7, /* rows from which on sums of fours take less, and weights are read once, */
-  GEMM_FOURS_ROWS = 12, /* up to so many */
-  GEMM_FOURS_K = 4096,  /* and this k, which a panel has room for, */
+  GEMM_FOURS_ROWS = 16, /* up to so many */
+  GEMM_FOURS_FLOATS = 48 << 10, /* in a panel of this size, */
   GEMM_FOURS_COLUMNS = 8, /* and whole blocks of so many columns */
   GEMM_NEAR = 320 << 10   /* bytes that stay in a cache beside others */
 };
@@ -94,7 +94,8 @@ static inline int gemm_by_fours(const gemm_group_t *group) {
   const gemm_operand_t *b = &group->b;
   int64_t k = group->k, columns = b->pair ? b->pair : group->n;
   if (VEC_WIDTH < 16 || group->m < GEMM_FOURS_LEAST || group->m > GEMM_FOURS_ROWS ||
-      k > GEMM_FOURS_K || k % VEC_WIDTH || columns % GEMM_FOURS_COLUMNS)
+      vec_round_up(group->m, 4) * k > GEMM_FOURS_FLOATS || k % VEC_WIDTH ||
+      columns % GEMM_FOURS_COLUMNS)
     return 0;
   if (group->a.along_k || b->along_k || b->dtype != NN_F32 || (b->second && !b->pair) || b->gather)
     return 0;
@@ -151,8 +152,8 @@ void VEC(gemm_pack)(const gemm_operand_t *operand, int64_t first, int64_t count,
 /* tile[m, GEMM_NR] = columns j .. j + columns - 1 of a group that streams. */
 void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, float *tile);
 
-/* The same by fours, where a is fp32, from a panel that gemm_fours_pack has made: at most
- * GEMM_FOURS_ROWS x k floats. Rows of the tile up to the next multiple of four are written. */
+/* The same by fours, where a is fp32, from a panel that gemm_fours_pack has made. Rows of the tile
+ * up to the next multiple of four are written. */
 void VEC(gemm_fours_pack)(const gemm_group_t *group, float *panel);
 void VEC(gemm_fours)(const gemm_group_t *group, const float *panel, int64_t j, int64_t columns,
                      float *tile);

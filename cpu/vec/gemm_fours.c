@@ -9,14 +9,15 @@
 enum {
   FOURS_ROWS = 4,                            /* of x in a vector */
   FOURS_MOST = GEMM_FOURS_ROWS / FOURS_ROWS, /* vectors of x */
-  FOURS_W = GEMM_FOURS_COLUMNS,              /* rows of w side by side */
+  FOURS_W = GEMM_FOURS_COLUMNS,              /* rows of w side by side, */
+  FOURS_W_MOST = FOURS_W / 2,                /* beside FOURS_MOST of x: registers are as many */
   FOURS_BLOCKS = 3,                          /* blocks of these from one to what it requests, */
   FOURS_AHEAD = 24 << 10,                    /* or one where that is more than so many bytes */
   FOURS_SUMS = FOURS_MOST * VEC_WIDTH        /* floats from sums of four columns to the next */
 };
 
-_Static_assert(FOURS_MOST == 3 && (int)GEMM_FOURS_LEAST > (int)FOURS_ROWS,
-               "there are two vectors or three");
+_Static_assert(FOURS_MOST == 4 && (int)GEMM_FOURS_LEAST > (int)FOURS_ROWS,
+               "there are two vectors to four");
 
 /* Fours of lanes change places: four i of x[j] becomes four j of x[i]. */
 VEC_INLINE void fours_turn(vf x[FOURS_ROWS]) {
@@ -46,10 +47,10 @@ void VEC(gemm_fours_pack)(const gemm_group_t *group, float *panel) {
   }
 }
 
-/* sums[column / 4, vector of x, 4 rows of x, 4 columns] for so many vectors of x (a constant where
- * this is called) and FOURS_W rows of w, ld apart. */
-VEC_INLINE void fours_dots(const int vectors, const float *x, const float *w, int64_t ld, int64_t k,
-                           float *sums) {
+/* sums[column / 4, vector of x, 4 rows of x, 4 columns] for so many vectors of x and rows of w, ld
+ * apart (constants where this is called). */
+VEC_INLINE void fours_dots(const int vectors, const int rows, const float *x, const float *w,
+                           int64_t ld, int64_t k, float *sums) {
   const float *fourth[FOURS_W / 4];
   uintptr_t ahead = FOURS_W * (uintptr_t)ld * sizeof(float);
   if (FOURS_BLOCKS * ahead <= FOURS_AHEAD) ahead *= FOURS_BLOCKS;
@@ -58,13 +59,16 @@ VEC_INLINE void fours_dots(const int vectors, const float *x, const float *w, in
   VEC_UNROLL for (int j = 0; j < FOURS_W; j++)
     VEC_UNROLL for (int i = 0; i < FOURS_MOST; i++) acc[i][j] = vf_zero();
   for (; k > 0; k -= VEC_WIDTH) {
-    VEC_UNROLL for (int j = 0; j < FOURS_W; j++)
+    VEC_UNROLL for (int j = 0; j < FOURS_W; j++) {
+      if (j >= rows) continue;
       _mm_prefetch((const char *)((uintptr_t)(fourth[j / 4] + j % 4 * ld) + ahead), _MM_HINT_T0);
+    }
     VEC_UNROLL for (int q = 0; q < VEC_WIDTH; q += 4, x += vectors * VEC_WIDTH) {
       vf u[FOURS_MOST];
       VEC_UNROLL for (int i = 0; i < FOURS_MOST; i++)
         u[i] = i < vectors ? vf_load(x + i * VEC_WIDTH) : vf_zero();
       VEC_UNROLL for (int j = 0; j < FOURS_W; j++) {
+        if (j >= rows) continue;
         vf v = _mm512_broadcast_f32x4(_mm_loadu_ps(fourth[j / 4] + j % 4 * ld + q));
         VEC_UNROLL for (int i = 0; i < FOURS_MOST; i++)
           if (i < vectors) acc[i][j] = vf_fma(u[i], v, acc[i][j]);
@@ -74,28 +78,34 @@ VEC_INLINE void fours_dots(const int vectors, const float *x, const float *w, in
   }
   VEC_UNROLL for (int i = 0; i < FOURS_MOST; i++)
     VEC_UNROLL for (int j = 0; j < FOURS_W; j += 4)
-      if (i < vectors)
+      if (i < vectors && j < rows)
         vf_store(sums + j / 4 * FOURS_SUMS + i * VEC_WIDTH, vf_sum_fours(&acc[i][j]));
 }
 
+typedef void (*fours_fn)(const float *x, const float *w, int64_t ld, int64_t k, float *sums);
+
 static void fours_two(const float *x, const float *w, int64_t ld, int64_t k, float *sums) {
-  fours_dots(2, x, w, ld, k, sums);
+  fours_dots(2, FOURS_W, x, w, ld, k, sums);
 }
 static void fours_three(const float *x, const float *w, int64_t ld, int64_t k, float *sums) {
-  fours_dots(3, x, w, ld, k, sums);
+  fours_dots(3, FOURS_W, x, w, ld, k, sums);
+}
+static void fours_most(const float *x, const float *w, int64_t ld, int64_t k, float *sums) {
+  fours_dots(FOURS_MOST, FOURS_W_MOST, x, w, ld, k, sums);
 }
 
 void VEC(gemm_fours)(const gemm_group_t *group, const float *panel, int64_t j, int64_t columns,
                      float *tile) {
   float sums[FOURS_ROWS * FOURS_SUMS];
   int64_t vectors = fours_vectors(group), ld = group->b.ld;
+  int64_t rows = vectors == FOURS_MOST ? FOURS_W_MOST : FOURS_W;
+  fours_fn dots = vectors == 2 ? fours_two : vectors == 3 ? fours_three : fours_most;
   for (int64_t q = 0; q < columns; q += VEC_WIDTH) {
     int64_t even;
     const float *w = gemm_even_rows(&group->b, j + q, &even);
     even = vec_min(vec_min(even, columns - q), VEC_WIDTH);
-    for (int64_t i = 0; i < even; i += FOURS_W)
-      (vectors == 2 ? fours_two : fours_three)(panel, w + i * ld, ld, group->k,
-                                               sums + i / 4 * FOURS_SUMS);
+    for (int64_t i = 0; i < even; i += rows)
+      dots(panel, w + i * ld, ld, group->k, sums + i / 4 * FOURS_SUMS);
     float *to = tile + q;
     for (int64_t i = 0; even > 0 && i < vectors; i++) {
       vf x[FOURS_ROWS];

@@ -198,7 +198,7 @@ static void test_gradients_of_weights(void **state) {
  * rows, whole and other blocks of columns and of k, one item and several. */
 static void test_fours(void **state) {
   (void)state;
-  for (int32_t m = 6; m < 14; m++) {
+  for (int32_t m = 6; m < 18; m++) {
     for (int32_t i = 0; i < 12; i++)
       check_matmul(&(matmul_case_t){.m = m, .n = (int64_t[]){8, 40, 44, 520}[i % 4],
                                     .k = (int64_t[]){16, 64, 128}[i / 4], .trans_b = 1,
