@@ -403,7 +403,7 @@ typedef struct nn_model_config_t {
   int32_t ffn_kind;     /**< NN_FFN_ value. */
   int64_t vocab_size;   /**< Rows of the embedding and of the head. */
   int64_t context;      /**< Longest sequence trained. */
-  int64_t layers;       /**< Blocks. */
+  int64_t layers;       /**< Blocks, at most 65,536. */
   int64_t hidden;       /**< Width of the residual stream. */
   int64_t heads;        /**< Query heads. */
   int64_t kv_heads;     /**< Key-value heads; divides heads. 0: heads. */

@@ -125,7 +125,7 @@ static const int_bound_t flag_bounds[] = {
 
 static const int_bound_t size_bounds[] = {
     BOUND(vocab_size, 1, INT32_MAX), BOUND(context, 1, INT32_MAX),
-    BOUND(layers, 1, INT32_MAX),     BOUND(hidden, 1, INT32_MAX),
+    BOUND(layers, 1, 1 << 16),       BOUND(hidden, 1, INT32_MAX),
     BOUND(heads, 1, INT32_MAX),      BOUND(kv_heads, 1, INT32_MAX),
     BOUND(head_dim, 1, 256),         BOUND(ffn, 1, INT32_MAX),
     BOUND(experts, 0, 1024),         BOUND(top_k, 0, 64),

@@ -258,7 +258,7 @@ static void shapes_follow_config_json(void **state) {
   refuse_folder(NN_ERR_FORMAT, "embed_tokens|[38, 10]");
   /* a claim that is out of all proportion takes no memory */
   files_write_text(folder, "config.json",
-                   "{\"model_type\":\"mixtral\",\"num_hidden_layers\":2147483647,\"hidden_size\":2,"
+                   "{\"model_type\":\"mixtral\",\"num_hidden_layers\":65536,\"hidden_size\":2,"
                    "\"num_attention_heads\":1,\"num_key_value_heads\":1,\"intermediate_size\":1,"
                    "\"num_local_experts\":1024,\"vocab_size\":1}");
   refuse_folder(NN_ERR_FORMAT, "asks for|tensors");

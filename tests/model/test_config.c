@@ -130,6 +130,7 @@ static void sizes_are_bounded(void **state) {
   REFUSED(vocab_size, INT64_MIN, "-9223372036854775808");
   REFUSED(context, -1, "is -1");
   REFUSED(layers, 0, "is 0");
+  REFUSED(layers, 65537, "is 65537|from 1 to 65536");
   REFUSED(hidden, 0, "is 0");
   REFUSED(hidden, INT64_MAX, "9223372036854775807");
   REFUSED(heads, 0, "is 0");
@@ -185,7 +186,7 @@ static void floats_are_bounded(void **state) {
 static void sizes_may_not_overflow(void **state) {
   (void)state;
   nn_model_config_t config = files_mixtral();
-  config.layers = INT32_MAX, config.hidden = INT32_MAX - 1, config.ffn = INT32_MAX;
+  config.layers = 1 << 16, config.hidden = INT32_MAX - 1, config.ffn = INT32_MAX;
   config.experts = 1024;
   CHECK_FAILS(NN_ERR_ARGUMENT, "more parameters|hidden 2147483646", nn_config_validate(&config));
   /* the count fits 64 bits, the bytes of an fp32 buffer do not */

@@ -223,7 +223,7 @@ pub struct Config {
     pub vocab_size: usize,
     /// Longest sequence trained.
     pub context: usize,
-    /// Blocks.
+    /// Blocks, at most 65,536.
     pub layers: usize,
     /// Width of the residual stream.
     pub hidden: usize,
