@@ -196,6 +196,14 @@ __device__ __forceinline__ uint64_t hopper_operand(uint32_t address, uint32_t ch
   return swizzle_128 | eight_rows | (uint64_t)(chunk_bytes >> 4) << 16 | (address & 0x3ffff) >> 4;
 }
 
+/* Of an operand without a swizzle: core matrices, 8 rows of 16 bytes each, that follow one another
+ * in so many bytes along K, and along M or N. */
+__device__ __forceinline__ uint64_t hopper_core_operand(uint32_t address, uint32_t next_k,
+                                                        uint32_t next_rows) {
+  return (uint64_t)(next_rows >> 4) << 32 | (uint64_t)(next_k >> 4) << 16 |
+         (address & 0x3ffff) >> 4;
+}
+
 /* A product of T, bf16 or fp16. shape: the instruction's; adds: the operand that says whether d is
  * added; body: the operands; behind it what asm is told of them. */
 #define HOPPER_MULTIPLY(T, shape, adds, body, ...)               \

@@ -3,13 +3,13 @@
  *
  * A kernel launched by launch_chained must, in every thread and before it leaves, call
  * launch_wait() once. Before that call it
- * - writes nothing,
+ * - writes nothing that an earlier kernel of the chain reads or writes,
  * - may prefetch into the second-level cache, where no value can go stale, and
  * - reads only what copies from the host wrote (positions, sequences, their lengths); parameters,
  *   for kernels that write these never call launch_next(); and, if the kernel before calls
- *   launch_next() after launch_wait(), what was done when that one began, or what that one wrote
- *   before a __threadfence() and its launch_next(); from the second-level cache (__ldcg) where it
- *   changes from layer to layer.
+ *   launch_next() after launch_wait(), what was done when that one had waited, or what that one
+ *   wrote before a __threadfence() and its launch_next(); from the second-level cache (__ldcg)
+ *   where it changes from layer to layer.
  * Then all earlier work on the stream is done, for each kernel of a chain has waited for the one
  * before. Afterwards it reads what earlier kernels wrote by ordinary loads, not through the
  * read-only path. launch_next() lets the next kernel begin. It is called first of all where nothing

@@ -1,5 +1,6 @@
 /* The choice among the ways of attention, and what backward needs to know of each query row. */
 #include "attention/rows.cuh"
+#include "launch.cuh"
 
 /* ---- what the ways share --------------------------------------------------------------------- */
 
@@ -134,12 +135,22 @@ nn_status_t cuda_attention(backend_device_t *device, const op_attention_t *op,
 
 enum { STAT_THREADS = 256, STAT_LANES = 8, STAT_BLOCK_ROWS = STAT_THREADS / STAT_LANES };
 
-/* stats of 32 packed rows, eight threads a row. Blocks: pairs of sequence and key-value head, in
- * each its rows. <dout, o> sums in order within a thread, then over threads. */
+/* x as attention_terms_t has it. */
+__device__ __forceinline__ void attention_split(bf16_t *to, float x) {
+  for (int i = 0; i < 3; i++) {
+    to[i] = from_float<bf16_t>(x);
+    x -= to_float(to[i]);
+  }
+}
+
+/* stats, and terms unless NULL, of 32 packed rows, eight threads a row. Blocks: pairs of sequence
+ * and key-value head, in each its rows. <dout, o> sums in order within a thread, then over
+ * threads. */
 template <typename T>
 __global__ void __launch_bounds__(STAT_THREADS)
     attention_stat_rows(const op_attention_bwd_t op, const attention_rows_t rows, int blocks,
-                        float factor, int vector, float2 *stats) {
+                        float factor, int vector, float2 *stats, attention_terms_t *terms) {
+  launch_next();
   constexpr int width = vec_t<T>::width;
   int pair = blockIdx.x / blocks, lane = threadIdx.x % STAT_LANES, dim = (int)op.head_dim;
   int r = blockIdx.x % blocks * STAT_BLOCK_ROWS + threadIdx.x / STAT_LANES;
@@ -161,20 +172,29 @@ __global__ void __launch_bounds__(STAT_THREADS)
   }
 #pragma unroll
   for (int step = STAT_LANES / 2; step; step >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, step);
-  if (lane == 0)
-    stats[pair * attention_stat_count(rows) + r] =
-        inside ? make_float2(op.lse[out] * factor, sum) : make_float2(INFINITY, 0);
+  if (lane) return;
+  int64_t at = pair * attention_stat_count(rows) + r;
+  float lse = inside ? op.lse[out] : 0;
+  stats[at] = inside ? make_float2(lse * factor, sum) : make_float2(INFINITY, 0);
+  if (!terms) return;
+  vec_t<bf16_t> row;
+  attention_split(row.at, -lse / op.scale);
+  attention_split(row.at + 3, -sum);
+  row.at[6] = row.at[7] = from_float<bf16_t>(0);
+  vec_store((bf16_t *)(terms + at), row);
 }
 
 template <typename T>
 static void attention_stat_launch(backend_device_t *device, const op_attention_bwd_t *op,
-                                  const attention_rows_t *rows, float factor, float2 *stats) {
+                                  const attention_rows_t *rows, float factor, float2 *stats,
+                                  attention_terms_t *terms) {
   const void *pointers[] = {op->o, op->dout};
   int vector = attention_aligned(pointers, 2, NULL, 0, op->head_dim, op->act_dtype);
   int64_t blocks = attention_stat_count(*rows) / STAT_BLOCK_ROWS;
   unsigned grid = (unsigned)(blocks * op->batch * op->kv_heads);
   attention_stat_rows<T>
-      <<<grid, STAT_THREADS, 0, device->stream>>>(*op, *rows, (int)blocks, factor, vector, stats);
+      <<<grid, STAT_THREADS, 0, device->stream>>>(*op, *rows, (int)blocks, factor, vector, stats,
+                                                  terms);
 }
 
 /* dsinks of a head: less the sum over rows of exp(sink - lse) delta. A thread's rows in order, then
@@ -209,15 +229,24 @@ static int attention_flash_bwd_takes(const op_attention_bwd_t *op) {
          attention_aligned(pointers, 7, strides, 3, op->head_dim, op->act_dtype);
 }
 
-/* Room for the statistics of all rows, and for partial sums where tensor cores may be used. */
+/* Room for the statistics of all rows, and for terms and partial sums where tensor cores may be
+ * used. */
+typedef struct attention_bwd_room {
+  float2 *stats;
+  attention_terms_t *terms;
+  float *partial;
+} attention_bwd_room_t;
+
 static void attention_bwd_take(const backend_device_t *device, cuda_arena_t *arena, int64_t rows,
                                int64_t batch, int64_t heads, int64_t kv_heads,
-                               int64_t head_dim, int flash, float2 **stats, float **partial) {
+                               int64_t head_dim, int flash, attention_bwd_room_t *room) {
   int64_t count = rows * heads + batch * kv_heads * ATTENTION_STAT_ROWS;
-  *stats = (float2 *)cuda_take(arena, count, sizeof(float2));
-  int64_t room = flash ? attention_flash_bwd_partial(device, rows, batch, kv_heads, head_dim)
-                       : 0;
-  *partial = (float *)cuda_take(arena, room, sizeof(float));
+  int64_t partial = flash ? attention_flash_bwd_partial(device, rows, batch, kv_heads, head_dim)
+                          : 0;
+  room->stats = (float2 *)cuda_take(arena, count, sizeof(float2));
+  room->terms = (attention_terms_t *)cuda_take(arena, flash && device->capability == 90 ? count : 0,
+                                               sizeof(attention_terms_t));
+  room->partial = (float *)cuda_take(arena, partial, sizeof(float));
 }
 
 nn_status_t cuda_attention_bwd(backend_device_t *device, const op_attention_bwd_t *op,
@@ -228,17 +257,19 @@ nn_status_t cuda_attention_bwd(backend_device_t *device, const op_attention_bwd_
       attention_rows(op->q_len, op->heads, op->kv_heads, op->window, op->q_len);
   int flash = attention_flash_bwd_takes(op);
   cuda_arena_t arena = {(char *)scratch.data, 0};
-  float2 *stats;
-  float *partial;
+  attention_bwd_room_t room;
   attention_bwd_take(device, &arena, op->batch * op->q_len, op->batch, op->heads, op->kv_heads,
-                     op->head_dim, flash, &stats, &partial);
+                     op->head_dim, flash, &room);
   float factor = flash ? ATTENTION_LOG2_E : 1;
-  CUDA_BY_DTYPE(op->act_dtype, attention_stat_launch, device, op, &rows, factor, stats);
+  float2 *stats = room.stats;
+  int flash90 = flash && attention_flash90_bwd_takes(device, op);
+  CUDA_BY_DTYPE(op->act_dtype, attention_stat_launch, device, op, &rows, factor, stats,
+                flash90 ? room.terms : NULL);
   if (op->sinks) CUDA_BY_DTYPE(op->act_dtype, attention_sinks_launch, device, op, &rows, stats);
-  if (flash && attention_flash90_bwd_takes(device, op))
-    CUDA_TRY(attention_flash90_bwd(device, op, stats, partial));
+  if (flash90)
+    CUDA_TRY(attention_flash90_bwd(device, op, stats, room.terms, room.partial));
   else if (flash)
-    attention_flash_bwd(device, op, stats, partial);
+    attention_flash_bwd(device, op, stats, room.partial);
   else
     attention_general_bwd(device, op, stats);
   return cuda_launched(device, "attention_bwd");
@@ -255,11 +286,10 @@ size_t cuda_attention_scratch(const backend_device_t *device, const backend_limi
                          limits->head_dim);
   }
   if (limits->training) {
-    float2 *stats;
-    float *partial;
+    attention_bwd_room_t room;
     int flash = attention_flash_shape(limits->weight_dtype, limits->head_dim);
     attention_bwd_take(device, &backward, limits->rows, limits->batch, limits->heads,
-                       limits->kv_heads, limits->head_dim, flash, &stats, &partial);
+                       limits->kv_heads, limits->head_dim, flash, &room);
   }
   return forward.used > backward.used ? forward.used : backward.used;
 }

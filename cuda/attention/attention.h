@@ -44,6 +44,12 @@ typedef struct attention_parts {
 /* Backward's numbers of each packed row, by sequence and key-value head, rows up to a multiple of
  * ATTENTION_STAT_ROWS: factor * lse, and <dout, o>; (infinity, 0) behind the last row. */
 enum { ATTENTION_STAT_ROWS = 64 };
+
+/* What flash_bwd_sm90.cu adds to a packed row's products with keys and values: -lse / scale and
+ * -<dout, o>, each the sum of three bf16 and so exact to 24 bits, and two zeros. As many as
+ * statistics; zeros behind the last row. */
+typedef uint4 attention_terms_t;
+
 static __host__ __device__ inline int64_t attention_stat_count(const attention_rows_t &rows) {
   return ((int64_t)rows.count + ATTENTION_STAT_ROWS - 1) / ATTENTION_STAT_ROWS *
          ATTENTION_STAT_ROWS;
@@ -98,7 +104,8 @@ nn_status_t attention_flash90_bwd_rows(backend_device_t *device, const op_attent
  * partial as there. */
 int attention_flash90_bwd_takes(const backend_device_t *device, const op_attention_bwd_t *op);
 nn_status_t attention_flash90_bwd(backend_device_t *device, const op_attention_bwd_t *op,
-                                  const float2 *stats, float *partial);
+                                  const float2 *stats, const attention_terms_t *terms,
+                                  float *partial);
 
 /* decode.cu: a block for each DECODE_ROWS rows and part. With cluster,
  * the parts (at most DECODE_CLUSTER) are blocks of one cluster that put their sums together. */

@@ -1,7 +1,9 @@
 /* dq of attention backward on sm_90a, as flash_bwd_sm90.cu makes dk and dv. Tiles of packed rows
  * are held, up to 64 a warpgroup, and 64 or 48 keys come at a time; steps in which a WINDOW shows
- * no row a key are left out. */
+ * no row a key are left out. Blocks begin where those of dk and dv have left, and wait for the
+ * others last of all: neither reads or writes what the other writes. */
 #include "attention/tiles_sm90.cuh"
+#include "launch.cuh"
 
 template <int D>
 struct bwd90_rows_size {
@@ -117,7 +119,7 @@ __device__ __forceinline__ void bwd90_rows_consume(const bwd90_rows_args_t &a,
 #pragma unroll
     for (int half = 0; half < 2; half++) {
       last[half] = rows_query(a.rows, row + half * 8 + g) - 2 * t;
-      stat[half] = stats[min(row + half * 8 + g, a.rows.count - 1)];
+      stat[half] = __ldcg(stats + min(row + half * 8 + g, a.rows.count - 1));
     }
 
     constexpr bool late = D == 256; /* registers have room for ds once r is done with */
@@ -235,6 +237,8 @@ __global__ void __launch_bounds__(bwd90_rows_size<D>::threads, 1)
     bwd90_rows_consume<T, D, WINDOW>(a, bwd90_shared + (base - start), base,
                                      (int)(threadIdx.x / HOPPER_GROUP) - 1);
   }
+  launch_wait();
+  launch_next();
 #endif
 }
 
@@ -255,7 +259,7 @@ static nn_status_t bwd90_launch_rows(backend_device_t *device, const op_attentio
   CUDA_TRY(cuda_check(device, "attention_bwd",
                       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            size::shared)));
-  kernel<<<tiles90_grid(device, &a.tiles), size::threads, size::shared, device->stream>>>(a);
+  launch_chained(device, kernel, tiles90_grid(device, &a.tiles), size::threads, size::shared, 0, a);
   return NN_OK;
 }
 

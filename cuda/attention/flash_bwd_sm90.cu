@@ -10,11 +10,17 @@
  * WINDOW: rows see no more than so many keys; steps in which no row sees a key are left out. */
 #include "attention/line_sm90.cuh"
 #include "attention/tiles_sm90.cuh"
+#include "launch.cuh"
 
 enum { BWD90_KEYS = LINE90_KEYS, BWD90_KEY_GROUPS = 2 };
 
 /* What a kernel makes. */
 enum { BWD90_DK = 1, BWD90_DV = 2, BWD90_BOTH = BWD90_DK | BWD90_DV };
+
+/* Which of a row's terms are added: left operands of 64 equal rows that begin with 8 numbers, one
+ * of these, and go on with 8 zeros. Eight rows of 8 numbers are a core matrix. */
+enum { BWD90_LSE, BWD90_DELTA, BWD90_ZEROS, BWD90_ONES };
+enum { BWD90_CORE = 128 /* bytes */ };
 
 /* What follows from the head dim: registers hold dk and dv, or one of them, and fewer rows of a
  * step beside wider ones. Without dk no values are held, which leaves room for a stage more. */
@@ -32,11 +38,12 @@ struct bwd90_keys_size {
   static constexpr int step_bytes = step_rows * D * 2;
   static constexpr int stage_bytes = 2 * step_bytes; /* q, dout */
   static constexpr int stages_at = rooms * helds * held_bytes;
-  static constexpr int stats_at = stages_at + stages * stage_bytes; /* of each stage's rows */
-  static constexpr int stats_bytes = step_rows * (int)sizeof(float2);
-  static constexpr int barriers_at = stats_at + stages * stats_bytes;
+  static constexpr int terms_at = stages_at + stages * stage_bytes; /* of each stage's rows */
+  static constexpr int terms_bytes = step_rows * (int)sizeof(attention_terms_t);
+  static constexpr int barriers_at = terms_at + stages * terms_bytes;
   static constexpr int pieces_at = barriers_at + 8 * (2 * rooms + 2 * stages);
-  static constexpr int shared = HOPPER_ALIGN + pieces_at + rooms * 32;
+  static constexpr int ones_at = (pieces_at + rooms * 32 + 127) / 128 * 128;
+  static constexpr int shared = HOPPER_ALIGN + ones_at + BWD90_ONES * BWD90_CORE;
   static constexpr int threads = (1 + BWD90_KEY_GROUPS) * HOPPER_GROUP;
   static constexpr int sharers = 512 / D; /* attention_flash_bwd_partial has room for so many */
 };
@@ -45,7 +52,7 @@ typedef struct bwd90_keys_args {
   CUtensorMap q, dout, k, v;
   op_attention_bwd_t op;
   attention_rows_t rows;
-  const float2 *stats;
+  const attention_terms_t *terms;
   float *partial; /* [blocks, 2, 2 (dk, dv), keys, D]: sums of the key block that an earlier block
                      began, and of the one that this begins and the next goes on with */
   line90_t line;
@@ -117,17 +124,17 @@ __device__ __forceinline__ void bwd90_keys_produce(const bwd90_keys_args_t &a,
     tiles90_copy<D>(a.k, held, size::held_half, held_full, kv_head, key, b);
     if constexpr (MAKES & BWD90_DK)
       tiles90_copy<D>(a.v, held + size::held_bytes, size::held_half, held_full, kv_head, key, b);
-    const float2 *stats = a.stats + piece.pair * stat_count;
+    const attention_terms_t *terms = a.terms + piece.pair * stat_count;
     for (int step = piece.first; step < piece.first + piece.count; step++) {
       uint32_t stage = base + size::stages_at + slot * size::stage_bytes;
       uint32_t full = bwd90_full<size>(base, slot);
       int first = step * step_rows, known = (int)min((int64_t)step_rows, stat_count - first);
       int head = kv_head * a.rows.group, position = step * a.line.positions;
       hopper_wait(bwd90_empty<size>(base, slot), parity ^ 1);
-      hopper_expect(full, 2 * step_rows * (D * 2) + known * sizeof(float2));
+      hopper_expect(full, 2 * step_rows * (D * 2) + known * sizeof(*terms));
       tiles90_copy<D>(a.q, stage, size::step_half, full, head, position, b);
-      hopper_copy_bytes(stats + first, base + size::stats_at + slot * size::stats_bytes, full,
-                        known * sizeof(float2));
+      hopper_copy_bytes(terms + first, base + size::terms_at + slot * size::terms_bytes, full,
+                        known * sizeof(*terms));
       tiles90_copy<D>(a.dout, stage + size::step_bytes, size::step_half, full, head, position, b);
       if (++slot == size::stages) slot = 0, parity ^= 1;
     }
@@ -150,16 +157,39 @@ __device__ __forceinline__ void bwd90_mask(float (&s)[N], int first0, int first1
     }
 }
 
-/* acc of the warp's 16 keys of 64 goes to the tensor, or to a piece's sums, of D columns. */
+/* The products of 64 keys from `key` on with a step's rows, which begin with a position, become
+ * weights. own: the thread's first key of the 64. */
+template <bool WINDOW, int N>
+__device__ __forceinline__ void bwd90_weights(float (&s)[N], const bwd90_keys_args_t &a, int key,
+                                              int own, int position) {
+#pragma unroll
+  for (int i = 0; i < N; i++) s[i] = tile_exp2(s[i] * a.scale);
+  int end = min(a.line.positions * a.rows.group, a.rows.count - position * a.rows.group);
+  bool beyond = WINDOW && position + a.line.positions > key + a.rows.window;
+  if (position >= key + 63 && end >= 2 * N && !beyond) return;
+  int first = (key + own - position) * a.rows.group;
+  if constexpr (WINDOW)
+    bwd90_mask(s, first, first + 8 * a.rows.group, end, a.rows.window * a.rows.group);
+  else
+    bwd90_mask(s, first, first + 8 * a.rows.group, end);
+}
+
+/* acc of a piece's keys, the warp's 16 of 64 whose first two are the thread's `at`, goes to the
+ * tensor, or to the piece's sums, those of dk (part 0) or dv, of D columns. */
 template <typename T, int D>
 __device__ __forceinline__ void bwd90_write(const bwd90_keys_args_t &a, const float (&acc)[D / 2],
-                                            T *to, float *partial, int block, int at,
+                                            T *to, int part, const line90_piece_t &piece, int at,
                                             float scale) {
   int t = threadIdx.x & 3;
+  to += piece.pair / a.rows.kv_heads * a.op.kv_batch +
+        piece.pair % a.rows.kv_heads * a.op.head_dim;
+  float *partial = NULL;
+  if (!piece.whole)
+    partial = a.partial + (2 * (2 * (int64_t)blockIdx.x + piece.begins) + part) * BWD90_KEYS * D;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int inside = at + half * 8;
-    int64_t key = block * BWD90_KEYS + inside;
+    int64_t key = piece.block * BWD90_KEYS + inside;
     if (key >= a.rows.q_len) continue;
 #pragma unroll
     for (int n = 0; n < D / 8; n++) {
@@ -173,18 +203,46 @@ __device__ __forceinline__ void bwd90_write(const bwd90_keys_args_t &a, const fl
   }
 }
 
-/* Asks for what a step's rows, at q, add to dk and dv. */
-template <typename T, int D, int MAKES, int N>
-__device__ __forceinline__ void bwd90_keys_add(float (&dk)[D / 2], float (&dv)[D / 2],
-                                               uint32_t (&r)[N], uint32_t (&p)[N], uint32_t q,
-                                               int add) {
+/* One row of them. */
+__device__ __forceinline__ uint4 bwd90_ones(int which) {
+  const uint32_t one = 0x3f80, two = one << 16 | one;
+  if (which == BWD90_LSE) return make_uint4(two, one, 0, 0);
+  return which == BWD90_DELTA ? make_uint4(0, one << 16, two, 0) : make_uint4(0, 0, 0, 0);
+}
+
+/* Asks for s or ds of the rows at q: their products with the keys or values that are held, to which
+ * their own terms come as a product more, so that no thread has to read them. The terms are bf16
+ * for any T; their 8 numbers are taken twice, the second time by zeros. */
+template <typename T, int D, int MAKES, int TERM, int N>
+__device__ __forceinline__ void bwd90_dot(float (&d)[N], uint32_t base, uint32_t slot, uint32_t k,
+                                          uint32_t q) {
   typedef bwd90_keys_size<D, MAKES> size;
-  if constexpr (MAKES & BWD90_DK) hopper_hold(dk);
-  if constexpr (MAKES & BWD90_DV) hopper_hold(dv);
+  uint32_t ones = base + size::ones_at + TERM * BWD90_CORE;
+  uint64_t x = hopper_core_operand(ones, (BWD90_ZEROS - TERM) * BWD90_CORE, 0);
+  uint64_t y = hopper_core_operand(base + size::terms_at + slot * size::terms_bytes, 0, BWD90_CORE);
+  if constexpr (N == 24) hopper_multiply_48<bf16_t, false, false>(d, x, y, 0);
+  if constexpr (N == 32) hopper_multiply_64<bf16_t, false, false>(d, x, y, 0);
+  if constexpr (N == 48) hopper_multiply_96<bf16_t, false, false>(d, x, y, 0);
+  uint32_t a = TERM == BWD90_LSE ? k : k + size::held_bytes;
+  tiles90_dot<T, D>(d, a, size::held_half, TERM == BWD90_LSE ? q : q + size::step_bytes,
+                    size::step_half, 1);
+}
+
+/* Asks for what a step's rows, at q, add to dk and, by their weights, to dv. */
+template <typename T, int D, int MAKES, int N>
+__device__ __forceinline__ void bwd90_add_dk(float (&dk)[D / 2], uint32_t (&r)[N], uint32_t q,
+                                             int add) {
+  hopper_hold(dk);
   hopper_begin();
-  if constexpr (MAKES & BWD90_DV)
-    tiles90_add<T, D>(dv, p, q + size::step_bytes, size::step_half, add);
-  if constexpr (MAKES & BWD90_DK) tiles90_add<T, D>(dk, r, q, size::step_half, add);
+  tiles90_add<T, D>(dk, r, q, bwd90_keys_size<D, MAKES>::step_half, add);
+}
+template <typename T, int D, int MAKES, int N>
+__device__ __forceinline__ void bwd90_add_dv(float (&dv)[D / 2], uint32_t (&p)[N], uint32_t q,
+                                             int add) {
+  typedef bwd90_keys_size<D, MAKES> size;
+  hopper_hold(dv);
+  hopper_begin();
+  tiles90_add<T, D>(dv, p, q + size::step_bytes, size::step_half, add);
 }
 
 template <typename T, int D, bool WINDOW, int MAKES>
@@ -196,10 +254,11 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
   constexpr bool DK = MAKES & BWD90_DK, DV = MAKES & BWD90_DV;
   /* So many columns leave registers for ds only once p and r are done with. */
   constexpr bool late = D == 128 || D == 256;
-  int lane = threadIdx.x & 31, t = lane & 3;
+  /* What a step adds to dv is computed while ds is; of 64 columns that takes longer. */
+  constexpr bool early = DK && DV && D == 128;
+  int lane = threadIdx.x & 31;
   int own = group * 64 + threadIdx.x / 32 % 4 * 16 + (lane >> 2); /* the thread's first key */
   bool signals = lane == 0;
-  int step_rows = a.line.positions * a.rows.group;
   uint32_t slot = 0, parity = 0;
   for (uint32_t number = 0;; number++) {
     uint32_t room = number % size::rooms;
@@ -214,54 +273,37 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
     hopper_hold(s);
     if constexpr (DK) hopper_hold(ds);
     hopper_begin();
-    tiles90_dot<T, D>(s, k, size::held_half, q, size::step_half);
+    bwd90_dot<T, D, MAKES, BWD90_LSE>(s, base, slot, k, q);
     hopper_commit();
     if constexpr (DK) {
-      tiles90_dot<T, D>(ds, k + size::held_bytes, size::held_half, q + size::step_bytes,
-                        size::step_half);
+      bwd90_dot<T, D, MAKES, BWD90_DELTA>(ds, base, slot, k, q);
       hopper_commit();
     }
     for (int step = 0;; step++) {
-      const float4 *stats =
-          (const float4 *)(shared + size::stats_at + slot * size::stats_bytes);
       hopper_done<DK ? 1 : 0>();
       if constexpr (DK) hopper_hold(dk);
       if constexpr (DV) hopper_hold(dv);
       hopper_hold(s);
-      /* by every lane: it has read the statistics, over which the copy engine writes next */
-      if (step) hopper_arrive(bwd90_empty<size>(base, slot ? slot - 1 : size::stages - 1));
-#pragma unroll
-      for (int n = 0; n < numbers / 4; n++) {
-        float4 stat = stats[4 * n + t]; /* lse, delta of two rows */
-#pragma unroll
-        for (int i = 0; i < 4; i++)
-          s[4 * n + i] = tile_exp2(fmaf(s[4 * n + i], a.scale, i & 1 ? -stat.z : -stat.x));
+      if (step && signals)
+        hopper_arrive(bwd90_empty<size>(base, slot ? slot - 1 : size::stages - 1));
+      bwd90_weights<WINDOW>(s, a, piece.block * BWD90_KEYS + group * 64, own - group * 64,
+                            (piece.first + step) * a.line.positions);
+      if constexpr (DV) {
+        tiles90_round<T>(p, s);
+        hopper_hold(p);
       }
-      int position = (piece.first + step) * a.line.positions, key = piece.block * BWD90_KEYS;
-      int end = min(step_rows, a.rows.count - position * a.rows.group);
-      bool beyond = WINDOW && position + a.line.positions > key + group * 64 + a.rows.window;
-      if (position < key + group * 64 + 63 || end < size::step_rows || beyond) {
-        int first = (key + own - position) * a.rows.group;
-        if constexpr (WINDOW)
-          bwd90_mask(s, first, first + 8 * a.rows.group, end, a.rows.window * a.rows.group);
-        else
-          bwd90_mask(s, first, first + 8 * a.rows.group, end);
+      if constexpr (early) {
+        bwd90_add_dv<T, D, MAKES>(dv, p, q, step);
+        hopper_commit();
       }
-      if constexpr (DV) tiles90_round<T>(p, s);
       if constexpr (DK) {
-        hopper_done<0>();
+        hopper_done<early ? 1 : 0>();
         hopper_hold(ds);
 #pragma unroll
-        for (int n = 0; n < numbers / 4; n++) {
-          float4 stat = stats[4 * n + t];
-#pragma unroll
-          for (int i = 0; i < 4; i++)
-            ds[4 * n + i] = s[4 * n + i] * (ds[4 * n + i] - (i & 1 ? stat.w : stat.y));
-        }
+        for (int i = 0; i < numbers; i++) ds[i] *= s[i];
         tiles90_round<T>(r, ds);
+        hopper_hold(r);
       }
-      if constexpr (DV) hopper_hold(p);
-      if constexpr (DK) hopper_hold(r);
       if (step + 1 == piece.count) break;
       uint32_t last = q;
       if (++slot == size::stages) slot = 0, parity ^= 1;
@@ -269,41 +311,35 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
       hopper_wait(bwd90_full<size>(base, slot), parity);
       hopper_hold(s);
       if constexpr (DK && !late) hopper_hold(ds);
-      bwd90_keys_add<T, D, MAKES>(dk, dv, r, p, last, step);
+      if constexpr (DV && !early) bwd90_add_dv<T, D, MAKES>(dv, p, last, step);
+      if constexpr (DK) bwd90_add_dk<T, D, MAKES>(dk, r, last, step);
       hopper_commit();
-      tiles90_dot<T, D>(s, k, size::held_half, q, size::step_half);
+      bwd90_dot<T, D, MAKES, BWD90_LSE>(s, base, slot, k, q);
       hopper_commit();
       if constexpr (DK && late) {
         hopper_done<1>();
+        if constexpr (early) hopper_hold(dv);
         tiles90_zero(ds);
         hopper_hold(ds);
         hopper_begin();
       }
       if constexpr (DK) {
-        tiles90_dot<T, D>(ds, k + size::held_bytes, size::held_half, q + size::step_bytes,
-                          size::step_half);
+        bwd90_dot<T, D, MAKES, BWD90_DELTA>(ds, base, slot, k, q);
         hopper_commit();
       }
     }
-    bwd90_keys_add<T, D, MAKES>(dk, dv, r, p, q, piece.count > 1);
+    if constexpr (DV && !early) bwd90_add_dv<T, D, MAKES>(dv, p, q, piece.count > 1);
+    if constexpr (DK) bwd90_add_dk<T, D, MAKES>(dk, r, q, piece.count > 1);
     hopper_commit();
     hopper_done<0>();
     if constexpr (DK) hopper_hold(dk);
     if constexpr (DV) hopper_hold(dv);
-    hopper_arrive(bwd90_empty<size>(base, slot));
+    if (signals) hopper_arrive(bwd90_empty<size>(base, slot));
     if (++slot == size::stages) slot = 0, parity ^= 1;
-    int block = piece.block;
-    int64_t kv = piece.pair / a.rows.kv_heads * a.op.kv_batch +
-                 piece.pair % a.rows.kv_heads * a.op.head_dim;
-    float *partial = NULL;
-    if (!piece.whole)
-      partial = a.partial + (2 * (int64_t)blockIdx.x + piece.begins) * 2 * size::held;
     __syncwarp();
     if (signals) hopper_arrive(bwd90_held_empty<size>(base, room));
-    if constexpr (DK) bwd90_write<T, D>(a, dk, (T *)a.op.dk + kv, partial, block, own, a.op.scale);
-    if constexpr (DV)
-      bwd90_write<T, D>(a, dv, (T *)a.op.dv + kv, partial ? partial + size::held : NULL, block,
-                        own, 1);
+    if constexpr (DK) bwd90_write<T, D>(a, dk, (T *)a.op.dk, 0, piece, own, a.op.scale);
+    if constexpr (DV) bwd90_write<T, D>(a, dv, (T *)a.op.dv, 1, piece, own, 1);
   }
 }
 
@@ -325,14 +361,18 @@ __global__ void __launch_bounds__(bwd90_keys_size<D, MAKES>::threads, 1)
     }
     for (uint32_t i = 0; i < size::stages; i++) {
       hopper_barrier_init(bwd90_full<size>(base, i), 1);
-      hopper_barrier_init(bwd90_empty<size>(base, i), BWD90_KEY_GROUPS * HOPPER_GROUP);
+      hopper_barrier_init(bwd90_empty<size>(base, i), BWD90_KEY_GROUPS * HOPPER_GROUP / 32);
     }
     hopper_barrier_ready();
   }
-  /* Nothing may be copied to a stage's last rows and statistics; they must be numbers. */
+  /* Nothing may be copied to a stage's last rows and their terms; they must be numbers. */
   for (int i = size::stages_at + threadIdx.x * 16; i < size::barriers_at; i += size::threads * 16)
     *(uint4 *)(shared + i) = make_uint4(0, 0, 0, 0);
+  if (threadIdx.x < BWD90_ONES * 8)
+    *(uint4 *)(shared + size::ones_at + threadIdx.x * sizeof(uint4)) = bwd90_ones(threadIdx.x / 8);
   hopper_fence();
+  launch_wait();
+  launch_next();
   __syncthreads();
   /* 168 registers a thread at the start; 128 * 24 + 256 * 240 fit into the 65536 too. */
   if (threadIdx.x < HOPPER_GROUP) {
@@ -345,14 +385,14 @@ __global__ void __launch_bounds__(bwd90_keys_size<D, MAKES>::threads, 1)
 #endif
 }
 
-/* dk and dv of key blocks that were cut, four numbers a thread. */
+/* dk and dv of key blocks that were cut, four numbers a thread. bwd90_keys is done when this
+ * begins: bwd90_rows has waited for it, and may still run. */
 enum { BWD90_SUM_THREADS = 256 };
 template <int D>
 constexpr int bwd90_sum_blocks = 2 * BWD90_KEYS * D / (4 * BWD90_SUM_THREADS);
 
 template <typename T, int D>
-__global__ void __launch_bounds__(BWD90_SUM_THREADS)
-    bwd90_keys_sum(const __grid_constant__ bwd90_keys_args_t a) {
+__device__ __forceinline__ void bwd90_add_cut(const bwd90_keys_args_t &a) {
   constexpr int held = BWD90_KEYS * D;
   int item = blockIdx.x / bwd90_sum_blocks<D>;
   int pair = item % a.line.pairs, block = item / a.line.pairs;
@@ -364,14 +404,21 @@ __global__ void __launch_bounds__(BWD90_SUM_THREADS)
   int64_t row = block * BWD90_KEYS + key;
   if (row >= a.rows.q_len || inside % D >= a.op.head_dim) return;
   const float *from = a.partial + inside;
-  float4 sum = *(const float4 *)(from + (2 * (int64_t)first + 1) * 2 * held);
+  float4 sum = __ldcg((const float4 *)(from + (2 * (int64_t)first + 1) * 2 * held));
   for (int x = first + 1; x <= last; x++) {
-    float4 more = *(const float4 *)(from + 2 * (int64_t)x * 2 * held);
+    float4 more = __ldcg((const float4 *)(from + 2 * (int64_t)x * 2 * held));
     sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
   }
   int64_t kv = pair / a.rows.kv_heads * a.op.kv_batch + pair % a.rows.kv_heads * a.op.head_dim;
   T *to = (T *)(which ? a.op.dv : a.op.dk) + kv + row * a.op.ldkv + inside % D;
   *(uint2 *)to = make_uint2(half_pair<T>(sum.x, sum.y), half_pair<T>(sum.z, sum.w));
+}
+
+template <typename T, int D>
+__global__ void __launch_bounds__(BWD90_SUM_THREADS)
+    bwd90_keys_sum(const __grid_constant__ bwd90_keys_args_t a) {
+  bwd90_add_cut<T, D>(a);
+  launch_wait();
 }
 
 /* ---- launches -------------------------------------------------------------------------------- */
@@ -385,18 +432,19 @@ static nn_status_t bwd90_make(backend_device_t *device, const bwd90_keys_args_t 
                       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                            size::shared)));
   unsigned grid = (unsigned)cuda_blocks(a->line.total, a->line.share);
-  kernel<<<grid, size::threads, size::shared, device->stream>>>(*a);
+  launch_chained(device, kernel, grid, size::threads, size::shared, 0, *a);
   return NN_OK;
 }
 
 template <typename T, int D>
-static nn_status_t bwd90_launch_keys(backend_device_t *device, const op_attention_bwd_t *op,
-                                     const float2 *stats, float *partial) {
+static nn_status_t bwd90_launch_all(backend_device_t *device, const op_attention_bwd_t *op,
+                                    const float2 *stats, const attention_terms_t *terms,
+                                    float *partial) {
   typedef bwd90_keys_size<D, BWD90_DK> size;
   bwd90_keys_args_t a = {};
   a.op = *op;
   a.rows = attention_rows(op->q_len, op->heads, op->kv_heads, op->window, op->q_len);
-  a.stats = stats, a.partial = partial, a.scale = op->scale * ATTENTION_LOG2_E;
+  a.terms = terms, a.partial = partial, a.scale = op->scale * ATTENTION_LOG2_E;
   a.line = line90_make(device, &a.rows, op->batch, tiles90_positions(&a.rows, size::step_rows),
                        size::sharers);
   CUDA_TRY(tiles90_maps(device, op, &a.rows, a.line.positions, BWD90_KEYS, &a.q, &a.dout, &a.k,
@@ -407,8 +455,9 @@ static nn_status_t bwd90_launch_keys(backend_device_t *device, const op_attentio
     CUDA_TRY((bwd90_make<T, D, BWD90_DK>(device, &a)));
     CUDA_TRY((bwd90_make<T, D, BWD90_DV>(device, &a)));
   }
+  CUDA_TRY(attention_flash90_bwd_rows(device, op, stats));
   unsigned blocks = (unsigned)(line90_key_blocks(&a.rows) * a.line.pairs * bwd90_sum_blocks<D>);
-  bwd90_keys_sum<T, D><<<blocks, BWD90_SUM_THREADS, 0, device->stream>>>(a);
+  launch_chained(device, bwd90_keys_sum<T, D>, blocks, BWD90_SUM_THREADS, 0, 0, a);
   return NN_OK;
 }
 
@@ -424,20 +473,22 @@ static int bwd90_takes(const backend_device_t *device, const op_attention_bwd_t 
 
 int attention_flash90_bwd_takes(const backend_device_t *device, const op_attention_bwd_t *op) {
   if (device->capability != 90 || !attention_flash90_bwd_rows_takes(device)) return 0;
+  if (op->scale == 0) return 0; /* terms are over the scale */
   return tiles90_by_head(op->head_dim,
                          [&](auto columns) { return bwd90_takes<columns.count>(device, op); });
 }
 
 template <typename T>
 static nn_status_t bwd90_launch(backend_device_t *device, const op_attention_bwd_t *op,
-                                const float2 *stats, float *partial) {
+                                const float2 *stats, const attention_terms_t *terms,
+                                float *partial) {
   return tiles90_by_head(op->head_dim, [&](auto columns) {
-    return bwd90_launch_keys<T, columns.count>(device, op, stats, partial);
+    return bwd90_launch_all<T, columns.count>(device, op, stats, terms, partial);
   });
 }
 
 nn_status_t attention_flash90_bwd(backend_device_t *device, const op_attention_bwd_t *op,
-                                  const float2 *stats, float *partial) {
-  CUDA_TRY(CUDA_BY_HALF(op->act_dtype, bwd90_launch, device, op, stats, partial));
-  return attention_flash90_bwd_rows(device, op, stats);
+                                  const float2 *stats, const attention_terms_t *terms,
+                                  float *partial) {
+  return CUDA_BY_HALF(op->act_dtype, bwd90_launch, device, op, stats, terms, partial);
 }

@@ -54,13 +54,19 @@ static inline line90_t line90_make(const backend_device_t *device, const attenti
   return line;
 }
 
-/* The first and the last of the blocks that share a pair's key block. */
+/* The first and the last of the blocks that share a pair's key block, for all threads of a block,
+ * which add up the lengths of the key blocks before it together. */
 __device__ __forceinline__ void line90_sharers(const line90_t &line, int block, int pair,
                                                int *first, int *last) {
-  int begin = 0;
-  for (int x = 0; x < block; x++) begin += (line90_steps(line, x) + LINE90_START) * line.pairs;
-  int length = line90_steps(line, block) + LINE90_START;
-  begin += pair * length;
+  __shared__ int sums[32];
+  int sum = 0;
+  for (int x = threadIdx.x; x < block; x += blockDim.x)
+    sum += line90_steps(line, x) + LINE90_START;
+  sum = __reduce_add_sync(0xffffffffu, sum);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = sum;
+  __syncthreads();
+  int length = line90_steps(line, block) + LINE90_START, begin = pair * length;
+  for (int warp = 0; warp < (int)blockDim.x / 32; warp++) begin += sums[warp] * line.pairs;
   *first = (begin + LINE90_START) / line.share;
   *last = (begin + length - 1) / line.share;
 }

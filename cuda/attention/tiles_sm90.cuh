@@ -102,19 +102,19 @@ __device__ __forceinline__ void tiles90_zero(float (&d)[N]) {
   for (int i = 0; i < N; i++) d[i] = 0;
 }
 
-/* d = a b^T over head dim: 64 rows of a, 2 N rows of b. */
+/* d = a b^T (+ d where add) over head dim: 64 rows of a, 2 N rows of b. */
 template <typename T, int D, int N>
 __device__ __forceinline__ void tiles90_dot(float (&d)[N], uint32_t a, uint32_t a_half, uint32_t b,
-                                            uint32_t b_half) {
+                                            uint32_t b_half, int add = 0) {
   static_assert(N == 24 || N == 32 || N == 48 || N == 64, "there are products for these");
 #pragma unroll
   for (int k = 0; k < D / 16; k++) {
     uint64_t x = hopper_operand(a + k / 4 * a_half, 16) + k % 4 * HOPPER_NEXT_K;
     uint64_t y = hopper_operand(b + k / 4 * b_half, 16) + k % 4 * HOPPER_NEXT_K;
-    if constexpr (N == 24) hopper_multiply_48<T, false, false>(d, x, y, k);
-    if constexpr (N == 32) hopper_multiply_64<T, false, false>(d, x, y, k);
-    if constexpr (N == 48) hopper_multiply_96<T, false, false>(d, x, y, k);
-    if constexpr (N == 64) hopper_multiply_128<T, false, false>(d, x, y, k);
+    if constexpr (N == 24) hopper_multiply_48<T, false, false>(d, x, y, k || add);
+    if constexpr (N == 32) hopper_multiply_64<T, false, false>(d, x, y, k || add);
+    if constexpr (N == 48) hopper_multiply_96<T, false, false>(d, x, y, k || add);
+    if constexpr (N == 64) hopper_multiply_128<T, false, false>(d, x, y, k || add);
   }
 }
 
