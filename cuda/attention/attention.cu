@@ -157,7 +157,7 @@ __global__ void __launch_bounds__(STAT_THREADS)
   bool inside = r < rows.count;
   int64_t out = inside ? rows_out(rows, pair / rows.kv_heads, pair % rows.kv_heads, r) : 0;
   const T *o = (const T *)op.o + out * dim, *dout = (const T *)op.dout + out * dim;
-  float sum = 0;
+  float sum = 0, lse = inside ? op.lse[out] : 0; /* asked for together */
   for (int d = lane * width; inside && d < dim; d += STAT_LANES * width) {
     vec_t<T> x, y;
     if (vector) {
@@ -174,7 +174,6 @@ __global__ void __launch_bounds__(STAT_THREADS)
   for (int step = STAT_LANES / 2; step; step >>= 1) sum += __shfl_xor_sync(0xffffffffu, sum, step);
   if (lane) return;
   int64_t at = pair * attention_stat_count(rows) + r;
-  float lse = inside ? op.lse[out] : 0;
   stats[at] = inside ? make_float2(lse * factor, sum) : make_float2(INFINITY, 0);
   if (!terms) return;
   vec_t<bf16_t> row;

@@ -234,8 +234,8 @@ __global__ void __launch_bounds__(bwd90_rows_size<D>::threads, 1)
     if (threadIdx.x == 0) bwd90_rows_produce<D, WINDOW>(a, base);
   } else {
     hopper_take_registers<size::consumer_registers>();
-    bwd90_rows_consume<T, D, WINDOW>(a, bwd90_shared + (base - start), base,
-                                     (int)(threadIdx.x / HOPPER_GROUP) - 1);
+    int group = __shfl_sync(0xffffffffu, threadIdx.x / HOPPER_GROUP, 0); /* one for the warp */
+    bwd90_rows_consume<T, D, WINDOW>(a, bwd90_shared + (base - start), base, group - 1);
   }
   launch_wait();
   launch_next();

@@ -157,39 +157,34 @@ __device__ __forceinline__ void bwd90_mask(float (&s)[N], int first0, int first1
     }
 }
 
-/* The products of 64 keys from `key` on with a step's rows, which begin with a position, become
- * weights. own: the thread's first key of the 64. */
+/* A step's products become weights: of the warpgroup's keys, whose block begins with `key` and of
+ * which the thread's first is `own` further, with rows that begin with a position. */
 template <bool WINDOW, int N>
 __device__ __forceinline__ void bwd90_weights(float (&s)[N], const bwd90_keys_args_t &a, int key,
-                                              int own, int position) {
+                                              int group, int own, int position, int step_rows) {
 #pragma unroll
   for (int i = 0; i < N; i++) s[i] = tile_exp2(s[i] * a.scale);
-  int end = min(a.line.positions * a.rows.group, a.rows.count - position * a.rows.group);
-  bool beyond = WINDOW && position + a.line.positions > key + a.rows.window;
-  if (position >= key + 63 && end >= 2 * N && !beyond) return;
-  int first = (key + own - position) * a.rows.group;
-  if constexpr (WINDOW)
-    bwd90_mask(s, first, first + 8 * a.rows.group, end, a.rows.window * a.rows.group);
-  else
-    bwd90_mask(s, first, first + 8 * a.rows.group, end);
+  int end = min(step_rows, a.rows.count - position * a.rows.group);
+  bool beyond = WINDOW && position + a.line.positions > key + group * 64 + a.rows.window;
+  if (position < key + group * 64 + 63 || end < 2 * N || beyond) {
+    int first = (key + own - position) * a.rows.group;
+    if constexpr (WINDOW)
+      bwd90_mask(s, first, first + 8 * a.rows.group, end, a.rows.window * a.rows.group);
+    else
+      bwd90_mask(s, first, first + 8 * a.rows.group, end);
+  }
 }
 
-/* acc of a piece's keys, the warp's 16 of 64 whose first two are the thread's `at`, goes to the
- * tensor, or to the piece's sums, those of dk (part 0) or dv, of D columns. */
+/* acc of the warp's 16 keys of 64 goes to the tensor, or to a piece's sums, of D columns. */
 template <typename T, int D>
 __device__ __forceinline__ void bwd90_write(const bwd90_keys_args_t &a, const float (&acc)[D / 2],
-                                            T *to, int part, const line90_piece_t &piece, int at,
+                                            T *to, float *partial, int block, int at,
                                             float scale) {
   int t = threadIdx.x & 3;
-  to += piece.pair / a.rows.kv_heads * a.op.kv_batch +
-        piece.pair % a.rows.kv_heads * a.op.head_dim;
-  float *partial = NULL;
-  if (!piece.whole)
-    partial = a.partial + (2 * (2 * (int64_t)blockIdx.x + piece.begins) + part) * BWD90_KEYS * D;
 #pragma unroll
   for (int half = 0; half < 2; half++) {
     int inside = at + half * 8;
-    int64_t key = piece.block * BWD90_KEYS + inside;
+    int64_t key = block * BWD90_KEYS + inside;
     if (key >= a.rows.q_len) continue;
 #pragma unroll
     for (int n = 0; n < D / 8; n++) {
@@ -245,6 +240,31 @@ __device__ __forceinline__ void bwd90_add_dv(float (&dv)[D / 2], uint32_t (&p)[N
   tiles90_add<T, D>(dv, p, q + size::step_bytes, size::step_half, add);
 }
 
+/* Steps of a piece before and behind those whose rows see any of the 64 keys from `key` on. One is
+ * always left. */
+template <bool WINDOW>
+__device__ __forceinline__ int2 bwd90_unseen(const line90_t &line, const line90_piece_t &piece,
+                                             int key) {
+  int before = min(max(key / line.positions - piece.first, 0), piece.count - 1), behind = 0;
+  if constexpr (WINDOW) {
+    int last = (key + 62 + line.window) / line.positions;
+    behind = min(max(piece.first + piece.count - 1 - last, 0), piece.count - 1 - before);
+  }
+  return make_int2(before, behind);
+}
+
+/* The warp takes no part in so many steps. */
+template <typename Size>
+__device__ __forceinline__ void bwd90_pass_over(uint32_t base, int steps, uint32_t *slot,
+                                                uint32_t *parity) {
+  for (; steps > 0; steps--) {
+    hopper_wait(bwd90_full<Size>(base, *slot), *parity);
+    __syncwarp();
+    if (threadIdx.x % 32 == 0) hopper_arrive(bwd90_empty<Size>(base, *slot));
+    if (++*slot == Size::stages) *slot = 0, *parity ^= 1;
+  }
+}
+
 template <typename T, int D, bool WINDOW, int MAKES>
 __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
                                                    unsigned char *shared, uint32_t base,
@@ -259,12 +279,16 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
   int lane = threadIdx.x & 31;
   int own = group * 64 + threadIdx.x / 32 % 4 * 16 + (lane >> 2); /* the thread's first key */
   bool signals = lane == 0;
+  int step_rows = a.line.positions * a.rows.group;
   uint32_t slot = 0, parity = 0;
   for (uint32_t number = 0;; number++) {
     uint32_t room = number % size::rooms;
     hopper_wait(bwd90_held_full<size>(base, room), number / size::rooms & 1);
     line90_piece_t piece = bwd90_take_piece<size>(shared, room);
     if (piece.count == 0) break;
+    int2 unseen = bwd90_unseen<WINDOW>(a.line, piece, piece.block * BWD90_KEYS + group * 64);
+    piece.first += unseen.x, piece.count -= unseen.x + unseen.y;
+    bwd90_pass_over<size>(base, unseen.x, &slot, &parity);
     uint32_t k = base + room * size::helds * size::held_bytes + group * 64 * HOPPER_ROW_BYTES;
     float dk[D / 2], dv[D / 2], s[numbers], ds[numbers];
     uint32_t p[numbers / 2], r[numbers / 2];
@@ -286,8 +310,8 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
       hopper_hold(s);
       if (step && signals)
         hopper_arrive(bwd90_empty<size>(base, slot ? slot - 1 : size::stages - 1));
-      bwd90_weights<WINDOW>(s, a, piece.block * BWD90_KEYS + group * 64, own - group * 64,
-                            (piece.first + step) * a.line.positions);
+      bwd90_weights<WINDOW>(s, a, piece.block * BWD90_KEYS, group, own,
+                            (piece.first + step) * a.line.positions, step_rows);
       if constexpr (DV) {
         tiles90_round<T>(p, s);
         hopper_hold(p);
@@ -311,6 +335,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
       hopper_wait(bwd90_full<size>(base, slot), parity);
       hopper_hold(s);
       if constexpr (DK && !late) hopper_hold(ds);
+      if constexpr (D == 256) hopper_hold(k); /* registers have no room for operands made of it */
       if constexpr (DV && !early) bwd90_add_dv<T, D, MAKES>(dv, p, last, step);
       if constexpr (DK) bwd90_add_dk<T, D, MAKES>(dk, r, last, step);
       hopper_commit();
@@ -336,10 +361,19 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
     if constexpr (DV) hopper_hold(dv);
     if (signals) hopper_arrive(bwd90_empty<size>(base, slot));
     if (++slot == size::stages) slot = 0, parity ^= 1;
+    if constexpr (WINDOW) bwd90_pass_over<size>(base, unseen.y, &slot, &parity);
+    int block = piece.block;
+    int64_t kv = piece.pair / a.rows.kv_heads * a.op.kv_batch +
+                 piece.pair % a.rows.kv_heads * a.op.head_dim;
+    float *partial = NULL;
+    if (!piece.whole)
+      partial = a.partial + (2 * (int64_t)blockIdx.x + piece.begins) * 2 * size::held;
     __syncwarp();
     if (signals) hopper_arrive(bwd90_held_empty<size>(base, room));
-    if constexpr (DK) bwd90_write<T, D>(a, dk, (T *)a.op.dk, 0, piece, own, a.op.scale);
-    if constexpr (DV) bwd90_write<T, D>(a, dv, (T *)a.op.dv, 1, piece, own, 1);
+    if constexpr (DK) bwd90_write<T, D>(a, dk, (T *)a.op.dk + kv, partial, block, own, a.op.scale);
+    if constexpr (DV)
+      bwd90_write<T, D>(a, dv, (T *)a.op.dv + kv, partial ? partial + size::held : NULL, block,
+                        own, 1);
   }
 }
 
@@ -380,7 +414,8 @@ __global__ void __launch_bounds__(bwd90_keys_size<D, MAKES>::threads, 1)
     if (threadIdx.x == 0) bwd90_keys_produce<D, MAKES>(a, shared, base);
   } else {
     hopper_take_registers<240>();
-    bwd90_keys_consume<T, D, WINDOW, MAKES>(a, shared, base, (int)(threadIdx.x / HOPPER_GROUP) - 1);
+    int group = __shfl_sync(0xffffffffu, threadIdx.x / HOPPER_GROUP, 0); /* one for the warp */
+    bwd90_keys_consume<T, D, WINDOW, MAKES>(a, shared, base, group - 1);
   }
 #endif
 }
@@ -445,8 +480,7 @@ static nn_status_t bwd90_launch_all(backend_device_t *device, const op_attention
   a.op = *op;
   a.rows = attention_rows(op->q_len, op->heads, op->kv_heads, op->window, op->q_len);
   a.terms = terms, a.partial = partial, a.scale = op->scale * ATTENTION_LOG2_E;
-  a.line = line90_make(device, &a.rows, op->batch, tiles90_positions(&a.rows, size::step_rows),
-                       size::sharers);
+  a.line = line90_make(device, &a.rows, op->batch, size::step_rows / a.rows.group, size::sharers);
   CUDA_TRY(tiles90_maps(device, op, &a.rows, a.line.positions, BWD90_KEYS, &a.q, &a.dout, &a.k,
                         &a.v));
   if constexpr (D <= 128) {

@@ -60,12 +60,6 @@ static inline nn_status_t tiles90_maps(backend_device_t *device, const op_attent
   return hopper_map(device, "attention_bwd", &at, v);
 }
 
-/* Whole positions in so many packed rows, an even number of them: statistics of a tile begin at a
- * multiple of 16 bytes. */
-static inline int tiles90_positions(const attention_rows_t *rows, int most) {
-  return most / rows->group / 2 * 2;
-}
-
 /* Tiles of packed rows, handed out to persistent blocks. */
 typedef struct tiles90 {
   int positions, count; /* positions of a tile; tiles of a sequence and key-value head */
@@ -73,7 +67,7 @@ typedef struct tiles90 {
 } tiles90_t;
 
 static inline tiles90_t tiles90_make(const attention_rows_t *rows, int64_t batch, int most) {
-  int positions = tiles90_positions(rows, most);
+  int positions = most / rows->group;
   return {positions, (int)cuda_blocks(rows->q_len, positions), (int)(batch * rows->kv_heads)};
 }
 
