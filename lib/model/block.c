@@ -79,6 +79,7 @@ float *router_stats_take(arena_t *arena, const nn_model_config_t *config, int64_
 
 router_stats_t router_stats_row(const nn_model_config_t *config, float *stats, int64_t row) {
   int64_t experts = config->experts;
+  if (!experts) return (router_stats_t){0};
   float *share = stats + row * (2 * experts + 1);
   return (router_stats_t){share, share + experts, share + 2 * experts};
 }
