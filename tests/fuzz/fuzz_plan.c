@@ -15,8 +15,8 @@ typedef struct job {
   int64_t dtype;
 } job_t;
 
-/* What is small: bytes of a plan, tokens of a batch, layers. */
-enum { BYTES = 1 << 19, TOKENS = 64, LAYERS = 4 };
+/* What is small: bytes of a plan, 3 MB of them scratch of products; tokens of a batch; layers. */
+enum { BYTES = 1 << 22, TOKENS = 64, LAYERS = 4 };
 
 static void demand(int holds) {
   if (!holds) abort();
