@@ -292,6 +292,14 @@ __device__ __forceinline__ void hopper_multiply_48(float *d, uint64_t a, uint64_
       : "l"(a), "l"(b), "r"(add), "n"(a_mn_major ? 1 : 0), "n"(b_mn_major ? 1 : 0));
 }
 
+template <typename T, bool a_mn_major, bool b_mn_major>
+__device__ __forceinline__ void hopper_multiply_16(float *d, uint64_t a, uint64_t b, int add) {
+  HOPPER_MULTIPLY(T, "m64n16k16", "%10",
+                  "{%0, %1, %2, %3, %4, %5, %6, %7}, %8, %9, p, 1, 1, %11, %12",
+                  : HOPPER_TIED8(d, 0)
+                  : "l"(a), "l"(b), "r"(add), "n"(a_mn_major ? 1 : 0), "n"(b_mn_major ? 1 : 0));
+}
+
 /* The same with a, 64 x 16, in registers: a[0] and a[1] are where d[0], d[1] and d[2], d[3] would
  * be, packed; a[2] and a[3] the same of 8 columns further. b: MN-major. */
 template <typename T>

@@ -1,26 +1,35 @@
 /* Routing's first kernel on sm_90a for many tokens of 16 bits and few experts, as route_plain says:
  * what route_rows does, and each slot's rank, for route_place_ranked. The bulk copy engine brings x
- * by stages of ROUTE90_COLUMNS columns of a block's tokens, so that a multiprocessor asks for all
- * that it can hold at once. A warp takes 16 tokens from their products to their choice, while a
- * second one writes down and adds their scores. Sums over tokens are in double: every fourth token
- * of a warp's 16 in order, then these four, then the warps. */
+ * by stages of some columns of a tile, which is up to ROUTE90_TILE of a block's tokens, so that a
+ * multiprocessor asks for all that it can hold at once. Two warpgroups, teams, take tiles by turns:
+ * one multiplies while the other chooses. Of a tile, a warp takes 16 tokens from their products to
+ * their choice, while another one writes down and adds their scores. Sums over tokens are in
+ * double: every fourth token of a warp's 16 in order, then these four, then the warps. */
 #include "hopper.cuh"
 #include "launch.cuh"
 #include "ops/route_choose.cuh"
 
 enum {
-  ROUTE90_WARPS = 8, /* most that compute, as many that write; one more copies */
-  ROUTE90_ROWS = 16, /* tokens of such a warp at once */
+  ROUTE90_TEAM = HOPPER_GROUP / 32, /* warps of a team that compute, as many that write */
+  ROUTE90_TEAMS = 2,
+  ROUTE90_WARPS = ROUTE90_TEAM * ROUTE90_TEAMS,
+  ROUTE90_ROWS = 16, /* tokens of a warp at once */
+  ROUTE90_TILE = ROUTE90_TEAM * ROUTE90_ROWS,
   ROUTE90_EXPERTS = ROUTE_RANKED,
-  ROUTE90_COLUMNS = HOPPER_ROW_BYTES / 2,
+  ROUTE90_COLUMNS = HOPPER_ROW_BYTES / 2, /* of a panel */
+  ROUTE90_PANELS = 2, /* of x in a stage; as many of w behind them */
+  ROUTE90_X_BYTES = ROUTE90_TILE * HOPPER_ROW_BYTES, /* of a panel */
+  ROUTE90_W_BYTES = ROUTE90_EXPERTS * HOPPER_ROW_BYTES,
+  ROUTE90_W = ROUTE90_PANELS * ROUTE90_X_BYTES,
+  ROUTE90_STAGE = ROUTE90_W + ROUTE90_PANELS * ROUTE90_W_BYTES,
   ROUTE90_STAGES = 8,
-  ROUTE90_W_BYTES = ROUTE90_EXPERTS * HOPPER_ROW_BYTES, /* of a stage, behind x */
+  ROUTE90_SHARED = HOPPER_ALIGN + ROUTE90_STAGES * ROUTE90_STAGE,
   ROUTE90_STRIDE = ROUTE90_EXPERTS + 1,
-  /* names of barriers: what all computing warps chose is known; a turn's shared memory has been
-   * read; from the last on, a warp's rows are written */
+  /* names of barriers: what a team chose is known, its tile's shared memory has been read, one for
+   * each team; from the last on, a warp's rows are written */
   ROUTE90_CHOSEN = 1,
-  ROUTE90_TURN = 2,
-  ROUTE90_ROW = 3
+  ROUTE90_READ = ROUTE90_CHOSEN + ROUTE90_TEAMS,
+  ROUTE90_ROW = ROUTE90_READ + ROUTE90_TEAMS
 };
 
 typedef struct route90_warp {
@@ -29,28 +38,29 @@ typedef struct route90_warp {
   uint8_t chosen[ROUTE90_ROWS * ROUTE90_EXPERTS]; /* each token's experts in falling order */
 } route90_warp_t;
 
+/* Barriers: a stage is here, has been read; a team's tile is multiplied, is counted. */
 typedef struct route90_room {
   double total[ROUTE90_WARPS][ROUTE90_STRIDE];
   uint64_t full[ROUTE90_STAGES], empty[ROUTE90_STAGES];
+  uint64_t multiplied[ROUTE90_TEAMS], counted[ROUTE90_TEAMS];
   route90_warp_t warp[ROUTE90_WARPS];
-  int32_t count[ROUTE90_EXPERTS];
+  int32_t count[2][ROUTE90_EXPERTS]; /* slots of the tiles before an even one, before an odd one */
 } route90_room_t;
 
 typedef struct route90_maps {
   CUtensorMap x, w;
+  int rows, teams; /* rows: of a tile */
 } route90_maps_t;
-
-static int route90_shared(int warps) {
-  return HOPPER_ALIGN +
-         ROUTE90_STAGES * (warps * ROUTE90_ROWS * HOPPER_ROW_BYTES + ROUTE90_W_BYTES);
-}
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-/* The expert whose row of w is column n of the product: column 8 j + 4 h + 2 q + i is expert
- * q + 2 (4 j + 2 h + i), so that two lanes can share a token's experts as route.cuh says. */
-static __device__ __forceinline__ int route90_expert(int n) {
-  return n / 2 % 2 + 2 * (n / 8 * 4 + n / 4 % 2 * 2 + n % 2);
+static __device__ __forceinline__ uint32_t route90_at(const void *shared) {
+  return (uint32_t)__cvta_generic_to_shared(shared);
+}
+
+/* Number j of the eight experts of a lane; all even lanes have the same ones. */
+static __device__ __forceinline__ int route90_expert(int j) {
+  return 2 * (threadIdx.x & 1) + j % 2 + j / 2 * 4;
 }
 
 /* Which of the warp's tokens is this lane's and its neighbour's. */
@@ -58,40 +68,27 @@ static __device__ __forceinline__ int route90_token() {
   return (threadIdx.x & 31) / 4 + (threadIdx.x & 2) * 4;
 }
 
-/* d += products of 16 tokens and ROUTE90_COLUMNS columns. x, w: this lane's rows of a stage, where
- * it gives lanes l and l + 8 of a matrix of rows and of columns further. */
-template <typename T>
-static __device__ __forceinline__ void route90_multiply(uint32_t x, uint32_t w, float (&d)[2][4]) {
-  int lane = threadIdx.x & 31, turn = lane & 7, w_turn = route90_expert(turn);
-#pragma unroll
-  for (int s = 0; s < 4; s++) {
-    uint32_t a[4], b[4];
-    half_matrices(a, x + ((2 * s + lane / 16) ^ turn) * 16);
-    half_matrices(b, w + ((2 * s + lane / 8 % 2) ^ w_turn) * 16);
-    half_multiply<T>(d[0], a[0], a[1], a[2], a[3], b[0], b[1]);
-    half_multiply<T>(d[1], a[0], a[1], a[2], a[3], b[2], b[3]);
-  }
-}
-
 /* Lanes t and t + 2 of a group have four columns each of tokens g and g + 8. t < 2 takes all eight
- * of g, the others those of g + 8: experts q + 2 j, q = t % 2. */
-static __device__ __forceinline__ void route90_share(const float (&d)[2][4], float (&p)[8]) {
+ * of g, the others those of g + 8. d: the panels' sums, as a product leaves them. */
+static __device__ __forceinline__ void route90_share(const float (&d)[ROUTE90_PANELS][8],
+                                                     float (&p)[8]) {
   bool high = threadIdx.x & 2;
 #pragma unroll
   for (int j = 0; j < 2; j++)
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      float own = high ? d[j][2 + i] : d[j][i], other = high ? d[j][i] : d[j][2 + i];
+      float low = d[0][4 * j + i] + d[1][4 * j + i];
+      float up = d[0][4 * j + 2 + i] + d[1][4 * j + 2 + i];
+      float own = high ? up : low, other = high ? low : up;
       other = __shfl_xor_sync(0xffffffffu, other, 2);
       p[4 * j + i] = high ? other : own, p[4 * j + 2 + i] = high ? own : other;
     }
 }
 
 /* The k best experts of a lane's token into `chosen`, in falling order and, among equals, by index.
- * Returns the sum of their scores in that order. own: the scores, q + 2 j's in own[j]; -1 where
- * there is no expert. */
-static __device__ __forceinline__ float route90_choose(float (&own)[8], int q, int k,
-                                                       uint8_t *chosen) {
+ * Returns the sum of their scores in that order. own: the lane's scores; -1 where there is no
+ * expert. */
+static __device__ __forceinline__ float route90_choose(float (&own)[8], int k, uint8_t *chosen) {
   float sum = 0;
 #pragma unroll 1
   for (int i = 0; i < k; i++) {
@@ -99,12 +96,12 @@ static __device__ __forceinline__ float route90_choose(float (&own)[8], int q, i
     best = fmaxf(best, __shfl_xor_sync(0xffffffffu, best, 1));
     int e = ROUTE90_EXPERTS;
 #pragma unroll
-    for (int j = 7; j >= 0; j--) e = own[j] == best ? q + 2 * j : e;
+    for (int j = 7; j >= 0; j--) e = own[j] == best ? route90_expert(j) : e;
     e = min(e, __shfl_xor_sync(0xffffffffu, e, 1));
 #pragma unroll
-    for (int j = 0; j < 8; j++) own[j] = q + 2 * j == e ? -1 : own[j];
+    for (int j = 0; j < 8; j++) own[j] = route90_expert(j) == e ? -1 : own[j];
     sum += best;
-    if (q == 0) chosen[i] = (uint8_t)e;
+    if (threadIdx.x % 2 == 0) chosen[i] = (uint8_t)e;
   }
   return sum;
 }
@@ -120,15 +117,18 @@ static __device__ __forceinline__ void route90_finish(const op_route_t &op, floa
   uint8_t *chosen = room.chosen + here * ROUTE90_EXPERTS;
   bool live = here < tokens;
   if (lane < ROUTE90_EXPERTS) room.tokens[lane] = 0;
-  float lse = route_softmax<2>(p, q, experts);
+#pragma unroll
+  for (int j = 0; j < 8; j++) p[j] = route90_expert(j) < experts ? p[j] : -INFINITY;
+  float lse = route_softmax<2>(p, q, ROUTE90_EXPERTS);
 #pragma unroll
   for (int j = 0; j < 8; j++) {
-    row[q + 2 * j] = live ? p[j] : 0;
-    own[j] = q + 2 * j < experts ? fmaxf(p[j], 0) : -1; /* NaN counts as 0 */
+    int e = route90_expert(j);
+    row[e] = live ? p[j] : 0;
+    own[j] = e < experts ? fmaxf(p[j], 0) : -1; /* NaN counts as 0 */
   }
   if (q == 0) row[ROUTE90_EXPERTS] = live ? lse : 0;
   hopper_named_arrive(ROUTE90_ROW + threadIdx.x / 32, 64);
-  float all = route90_choose(own, q, k, chosen);
+  float all = route90_choose(own, k, chosen);
   all = route_divisor(op.router, all, isnan(p[0]));
   __syncwarp();
 #pragma unroll 1
@@ -165,31 +165,180 @@ static __device__ __forceinline__ void route90_write(const op_route_t &op, int64
   *sum += (part[0] + part[1]) + (part[2] + part[3]);
 }
 
+/* What a block's warps know: its tokens, `rows` of them and `chunks` stages to a tile. */
+typedef struct route90_work {
+  int64_t begin, end;
+  int rows, teams, chunks, tiles;
+  uint32_t ring, full, empty;
+} route90_work_t;
+
+/* How many tokens a warp has of those from `own` on, in the tile from `first` on. */
+static __device__ __forceinline__ int route90_live(const route90_work_t &work, int64_t first,
+                                                   int64_t own) {
+  int64_t end = min(work.end, first + work.rows);
+  return (int)max(min(end - own, (int64_t)ROUTE90_ROWS), (int64_t)0);
+}
+
+/* Waits for the other team's part of the tile before. A team's barrier has a phase for each of its
+ * tiles. */
+static __device__ __forceinline__ void route90_before(const uint64_t *barriers, int tile) {
+  if (tile) hopper_wait(route90_at(&barriers[(tile + 1) % 2]), (tile - 1) / 2 & 1);
+}
+
+/* By each warp of the tile's team. */
+static __device__ __forceinline__ void route90_done(const uint64_t *barriers, int tile) {
+  __syncwarp();
+  if (threadIdx.x % 32 == 0) hopper_arrive(route90_at(&barriers[tile % 2]));
+}
+
 /* The ranks of a warp's slots into slot_row: how many of the block's earlier tokens chose the same.
- * before: [ROUTE90_EXPERTS] of earlier turns, brought up to this one. By all warps that
- * compute. */
-static __device__ __forceinline__ void route90_rank(const op_route_t &op, int64_t first, int tokens,
-                                                    route90_warp_t *rooms, int32_t *before) {
-  int computing = ((int)blockDim.x - 32) / 2, warp = threadIdx.x / 32, q = threadIdx.x & 1;
-  int here = route90_token(), k = (int)op.top_k, e = threadIdx.x;
-  int column = e % ROUTE90_EXPERTS, added = 0;
-  hopper_named_sync(ROUTE90_CHOSEN, computing);
-  int earlier = before[column];
+ * own: its first token, of which `tokens` are live; by all computing warps of the tile's team. */
+static __device__ __forceinline__ void route90_rank(const op_route_t &op, int tile, int64_t own,
+                                                    int tokens, route90_room_t &room) {
+  int warp = threadIdx.x / 32, team = tile % ROUTE90_TEAMS, q = threadIdx.x & 1;
+  int here = route90_token(), k = (int)op.top_k;
+  int column = threadIdx.x % ROUTE90_EXPERTS, added = 0, earlier = 0;
+  const route90_warp_t *rooms = room.warp + team * ROUTE90_TEAM, &mine = room.warp[warp];
+  hopper_named_sync(ROUTE90_CHOSEN + team, HOPPER_GROUP);
 #pragma unroll
-  for (int w = 0; w < ROUTE90_WARPS; w++) {
-    int count = w < computing / 32 ? __popc(rooms[w].tokens[column]) : 0;
-    added += count, earlier += w < warp ? count : 0;
+  for (int w = 0; w < ROUTE90_TEAM; w++) {
+    int count = __popc(rooms[w].tokens[column]);
+    added += count, earlier += w < warp % ROUTE90_TEAM ? count : 0;
   }
+  route90_before(room.counted, tile);
+  int before = room.count[tile % 2][column];
+  if (threadIdx.x % HOPPER_GROUP < ROUTE90_EXPERTS)
+    room.count[(tile + 1) % 2][column] = before + added;
+  route90_done(room.counted, tile);
+  earlier += before;
 #pragma unroll 2
   for (int j = q; j - q < k; j += 2) {
-    int own = j < k ? rooms[warp].chosen[here * ROUTE90_EXPERTS + j] : 0;
-    int rank = __shfl_sync(0xffffffffu, earlier, own);
-    rank += __popc(rooms[warp].tokens[own] & ((1u << here) - 1));
-    if (here < tokens && j < k)
-      op.out.slot_row[(first + here) * k + j] = rank * ROUTE_RANKED + own;
+    int e = j < k ? mine.chosen[here * ROUTE90_EXPERTS + j] : 0;
+    int rank = __shfl_sync(0xffffffffu, earlier, e);
+    rank += __popc(mine.tokens[e] & ((1u << here) - 1));
+    if (here < tokens && j < k) op.out.slot_row[(own + here) * k + j] = rank * ROUTE_RANKED + e;
   }
-  hopper_named_sync(ROUTE90_TURN, 2 * computing);
-  if (e < ROUTE90_EXPERTS) before[e] += added;
+  hopper_named_sync(ROUTE90_READ + team, 2 * HOPPER_GROUP);
+}
+
+/* The warp that copies. */
+static __device__ __forceinline__ void route90_copies(const route90_maps_t &maps,
+                                                      const route90_work_t &work) {
+  int bytes = ROUTE90_PANELS * (work.rows * HOPPER_ROW_BYTES + ROUTE90_W_BYTES);
+  uint32_t step = 0;
+  if (threadIdx.x % 32) return;
+  for (int tile = 0; tile < work.tiles; tile++)
+    for (int c = 0; c < work.chunks; c++, step++) {
+      uint32_t slot = step % ROUTE90_STAGES, to = work.ring + slot * ROUTE90_STAGE;
+      uint32_t full = work.full + 8 * slot;
+      hopper_wait(work.empty + 8 * slot, (step / ROUTE90_STAGES & 1) ^ 1);
+      hopper_expect(full, bytes);
+#pragma unroll
+      for (int i = 0; i < ROUTE90_PANELS; i++) {
+        int column = (c * ROUTE90_PANELS + i) * ROUTE90_COLUMNS;
+        hopper_copy(maps.x, to + i * ROUTE90_X_BYTES, full, column,
+                    (int)work.begin + tile * work.rows, 0);
+        hopper_copy(maps.w, to + ROUTE90_W + i * ROUTE90_W_BYTES, full, column, 0, 0);
+      }
+    }
+}
+
+/* The warp that writes what warp `of` computes. */
+static __device__ __forceinline__ void route90_writes(const op_route_t &op,
+                                                      const route90_work_t &work, int of,
+                                                      route90_room_t &room) {
+  int lane = threadIdx.x & 31, team = of / ROUTE90_TEAM;
+  double sum = 0;
+  for (int tile = team; tile < work.tiles; tile += ROUTE90_TEAMS) {
+    int64_t first = work.begin + (int64_t)tile * work.rows;
+    int64_t own = first + of % ROUTE90_TEAM * ROUTE90_ROWS;
+    hopper_named_sync(ROUTE90_ROW + of, 64);
+    route90_write(op, own, route90_live(work, first, own), room.warp[of], &sum);
+    hopper_named_sync(ROUTE90_READ + team, 2 * HOPPER_GROUP);
+  }
+  if (lane < ROUTE90_STRIDE) room.total[of][lane] = sum;
+}
+
+/* d: a tile's products, each panel's sums for themselves; by its team. The tile before has been
+ * multiplied, so that no stage's barrier is more than a phase behind. */
+template <typename T>
+static __device__ __forceinline__ void route90_multiply(const route90_work_t &work, int tile,
+                                                        float (&d)[ROUTE90_PANELS][8]) {
+  uint32_t step = tile * work.chunks, last = 0;
+  bool tells = threadIdx.x % 32 == 0;
+  for (int c = 0; c < work.chunks; c++, step++) {
+    uint32_t slot = step % ROUTE90_STAGES, at = work.ring + slot * ROUTE90_STAGE;
+    hopper_wait(work.full + 8 * slot, step / ROUTE90_STAGES & 1);
+    hopper_begin();
+#pragma unroll
+    for (int i = 0; i < ROUTE90_PANELS; i++) {
+      uint64_t x = hopper_operand(at + i * ROUTE90_X_BYTES, 16);
+      uint64_t w = hopper_operand(at + ROUTE90_W + i * ROUTE90_W_BYTES, 16);
+#pragma unroll
+      for (int s = 0; s < ROUTE90_COLUMNS / 16; s++)
+        hopper_multiply_16<T, false, false>(d[i], x + s * HOPPER_NEXT_K, w + s * HOPPER_NEXT_K,
+                                            c || s);
+    }
+    hopper_commit();
+    hopper_done<1>();
+    if (c && tells) hopper_arrive(last);
+    last = work.empty + 8 * slot;
+  }
+  hopper_done<0>();
+  hopper_hold(d[0]), hopper_hold(d[1]);
+  if (tells) hopper_arrive(last);
+}
+
+/* A warp that computes. */
+template <typename T>
+static __device__ __forceinline__ void route90_choices(const op_route_t &op,
+                                                       const route90_work_t &work,
+                                                       route90_room_t &room) {
+  int warp = threadIdx.x / 32;
+  for (int tile = warp / ROUTE90_TEAM; tile < work.tiles; tile += ROUTE90_TEAMS) {
+    int64_t first = work.begin + (int64_t)tile * work.rows;
+    int64_t own = first + warp % ROUTE90_TEAM * ROUTE90_ROWS;
+    int live = route90_live(work, first, own);
+    float d[ROUTE90_PANELS][8], p[8];
+    route90_before(room.multiplied, tile);
+    route90_multiply<T>(work, tile, d);
+    route90_done(room.multiplied, tile);
+    route90_share(d, p);
+    route90_finish(op, p, own, live, room.warp[warp]);
+    route90_rank(op, tile, own, live, room);
+  }
+}
+
+/* The block's counts and sums. */
+static __device__ __forceinline__ void route90_add(const op_route_t &op, const route_plan_t &plan,
+                                                   const route90_work_t &work,
+                                                   const route90_room_t &room) {
+  int e = threadIdx.x, experts = (int)op.experts;
+  if (e >= ROUTE90_STRIDE) return;
+  double sum = 0;
+#pragma unroll
+  for (int i = 0; i < ROUTE90_WARPS; i++)
+    sum += i < work.teams * ROUTE90_TEAM ? room.total[i][e] : 0;
+  if (e < ROUTE90_EXPERTS)
+    plan.count[blockIdx.x * ROUTE_RANKED + e] = room.count[work.tiles % 2][e];
+  if (e < experts || e == ROUTE90_EXPERTS)
+    plan.sums[blockIdx.x * (experts + 1) + min(e, experts)] = sum;
+}
+
+static __device__ __forceinline__ void route90_open(const route90_maps_t &maps,
+                                                    route90_room_t &room) {
+  if (threadIdx.x < ROUTE90_EXPERTS) room.count[0][threadIdx.x] = 0;
+  if (threadIdx.x) return;
+  hopper_prefetch(maps.x), hopper_prefetch(maps.w);
+  for (int i = 0; i < ROUTE90_STAGES; i++) {
+    hopper_barrier_init(route90_at(&room.full[i]), 1);
+    hopper_barrier_init(route90_at(&room.empty[i]), ROUTE90_TEAM);
+  }
+  for (int i = 0; i < ROUTE90_TEAMS; i++) {
+    hopper_barrier_init(route90_at(&room.multiplied[i]), ROUTE90_TEAM);
+    hopper_barrier_init(route90_at(&room.counted[i]), ROUTE90_TEAM);
+  }
+  hopper_barrier_ready();
 }
 
 template <typename T>
@@ -198,75 +347,25 @@ static __device__ __forceinline__ void route90_body(const route90_maps_t &maps,
                                                     const route_plan_t &plan) {
   extern __shared__ char dynamic[];
   __shared__ route90_room_t room;
-  int warps = (int)blockDim.x / 64, warp = threadIdx.x / 32, lane = threadIdx.x & 31;
-  int experts = (int)op.experts, rows = warps * ROUTE90_ROWS;
-  int chunks = ((int)op.hidden + ROUTE90_COLUMNS - 1) / ROUTE90_COLUMNS;
-  int x_bytes = rows * HOPPER_ROW_BYTES, stage = x_bytes + ROUTE90_W_BYTES;
-  uint32_t start = (uint32_t)__cvta_generic_to_shared(dynamic);
-  uint32_t stages = start + -start % HOPPER_ALIGN;
-  uint32_t full = (uint32_t)__cvta_generic_to_shared(room.full);
-  uint32_t empty = (uint32_t)__cvta_generic_to_shared(room.empty);
-  if (threadIdx.x < ROUTE90_EXPERTS) room.count[threadIdx.x] = 0;
-  if (threadIdx.x == 0) {
-    hopper_prefetch(maps.x), hopper_prefetch(maps.w);
-    for (int i = 0; i < ROUTE90_STAGES; i++)
-      hopper_barrier_init(full + 8 * i, 1), hopper_barrier_init(empty + 8 * i, warps);
-    hopper_barrier_ready();
-  }
+  enum { COLUMNS = ROUTE90_PANELS * ROUTE90_COLUMNS };
+  int warp = threadIdx.x / 32, warps = maps.teams * ROUTE90_TEAM;
+  uint32_t start = route90_at(dynamic);
+  route90_work_t work;
+  work.begin = blockIdx.x * plan.tokens, work.end = min(work.begin + plan.tokens, op.n);
+  work.rows = maps.rows, work.teams = maps.teams;
+  work.chunks = ((int)op.hidden + COLUMNS - 1) / COLUMNS;
+  work.tiles = ((int)(work.end - work.begin) + maps.rows - 1) / maps.rows;
+  work.ring = start + -start % HOPPER_ALIGN;
+  work.full = route90_at(room.full), work.empty = route90_at(room.empty);
+  route90_open(maps, room);
   __syncthreads();
   launch_next();
   launch_wait();
-  int64_t begin = blockIdx.x * plan.tokens, end = min(begin + plan.tokens, op.n);
-  uint32_t slot = 0, parity = 0;
-  if (warp == 2 * warps) {
-    for (int64_t first = begin; first < end && lane == 0; first += rows)
-      for (int c = 0; c < chunks; c++) {
-        uint32_t to = stages + slot * stage;
-        hopper_wait(empty + 8 * slot, parity ^ 1);
-        hopper_expect(full + 8 * slot, stage);
-        hopper_copy(maps.x, to, full + 8 * slot, c * ROUTE90_COLUMNS, (int)first, 0);
-        hopper_copy(maps.w, to + x_bytes, full + 8 * slot, c * ROUTE90_COLUMNS, 0, 0);
-        if (++slot == ROUTE90_STAGES) slot = 0, parity ^= 1;
-      }
-  } else if (warp >= warps) {
-    int of = warp - warps;
-    double sum = 0;
-    for (int64_t first = begin; first < end; first += rows) {
-      int64_t own = first + of * ROUTE90_ROWS;
-      int live = (int)max(min(end - own, (int64_t)ROUTE90_ROWS), (int64_t)0);
-      hopper_named_sync(ROUTE90_ROW + of, 64);
-      route90_write(op, own, live, room.warp[of], &sum);
-      hopper_named_sync(ROUTE90_TURN, 64 * warps);
-    }
-    if (lane < ROUTE90_STRIDE) room.total[of][lane] = sum;
-  } else {
-    uint32_t x = stages + (warp * ROUTE90_ROWS + lane % ROUTE90_ROWS) * HOPPER_ROW_BYTES;
-    uint32_t w = stages + x_bytes + route90_expert(lane % 8 + lane / 16 * 8) * HOPPER_ROW_BYTES;
-    for (int64_t first = begin; first < end; first += rows) {
-      float d[2][4] = {}, p[8];
-      for (int c = 0; c < chunks; c++) {
-        hopper_wait(full + 8 * slot, parity);
-        route90_multiply<T>(x + slot * stage, w + slot * stage, d);
-        __syncwarp();
-        if (lane == 0) hopper_arrive(empty + 8 * slot);
-        if (++slot == ROUTE90_STAGES) slot = 0, parity ^= 1;
-      }
-      route90_share(d, p);
-      int64_t own = first + warp * ROUTE90_ROWS;
-      int live = (int)max(min(end - own, (int64_t)ROUTE90_ROWS), (int64_t)0);
-      route90_finish(op, p, own, live, room.warp[warp]);
-      route90_rank(op, own, live, room.warp, room.count);
-    }
-  }
+  if (warp == 2 * warps) route90_copies(maps, work);
+  else if (warp >= warps) route90_writes(op, work, warp - warps, room);
+  else route90_choices<T>(op, work, room);
   __syncthreads();
-  int e = threadIdx.x;
-  if (e >= ROUTE90_STRIDE) return;
-  double sum = 0;
-#pragma unroll
-  for (int i = 0; i < ROUTE90_WARPS; i++) sum += i < warps ? room.total[i][e] : 0;
-  if (e < ROUTE90_EXPERTS) plan.count[blockIdx.x * ROUTE_RANKED + e] = room.count[e];
-  if (e < experts || e == ROUTE90_EXPERTS)
-    plan.sums[blockIdx.x * (experts + 1) + min(e, experts)] = sum;
+  route90_add(op, plan, work, room);
 }
 
 #endif
@@ -284,18 +383,18 @@ int route90_takes(const backend_device_t *device, const op_route_t *op, const ro
   return device->capability == 90 && cuda_is_half(op->act_dtype) && plan->vectors &&
          op->n > ROUTE_TILE && op->experts <= ROUTE90_EXPERTS &&
          route_plain(&op->router) &&
-         device->shared_bytes >= route90_shared(ROUTE90_WARPS) + (int)sizeof(route90_room_t);
+         device->shared_bytes >= (int)ROUTE90_SHARED + (int)sizeof(route90_room_t);
 }
 
 template <typename T>
-static nn_status_t route90_launch(backend_device_t *device, const op_route_t *op, int warps,
-                                  const route_plan_t *plan) {
+static nn_status_t route90_launch(backend_device_t *device, const op_route_t *op, int rows,
+                                  int teams, const route_plan_t *plan) {
   hopper_tensor_t x = {op->x,
                        NN_BF16,
                        3,
                        {op->hidden, op->n, 1},
                        {op->hidden, op->hidden * op->n},
-                       {ROUTE90_COLUMNS, ROUTE90_ROWS * warps, 1}};
+                       {ROUTE90_COLUMNS, rows, 1}};
   hopper_tensor_t w = {op->w,
                        NN_BF16,
                        3,
@@ -303,26 +402,30 @@ static nn_status_t route90_launch(backend_device_t *device, const op_route_t *op
                        {op->hidden, op->hidden * op->experts},
                        {ROUTE90_COLUMNS, ROUTE90_EXPERTS, 1}};
   route90_maps_t maps;
-  int shared = route90_shared(warps);
+  maps.rows = rows, maps.teams = teams;
   CUDA_TRY(hopper_map(device, "route", &x, &maps.x));
   CUDA_TRY(hopper_map(device, "route", &w, &maps.w));
   CUDA_TRY(cuda_check(device, "route",
                       cudaFuncSetAttribute(route90_rows<T>,
-                                           cudaFuncAttributeMaxDynamicSharedMemorySize, shared)));
-  launch_chained(device, route90_rows<T>, (unsigned)plan->blocks, 32 * (unsigned)(2 * warps + 1),
-                 (size_t)shared, 0, maps, *op, *plan);
+                                           cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                           ROUTE90_SHARED)));
+  unsigned threads = 32 * (unsigned)(2 * ROUTE90_TEAM * teams + 1); /* the last warp copies */
+  launch_chained(device, route90_rows<T>, (unsigned)plan->blocks, threads, ROUTE90_SHARED, 0, maps,
+                 *op, *plan);
   return NN_OK;
 }
 
 static_assert((int)ROUTE90_ROWS >= (int)ROUTE_LEAST, "scratch has room for the blocks");
 
-/* A block to a multiprocessor, and its tokens in as few turns as there can be. */
+/* A block to a multiprocessor, and its tokens in as few tiles as there can be. */
 nn_status_t route90(backend_device_t *device, const op_route_t *op, route_plan_t *plan) {
-  int64_t tiles = cuda_blocks(op->n, ROUTE90_ROWS);
-  int64_t most = cuda_blocks(tiles, min(device->multiprocessors, (int)ROUTE_BLOCKS));
-  int64_t turns = cuda_blocks(most, ROUTE90_WARPS), warps = cuda_blocks(most, turns);
-  plan->tokens = ROUTE90_ROWS * warps * turns;
+  int64_t groups = cuda_blocks(op->n, ROUTE90_ROWS);
+  int64_t most = cuda_blocks(groups, min(device->multiprocessors, (int)ROUTE_BLOCKS));
+  int64_t tiles = cuda_blocks(most, ROUTE90_TEAM);
+  int rows = ROUTE90_ROWS * (int)cuda_blocks(most, tiles);
+  plan->tokens = rows * tiles;
   plan->blocks = (int)cuda_blocks(op->n, plan->tokens);
   plan->ranked = 1;
-  return CUDA_BY_HALF(op->act_dtype, route90_launch, device, op, (int)warps, plan);
+  int teams = tiles > 1 ? ROUTE90_TEAMS : 1;
+  return CUDA_BY_HALF(op->act_dtype, route90_launch, device, op, rows, teams, plan);
 }
