@@ -635,8 +635,8 @@ NN_API nn_status_t nn_model_save(const nn_model_t *model, const char *folder,
  *  @param dtype NN_F32, NN_BF16 or NN_F16, to which tensors are converted, or NN_DTYPE_FILE.
  *  @param model receives the handle; nn_model_destroy() ends it.
  *  NN_ERR_FORMAT: no such checkpoint, or not of its header's size. NN_ERR_UNSUPPORTED: another
- *  version, words of the header that llm.c leaves 0, or a head that is too wide. NN_ERR_NOT_FOUND,
- *  NN_ERR_IO: the file cannot be read. Any thread. */
+ *  version, words of the header that llm.c leaves 0, a head that is too wide or too many layers.
+ *  NN_ERR_NOT_FOUND, NN_ERR_IO: the file cannot be read. Any thread. */
 NN_API nn_status_t nn_model_load_llmc(nn_device_t *device, const char *path, int32_t dtype,
                                       const nn_file_options_t *options, nn_model_t **model);
 
