@@ -85,10 +85,13 @@ chosen() {
   done | awk '!seen[$1]++'
 }
 
-# The kernels that a log tells of, with the number of reports.
-kernels_in() {
-  { grep -oE '(access at|=  +at) [^+]*\+0x' "$1" || true; } |
+# What a log reports and the kernels that it tells of, each with a count, and the test's message.
+reports_in() {
+  { grep -oE '^=+ [A-Z][^0-9(]*' "$1" | grep -vE 'COMPUTE|SUMMARY|Target' || true; } |
+    sed -E 's/^=+ //' | sort | uniq -c | sort -rn | head -4
+  { grep -oE '(access at|= +at) [^+]*\+0x' "$1" || true; } |
     sed -E 's/^.*\bat +//; s/\+0x$//' | sort | uniq -c | sort -rn | head -8
+  grep -m 1 '^ERROR: ' "$1" || true
 }
 
 # one PART WORK
@@ -124,10 +127,10 @@ one() {
   124* | 137*) verdict='CUT SHORT' ;;
   *) verdict="STATUS $status, $summary" ;;
   esac
-  [ "$verdict" = clean ] || verdict+=$'\n'$(kernels_in "$log")
+  [ "$verdict" = clean ] || verdict+=$'\n'$(reports_in "$log")
   printf '%-60s %4d s  %s\n' "$name" $((SECONDS - began)) "$verdict" # at once, among others' lines
 }
-export -f one kernels_in
+export -f one reports_in
 
 # The processors that this shell may use, one each line.
 processors() {

@@ -37,7 +37,10 @@ case $FAKE in
 absent) echo "no GPU" && exit 77 ;;
 report) [ -z "${MOENN_TEST_HALF:-}" ] || errors=3 ;;
 esac
-for _ in $(seq "${errors:-0}"); do echo "=========     at void kernel<float>(int)+0x30"; done
+for _ in $(seq "${errors:-0}"); do
+  echo "========= Invalid __shared__ write of size 16 bytes"
+  echo "=========     at void kernel<float>(int)+0x30"
+done
 [ "$FAKE" = nothing ] || echo "[  PASSED  ] 2 test(s)."
 echo "========= ERROR SUMMARY: ${errors:-0} errors"
 END
@@ -62,7 +65,8 @@ wants() { # FILE TEXT: a part's log must hold it
 }
 wants test_glu_bf16.test_row_gate.f16.1-2 "$work/build, test_row_gate 1/2 : --tool memcheck "
 wants test_sequences_bf16.all.f16-80.0-1 ",   80: --tool memcheck "
-run report 1 '^test_row_gate.all.fp32.0-1 .* s  clean$' ' 3 void kernel<float>\(int\)$' \
+run report 1 '^test_row_gate.all.fp32.0-1 .* s  clean$' ' 3 Invalid __shared__ write of size ' \
+  ' 3 void kernel<float>\(int\)$' \
   'STATUS 0, ERROR SUMMARY: 3 errors' 'memcheck: 6 parts, 6 run, 1 clean, '
 run nothing 1 'NOTHING RAN' 'memcheck: 6 parts, 6 run, 0 clean, '
 run absent 1 'no GPU'
