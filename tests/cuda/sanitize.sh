@@ -10,14 +10,14 @@
 #
 #   TOOL    racecheck (without it), memcheck, synccheck or initcheck
 #   JOBS    parts side by side; without it one fewer than there are cores
-#   LIMIT   seconds after which all ends, for machines that are lent; what did not begin is named
+#   LIMIT   seconds after which all ends; what did not begin is named
 #   LOGS    the folder of the parts' logs; without it BUILD/sanitize
 #   LIST    not empty: the parts are named and not run
 #
 # and MOENN_TEST_WORK, a bound of multiply-adds in place of those that tests have below. A line says
 # how each part went, the last one how all did. The exit status is 0 when all ran and nothing was
-# found. racecheck takes cuBLASLt's kernels of 16 bits for faulty, so that plain.cu
-# makes its products there; sampling makes two draws where others make thousands.
+# found. racecheck takes cuBLASLt's kernels of 16 bits for faulty, so that plain.cu makes the
+# products there; sampling makes two draws in place of thousands.
 set -euo pipefail
 
 build=$(cd "${1:?wants the folder of a build}" && pwd)
