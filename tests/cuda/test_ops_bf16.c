@@ -101,25 +101,30 @@ static void check_norm_forward(const norm_tensors_t *t, int64_t n, int64_t hidde
   gpu_check(t->y, "y without statistics", hidden, gpu_bound(1, hidden));
 }
 
+/* A side's operation, but for its sizes and kind. */
+static op_norm_bwd_t norm_backward(const norm_tensors_t *t, int side, const gpu_tensor_t *dy,
+                                   const gpu_tensor_t *dx, const gpu_tensor_t *dw) {
+  return (op_norm_bwd_t){.x = gpu_at(t->x, side, 0),
+                         .dy = gpu_at(dy, side, 0),
+                         .w = gpu_at(t->w, side, 0),
+                         .weight_dtype = gpu_dtype(side),
+                         .act_dtype = gpu_dtype(side),
+                         .mean = gpu_at(t->mean, side, 0),
+                         .rstd = gpu_at(t->rstd, side, 0),
+                         .dx = gpu_at(dx, side, 0),
+                         .dw = gpu_at(dw, side, 0)};
+}
+
 static void check_norm_backward(const norm_tensors_t *t, int64_t n, int64_t hidden, int32_t kind) {
   gpu_tensor_t *dy = gpu_in(n * hidden, 1, 0.1, 14), *dx = gpu_sum(GPU_ACT, n * hidden, 15);
   gpu_tensor_t *dw = gpu_sum(GPU_F32, hidden, 16);
   gpu_tensor_t *db = t->b ? gpu_sum(GPU_F32, hidden, 17) : NULL;
   op_norm_bwd_t op[GPU_SIDES];
-  for (int s = 0; s < GPU_SIDES; s++)
-    op[s] = (op_norm_bwd_t){.n = n,
-                            .hidden = hidden,
-                            .kind = kind,
-                            .x = gpu_at(t->x, s, 0),
-                            .dy = gpu_at(dy, s, 0),
-                            .w = gpu_at(t->w, s, 0),
-                            .weight_dtype = gpu_dtype(s),
-                            .act_dtype = gpu_dtype(s),
-                            .mean = gpu_at(t->mean, s, 0),
-                            .rstd = gpu_at(t->rstd, s, 0),
-                            .dx = gpu_at(dx, s, 0),
-                            .dw = gpu_at(dw, s, 0),
-                            .db = gpu_at(db, s, 0)};
+  for (int s = 0; s < GPU_SIDES; s++) {
+    op[s] = norm_backward(t, s, dy, dx, dw);
+    op[s].n = n, op[s].hidden = hidden, op[s].kind = kind;
+    op[s].db = gpu_at(db, s, 0);
+  }
   GPU_RUN(norm_bwd, op);
   gpu_check(dx, "dx", hidden, gpu_bound(1, hidden));
   gpu_check(dw, "dw", hidden, gpu_bound_f32(n));
@@ -215,23 +220,11 @@ static void check_groups_backward(const norm_tensors_t *t, const groups_case_t *
   for (int32_t assign = 0; assign < 2; assign++) {
     gpu_tensor_t *dy = assign ? dx : gpu_in(c->n * ld, 1, 0.1, 66);
     op_norm_bwd_t op[GPU_SIDES];
-    for (int s = 0; s < GPU_SIDES; s++)
-      op[s] = (op_norm_bwd_t){.n = c->n,
-                              .hidden = c->hidden,
-                              .groups = c->groups,
-                              .ldx = ld,
-                              .ldy = ld,
-                              .kind = kind,
-                              .assign = assign,
-                              .x = gpu_at(t->x, s, 0),
-                              .dy = gpu_at(dy, s, 0),
-                              .w = gpu_at(t->w, s, 0),
-                              .weight_dtype = gpu_dtype(s),
-                              .act_dtype = gpu_dtype(s),
-                              .mean = gpu_at(t->mean, s, 0),
-                              .rstd = gpu_at(t->rstd, s, 0),
-                              .dx = gpu_at(dx, s, 0),
-                              .dw = gpu_at(dw, s, 0)};
+    for (int s = 0; s < GPU_SIDES; s++) {
+      op[s] = norm_backward(t, s, dy, dx, dw);
+      op[s].n = c->n, op[s].hidden = c->hidden, op[s].kind = kind;
+      op[s].groups = c->groups, op[s].ldx = op[s].ldy = ld, op[s].assign = assign;
+    }
     GPU_RUN(norm_bwd, op);
     gpu_check_rows(dx, assign ? "dx in place" : "dx", 0, c->n, c->groups * c->hidden, ld,
                    gpu_bound(1, c->hidden));
