@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Runs the tests of operations on a GPU under compute-sanitizer, in parts, each on a core of its
-# own:
+# Runs the tests of operations on GPUs under compute-sanitizer, in parts, each on a core of its own:
 #
 #   tests/cuda/sanitize.sh BUILD [PATTERN...]
 #
@@ -10,6 +9,7 @@
 #
 #   TOOL    racecheck (without it), memcheck, synccheck or initcheck
 #   JOBS    parts side by side; without it one fewer than there are cores
+#   GPUS    the numbers of those that take them by turns; without it all that nvidia-smi names
 #   LIMIT   seconds after which all ends; what did not begin is named
 #   LOGS    the folder of the parts' logs; without it BUILD/sanitize
 #   LIST    not empty: the parts are named and not run
@@ -55,7 +55,8 @@ parts() {
   each test_attention_bf16 test_growing_scores 3 6e8 "${kinds[@]}"
   each test_attention_bf16 test_forward 7 4e8 "${kinds[@]}"
   each test_loss_bf16 test_head_loss 13 4e9 "${halves[@]}"
-  for test in test_softmax test_grad_norm test_adamw test_sample test_fill; do
+  each test_loss_bf16 test_sample 18 inf "${halves[@]}"
+  for test in test_softmax test_grad_norm test_adamw test_fill; do
     each test_loss_bf16 $test 1 inf "${halves[@]}"
   done
   each test_experts_bf16 test_router_loss 1 inf bf16
@@ -97,7 +98,7 @@ reports_in() {
 # one PART WORK
 one() {
   local program test kind share name=${1//\//.} log status=0 summary verdict began=$SECONDS
-  local left=$((LIMIT - ($(date +%s) - BEGAN))) with=() cores
+  local left=$((LIMIT - ($(date +%s) - BEGAN))) with=() cores gpus
   IFS=/ read -r program test kind share <<<"$1"
   name=${name//\*/all} log=$LOGS/${name}.log
   [ $left -ge 10 ] || { printf '%-60s not begun\n' "$name"; return; }
@@ -113,6 +114,8 @@ one() {
     ;;
   esac
   read -ra cores <<<"$CORES"
+  read -ra gpus <<<"$GPUS"
+  with+=("CUDA_VISIBLE_DEVICES=${gpus[SLOT % ${#gpus[@]}]}")
   env "${with[@]}" timeout -k 5 $left taskset -c "${cores[SLOT % ${#cores[@]}]}" \
     compute-sanitizer --tool "$TOOL" --print-limit 1000 "$build/tests/$program" \
     >"$log" 2>&1 &
@@ -150,7 +153,9 @@ for file in libmoenn_cuda.so tests/libplain_products.so; do
 done
 mkdir -p "$LOGS"
 BEGAN=$(date +%s) CORES=$(processors | xargs)
-export BEGAN CORES
+[ -n "${GPUS:-}" ] || GPUS=$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | xargs) ||
+  GPUS=0
+export BEGAN CORES GPUS
 # Where not even this one runs, its output says why, before all parts do.
 MOENN_TEST_DEVICE=cuda:0 compute-sanitizer --tool "$TOOL" "$build/tests/test_fill" \
   >"$LOGS/first.log" 2>&1 || { cat "$LOGS/first.log" >&2; exit 1; }

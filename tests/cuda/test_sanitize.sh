@@ -14,7 +14,7 @@ fail() {
 
 mkdir -p "$work/bin" "$work/build/tests"
 touch "$work/build/libmoenn_cuda.so" "$work/build/tests/libplain_products.so"
-export PATH="$work/bin:$PATH" LOGS="$work/logs" JOBS=2 TOOL=memcheck
+export PATH="$work/bin:$PATH" LOGS="$work/logs" JOBS=2 GPUS="4 6" TOOL=memcheck
 
 LIST=1 "$script" "$work/build" >"$work/parts"
 for source in "$SOURCE_DIR"/tests/ops/test_*.c "$SOURCE_DIR"/tests/cuda/test_*.c; do
@@ -33,6 +33,7 @@ done
 cat >"$work/bin/compute-sanitizer" <<'END'
 #!/bin/sh
 echo "$MOENN_PLUGIN_PATH, ${MOENN_TEST_ONLY:-} ${MOENN_TEST_SHARE:-} ${MOENN_CUDA_CAPABILITY:-}: $*"
+echo "on GPU ${CUDA_VISIBLE_DEVICES:-}"
 case $FAKE in
 absent) echo "no GPU" && exit 77 ;;
 report) [ -z "${MOENN_TEST_HALF:-}" ] || errors=3 ;;
@@ -65,6 +66,9 @@ wants() { # FILE TEXT: a part's log must hold it
 }
 wants test_glu_bf16.test_row_gate.f16.1-2 "$work/build, test_row_gate 1/2 : --tool memcheck "
 wants test_sequences_bf16.all.f16-80.0-1 ",   80: --tool memcheck "
+for gpu in 4 6; do
+  grep -q "^on GPU $gpu\$" "$LOGS"/test_*.log || fail "GPU $gpu took no part"
+done
 run report 1 '^test_row_gate.all.fp32.0-1 .* s  clean$' ' 3 Invalid __shared__ write of size ' \
   ' 3 void kernel<float>\(int\)$' \
   'STATUS 0, ERROR SUMMARY: 3 errors' 'memcheck: 6 parts, 6 run, 1 clean, '

@@ -1,9 +1,5 @@
 /* The choice of a token: each filter by the definition, their order, ties, frequencies, and logits
- * that are not numbers.
- *
- * MOENN_TEST_DRAWS is how many draws a case has at most, from FEWEST on, for tools in which one
- * takes seconds; without it a case has as many as it asks for, at most DRAWS. Below 100
- * what can be drawn need not all come. */
+ * that are not numbers. Of fewer than 100 draws, what can be drawn need not all come. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,12 +7,9 @@
 #include "ops.h"
 #include "select.h"
 
-enum { DRAWS = 4000, FEWEST = 1, REPEATED = 200, MOST = 3000 };
+enum { DRAWS = 4000, REPEATED = 200, MOST = 3000 };
 
-static int draws = DRAWS, repeated = REPEATED;
-
-/* As many, or `most` where that is less. */
-static int some_draws(int most) { return draws < most ? draws : most; }
+static int draws, repeated;
 
 typedef struct sample_case {
   int64_t vocab;
@@ -207,7 +200,7 @@ static void test_ties_keep_the_lower_ids(void **state) {
   ops_begin(&trial, (backend_limits_t){.rows = 1, .vocab = 8});
   while (ops_next(&trial)) {
     int seen_k = 0, seen_p = 0, seen_all = 0;
-    for (uint64_t i = 0; i < (uint64_t)some_draws(300); i++) {
+    for (uint64_t i = 0; i < (uint64_t)select_draws(300); i++) {
       op_sample_t op = {.vocab = 8, .logits = logits, .temperature = 1, .seed = 5, .counter = i,
                         .token = token};
       seen_all |= 1 << choose(&trial, &op);
@@ -235,7 +228,7 @@ static void test_seed_and_counter(void **state) {
   ops_trial_t trial;
   ops_begin(&trial, (backend_limits_t){.rows = 1, .vocab = 8});
   while (ops_next(&trial)) {
-    int same_seed = 0, same_counter = 0, turns = some_draws(400);
+    int same_seed = 0, same_counter = 0, turns = select_draws(400);
     for (uint64_t i = 0; i < (uint64_t)turns; i++) {
       op_sample_t op = {.vocab = 8, .logits = logits, .temperature = 1, .seed = 1, .counter = i,
                         .token = token};
@@ -265,7 +258,7 @@ static void test_logits_that_are_not_numbers(void **state) {
   ops_begin(&trial, (backend_limits_t){.rows = 1, .vocab = 5});
   while (ops_next(&trial)) {
     for (int greedy = 0; greedy < 2; greedy++) {
-      for (uint64_t i = 0; i < (uint64_t)some_draws(50); i++) {
+      for (uint64_t i = 0; i < (uint64_t)select_draws(50); i++) {
         op_sample_t op = {.vocab = 5, .logits = mixed, .temperature = greedy ? 0 : 1, .counter = i,
                           .token = token};
         refuse(&trial, &op);
@@ -284,15 +277,9 @@ static void test_logits_that_are_not_numbers(void **state) {
   ops_free();
 }
 
-static void choose_draws(void) {
-  const char *text = getenv("MOENN_TEST_DRAWS");
-  if (text && atoi(text) >= FEWEST && atoi(text) < DRAWS) draws = atoi(text);
-  repeated = some_draws(REPEATED);
-}
-
 int main(void) {
   select_tests();
-  choose_draws();
+  draws = select_draws(DRAWS), repeated = select_draws(REPEATED);
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_filters),
       cmocka_unit_test(test_greedy),

@@ -23,3 +23,8 @@ int select_case(double work) {
   if (own < 0 || own >= shares) fail_msg("MOENN_TEST_SHARE is \"%s\", not as 2/15", share);
   return asked++ % shares == own;
 }
+
+int select_draws(int count) {
+  const char *most = getenv("MOENN_TEST_DRAWS");
+  return most && atoi(most) > 0 && atoi(most) < count ? atoi(most) : count;
+}
