@@ -153,8 +153,8 @@ for file in libmoenn_cuda.so tests/libplain_products.so; do
 done
 mkdir -p "$LOGS"
 BEGAN=$(date +%s) CORES=$(processors | xargs)
-[ -n "${GPUS:-}" ] || GPUS=$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | xargs) ||
-  GPUS=0
+known() { nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null; }
+[ -n "${GPUS:-}" ] || GPUS=$(known | xargs) || GPUS=0
 export BEGAN CORES GPUS
 # Where not even this one runs, its output says why, before all parts do.
 MOENN_TEST_DEVICE=cuda:0 compute-sanitizer --tool "$TOOL" "$build/tests/test_fill" \
