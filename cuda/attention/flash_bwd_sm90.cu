@@ -23,9 +23,9 @@ enum { BWD90_LSE, BWD90_DELTA, BWD90_ZEROS, BWD90_ONES };
 enum { BWD90_CORE = 128 /* bytes */ };
 
 /* What follows from the head dim: registers hold dk and dv, or one of them, and fewer rows of a
- * step beside wider ones. Without dk no values are held, which leaves room for a stage more. The
- * ones and terms lie in front, because compute-sanitizer's memcheck takes operands of wgmma for
- * contiguous: it looks for 2048 bytes behind the ones. */
+ * step beside wider ones. Without dk no values are held, which leaves room for a stage more. In
+ * shared memory ones, barriers, pieces and terms lie in front of the keys: compute-sanitizer's
+ * memcheck takes operands of wgmma for contiguous and looks for 2048 bytes behind the ones. */
 template <int D, int MAKES>
 struct bwd90_keys_size {
   static_assert(D == 64 || D == 128 || D == 192 || D == 256, "registers are counted for these");
@@ -39,15 +39,19 @@ struct bwd90_keys_size {
   static constexpr int step_half = step_rows * HOPPER_ROW_BYTES;
   static constexpr int step_bytes = step_rows * D * 2;
   static constexpr int stage_bytes = 2 * step_bytes; /* q, dout */
-  static constexpr int barriers_at = BWD90_ONES * BWD90_CORE;
-  static constexpr int pieces_at = barriers_at + 8 * (2 * rooms + 2 * stages);
-  static constexpr int terms_at = (pieces_at + rooms * 32 + 127) / 128 * 128; /* of all stages */
-  static constexpr int terms_bytes = step_rows * (int)sizeof(attention_terms_t);
-  static constexpr int terms_end = terms_at + stages * terms_bytes;
-  static constexpr int helds_at = (terms_end + HOPPER_ALIGN - 1) / HOPPER_ALIGN * HOPPER_ALIGN;
-  static constexpr int stages_at = helds_at + rooms * helds * held_bytes;
+  static constexpr int stages_at = rooms * helds * held_bytes;
   static constexpr int end = stages_at + stages * stage_bytes;
-  static constexpr int shared = HOPPER_ALIGN + end;
+  static constexpr int terms_bytes = step_rows * (int)sizeof(attention_terms_t);
+  static constexpr int barriers = 2 * rooms + 2 * stages;
+  static constexpr int front_bytes =
+      BWD90_ONES * BWD90_CORE + 8 * barriers + 32 * rooms + stages * terms_bytes;
+  static constexpr int front = (front_bytes + HOPPER_ALIGN - 1) / HOPPER_ALIGN * HOPPER_ALIGN;
+  static constexpr int ones_at = -front;
+  static constexpr int barriers_at = ones_at + BWD90_ONES * BWD90_CORE;
+  static constexpr int pieces_at = barriers_at + 8 * barriers;
+  static constexpr int terms_at = -stages * terms_bytes; /* of each stage's rows */
+  static constexpr int shared = HOPPER_ALIGN + front + end;
+  static_assert(shared <= 227 * 1024, "a block has no more");
   static constexpr int threads = (1 + BWD90_KEY_GROUPS) * HOPPER_GROUP;
   static constexpr int sharers = 512 / D; /* attention_flash_bwd_partial has room for so many */
 };
@@ -65,10 +69,6 @@ typedef struct bwd90_keys_args {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 
-template <typename Size>
-__device__ __forceinline__ uint32_t bwd90_held(uint32_t base, uint32_t room) {
-  return base + Size::helds_at + room * Size::helds * Size::held_bytes;
-}
 template <typename Size>
 __device__ __forceinline__ uint32_t bwd90_held_full(uint32_t base, uint32_t i) {
   return base + Size::barriers_at + 8 * i;
@@ -119,7 +119,7 @@ __device__ __forceinline__ void bwd90_keys_produce(const bwd90_keys_args_t &a,
   for (uint32_t number = 0;; number++) {
     bool more = line90_next(a.line, &walk, &piece);
     int b = piece.pair / a.rows.kv_heads, kv_head = piece.pair % a.rows.kv_heads;
-    uint32_t room = number % size::rooms, held = bwd90_held<size>(base, room);
+    uint32_t room = number % size::rooms, held = base + room * size::helds * size::held_bytes;
     uint32_t held_full = bwd90_held_full<size>(base, room);
     hopper_wait(bwd90_held_empty<size>(base, room), ~(number / size::rooms) & 1);
     *bwd90_piece<size>(shared, room) = piece;
@@ -220,7 +220,7 @@ template <typename T, int D, int MAKES, int TERM, int N>
 __device__ __forceinline__ void bwd90_dot(float (&d)[N], uint32_t base, uint32_t slot, uint32_t k,
                                           uint32_t q) {
   typedef bwd90_keys_size<D, MAKES> size;
-  uint32_t ones = base + TERM * BWD90_CORE;
+  uint32_t ones = base + size::ones_at + TERM * BWD90_CORE;
   uint64_t x = hopper_core_operand(ones, (BWD90_ZEROS - TERM) * BWD90_CORE, 0);
   uint64_t y = hopper_core_operand(base + size::terms_at + slot * size::terms_bytes, 0, BWD90_CORE);
   if constexpr (N == 24) hopper_multiply_48<bf16_t, false, false>(d, x, y, 0);
@@ -303,7 +303,7 @@ __device__ __forceinline__ void bwd90_keys_consume(const bwd90_keys_args_t &a,
     int2 unseen = bwd90_unseen<WINDOW>(a.line, piece, piece.block * BWD90_KEYS + group * 64);
     piece.first += unseen.x, piece.count -= unseen.x + unseen.y;
     bwd90_pass_over<size>(base, unseen.x, &slot, &parity);
-    uint32_t k = bwd90_held<size>(base, room) + group * 64 * HOPPER_ROW_BYTES;
+    uint32_t k = base + room * size::helds * size::held_bytes + group * 64 * HOPPER_ROW_BYTES;
     float dk[D / 2], dv[D / 2], s[numbers], ds[numbers];
     uint32_t p[numbers / 2], r[numbers / 2];
     hopper_wait(bwd90_full<size>(base, slot), parity);
@@ -400,7 +400,7 @@ __global__ void __launch_bounds__(bwd90_keys_size<D, MAKES>::threads, 1)
   typedef bwd90_keys_size<D, MAKES> size;
   extern __shared__ unsigned char bwd90_shared[];
   uint32_t start = tile_address(bwd90_shared);
-  uint32_t base = (start + HOPPER_ALIGN - 1) / HOPPER_ALIGN * HOPPER_ALIGN;
+  uint32_t base = (start + size::front + HOPPER_ALIGN - 1) / HOPPER_ALIGN * HOPPER_ALIGN;
   unsigned char *shared = bwd90_shared + (base - start);
   if (threadIdx.x == 0) {
     for (uint32_t i = 0; i < size::rooms; i++) {
@@ -414,10 +414,10 @@ __global__ void __launch_bounds__(bwd90_keys_size<D, MAKES>::threads, 1)
     hopper_barrier_ready();
   }
   /* Nothing may be copied to a stage's last rows and their terms; they must be numbers. */
-  bwd90_clear<size>(shared, size::terms_at, size::terms_end);
+  bwd90_clear<size>(shared, size::terms_at, 0);
   bwd90_clear<size>(shared, size::stages_at, size::end);
   if (threadIdx.x < BWD90_ONES * 8)
-    *(uint4 *)(shared + threadIdx.x * sizeof(uint4)) = bwd90_ones(threadIdx.x / 8);
+    *(uint4 *)(shared + size::ones_at + threadIdx.x * sizeof(uint4)) = bwd90_ones(threadIdx.x / 8);
   hopper_fence();
   launch_wait();
   launch_next();
