@@ -89,6 +89,12 @@ typedef struct gemm {
 /* Columns of a product whose b is a pair of p rows each. */
 static inline int64_t gemm_pair_columns(int64_t p) { return 2 * vec_round_up(p, VEC_WIDTH); }
 
+/* Whether a group has more weights than stay in a cache. They are requested into the L2 cache: the
+ * first one waits for too few lines at a time to keep memory busy. */
+static inline int gemm_far(const gemm_group_t *group) {
+  return group->n * group->b.ld * vec_dtype_bytes(group->b.dtype) > GEMM_NEAR;
+}
+
 /* Whether a group that streams does so by fours of k: k is short, or weights come from far. */
 static inline int gemm_by_fours(const gemm_group_t *group) {
   const gemm_operand_t *b = &group->b;
@@ -99,7 +105,7 @@ static inline int gemm_by_fours(const gemm_group_t *group) {
     return 0;
   if (group->a.along_k || b->along_k || b->dtype != NN_F32 || (b->second && !b->pair) || b->gather)
     return 0;
-  return k <= GEMM_STREAM_SHORT || group->n * b->ld * (int64_t)sizeof(float) > GEMM_NEAR;
+  return k <= GEMM_STREAM_SHORT || gemm_far(group);
 }
 
 /* Whether a group takes the streaming path: few rows, and weights stored along k. Rows of 16 bits

@@ -165,7 +165,11 @@ void VEC(gemm_kernel_bf16)(int64_t rows, const gemm_panels_t *panels, gemm_run_t
 
 /* ---- streaming ------------------------------------------------------------------------------- */
 
-enum { STREAM_W = 4, STREAM_X = 4 };
+enum {
+  STREAM_W = 4,
+  STREAM_X = 4,
+  STREAM_AHEAD = 8 << 10 /* least bytes to what is requested, whole blocks of STREAM_W rows */
+};
 
 /* Adds PAIRS products of pairs of x_rows rows of x with STREAM_W rows of w. */
 VEC_INLINE void stream_step(const int x_rows, const int32_t *x, int64_t x_stride,
@@ -174,7 +178,7 @@ VEC_INLINE void stream_step(const int x_rows, const int32_t *x, int64_t x_stride
   __m512i v[STREAM_W];
   VEC_UNROLL for (int j = 0; j < STREAM_W; j++) {
     uintptr_t here = (uintptr_t)w[j] + (uintptr_t)(p * 2);
-    if (ahead) _mm_prefetch((const char *)(here + (uintptr_t)ahead), _MM_HINT_T0);
+    if (ahead) _mm_prefetch((const char *)(here + (uintptr_t)ahead), _MM_HINT_T1);
     v[j] = pairs_load(w[j], p, left, NN_BF16);
   }
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
@@ -201,7 +205,8 @@ VEC_INLINE void stream_dots(const int x_rows, const int32_t *x, int64_t x_stride
 
 static void stream_rows(const int32_t *x, int64_t x_stride, int64_t m, const void *const *w,
                         int64_t ld, int64_t k, float *tile) {
-  int64_t i = 0, ahead = STREAM_W * ld * 2;
+  int64_t i = 0, block = STREAM_W * ld * 2;
+  int64_t ahead = block * vec_blocks(STREAM_AHEAD, block); /* as of gemm_far, whatever the size */
   for (; i + STREAM_X <= m; i += STREAM_X, tile += STREAM_X * GEMM_NR, ahead = 0)
     stream_dots(STREAM_X, x + i * x_stride, x_stride, w, ahead, k, tile);
   switch (m - i) {
@@ -258,7 +263,7 @@ VEC_INLINE void thin_dots(const int w_rows, const uint16_t *w, int64_t ld, const
   int64_t ahead = THIN_W * ld, p = 0;
   for (; p + PAIR_NUMBERS <= k; p += PAIR_NUMBERS) {
     VEC_UNROLL for (int i = 0; i < THIN_W; i++)
-      _mm_prefetch((const char *)((uintptr_t)(row[i] + p) + 2 * (uintptr_t)ahead), _MM_HINT_T0);
+      _mm_prefetch((const char *)((uintptr_t)(row[i] + p) + 2 * (uintptr_t)ahead), _MM_HINT_T1);
     for (int64_t q = p; q < p + PAIR_NUMBERS; q += PAIR, panel += THIN_ROWS) {
       __m512i x0 = _mm512_loadu_si512(panel), x1 = _mm512_loadu_si512(panel + VEC_WIDTH);
       VEC_UNROLL for (int i = 0; i < THIN_W; i++) {

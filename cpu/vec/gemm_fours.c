@@ -61,7 +61,7 @@ VEC_INLINE void fours_dots(const int vectors, const int rows, const float *x, co
   for (; k > 0; k -= VEC_WIDTH) {
     VEC_UNROLL for (int j = 0; j < FOURS_W; j++) {
       if (j >= rows) continue;
-      _mm_prefetch((const char *)((uintptr_t)(fourth[j / 4] + j % 4 * ld) + ahead), _MM_HINT_T0);
+      _mm_prefetch((const char *)((uintptr_t)(fourth[j / 4] + j % 4 * ld) + ahead), _MM_HINT_T1);
     }
     VEC_UNROLL for (int q = 0; q < VEC_WIDTH; q += 4, x += vectors * VEC_WIDTH) {
       vf u[FOURS_MOST];

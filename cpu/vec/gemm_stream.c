@@ -16,16 +16,18 @@ enum {
 typedef struct stream_plan {
   uintptr_t ahead; /* bytes from a row to the one that is requested */
   uintptr_t rest;  /* bytes from rows 0 and 1 to 2 and 3, where there is but one pass; else 0 */
+  int far;         /* see gemm_far */
   struct {
     uint8_t first, last; /* rows of a pass; may be the same */
   } share[GEMM_STREAM_ROWS / STREAM_X];
 } stream_plan_t;
 
-static stream_plan_t stream_plan(int64_t m, int64_t row_bytes) {
-  int64_t passes = vec_blocks(m, STREAM_X), block = STREAM_W * row_bytes;
+static stream_plan_t stream_plan(const gemm_group_t *group) {
+  int64_t row_bytes = group->b.ld * vec_dtype_bytes(group->b.dtype);
+  int64_t passes = vec_blocks(group->m, STREAM_X), block = STREAM_W * row_bytes;
   int64_t blocks = STREAM_BLOCKS, most = passes > 1 ? STREAM_AHEAD : STREAM_SINGLE;
   while (blocks > 1 && blocks * block > most) blocks--;
-  stream_plan_t plan = {.ahead = (uintptr_t)(blocks * block)};
+  stream_plan_t plan = {.ahead = (uintptr_t)(blocks * block), .far = gemm_far(group)};
   for (int64_t i = 0; i < passes; i++) {
     plan.share[i].first = (uint8_t)(i * STREAM_W / passes);
     plan.share[i].last = (uint8_t)(((i + 1) * STREAM_W - 1) / passes);
@@ -41,12 +43,14 @@ static stream_plan_t stream_plan(int64_t m, int64_t row_bytes) {
  * STREAM_W rows of w. */
 VEC_INLINE void stream_step(const int x_rows, const float *const *x, const void *const *w,
                             int64_t p, int64_t count, const uintptr_t ahead[2], uintptr_t rest,
-                            int32_t dtype, vf acc[STREAM_X][STREAM_W]) {
+                            int far, int32_t dtype, vf acc[STREAM_X][STREAM_W]) {
   vf v[STREAM_W];
   VEC_UNROLL for (int j = 0; j < 2; j++) {
     uintptr_t line = ahead[j] + (uintptr_t)(p * vec_dtype_bytes(dtype));
-    _mm_prefetch((const char *)line, _MM_HINT_T0);
-    if (rest) _mm_prefetch((const char *)(line + rest), _MM_HINT_T0);
+    if (far) _mm_prefetch((const char *)line, _MM_HINT_T1);
+    else _mm_prefetch((const char *)line, _MM_HINT_T0);
+    if (rest && far) _mm_prefetch((const char *)(line + rest), _MM_HINT_T1);
+    else if (rest) _mm_prefetch((const char *)(line + rest), _MM_HINT_T0);
   }
   VEC_UNROLL for (int j = 0; j < STREAM_W; j++) v[j] = vf_load_as_next(w[j], p, count, dtype);
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
@@ -66,6 +70,7 @@ VEC_INLINE void stream_dots(const int x_rows, const float *const *rows_of_x,
   const uintptr_t ahead[2] = {(uintptr_t)rows_of_w[plan->share[pass].first] + plan->ahead,
                               (uintptr_t)rows_of_w[plan->share[pass].last] + plan->ahead};
   const uintptr_t rest = plan->rest;
+  const int far = plan->far;
   VEC_UNROLL for (int j = 0; j < STREAM_W; j++) w[j] = rows_of_w[j];
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
     x[i] = rows_of_x[i < x_rows ? i : 0];
@@ -73,8 +78,8 @@ VEC_INLINE void stream_dots(const int x_rows, const float *const *rows_of_x,
   }
   int64_t p = 0;
   for (; p + VEC_WIDTH <= k; p += VEC_WIDTH)
-    stream_step(x_rows, x, w, p, VEC_WIDTH, ahead, rest, dtype, acc);
-  if (p < k) stream_step(x_rows, x, w, p, k - p, ahead, rest, dtype, acc);
+    stream_step(x_rows, x, w, p, VEC_WIDTH, ahead, rest, far, dtype, acc);
+  if (p < k) stream_step(x_rows, x, w, p, k - p, ahead, rest, far, dtype, acc);
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
     if (i >= x_rows) continue;
     _mm_storeu_ps(tile + i * GEMM_NR, vf_sum4(acc[i]));
@@ -99,8 +104,7 @@ VEC_INLINE void stream_rows(const float *const *x, int64_t m, const void *const 
 
 void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, float *tile) {
   const float *x[GEMM_STREAM_ROWS];
-  const stream_plan_t plan =
-      stream_plan(group->m, group->b.ld * vec_dtype_bytes(group->b.dtype));
+  const stream_plan_t plan = stream_plan(group);
   for (int64_t i = 0; i < group->m; i++) x[i] = gemm_row(&group->a, i);
   for (int64_t q = 0; q < columns; q += VEC_WIDTH) {
     const void *w[VEC_WIDTH];
