@@ -65,11 +65,10 @@ static void ceiling_memory(ceiling_job_t *job) {
 
 static void *ceiling_thread(void *context) {
   ceiling_job_t *job = context;
-  if (job->kind) {
-    size_t bytes = job->count * sizeof(uint64_t);
-    job->a = bench_alloc(bytes), job->b = bench_alloc(bytes), job->c = bench_alloc(bytes);
-    memset(job->a, 1, bytes), memset(job->b, 0, bytes), memset(job->c, 0, bytes);
-  }
+  size_t bytes = job->count * sizeof(uint64_t);
+  if (job->kind) memset(job->a = bench_alloc(bytes), 1, bytes);
+  if (job->kind > 1) memset(job->b = bench_alloc(bytes), 0, bytes);
+  if (job->kind > 2) memset(job->c = bench_alloc(bytes), 0, bytes);
   job->seconds = 1e30;
   for (int i = 0; i <= REPEATS; i++) { /* the first one warms up */
     pthread_barrier_wait(job->barrier);
@@ -105,6 +104,16 @@ static double ceiling_rate(int32_t threads, void (*loop)(void), int kind, double
   return work * (double)threads / slowest;
 }
 
+/* Elements of each array of a thread. */
+static size_t ceiling_count(int32_t threads) {
+  return (size_t)(512 << 20) / (size_t)threads / sizeof(uint64_t) / 8 * 8;
+}
+
+double ceilings_read(int32_t threads) {
+  size_t count = ceiling_count(threads);
+  return ceiling_rate(threads, NULL, 1, (double)(count * sizeof(uint64_t)), count);
+}
+
 bench_ceilings_t ceilings_measure(int32_t threads) {
   bench_ceilings_t found = {0};
 #if defined(__x86_64__)
@@ -119,9 +128,9 @@ bench_ceilings_t ceilings_measure(int32_t threads) {
   if (__builtin_cpu_supports("avx512vnni"))
     found.int8_ops = ceiling_rate(threads, loop_int8_512, 0, loops * 128, 0);
 #endif
-  size_t count = (size_t)(512 << 20) / (size_t)threads / sizeof(uint64_t) / 8 * 8;
+  size_t count = ceiling_count(threads);
   double bytes = (double)(count * sizeof(uint64_t));
-  found.read_bytes = ceiling_rate(threads, NULL, 1, bytes, count);
+  found.read_bytes = ceilings_read(threads);
   found.copy_bytes = ceiling_rate(threads, NULL, 2, 2 * bytes, count);
   found.triad_bytes = ceiling_rate(threads, NULL, 3, 3 * bytes, count);
   return found;
