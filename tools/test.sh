@@ -75,6 +75,13 @@ build_and_test() { # preset, options of configure and then, after --, of ctest
     "${fixed_addresses[@]}" ctest --preset "$preset" --parallel "$CMAKE_BUILD_PARALLEL_LEVEL" "$@"
 }
 
+# Under sanitizers multiply-adds take ten to a hundred times as long: cases of no more than so many.
+with_work() { # multiply-adds, what build_and_test takes
+  export MOENN_TEST_WORK=$1
+  shift
+  build_and_test "$@"
+}
+
 again() { # the release build's tests on one CPU path
   MOENN_CPU=$1 ctest --preset release --parallel "$CMAKE_BUILD_PARALLEL_LEVEL" \
     --label-regex "^(base|ops|model|train|infer|format|text)\$"
@@ -121,8 +128,8 @@ part "gcc, release" build_and_test release -DMOENN_WERROR=ON "${cuda_options[@]}
 part "the same on AVX-512 without its bf16 products" again avx512
 part "the same on AVX2 alone" again avx2
 part "the same in plain C" again reference
-part "gcc, address and undefined-behaviour sanitizers" build_and_test asan -- --label-exclude "e2e"
-part "gcc, thread sanitizer" build_and_test tsan -- --tests-regex "^(ops|train|infer)|threads" \
+part "gcc, address and undefined-behaviour sanitizers" with_work 2e7 asan -- --label-exclude "e2e"
+part "gcc, thread sanitizer" with_work 1e7 tsan -- --tests-regex "^(ops|train|infer)|threads" \
   --label-exclude "^paths\$"
 part "clang, release, no warnings" build_clang
 part "clang, fuzzing for 5 s each" fuzz 5

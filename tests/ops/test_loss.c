@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "ops.h"
+#include "select.h"
 
 typedef struct loss_case {
   int64_t n, hidden, vocab;
@@ -197,7 +198,11 @@ static void check_loss(const loss_case_t *c, double rounding) {
 
 static void test_head_loss(void **state) {
   (void)state;
-  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_paths(check_loss, &cases[i]);
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    const loss_case_t *c = &cases[i];
+    double work = (double)(c->n * c->vocab) * (3.0 * (double)c->hidden + 30); /* and exponentials */
+    if (select_case(work)) check_paths(check_loss, c);
+  }
 }
 
 /* A target whose logit is -infinity has an infinite loss, and softmax(l) - onehot(target) is
