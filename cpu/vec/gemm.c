@@ -5,11 +5,14 @@
 #include "vec/gemm_item.h"
 
 _Static_assert(GEMM_MB % GEMM_MR == 0 && GEMM_NB % GEMM_NR == 0 && GEMM_NC % GEMM_NR == 0 &&
-                   GEMM_STREAM_COLUMNS % GEMM_NR == 0 && GEMM_FOURS_WIDTH % GEMM_NR == 0,
+                   GEMM_STREAM_COLUMNS % GEMM_NR == 0 && GEMM_FOURS_LEAST_N % GEMM_NR == 0 &&
+                   GEMM_FOURS_MOST_N % GEMM_NR == 0,
                "blocks are whole panels");
 _Static_assert(GEMM_THIN_COLUMNS % GEMM_NR == 0 && GEMM_NR * GEMM_NR <= GEMM_SUM_FLOATS,
                "items of few rows are whole tiles, and one has room");
-_Static_assert((int)GEMM_FOURS_FLOATS <= (int)GEMM_B_FLOATS, "few rows by fours of k have room");
+_Static_assert((int)GEMM_FOURS_FLOATS <= (int)GEMM_A_FLOATS &&
+                   (int)GEMM_FOURS_FLOATS <= (int)GEMM_SUM_FLOATS,
+               "rows by fours of k have room, widened and packed");
 _Static_assert((int)GEMM_STREAM_WIDE <= (int)GEMM_A_FLOATS, "a widened row has room");
 _Static_assert(4 * (GEMM_A_FLOATS + GEMM_B_FLOATS + GEMM_SUM_FLOATS) <= GEMM_THREAD_BYTES,
                "a thread's panels and sums fit in its scratch");
@@ -247,13 +250,23 @@ static void gemm_item_thin(gemm_item_t *item) {
 #endif
 
 #if VEC_AVX512
+/* Rows of the next pass by fours where so many are left: three vectors of four, if two remain. */
+static int64_t gemm_fours_pass(int64_t left) { return left > GEMM_FOURS_ROWS ? 12 : left; }
+
 /* As gemm_item_stream, by fours of k. */
 static void gemm_item_fours(const gemm_item_t *item, const gemm_group_t *part, int64_t row) {
-  VEC(gemm_fours_pack)(part, item->b);
+  int64_t m = part->m, k = part->k;
+  for (int64_t r = 0, rows; r < m; r += rows) {
+    rows = gemm_fours_pass(m - r);
+    VEC(gemm_fours_pack)(part, r, rows, item->sum + r * k);
+  }
   for (int64_t column = 0; column < item->n; column += GEMM_NR) {
-    int64_t columns = vec_min(item->n - column, GEMM_NR);
-    VEC(gemm_fours)(part, item->b, item->j + column, columns, item->sum);
-    VEC(gemm_put)(item->gemm, item->group, row, part->m, item->j + column, columns, item->sum);
+    int64_t columns = vec_min(item->n - column, GEMM_NR), j = item->j + column;
+    for (int64_t r = 0, rows; r < m; r += rows) {
+      rows = gemm_fours_pass(m - r);
+      VEC(gemm_fours)(part, rows, item->sum + r * k, j, columns, item->b);
+      VEC(gemm_put)(item->gemm, item->group, row + r, rows, j, columns, item->b);
+    }
   }
 }
 #endif
@@ -327,9 +340,16 @@ static const gemm_group_t *gemm_group_of(const gemm_t *gemm, int64_t item) {
   return &gemm->groups[low];
 }
 
+/* Each item packs its rows: as many columns as leave every thread two items. */
+static int64_t gemm_fours_width(const gemm_t *gemm, const gemm_group_t *group) {
+  int64_t items = gemm->threads > 1 ? 2 * gemm->threads : 1;
+  int64_t width = vec_round_up(vec_blocks(group->n, items), GEMM_NR);
+  return vec_min(width > GEMM_FOURS_LEAST_N ? width : GEMM_FOURS_LEAST_N, GEMM_FOURS_MOST_N);
+}
+
 /* Columns of an item of the group. */
 static int64_t gemm_width(const gemm_t *gemm, const gemm_group_t *group) {
-  if (gemm_by_fours(group)) return GEMM_FOURS_WIDTH;
+  if (gemm_by_fours(group)) return gemm_fours_width(gemm, group);
   if (gemm_streams(group)) return GEMM_STREAM_COLUMNS;
   return gemm_thin(gemm, group) ? GEMM_THIN_COLUMNS : gemm->block_n;
 }

@@ -30,9 +30,11 @@ enum {
   GEMM_STREAM_FEW = 8,   /* with more than these, only where */
   GEMM_STREAM_SHORT = 128, /* k is longer: the sums over lanes take their time too */
   GEMM_FOURS_LEAST = 7, /* rows from which on sums of fours take less, and weights are read once, */
-  GEMM_FOURS_ROWS = 16, /* up to so many */
-  GEMM_FOURS_FLOATS = 48 << 10, /* in a panel of this size, */
-  GEMM_FOURS_COLUMNS = 8, /* and whole blocks of so many columns */
+  GEMM_FOURS_ROWS = 16, /* up to so many; */
+  GEMM_FOURS_LONG = 256, /* from this k on */
+  GEMM_FOURS_MOST = 64, /* up to so many, in passes of at most the former */
+  GEMM_FOURS_FLOATS = 192 << 10, /* by panels of at most this size, */
+  GEMM_FOURS_WHOLE = 8, /* and whole blocks of so many columns */
   GEMM_NEAR = 320 << 10   /* bytes that stay in a cache beside others */
 };
 
@@ -95,20 +97,22 @@ static inline int gemm_far(const gemm_group_t *group) {
   return group->n * group->b.ld * vec_dtype_bytes(group->b.dtype) > GEMM_NEAR;
 }
 
-/* Whether a group that streams does so by fours of k: k is short, or weights come from far. */
+/* Whether a group takes the streaming path by fours of k: rows are few and k is short, or weights
+ * come from far. */
 static inline int gemm_by_fours(const gemm_group_t *group) {
   const gemm_operand_t *b = &group->b;
   int64_t k = group->k, columns = b->pair ? b->pair : group->n;
-  if (VEC_WIDTH < 16 || group->m < GEMM_FOURS_LEAST || group->m > GEMM_FOURS_ROWS ||
+  if (VEC_WIDTH < 16 || group->m < GEMM_FOURS_LEAST ||
+      group->m > (k < GEMM_FOURS_LONG ? GEMM_FOURS_ROWS : GEMM_FOURS_MOST) ||
       vec_round_up(group->m, 4) * k > GEMM_FOURS_FLOATS || k % VEC_WIDTH ||
-      columns % GEMM_FOURS_COLUMNS)
+      columns % GEMM_FOURS_WHOLE)
     return 0;
   if (group->a.along_k || b->along_k || b->dtype != NN_F32 || (b->second && !b->pair) || b->gather)
     return 0;
   return k <= GEMM_STREAM_SHORT || gemm_far(group);
 }
 
-/* Whether a group takes the streaming path: few rows, and weights stored along k. Rows of 16 bits
+/* Whether a group takes the streaming path: weights stored along k, and few rows or fours. Rows of 16 bits
  * are widened before, where there is room for at least one. */
 static inline int gemm_streams(const gemm_group_t *group) {
   if (gemm_by_fours(group)) return 1;
@@ -158,11 +162,11 @@ void VEC(gemm_pack)(const gemm_operand_t *operand, int64_t first, int64_t count,
 /* tile[m, GEMM_NR] = columns j .. j + columns - 1 of a group that streams. */
 void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, float *tile);
 
-/* The same by fours, where a is fp32, from a panel that gemm_fours_pack has made. Rows of the tile
- * up to the next multiple of four are written. */
-void VEC(gemm_fours_pack)(const gemm_group_t *group, float *panel);
-void VEC(gemm_fours)(const gemm_group_t *group, const float *panel, int64_t j, int64_t columns,
-                     float *tile);
+/* The same by fours for 5 <= m <= GEMM_FOURS_ROWS rows, where a is fp32, from a panel that
+ * gemm_fours_pack has made of these. Rows of the tile up to the next multiple of four are written. */
+void VEC(gemm_fours_pack)(const gemm_group_t *group, int64_t first, int64_t m, float *panel);
+void VEC(gemm_fours)(const gemm_group_t *group, int64_t m, const float *panel, int64_t j,
+                     int64_t columns, float *tile);
 
 /* gemm_bf16.c: the same on pairs of bf16. Panels are [ceil(k / 2), width] pairs, and the kernel's k
  * counts pairs. Streaming reads rows of a that gemm_stream_round has made: m x gemm_stream_pairs(k)

@@ -1,5 +1,5 @@
 /* The streaming path by fours of k: tile[m, GEMM_NR] = x [m, k] . w^T for GEMM_NR rows of w, which
- * are read once, in place. A vector of x holds four numbers of each of FOURS_ROWS rows, and four
+ * are read in place, from memory once: passes of other rows follow each other. A vector of x holds four numbers of each of FOURS_ROWS rows, and four
  * numbers of a row of w are repeated beside them: that leaves fewer sums over lanes than a vector
  * of one row, which where k is short take as long as the products. Each element is the sum of four
  * partial sums of every fourth product in order of k, (0 + 2) + (1 + 3). */
@@ -8,8 +8,8 @@
 #if VEC_AVX512
 enum {
   FOURS_ROWS = 4,                            /* of x in a vector */
-  FOURS_MOST = GEMM_FOURS_ROWS / FOURS_ROWS, /* vectors of x */
-  FOURS_W = GEMM_FOURS_COLUMNS,              /* rows of w side by side, */
+  FOURS_MOST = GEMM_FOURS_ROWS / FOURS_ROWS, /* vectors of x in a pass */
+  FOURS_W = GEMM_FOURS_WHOLE,                /* rows of w side by side, */
   FOURS_W_MOST = FOURS_W / 2,                /* beside FOURS_MOST of x: registers are as many */
   FOURS_BLOCKS = 3,                          /* blocks of these from one to what it requests, */
   FOURS_AHEAD = 24 << 10,                    /* or one where that is more than so many bytes */
@@ -28,15 +28,13 @@ VEC_INLINE void fours_turn(vf x[FOURS_ROWS]) {
 }
 
 /* Vectors of x for four numbers of k; a panel has them for one four after the other. */
-static int64_t fours_vectors(const gemm_group_t *group) { return vec_blocks(group->m, FOURS_ROWS); }
-
-void VEC(gemm_fours_pack)(const gemm_group_t *group, float *panel) {
-  int64_t vectors = fours_vectors(group), step = vectors * VEC_WIDTH;
+void VEC(gemm_fours_pack)(const gemm_group_t *group, int64_t first, int64_t m, float *panel) {
+  int64_t vectors = vec_blocks(m, FOURS_ROWS), step = vectors * VEC_WIDTH;
   for (int64_t i = 0; i < vectors; i++) {
     const float *row[FOURS_ROWS];
     /* What lies beyond the last row is that again: its sums are not used. */
     for (int r = 0; r < FOURS_ROWS; r++)
-      row[r] = gemm_row(&group->a, vec_min(i * FOURS_ROWS + r, group->m - 1));
+      row[r] = gemm_row(&group->a, first + vec_min(i * FOURS_ROWS + r, m - 1));
     float *to = panel + i * VEC_WIDTH;
     for (int64_t p = 0; p < group->k; p += VEC_WIDTH) {
       vf x[FOURS_ROWS];
@@ -94,10 +92,10 @@ static void fours_most(const float *x, const float *w, int64_t ld, int64_t k, fl
   fours_dots(FOURS_MOST, FOURS_W_MOST, x, w, ld, k, sums);
 }
 
-void VEC(gemm_fours)(const gemm_group_t *group, const float *panel, int64_t j, int64_t columns,
-                     float *tile) {
+void VEC(gemm_fours)(const gemm_group_t *group, int64_t m, const float *panel, int64_t j,
+                     int64_t columns, float *tile) {
   float sums[FOURS_ROWS * FOURS_SUMS];
-  int64_t vectors = fours_vectors(group), ld = group->b.ld;
+  int64_t vectors = vec_blocks(m, FOURS_ROWS), ld = group->b.ld;
   int64_t rows = vectors == FOURS_MOST ? FOURS_W_MOST : FOURS_W;
   fours_fn dots = vectors == 2 ? fours_two : vectors == 3 ? fours_three : fours_most;
   for (int64_t q = 0; q < columns; q += VEC_WIDTH) {

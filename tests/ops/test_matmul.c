@@ -194,8 +194,8 @@ static void test_gradients_of_weights(void **state) {
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) check_matmul(&cases[i]);
 }
 
-/* Few rows, some of which are summed by fours of k: short k and weights from far, all numbers of
- * rows, whole and other blocks of columns and of k, one item and several. */
+/* Rows some of which are summed by fours of k: short k and weights from far, few rows and several
+ * passes of them, whole and other blocks of columns and of k, one item and several. */
 static void test_fours(void **state) {
   (void)state;
   for (int32_t m = 6; m < 18; m++) {
@@ -208,6 +208,13 @@ static void test_fours(void **state) {
       check_matmul(&(matmul_case_t){.m = m, .n = 600 + 4 * (i % 2), .k = 144 + 8 * (i / 2),
                                     .trans_b = 1, .addend = (m + i) % 3, .pad = m % 2 ? 4 : 0});
   }
+  const int64_t rows[] = {17, 20, 28, 29, 44, 63, 64, 65};
+  for (int32_t i = 0; i < 8; i++)
+    for (int32_t j = 0; j < 3; j++)
+      check_matmul(&(matmul_case_t){.m = rows[i], .n = 328 + 4 * (j == 1),
+                                    .k = j == 2 ? 272 : 256, .trans_b = 1, .biased = j == 2,
+                                    .addend = i % 3, .pad = i % 2 ? 4 : 0});
+  check_matmul(&(matmul_case_t){.m = 20, .n = 2600, .k = 256, .trans_b = 1});
 }
 
 /* GELU's forward may be asked for without aux. */
