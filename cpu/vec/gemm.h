@@ -112,8 +112,8 @@ static inline int gemm_by_fours(const gemm_group_t *group) {
   return k <= GEMM_STREAM_SHORT || gemm_far(group);
 }
 
-/* Whether a group takes the streaming path: weights stored along k, and few rows or fours. Rows of 16 bits
- * are widened before, where there is room for at least one. */
+/* Whether a group takes the streaming path: weights stored along k, and few rows or fours. Rows of
+ * 16 bits are widened before, where there is room for at least one. */
 static inline int gemm_streams(const gemm_group_t *group) {
   if (gemm_by_fours(group)) return 1;
   if (group->a.dtype != NN_F32 && group->k > GEMM_STREAM_WIDE) return 0;

@@ -1,8 +1,9 @@
 /* The streaming path by fours of k: tile[m, GEMM_NR] = x [m, k] . w^T for GEMM_NR rows of w, which
- * are read in place, from memory once: passes of other rows follow each other. A vector of x holds four numbers of each of FOURS_ROWS rows, and four
- * numbers of a row of w are repeated beside them: that leaves fewer sums over lanes than a vector
- * of one row, which where k is short take as long as the products. Each element is the sum of four
- * partial sums of every fourth product in order of k, (0 + 2) + (1 + 3). */
+ * are read in place, from memory once: passes of other rows follow each other. A vector of x holds
+ * four numbers of each of FOURS_ROWS rows, and four numbers of a row of w are repeated beside them:
+ * that leaves fewer sums over lanes than a vector of one row, which where k is short take as long
+ * as the products. Each element is the sum of four partial sums of every fourth product in order of
+ * k, (0 + 2) + (1 + 3). */
 #include "vec/gemm.h"
 
 #if VEC_AVX512
