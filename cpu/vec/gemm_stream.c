@@ -8,7 +8,7 @@ enum {
   STREAM_X = VEC_WIDTH == 16 ? 4 : 2, /* rows of x that share a pass over them */
   STREAM_BLOCKS = 3,       /* blocks of STREAM_W rows from one to what it requests, or as many, */
   STREAM_AHEAD = 12 << 10, /* but at least one, as are so many bytes; */
-  STREAM_SINGLE = 4 << 10  /* of a single pass, which reads as fast as it requests */
+  STREAM_SINGLE = 4 << 10  /* of a single pass over what is near */
 };
 
 /* How passes over STREAM_W rows of w request those to come: each its share, so that memory is not
@@ -25,9 +25,10 @@ typedef struct stream_plan {
 static stream_plan_t stream_plan(const gemm_group_t *group) {
   int64_t row_bytes = group->b.ld * vec_dtype_bytes(group->b.dtype);
   int64_t passes = vec_blocks(group->m, STREAM_X), block = STREAM_W * row_bytes;
-  int64_t blocks = STREAM_BLOCKS, most = passes > 1 ? STREAM_AHEAD : STREAM_SINGLE;
+  int far = gemm_far(group);
+  int64_t blocks = STREAM_BLOCKS, most = far || passes > 1 ? STREAM_AHEAD : STREAM_SINGLE;
   while (blocks > 1 && blocks * block > most) blocks--;
-  stream_plan_t plan = {.ahead = (uintptr_t)(blocks * block), .far = gemm_far(group)};
+  stream_plan_t plan = {.ahead = (uintptr_t)(blocks * block), .far = far};
   for (int64_t i = 0; i < passes; i++) {
     plan.share[i].first = (uint8_t)(i * STREAM_W / passes);
     plan.share[i].last = (uint8_t)(((i + 1) * STREAM_W - 1) / passes);
