@@ -71,7 +71,7 @@ typedef struct bwd90_keys_args {
 
 template <typename Size>
 __device__ __forceinline__ uint32_t bwd90_held_full(uint32_t base, uint32_t i) {
-  return base + Size::barriers_at + 8 * i;
+  return base + (uint32_t)Size::barriers_at + 8 * i;
 }
 template <typename Size>
 __device__ __forceinline__ uint32_t bwd90_held_empty(uint32_t base, uint32_t i) {
@@ -84,6 +84,11 @@ __device__ __forceinline__ uint32_t bwd90_full(uint32_t base, uint32_t i) {
 template <typename Size>
 __device__ __forceinline__ uint32_t bwd90_empty(uint32_t base, uint32_t i) {
   return bwd90_full<Size>(base, Size::stages + i);
+}
+
+template <typename Size>
+__device__ __forceinline__ uint32_t bwd90_terms(uint32_t base, uint32_t slot) {
+  return base + (uint32_t)Size::terms_at + slot * Size::terms_bytes;
 }
 
 /* The thread that copies tells the others by shared memory, one for each room. */
@@ -141,7 +146,7 @@ __device__ __forceinline__ void bwd90_keys_produce(const bwd90_keys_args_t &a,
       hopper_wait(bwd90_empty<size>(base, slot), parity ^ 1);
       hopper_expect(full, 2 * step_rows * (D * 2) + known * sizeof(*terms));
       tiles90_copy<D>(a.q, stage, size::step_half, full, head, position, b);
-      hopper_copy_bytes(terms + first, base + size::terms_at + slot * size::terms_bytes, full,
+      hopper_copy_bytes(terms + first, bwd90_terms<size>(base, slot), full,
                         known * sizeof(*terms));
       tiles90_copy<D>(a.dout, stage + size::step_bytes, size::step_half, full, head, position, b);
       if (++slot == size::stages) slot = 0, parity ^= 1;
@@ -220,9 +225,9 @@ template <typename T, int D, int MAKES, int TERM, int N>
 __device__ __forceinline__ void bwd90_dot(float (&d)[N], uint32_t base, uint32_t slot, uint32_t k,
                                           uint32_t q) {
   typedef bwd90_keys_size<D, MAKES> size;
-  uint32_t ones = base + size::ones_at + TERM * BWD90_CORE;
+  uint32_t ones = base + (uint32_t)size::ones_at + TERM * BWD90_CORE;
   uint64_t x = hopper_core_operand(ones, (BWD90_ZEROS - TERM) * BWD90_CORE, 0);
-  uint64_t y = hopper_core_operand(base + size::terms_at + slot * size::terms_bytes, 0, BWD90_CORE);
+  uint64_t y = hopper_core_operand(bwd90_terms<size>(base, slot), 0, BWD90_CORE);
   if constexpr (N == 24) hopper_multiply_48<bf16_t, false, false>(d, x, y, 0);
   if constexpr (N == 32) hopper_multiply_64<bf16_t, false, false>(d, x, y, 0);
   if constexpr (N == 48) hopper_multiply_96<bf16_t, false, false>(d, x, y, 0);
