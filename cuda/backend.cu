@@ -315,6 +315,7 @@ static nn_status_t backend_probe(backend_device_t *device) {
   device->capability = backend_capability(10 * found.major + found.minor);
   device->multiprocessors = found.multiProcessorCount;
   device->shared_bytes = (int)found.sharedMemPerBlockOptin;
+  device->cache_bytes = found.l2CacheSize;
   snprintf(device->model, sizeof device->model, "%s", found.name);
   if (device->capability >= 80) return NN_OK;
   char what[384];

@@ -20,6 +20,7 @@ struct backend_device {
   int capability;     /* 10 * major + minor */
   int multiprocessors;
   int shared_bytes;   /* most dynamic shared memory of a block */
+  int cache_bytes;    /* of the second-level cache */
   char model[256];
   cudaStream_t stream; /* everything runs in its order */
   pthread_mutex_t recording; /* held from record_begin to record_end, and by copies, which other

@@ -35,10 +35,12 @@ nn_status_t hopper_map(backend_device_t *device, const char *operation,
   for (int i = 0; i + 1 < tensor->dims; i++) stride[i] = (cuuint64_t)tensor->stride[i] * size;
   CUtensorMapDataType type = tensor->dtype == NN_BF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16
                                                       : CU_TENSOR_MAP_DATA_TYPE_FLOAT32;
-  CUresult result =
-      encode(map, type, (cuuint32_t)tensor->dims, const_cast<void *>(tensor->base), dim, stride,
-             box, step, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  CUtensorMapL2promotion promotion = tensor->streamed ? CU_TENSOR_MAP_L2_PROMOTION_L2_128B
+                                                      : CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
+  CUresult result = encode(map, type, (cuuint32_t)tensor->dims, const_cast<void *>(tensor->base),
+                           dim, stride, box, step, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                           CU_TENSOR_MAP_SWIZZLE_128B, promotion,
+                           CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result == CUDA_SUCCESS) return NN_OK;
   return cuda_check(device, operation, cudaErrorInvalidValue);
 }

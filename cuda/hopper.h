@@ -18,6 +18,7 @@ typedef struct hopper_tensor {
   int64_t dim[HOPPER_MOST_DIMS];
   int64_t stride[HOPPER_MOST_DIMS - 1]; /* in elements, of dim[1] on */
   int box[HOPPER_MOST_DIMS];
+  int streamed = 0; /* comes from memory, which is asked for 128 bytes at once; else for 256 */
 } hopper_tensor_t;
 
 nn_status_t hopper_map(backend_device_t *device, const char *operation,

@@ -50,6 +50,7 @@ typedef struct route90_room {
 typedef struct route90_maps {
   CUtensorMap x, w;
   int rows, teams; /* rows: of a tile */
+  int once;        /* x exceeds the second-level cache, which is left to what is written */
 } route90_maps_t;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -236,8 +237,10 @@ static __device__ __forceinline__ void route90_copies(const route90_maps_t &maps
 #pragma unroll
       for (int i = 0; i < ROUTE90_PANELS; i++) {
         int column = (c * ROUTE90_PANELS + i) * ROUTE90_COLUMNS;
-        hopper_copy(maps.x, to + i * ROUTE90_X_BYTES, full, column,
-                    (int)work.begin + tile * work.rows, 0);
+        int row = (int)work.begin + tile * work.rows;
+        uint32_t x = to + i * ROUTE90_X_BYTES;
+        if (maps.once) hopper_copy_once(maps.x, x, full, column, row, 0);
+        else hopper_copy(maps.x, x, full, column, row, 0);
         hopper_copy(maps.w, to + ROUTE90_W + i * ROUTE90_W_BYTES, full, column, 0, 0);
       }
     }
@@ -394,7 +397,8 @@ static nn_status_t route90_launch(backend_device_t *device, const op_route_t *op
                        3,
                        {op->hidden, op->n, 1},
                        {op->hidden, op->hidden * op->n},
-                       {ROUTE90_COLUMNS, rows, 1}};
+                       {ROUTE90_COLUMNS, rows, 1},
+                       1};
   hopper_tensor_t w = {op->w,
                        NN_BF16,
                        3,
@@ -403,6 +407,7 @@ static nn_status_t route90_launch(backend_device_t *device, const op_route_t *op
                        {ROUTE90_COLUMNS, ROUTE90_EXPERTS, 1}};
   route90_maps_t maps;
   maps.rows = rows, maps.teams = teams;
+  maps.once = 2 * op->n * op->hidden > device->cache_bytes;
   CUDA_TRY(hopper_map(device, "route", &x, &maps.x));
   CUDA_TRY(hopper_map(device, "route", &w, &maps.w));
   CUDA_TRY(cuda_check(device, "route",
