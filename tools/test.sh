@@ -128,7 +128,7 @@ part "gcc, release" build_and_test release -DMOENN_WERROR=ON "${cuda_options[@]}
 part "the same on AVX-512 without its bf16 products" again avx512
 part "the same on AVX2 alone" again avx2
 part "the same in plain C" again reference
-part "gcc, address and undefined-behaviour sanitizers" with_work 2e7 asan -- --label-exclude "e2e"
+part "gcc, address and undefined-behaviour sanitizers" with_work 1e8 asan -- --label-exclude "e2e"
 part "gcc, thread sanitizer" with_work 1e7 tsan -- --tests-regex "^(ops|train|infer)|threads" \
   --label-exclude "^paths\$"
 part "clang, release, no warnings" build_clang

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "ops.h"
+#include "select.h"
 
 typedef struct matmul_case {
   int64_t m, n, k;
@@ -93,6 +94,7 @@ static int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 static void check_matmul(const matmul_case_t *c) {
   if (c->b_dtype != NN_F32 && !ops_widens()) return;
+  if (!select_case((double)(c->m * c->n * c->k))) return;
   matmul_data_t data = matmul_make(c);
   matmul_expect(c, &data);
   ops_trial_t trial;
