@@ -169,8 +169,8 @@ nn_status_t route90_bwd_launch(backend_device_t *device, const op_route_bwd_t *o
                             3,
                             {op->hidden, op->n, 1},
                             {op->hidden, op->hidden * op->n},
-                            {ROUTE_STRIP, ROUTE_STEP, 1},
-                            1};
+                            {ROUTE_STRIP, ROUTE_STEP, 1}};
+  tensor.streamed = 1;
   CUDA_TRY(hopper_map(device, "route_bwd", &tensor, &maps.x));
   tensor.base = op->dx;
   CUDA_TRY(hopper_map(device, "route_bwd", &tensor, &maps.dx));

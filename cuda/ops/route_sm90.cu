@@ -397,8 +397,8 @@ static nn_status_t route90_launch(backend_device_t *device, const op_route_t *op
                        3,
                        {op->hidden, op->n, 1},
                        {op->hidden, op->hidden * op->n},
-                       {ROUTE90_COLUMNS, rows, 1},
-                       1};
+                       {ROUTE90_COLUMNS, rows, 1}};
+  x.streamed = 1;
   hopper_tensor_t w = {op->w,
                        NN_BF16,
                        3,
