@@ -61,9 +61,10 @@ static op_route_t mixture_route(gpu_t *gpu, const router_case_t *c, int64_t n) {
 static void mixture_routing(gpu_t *gpu, const router_case_t *c, int64_t n) {
   char name[96];
   op_route_t op = mixture_route(gpu, c, n);
-  double bytes = 2.0 * (double)(n * c->hidden), slots = (double)(n * c->top_k);
+  double x = 2.0 * (double)(n * c->hidden), w = 2.0 * (double)(c->experts * c->hidden);
+  double scores = 4.0 * (double)(n * (c->experts + 1)), slots = (double)(n * c->top_k);
   snprintf(name, sizeof name, "routing, %lld token%s%s", (long long)n, n > 1 ? "s" : "", c->what);
-  RUN(gpu, name, route, op, gpu_bytes(gpu, bytes + 20.0 * slots));
+  RUN(gpu, name, route, op, gpu_bytes(gpu, x + w + scores + 16 * slots));
   if (n < 1024) return;
   TRY(gpu->table->route(gpu->place, &op, gpu->scratch));
   op_route_bwd_t back = {.n = n, .hidden = c->hidden, .experts = c->experts, .top_k = c->top_k};
@@ -74,7 +75,7 @@ static void mixture_routing(gpu_t *gpu, const router_case_t *c, int64_t n) {
   back.dx = gpu_normal(gpu, n * c->hidden, c->dtype, 1e-3f);
   back.dw = gpu_zeros(gpu, (size_t)(c->experts * c->hidden) * 4);
   snprintf(name, sizeof name, "routing backward, %lld tokens%s", (long long)n, c->what);
-  RUN(gpu, name, route_bwd, back, gpu_bytes(gpu, 3 * bytes));
+  RUN(gpu, name, route_bwd, back, gpu_bytes(gpu, 3 * x + 5 * w + scores + 12 * slots));
 }
 
 static void mixture_losses(gpu_t *gpu) {
