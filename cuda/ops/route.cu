@@ -8,8 +8,8 @@
  * there are, the columns. route_rows counts the experts of each block, route_place turns these
  * counts into first rows and places the slots; up to ROUTE_TILE tokens, one block does it all in
  * one launch, and route_few.cu where experts are few too. route_rows's part is route_sm90.cu's
- * where the bulk copy engine can bring x, and route_many.cu's where there are more experts than
- * ROUTE_FEW. Sums over tokens are in double: tokens in a thread, threads in a warp, warps, blocks,
+ * where the bulk copy engine can bring x, and route_many.cu's or route_sorted.cu's where there are
+ * more experts than ROUTE_FEW; route_place's is route_place_many.cu's then. Sums over tokens are in double: tokens in a thread, threads in a warp, warps, blocks,
  * each in one order. Only integers are added by atomics. */
 #include "launch.cuh"
 #include "ops/route_choose.cuh"
@@ -249,13 +249,12 @@ CUDA_OP(route, op_route_t) {
     int pieces = (int)cuda_blocks(plan.tokens * op->top_k, ROUTE_RANKED_PIECE);
     launch_chained(device, route_place_ranked, (unsigned)(plan.blocks * pieces + 2),
                    ROUTE_RANKED_THREADS, 0, 0, whole, plan, pieces);
+  } else if (plan.blocks > 1 && op->experts > ROUTE_FEW && op->experts <= ROUTE_PLACE_MANY) {
+    route_place_many(device, &whole, &plan);
   } else if (plan.blocks > 1) {
     bool wide = op->experts > ROUTE_THREADS; /* shared memory has room for fewer threads */
-    bool many = !wide && op->experts > ROUTE_FEW;
-    auto place = wide   ? route_place<ROUTE_THREADS>
-                 : many ? route_place<4 * ROUTE_THREADS>
-                        : route_place<2 * ROUTE_THREADS>;
-    int threads = wide ? ROUTE_THREADS : many ? 4 * ROUTE_THREADS : 2 * ROUTE_THREADS;
+    auto place = wide ? route_place<ROUTE_THREADS> : route_place<2 * ROUTE_THREADS>;
+    int threads = wide ? ROUTE_THREADS : 2 * ROUTE_THREADS;
     size_t shared = route_room_ints(threads) * (size_t)op->experts * sizeof(int32_t);
     unsigned blocks = (unsigned)(plan.blocks + 1 + cuda_blocks(op->experts + 1, ROUTE_COLUMNS));
     launch_chained(device, place, blocks, threads, shared, 0, whole, plan);

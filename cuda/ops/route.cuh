@@ -45,6 +45,14 @@ nn_status_t route90(backend_device_t *device, const op_route_t *op, route_plan_t
 nn_status_t route_many(backend_device_t *device, const op_route_t *op, route_plan_t *plan,
                        backend_scratch_t scratch);
 
+/* route_sorted.cu: whether it is for this operation, and the first kernel behind the product. */
+int route_sorts(const op_route_t *op);
+nn_status_t route_sorted(backend_device_t *device, const op_route_t *op, const route_plan_t *plan);
+
+/* route_place_many.cu: the second kernel for more experts than ROUTE_FEW and up to this many. */
+enum { ROUTE_PLACE_MANY = 256 };
+void route_place_many(backend_device_t *device, const op_route_t *op, const route_plan_t *plan);
+
 /* route_bwd.cu */
 size_t route_bwd_scratch(const backend_device_t *device, const backend_limits_t *limits);
 

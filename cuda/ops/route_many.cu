@@ -1,6 +1,6 @@
 /* Routing to more experts than ROUTE_FEW: a product leaves the logits in prob, and a warp turns a
- * token's into scores in place and chooses; lane q has experts q + 32 j, j < PER. Placing is
- * route.cu's but up to ROUTE_TILE tokens, which one block takes to the end. Sums over tokens are in
+ * token's into scores in place and chooses, or route_sorted.cu does; lane q has experts q + 32 j,
+ * j < PER. Up to ROUTE_TILE tokens one block takes to the end, placing included. Sums over tokens are in
  * double: a warp's tokens in order, the warps by halves, then the blocks. */
 #include "launch.cuh"
 #include "ops/matmul.h"
@@ -421,6 +421,7 @@ nn_status_t route_many(backend_device_t *device, const op_route_t *op, route_pla
     int64_t most = min(device->multiprocessors, (int)ROUTE_BLOCKS), each = cuda_blocks(op->n, most);
     plan->tokens = ROUTE_LEAST * cuda_blocks(each, ROUTE_LEAST);
     plan->blocks = (int)cuda_blocks(op->n, plan->tokens);
+    if (route_sorts(op)) return route_sorted(device, op, plan);
   } else {
     CUDA_BY_DTYPE(op->act_dtype, many_launch_logits, device, op, plan->vectors);
   }
