@@ -7,8 +7,8 @@
 enum {
   PLACE_THREADS = 512,
   PLACE_WARPS = PLACE_THREADS / 32,
-  PLACE_TOKENS = 512, /* at most at a time */
-  PLACE_SLOTS = 8,    /* of a thread */
+  PLACE_TOKENS = 256, /* of a block, at most, at a time */
+  PLACE_SLOTS = 4,    /* of a thread at a time */
   PLACE_WORDS = PLACE_TOKENS / 32,
   PLACE_ROUND = 8 /* blocks whose counts are on their way to a thread */
 };
@@ -57,7 +57,7 @@ static __global__ void __launch_bounds__(PLACE_THREADS, 1)
   __shared__ uint32_t mask[PLACE_WORDS][MOST]; /* which of 32 tokens chose e */
   __shared__ uint16_t below[PLACE_WORDS][MOST]; /* how many in the words before */
   __shared__ int32_t cursor[MOST], limit[MOST], chosen[MOST], warp_end[PLACE_WARPS];
-  int experts = (int)op.experts, k = (int)op.top_k, block = blockIdx.x;
+  int k = (int)op.top_k, block = blockIdx.x;
   int warp = threadIdx.x / 32, lane = threadIdx.x & 31, e = threadIdx.x;
   auto clear = [&] {
     for (int i = threadIdx.x; i < PLACE_WORDS * MOST; i += PLACE_THREADS) mask[0][i] = 0;

@@ -65,6 +65,13 @@ static __device__ __forceinline__ float sorted_sum(const float (&row)[8]) {
   return (sum[0] + sum[2]) + (sum[1] + sum[3]);
 }
 
+/* Of a number of at least 1. */
+static __device__ __forceinline__ float sorted_inverse(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 /* Turns logits into scores; returns the log-sum-exp. share: what makes the scores sum to 1. */
 template <int ROWS, bool ANY>
 static __device__ __forceinline__ float sorted_scores(const op_router_t &router,
@@ -80,7 +87,7 @@ static __device__ __forceinline__ float sorted_scores(const op_router_t &router,
     for (int i = 0; i < 8 * ROWS; i++) {
       float &x = p[i / 8][i % 8];
       sum[i % 8] += expf(x - most);
-      x = __fdividef(1, 1 + expf(-x));
+      x = sorted_inverse(1 + expf(-x));
       scores[i % 8] += x;
     }
     *share = 1 / sorted_sum(scores);
@@ -150,14 +157,180 @@ static __device__ __forceinline__ uint32_t sorted_spread(uint32_t rows) {
   return ((rows & 15) * 0x204081u & 0x1010101u) * 255u;
 }
 
-/* ---- the kernel ------------------------------------------------------------------------------ */
+/* ---- the choice ------------------------------------------------------------------------------ */
 
-/* A warp's shared memory beside its scores. */
+/* A warp's shared memory beside its scores: what its tokens chose, once sorted_order is done in
+ * falling order. */
 typedef struct sorted_room {
   float key[SORTED_TOKENS][SORTED_MOST];
+  float score[SORTED_TOKENS][SORTED_MOST];
   int32_t expert[SORTED_TOKENS][SORTED_MOST];
-  float score[SORTED_TOKENS][SORTED_MOST]; /* in order */
 } sorted_room_t;
+
+/* Lane q's numbers of 4 rows to a word, a bit each. */
+template <int ROWS>
+struct sorted_bits_t {
+  static constexpr int words = (ROWS + 3) / 4;
+  uint32_t word[words];
+
+  __device__ __forceinline__ int count() const {
+    int sum = 0;
+#pragma unroll
+    for (int w = 0; w < words; w++) sum += __popc(word[w]);
+    return sum;
+  }
+
+  /* INT32_MAX: none */
+  __device__ __forceinline__ int lowest_expert(int q) const {
+    int e = INT32_MAX;
+#pragma unroll
+    for (int w = words - 1; w >= 0; w--) {
+      int i = __ffs(word[w]) - 1;
+      if (word[w]) e = sorted_expert(4 * w + (i >> 3), i & 7, q);
+    }
+    return e;
+  }
+
+  /* Returns it too. */
+  __device__ __forceinline__ sorted_bits_t remove_lowest() {
+    sorted_bits_t lowest = {};
+    bool done = false;
+#pragma unroll
+    for (int w = 0; w < words; w++)
+      if (!done && word[w])
+        lowest.word[w] = word[w] & -word[w], word[w] &= word[w] - 1, done = true;
+    return lowest;
+  }
+};
+
+static __device__ __forceinline__ float4 sorted_four(const float *from, int j, int half, int q) {
+  return *(const float4 *)(from + sorted_expert(j, 4 * half, q));
+}
+
+static __device__ __forceinline__ float sorted_part(float4 x, int i) {
+  return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w;
+}
+
+/* What the choice goes by. */
+template <bool ANY>
+static __device__ __forceinline__ float sorted_key(float score, float bias) {
+  return ANY ? __fadd_rn(score, bias) : score;
+}
+
+/* Of row, a token's scores, which keys are more than least or, else, no less. bias: shared, for the
+ * choice. */
+template <int ROWS, bool ANY>
+static __device__ __forceinline__ sorted_bits_t<ROWS> sorted_find(const float *row,
+                                                                  const float *bias, int q,
+                                                                  float least, bool more) {
+  sorted_bits_t<ROWS> bits = {};
+#pragma unroll
+  for (int i = 0; i < 2 * ROWS; i++) {
+    int j = i / 2, half = i % 2;
+    float4 x = sorted_four(row, j, half, q), add = {};
+    if (ANY) add = sorted_four(bias, j, half, q);
+#pragma unroll
+    for (int l = 0; l < 4; l++) {
+      float key = sorted_key<ANY>(sorted_part(x, l), sorted_part(add, l));
+      if (more ? key > least : key >= least)
+        bits.word[j / 4] |= 1u << (j % 4 * 8 + 4 * half + l);
+    }
+  }
+  return bits;
+}
+
+/* The lane's part of the k chosen, of the keys that are no less than least; valid: which there are.
+ * Where least is -INFINITY, these are all. */
+template <int ROWS, bool ANY>
+static __device__ __forceinline__ sorted_bits_t<ROWS>
+sorted_chosen(const float *row, const float *bias, const sorted_bits_t<ROWS> &valid, int q, int k,
+              float least) {
+  constexpr int WORDS = sorted_bits_t<ROWS>::words;
+  sorted_bits_t<ROWS> hit = sorted_find<ROWS, ANY>(row, bias, q, least, false);
+#pragma unroll
+  for (int w = 0; w < WORDS; w++)
+    hit.word[w] = least > -INFINITY ? hit.word[w] & valid.word[w] : valid.word[w];
+  if (!__any_sync(0xffffffffu, sorted_sum(hit.count()) != k)) return hit;
+  sorted_bits_t<ROWS> sure = sorted_find<ROWS, ANY>(row, bias, q, least, true);
+#pragma unroll
+  for (int w = 0; w < WORDS; w++) sure.word[w] &= valid.word[w], hit.word[w] &= ~sure.word[w];
+  int left = k - sorted_sum(sure.count());
+#pragma unroll 1
+  while (__any_sync(0xffffffffu, left > 0)) { /* equals */
+    int e = hit.lowest_expert(q);
+    int lowest = min(e, __shfl_xor_sync(0xffffffffu, e, 1));
+    lowest = min(lowest, __shfl_xor_sync(0xffffffffu, lowest, 2));
+    if (left-- <= 0 || e != lowest) continue;
+    sorted_bits_t<ROWS> one = hit.remove_lowest();
+#pragma unroll
+    for (int w = 0; w < WORDS; w++) sure.word[w] |= one.word[w];
+  }
+  return sure;
+}
+
+/* Puts what a token chose in order, among equals the lower expert first. */
+template <bool ANY>
+static __device__ __forceinline__ void sorted_order(sorted_room_t &room, const float *row,
+                                                    const float *bias, int own, int q, int k) {
+  int e[2], rank[2] = {};
+  float score[2], key[2];
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    bool chosen = q + 4 * i < k;
+    e[i] = chosen ? room.expert[own][q + 4 * i] : 0, score[i] = row[e[i]];
+    key[i] = fmaxf(sorted_key<ANY>(score[i], bias[e[i]]), -INFINITY);
+    if (chosen) room.key[own][q + 4 * i] = key[i];
+  }
+  __syncwarp();
+#pragma unroll 1
+  for (int l = 0; l < k; l++) {
+    float other = room.key[own][l];
+    int which = room.expert[own][l];
+#pragma unroll
+    for (int i = 0; i < 2; i++) rank[i] += other > key[i] || (other == key[i] && which < e[i]);
+  }
+  __syncwarp();
+#pragma unroll
+  for (int i = 0; i < 2; i++)
+    if (q + 4 * i < k) room.expert[own][rank[i]] = e[i], room.score[own][rank[i]] = score[i];
+}
+
+/* From what the lane has of the chosen to room. best: the largest keys, falling; they say how many
+ * are before a key unless some are equal. */
+template <int ROWS, bool ANY>
+static __device__ __forceinline__ void
+sorted_list(sorted_room_t &room, const float *row, const float *bias, const float (&best)[8],
+            sorted_bits_t<ROWS> hit, int own, int q, int k, float least) {
+  bool equals = !(least > -INFINITY);
+#pragma unroll
+  for (int i = 1; i < 8; i++) equals |= i < k && !(best[i - 1] > best[i]);
+  equals = __any_sync(0xffffffffu, equals);
+  int mine = hit.count(), first = mine;
+  if (equals) {
+#pragma unroll
+    for (int step = 1; step < 4; step <<= 1) {
+      int before = __shfl_up_sync(0xffffffffu, first, step, 4);
+      if (q >= step) first += before;
+    }
+    first -= mine;
+  }
+#pragma unroll 1
+  for (int i = 0; i < mine; i++) {
+    int e = hit.lowest_expert(q), place = 0;
+    hit.remove_lowest();
+    float score = row[e], key = sorted_key<ANY>(score, bias[e]);
+#pragma unroll
+    for (int l = 0; l < 7; l++) place += best[l] > key;
+    if (equals) place = first + i;
+    room.expert[own][place] = e, room.score[own][place] = score;
+  }
+  __syncwarp();
+  if (!equals) return;
+  sorted_order<ANY>(room, row, bias, own, q, k);
+  __syncwarp();
+}
+
+/* ---- the kernel ------------------------------------------------------------------------------ */
 
 static __device__ __forceinline__ float sorted_bias(const op_route_t &op, const void *bias, int e) {
   if (!bias || e >= op.experts) return 0;
@@ -166,11 +339,112 @@ static __device__ __forceinline__ float sorted_bias(const op_route_t &op, const 
   return ((const float *)bias)[e];
 }
 
+/* A token's logits; -INFINITY behind the last expert. */
+template <int ROWS, bool ANY>
+static __device__ __forceinline__ void sorted_load(const op_route_t &op, const float *prob,
+                                                   bool live, const float *bias, int q,
+                                                   float (&p)[ROWS][8]) {
+#pragma unroll
+  for (int i = 0; i < 2 * ROWS; i++) {
+    int j = i / 2, half = i % 2;
+    float4 x = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
+    if (live && sorted_expert(j, 4 * half, q) < op.experts) x = sorted_four(prob, j, half, q);
+#pragma unroll
+    for (int l = 0; l < 4; l++) p[j][4 * half + l] = sorted_part(x, l);
+  }
+  if (ANY && op.router.bias)
+#pragma unroll
+    for (int i = 0; i < 2 * ROWS; i++) {
+      float4 x = sorted_four(bias, i / 2, i % 2, q);
+#pragma unroll
+      for (int l = 0; l < 4; l++) p[i / 2][i % 2 * 4 + l] += sorted_part(x, l);
+    }
+}
+
+/* Scores to row, shared, and to prob where the token is live; p becomes keys. */
+template <int ROWS, bool ANY>
+static __device__ __forceinline__ void sorted_store(float (&p)[ROWS][8], int experts, float *prob,
+                                                    bool live, float *row, const float *bias,
+                                                    int q) {
+#pragma unroll
+  for (int i = 0; i < 2 * ROWS; i++) {
+    int j = i / 2, half = i % 2, e = sorted_expert(j, 4 * half, q);
+    float *x = p[j] + 4 * half;
+    float4 all = make_float4(x[0], x[1], x[2], x[3]);
+    *(float4 *)(row + e) = all;
+    if (live && e < experts) *(float4 *)(prob + e) = all;
+    float4 add = {};
+    if (ANY) add = sorted_four(bias, j, half, q);
+#pragma unroll
+    for (int l = 0; l < 4; l++) x[l] = sorted_key<ANY>(x[l], sorted_part(add, l));
+  }
+}
+
+/* Makes keys of no candidate -INFINITY; returns what may be chosen. nan: some scores are none. */
+template <int ROWS>
+static __device__ __forceinline__ sorted_bits_t<ROWS> sorted_valid(float (&p)[ROWS][8], int experts,
+                                                                   int q, bool nan) {
+  sorted_bits_t<ROWS> valid;
+#pragma unroll
+  for (int w = 0; w < valid.words; w++)
+    valid.word[w] = ROWS < 4 ? (1u << 8 * ROWS % 32) - 1 : 0xffffffffu;
+  if (experts < 32 * ROWS)
+#pragma unroll
+    for (int i = 0; i < 2 * ROWS; i++) {
+      if (sorted_expert(i / 2, i % 2 * 4, q) < experts) continue;
+      valid.word[i / 8] &= ~(15u << i % 8 * 4);
+#pragma unroll
+      for (int l = 0; l < 4; l++) p[i / 2][i % 2 * 4 + l] = -INFINITY;
+    }
+  if (nan)
+#pragma unroll
+    for (int i = 0; i < 8 * ROWS; i++) p[i / 8][i % 8] = fmaxf(p[i / 8][i % 8], -INFINITY);
+  return valid;
+}
+
+/* The eight largest of a token's keys, in all of its lanes; p: rows in falling order. */
+template <int ROWS>
+static __device__ __forceinline__ void sorted_best(const float (&p)[ROWS][8], float (&best)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; i++) best[i] = p[0][i];
+#pragma unroll
+  for (int j = 1; j < ROWS; j++) sorted_merge(best, p[j]);
+#pragma unroll
+  for (int step = 1; step < 4; step <<= 1) {
+    float other[8];
+#pragma unroll
+    for (int i = 0; i < 8; i++) other[i] = __shfl_xor_sync(0xffffffffu, best[i], step);
+    sorted_merge(best, other);
+  }
+}
+
+/* What the token in room chose: experts, weights, counts. */
+static __device__ __forceinline__ void sorted_write(const op_route_t &op,
+                                                    const sorted_room_t &room, int64_t token,
+                                                    bool live, int own, int q, int32_t *chose) {
+  int k = (int)op.top_k;
+  float score[2];
+#pragma unroll
+  for (int i = 0; i < 2; i++) score[i] = q + 4 * i < k ? room.score[own][q + 4 * i] : 0;
+  float sum = score[0] + score[1];
+  sum += __shfl_xor_sync(0xffffffffu, sum, 2);
+  sum += __shfl_xor_sync(0xffffffffu, sum, 1);
+  sum = route_divisor(op.router, sum, false);
+#pragma unroll
+  for (int i = 0; i < 2; i++) {
+    if (!live || q + 4 * i >= k) continue;
+    int e = room.expert[own][q + 4 * i];
+    op.out.expert[token * k + q + 4 * i] = e;
+    op.out.weight[token * k + q + 4 * i] = route_weight(op.router, score[i], sum);
+    atomicAdd(&chose[e], 1);
+  }
+}
+
 /* Dynamic shared memory: sorted_bytes a warp. */
 template <int ROWS, bool ANY>
 static __global__ void __launch_bounds__(32 * SORTED_WARPS, 1)
     sorted_rows(const op_route_t op, const route_plan_t plan) {
-  constexpr int MOST = 32 * ROWS, STRIDE = MOST + 16, WORDS = (ROWS + 3) / 4;
+  constexpr int MOST = 32 * ROWS, STRIDE = MOST + 16;
   extern __shared__ float4 shared[];
   __shared__ double squares[SORTED_WARPS];
   __shared__ alignas(16) float logit_bias[MOST], choice_bias[MOST];
@@ -180,187 +454,46 @@ static __global__ void __launch_bounds__(32 * SORTED_WARPS, 1)
   int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32, 0), warps = blockDim.x / 32;
   int own = lane / 4;
   float *rows = (float *)shared + warp * SORTED_TOKENS * STRIDE, *row = rows + own * STRIDE;
-  sorted_room_t &room = rooms[warp];
   launch_next();
   for (int e = threadIdx.x; e < MOST; e += blockDim.x) {
+    float bias = ANY ? sorted_bias(op, op.router.choice_bias, e) : 0;
+    choice_bias[e] = isnan(bias) ? -INFINITY : bias; /* what it makes the least of all */
+    logit_bias[e] = ANY ? sorted_bias(op, op.router.bias, e) : 0;
     chose[e] = 0;
-    if (!ANY) continue;
-    logit_bias[e] = sorted_bias(op, op.router.bias, e);
-    choice_bias[e] = sorted_bias(op, op.router.choice_bias, e);
   }
   launch_wait();
   __syncthreads();
-  auto at = [&](const float *from, int j, int half) {
-    return *(const float4 *)(from + sorted_expert(j, 4 * half, q));
-  };
-  auto part = [](float4 x, int i) { return i == 0 ? x.x : i == 1 ? x.y : i == 2 ? x.z : x.w; };
   int64_t begin = blockIdx.x * plan.tokens, end = min(begin + plan.tokens, op.n);
   double prob_sum[ROWS] = {}, lse2_sum = 0;
   for (int64_t from = begin + warp * SORTED_TOKENS; from < end; from += warps * SORTED_TOKENS) {
     int64_t token = from + own;
     bool live = token < end;
-    float *prob = op.prob + token * experts, p[ROWS][8], share = 1;
-#pragma unroll
-    for (int j = 0; j < ROWS; j++)
-#pragma unroll
-      for (int half = 0; half < 2; half++) {
-        float4 x = make_float4(-INFINITY, -INFINITY, -INFINITY, -INFINITY);
-        if (live && sorted_expert(j, 4 * half, q) < experts) x = at(prob, j, half);
-#pragma unroll
-        for (int i = 0; i < 4; i++) p[j][4 * half + i] = part(x, i);
-      }
-#pragma unroll
-    for (int i = 0; ANY && i < 2 * ROWS; i++) {
-      float4 x = at(logit_bias, i / 2, i % 2);
-#pragma unroll
-      for (int l = 0; l < 4; l++) p[i / 2][i % 2 * 4 + l] += part(x, l);
-    }
+    float *prob = op.prob + token * experts, p[ROWS][8], best[8], share = 1;
+    sorted_load<ROWS, ANY>(op, prob, live, logit_bias, q, p);
     float lse = sorted_scores<ROWS, ANY>(op.router, p, &share);
     if (live && q == 0) op.lse[token] = lse, lse2_sum += (double)lse * lse;
-    uint32_t valid[WORDS] = {};
-    float best[8];
-#pragma unroll
-    for (int i = 0; i < 2 * ROWS; i++) {
-      int j = i / 2, half = i % 2, e = sorted_expert(j, 4 * half, q);
-      float *x = p[j] + 4 * half;
-      float4 all = make_float4(x[0], x[1], x[2], x[3]);
-      *(float4 *)(row + e) = all;
-      if (live && e < experts) *(float4 *)(prob + e) = all;
-      if (e < experts) valid[j / 4] |= 15u << (j % 4 * 8 + 4 * half);
-      float4 bias = {};
-      if (ANY) bias = at(choice_bias, j, half);
-#pragma unroll
-      for (int l = 0; l < 4; l++) {
-        if (ANY) x[l] = fmaxf(x[l] + part(bias, l), -INFINITY); /* NaN is the least */
-        if (e >= experts) x[l] = -INFINITY;
-      }
-    }
+    sorted_store<ROWS, ANY>(p, experts, prob, live, row, choice_bias, q);
+    sorted_bits_t<ROWS> valid =
+        sorted_valid(p, experts, q, __any_sync(0xffffffffu, isnan(lse)));
 #pragma unroll
     for (int j = 0; j < ROWS; j++) sorted_eight(p[j]);
-    bool grouped = ANY && op.router.groups && op.router.groups != op.router.top_groups;
-    if (grouped) {
+    if (ANY && op.router.groups && op.router.groups != op.router.top_groups) {
       uint32_t remain = sorted_groups(op.router, experts, p, q);
 #pragma unroll
-      for (int w = 0; w < WORDS; w++) valid[w] &= sorted_spread(remain >> 4 * w);
+      for (int w = 0; w < valid.words; w++) valid.word[w] &= sorted_spread(remain >> 4 * w);
 #pragma unroll
       for (int i = 0; i < 8 * ROWS; i++)
         if (!(remain >> i / 8 & 1)) p[i / 8][i % 8] = -INFINITY;
     }
-#pragma unroll
-    for (int i = 0; i < 8; i++) best[i] = p[0][i];
-#pragma unroll
-    for (int j = 1; j < ROWS; j++) sorted_merge(best, p[j]);
-#pragma unroll
-    for (int step = 1; step < 4; step <<= 1) {
-      float other[8];
-#pragma unroll
-      for (int i = 0; i < 8; i++) other[i] = __shfl_xor_sync(0xffffffffu, best[i], step);
-      sorted_merge(best, other);
-    }
+    sorted_best(p, best);
     float least = best[7];
 #pragma unroll
     for (int i = 0; i < 7; i++)
       if (i == k - 1) least = best[i];
-    least = fmaxf(least, -INFINITY);
     __syncwarp();
-    /* what is no less, or more */
-    auto find = [&](bool more, uint32_t (&bits)[WORDS]) {
-#pragma unroll
-      for (int w = 0; w < WORDS; w++) bits[w] = 0;
-#pragma unroll
-      for (int i = 0; i < 2 * ROWS; i++) {
-        int j = i / 2, half = i % 2;
-        float4 x = at(row, j, half), bias = {};
-        if (ANY) bias = at(choice_bias, j, half);
-#pragma unroll
-        for (int l = 0; l < 4; l++) {
-          float c = ANY ? fmaxf(part(x, l) + part(bias, l), -INFINITY) : part(x, l);
-          if (more ? c > least : !(c < least)) bits[j / 4] |= 1u << (j % 4 * 8 + 4 * half + l);
-        }
-      }
-#pragma unroll
-      for (int w = 0; w < WORDS; w++) bits[w] &= valid[w];
-    };
-    auto expert = [&](int w, uint32_t bits) {
-      int i = __ffs(bits) - 1;
-      return sorted_expert(4 * w + (i >> 3), i & 7, q);
-    };
-    uint32_t hit[WORDS];
-    find(false, hit);
-    int mine = 0;
-#pragma unroll
-    for (int w = 0; w < WORDS; w++) mine += __popc(hit[w]);
-    if (__any_sync(0xffffffffu, sorted_sum(mine) != k)) { /* equals */
-      uint32_t sure[WORDS];
-      find(true, sure);
-      int left = 0;
-#pragma unroll
-      for (int w = 0; w < WORDS; w++) left += __popc(sure[w]), hit[w] &= ~sure[w];
-      left = k - sorted_sum(left);
-      while (__any_sync(0xffffffffu, left > 0)) {
-        int e = INT32_MAX;
-#pragma unroll
-        for (int w = WORDS - 1; w >= 0; w--)
-          if (hit[w]) e = expert(w, hit[w]);
-        int lowest = min(e, __shfl_xor_sync(0xffffffffu, e, 1));
-        lowest = min(lowest, __shfl_xor_sync(0xffffffffu, lowest, 2));
-        bool takes = left-- > 0 && e == lowest;
-#pragma unroll
-        for (int w = 0; w < WORDS; w++) {
-          if (!takes || !hit[w]) continue;
-          sure[w] |= hit[w] & -hit[w], hit[w] &= hit[w] - 1, takes = false;
-        }
-      }
-      mine = 0;
-#pragma unroll
-      for (int w = 0; w < WORDS; w++) hit[w] = sure[w], mine += __popc(hit[w]);
-    }
-    int place = mine, other = __shfl_up_sync(0xffffffffu, place, 1, 4);
-    if (q >= 1) place += other;
-    other = __shfl_up_sync(0xffffffffu, place, 2, 4);
-    if (q >= 2) place += other;
-    place -= mine;
-#pragma unroll
-    for (int w = 0; w < WORDS; w++)
-      for (uint32_t bits = hit[w]; bits; bits &= bits - 1, place++) {
-        int e = expert(w, bits);
-        float c = row[e];
-        if (ANY) c += choice_bias[e];
-        room.key[own][place] = fmaxf(c, -INFINITY), room.expert[own][place] = e;
-      }
-    __syncwarp();
-    int e[2], rank[2] = {};
-    float key[2], score[2];
-#pragma unroll
-    for (int i = 0; i < 2; i++)
-      e[i] = room.expert[own][q + 4 * i], key[i] = room.key[own][q + 4 * i];
-#pragma unroll
-    for (int l = 0; l < SORTED_MOST; l++) {
-      float c = room.key[own][l];
-      int which = room.expert[own][l];
-#pragma unroll
-      for (int i = 0; i < 2; i++)
-        rank[i] += l < k && (c > key[i] || (c == key[i] && which < e[i]));
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      bool chosen = q + 4 * i < k;
-      score[i] = chosen ? row[e[i]] : 0;
-      if (!chosen) rank[i] = q + 4 * i;
-      room.score[own][rank[i]] = score[i];
-    }
-    __syncwarp();
-    float sum = room.score[own][q] + room.score[own][q + 4];
-    sum += __shfl_xor_sync(0xffffffffu, sum, 2);
-    sum += __shfl_xor_sync(0xffffffffu, sum, 1);
-    sum = route_divisor(op.router, sum, false);
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-      if (!live || q + 4 * i >= k) continue;
-      op.out.expert[token * k + rank[i]] = e[i];
-      op.out.weight[token * k + rank[i]] = route_weight(op.router, score[i], sum);
-      atomicAdd(&chose[e[i]], 1);
-    }
+    sorted_bits_t<ROWS> hit = sorted_chosen<ROWS, ANY>(row, choice_bias, valid, q, k, least);
+    sorted_list<ROWS, ANY>(rooms[warp], row, choice_bias, best, hit, own, q, k, least);
+    sorted_write(op, rooms[warp], token, live, own, q, chose);
     int tokens = (int)min(end - from, (int64_t)SORTED_TOKENS);
 #pragma unroll 4
     for (int i = 0; i < tokens; i++) {

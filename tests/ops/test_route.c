@@ -44,6 +44,9 @@ static const route_case_t cases[] = {
     {.n = 70, .hidden = 36, .experts = 256, .top_k = 8, .score = NN_SCORE_SIGMOID,
      .choice_biased = 1, .scale = 2.5f, .groups = 8, .top_groups = 4,
      .group_score = NN_GROUP_TOP2},
+    {.n = 90, .hidden = 33, .experts = 100, .top_k = 7, .capacity = 9, .score = NN_SCORE_SIGMOID},
+    {.n = 130, .hidden = 24, .experts = 64, .top_k = 6, .dtype = NN_F16, .biased = 1,
+     .choice_biased = 1, .groups = 2, .top_groups = 1},
     {.n = 17, .hidden = 40, .experts = 12, .top_k = 3, .groups = 12, .top_groups = 5,
      .group_score = NN_GROUP_TOP2, .norm = NN_ROUTER_NORM_NONE},
 };
@@ -339,43 +342,47 @@ static void test_route(void **state) {
 }
 
 /* Small whole numbers have exact products and sums, so equal logits are equal in any arithmetic. */
-static void test_ties_go_to_the_lower_index(void **state) {
-  (void)state;
-  enum { N = 9, HIDDEN = 20, EXPERTS = 37, TOP_K = 6 };
-  route_case_t c = {.n = N, .hidden = HIDDEN, .experts = EXPERTS, .top_k = TOP_K};
-  float *x = ops_floats(N * HIDDEN), *w = ops_floats(EXPERTS * HIDDEN);
-  for (int64_t i = 0; i < N * HIDDEN; i++) x[i] = (float)(i % 3 - 1);
-  for (int64_t i = 0; i < EXPERTS * HIDDEN; i++)
+static void ties_go_to_the_lower_index(int64_t n, int64_t experts) {
+  enum { HIDDEN = 20, TOP_K = 6 };
+  route_case_t c = {.n = n, .hidden = HIDDEN, .experts = experts, .top_k = TOP_K};
+  float *x = ops_floats(n * HIDDEN), *w = ops_floats(experts * HIDDEN);
+  for (int64_t i = 0; i < n * HIDDEN; i++) x[i] = (float)(i % 3 - 1);
+  for (int64_t i = 0; i < experts * HIDDEN; i++)
     w[i] = (float)(ops_random_index(3, 1, (uint64_t)i) - 1);
   memcpy(w + 36 * HIDDEN, w + 2 * HIDDEN, HIDDEN * sizeof(float));
   memset(x, 0, HIDDEN * sizeof(float)); /* the first token cannot tell experts apart */
-  route64_t r = {.n = N, .hidden = HIDDEN, .experts = EXPERTS, .top_k = TOP_K, .router = &c};
-  r.bias = ops_doubles(EXPERTS), r.choice_bias = ops_doubles(EXPERTS);
-  r.x = ops_widen(x, NN_F32, N * HIDDEN), r.w = ops_widen(w, NN_F32, EXPERTS * HIDDEN);
-  r.logit = ops_doubles(N * EXPERTS), r.prob = ops_doubles(N * EXPERTS), r.lse = ops_doubles(N);
-  r.expert = ops_ints(N * TOP_K);
+  route64_t r = {.n = n, .hidden = HIDDEN, .experts = experts, .top_k = TOP_K, .router = &c};
+  r.bias = ops_doubles(experts), r.choice_bias = ops_doubles(experts);
+  r.x = ops_widen(x, NN_F32, n * HIDDEN), r.w = ops_widen(w, NN_F32, experts * HIDDEN);
+  r.logit = ops_doubles(n * experts), r.prob = ops_doubles(n * experts), r.lse = ops_doubles(n);
+  r.expert = ops_ints(n * TOP_K);
   int ties = 0;
-  for (int64_t t = 0; t < N; t++) {
+  for (int64_t t = 0; t < n; t++) {
     route64_token(&r, t);
     ties += route64_choose(&r, t, r.expert + t * TOP_K) == 0;
   }
-  assert_true(ties >= N / 2);
+  assert_true(ties >= n / 2);
   for (int32_t j = 0; j < TOP_K; j++) assert_int_equal(r.expert[j], j);
-  op_route_t op = {.n = N, .hidden = HIDDEN, .experts = EXPERTS, .top_k = TOP_K, .x = x, .w = w};
+  op_route_t op = {.n = n, .hidden = HIDDEN, .experts = experts, .top_k = TOP_K, .x = x, .w = w};
   ops_trial_t trial;
   ops_begin(&trial, route_limits(&c));
   while (ops_next(&trial)) {
     route_outputs(&op, &c);
     OPS_RUN(&trial, route, &op);
-    assert_memory_equal(op.out.expert, r.expert, N * TOP_K * sizeof(int32_t));
+    assert_memory_equal(op.out.expert, r.expert, (size_t)n * TOP_K * sizeof(int32_t));
   }
   ops_free();
 }
 
-/* Numbers that are none may give any choice, but a valid one: later operations index by it. */
-static void test_nan_gives_valid_indices(void **state) {
+static void test_ties_go_to_the_lower_index(void **state) {
   (void)state;
-  route_case_t c = {.n = 20, .hidden = 17, .experts = 21, .top_k = 3, .capacity = 2};
+  ties_go_to_the_lower_index(9, 37);
+  ties_go_to_the_lower_index(70, 40);
+}
+
+/* Numbers that are none may give any choice, but a valid one: later operations index by it. */
+static void nan_gives_valid_indices(int64_t n, int64_t experts) {
+  route_case_t c = {.n = n, .hidden = 17, .experts = experts, .top_k = 3, .capacity = 2};
   int64_t slots = c.n * c.top_k;
   float *x = ops_uniform(c.n * c.hidden, 1, 1), *w = ops_uniform(c.experts * c.hidden, 1, 2);
   for (int64_t t = 0; t < c.n; t++) x[t * c.hidden + t % c.hidden] = t % 2 ? NAN : INFINITY;
@@ -397,6 +404,12 @@ static void test_nan_gives_valid_indices(void **state) {
     assert_memory_equal(op.out.row_slot, s.row_slot, (size_t)s.offset[c.experts] * sizeof(int32_t));
   }
   ops_free();
+}
+
+static void test_nan_gives_valid_indices(void **state) {
+  (void)state;
+  nan_gives_valid_indices(20, 21);
+  nan_gives_valid_indices(90, 24);
 }
 
 /* ---- backward ---- */
