@@ -9,8 +9,9 @@
  * counts into first rows and places the slots; up to ROUTE_TILE tokens, one block does it all in
  * one launch, and route_few.cu where experts are few too. route_rows's part is route_sm90.cu's
  * where the bulk copy engine can bring x, and route_many.cu's or route_sorted.cu's where there are
- * more experts than ROUTE_FEW; route_place's is route_place_many.cu's then. Sums over tokens are in double: tokens in a thread, threads in a warp, warps, blocks,
- * each in one order. Only integers are added by atomics. */
+ * more experts than ROUTE_FEW; route_place's is route_place_many.cu's then. Sums over tokens are in
+ * double: tokens in a thread, threads in a warp, warps, blocks, each in one order. Only integers
+ * are added by atomics. */
 #include "launch.cuh"
 #include "ops/route_choose.cuh"
 #include "ops/route_place.cuh"

@@ -1,7 +1,7 @@
 /* Routing to more experts than ROUTE_FEW: a product leaves the logits in prob, and a warp turns a
  * token's into scores in place and chooses, or route_sorted.cu does; lane q has experts q + 32 j,
- * j < PER. Up to ROUTE_TILE tokens one block takes to the end, placing included. Sums over tokens are in
- * double: a warp's tokens in order, the warps by halves, then the blocks. */
+ * j < PER. Up to ROUTE_TILE tokens one block takes to the end, placing included. Sums over tokens
+ * are in double: a warp's tokens in order, the warps by halves, then the blocks. */
 #include "launch.cuh"
 #include "ops/matmul.h"
 #include "ops/route_any.cuh"
