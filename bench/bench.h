@@ -87,7 +87,8 @@ void report_end(void);
 
 /* ---- the groups ---- */
 bench_ceilings_t ceilings_measure(int32_t threads);
-double ceilings_read(int32_t threads); /* read_bytes alone, in a fraction of a second */
+/* What reading gives now: the median of the runs of which read_bytes is the best. */
+double ceilings_read(int32_t threads);
 /* The operations of a GPU, which is cuda:index; gives its ceilings. */
 bench_ceilings_t bench_gpu(nn_device_t *device, int32_t index);
 void bench_ops(nn_device_t *device, const bench_options_t *options, const bench_ceilings_t *peak);

@@ -42,7 +42,7 @@ typedef struct ceiling_job {
   int kind; /* 0: loop; 1: read; 2: copy; 3: triad */
   size_t count;
   uint64_t *a, *b, *c;
-  double seconds;
+  double seconds[REPEATS];
   uint64_t sum;
   pthread_barrier_t *barrier;
 } ceiling_job_t;
@@ -69,21 +69,23 @@ static void *ceiling_thread(void *context) {
   if (job->kind) memset(job->a = bench_alloc(bytes), 1, bytes);
   if (job->kind > 1) memset(job->b = bench_alloc(bytes), 0, bytes);
   if (job->kind > 2) memset(job->c = bench_alloc(bytes), 0, bytes);
-  job->seconds = 1e30;
-  for (int i = 0; i <= REPEATS; i++) { /* the first one warms up */
+  for (int i = -1; i < REPEATS; i++) { /* the first one warms up */
     pthread_barrier_wait(job->barrier);
     double begin = bench_now();
     if (job->kind) ceiling_memory(job);
     else job->loop();
-    double took = bench_now() - begin;
-    if (i && took < job->seconds) job->seconds = took;
+    if (i >= 0) job->seconds[i] = bench_now() - begin;
   }
   mem_free(job->a), mem_free(job->b), mem_free(job->c);
   return NULL;
 }
 
+typedef struct ceiling_rate {
+  double best, median;
+} ceiling_rate_t;
+
 /* Work of all threads per second, `work` being one thread's. */
-static double ceiling_rate(int32_t threads, void (*loop)(void), int kind, double work,
+static ceiling_rate_t ceiling_rate(int32_t threads, void (*loop)(void), int kind, double work,
                            size_t count) {
   pthread_t ids[1024];
   ceiling_job_t *jobs = calloc((size_t)threads, sizeof *jobs);
@@ -94,14 +96,16 @@ static double ceiling_rate(int32_t threads, void (*loop)(void), int kind, double
     jobs[t] = (ceiling_job_t){.loop = loop, .kind = kind, .count = count, .barrier = &barrier};
     pin_start(&ids[t], t, ceiling_thread, &jobs[t]);
   }
-  double slowest = 0;
+  double best = 0, median = 0; /* of the slowest thread */
   for (int32_t t = 0; t < threads; t++) {
     pthread_join(ids[t], NULL);
-    if (jobs[t].seconds > slowest) slowest = jobs[t].seconds;
+    double fastest, typical = bench_median(jobs[t].seconds, REPEATS, &fastest);
+    if (fastest > best) best = fastest;
+    if (typical > median) median = typical;
   }
   pthread_barrier_destroy(&barrier);
   free(jobs);
-  return work * (double)threads / slowest;
+  return (ceiling_rate_t){work * (double)threads / best, work * (double)threads / median};
 }
 
 /* Elements of each array of a thread. */
@@ -109,10 +113,12 @@ static size_t ceiling_count(int32_t threads) {
   return (size_t)(512 << 20) / (size_t)threads / sizeof(uint64_t) / 8 * 8;
 }
 
-double ceilings_read(int32_t threads) {
+static ceiling_rate_t ceiling_read(int32_t threads) {
   size_t count = ceiling_count(threads);
   return ceiling_rate(threads, NULL, 1, (double)(count * sizeof(uint64_t)), count);
 }
+
+double ceilings_read(int32_t threads) { return ceiling_read(threads).median; }
 
 bench_ceilings_t ceilings_measure(int32_t threads) {
   bench_ceilings_t found = {0};
@@ -120,18 +126,18 @@ bench_ceilings_t ceilings_measure(int32_t threads) {
   __builtin_cpu_init();
   double loops = (double)LOOPS * IN_FLIGHT;
   if (__builtin_cpu_supports("avx512f"))
-    found.fp32_flops = ceiling_rate(threads, loop_fma_512, 0, loops * 32, 0);
+    found.fp32_flops = ceiling_rate(threads, loop_fma_512, 0, loops * 32, 0).best;
   else if (__builtin_cpu_supports("fma"))
-    found.fp32_flops = ceiling_rate(threads, loop_fma_256, 0, loops * 16, 0);
+    found.fp32_flops = ceiling_rate(threads, loop_fma_256, 0, loops * 16, 0).best;
   if (__builtin_cpu_supports("avx512bf16"))
-    found.bf16_flops = ceiling_rate(threads, loop_bf16_512, 0, loops * 64, 0);
+    found.bf16_flops = ceiling_rate(threads, loop_bf16_512, 0, loops * 64, 0).best;
   if (__builtin_cpu_supports("avx512vnni"))
-    found.int8_ops = ceiling_rate(threads, loop_int8_512, 0, loops * 128, 0);
+    found.int8_ops = ceiling_rate(threads, loop_int8_512, 0, loops * 128, 0).best;
 #endif
   size_t count = ceiling_count(threads);
   double bytes = (double)(count * sizeof(uint64_t));
-  found.read_bytes = ceilings_read(threads);
-  found.copy_bytes = ceiling_rate(threads, NULL, 2, 2 * bytes, count);
-  found.triad_bytes = ceiling_rate(threads, NULL, 3, 3 * bytes, count);
+  found.read_bytes = ceiling_read(threads).best;
+  found.copy_bytes = ceiling_rate(threads, NULL, 2, 2 * bytes, count).best;
+  found.triad_bytes = ceiling_rate(threads, NULL, 3, 3 * bytes, count).best;
   return found;
 }

@@ -58,7 +58,8 @@ static void serving_names(int64_t layers, char names[3][96]) {
 }
 
 /* A CPU's memory gives more or less from minute to minute: what it gives is measured before each
- * run. Returns the median time; the ceiling becomes the one that the median share is of. */
+ * run, by a median as the time is. Returns the median time; the ceiling becomes the one that the
+ * median share is of. */
 static double serving_pairs(serving_t *job, double bytes, double seconds, double *ceiling,
                             double *fastest, int64_t *runs) {
   double times[MOST_PAIRS], shares[MOST_PAIRS], lowest;

@@ -5,9 +5,9 @@
  * Order of summation: k is cut into equal blocks of at most GEMM_KC, a function of k alone; a
  * block is summed in order by fused multiply-adds from zero, blocks are added in order. Groups
  * computed by rows (see gemm_by_rows) sum all of k as one block. Groups that take the streaming
- * path (see gemm_streams) sum each VEC_WIDTH-th product in order, then the lanes, or each fourth
- * (see gemm_by_fours); gemm_bf16.c says what products of bf16 do. None depends on the threads, nor
- * an element on its neighbours. */
+ * path (see gemm_streams) sum each VEC_WIDTH-th product in order, or fewer of them in some chains
+ * (see gemm_lines), then the lanes, or each fourth (see gemm_by_fours); gemm_bf16.c says what
+ * products of bf16 do. None depends on the threads, nor an element on its neighbours. */
 #ifndef NN_CPU_VEC_GEMM_H
 #define NN_CPU_VEC_GEMM_H
 

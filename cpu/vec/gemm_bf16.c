@@ -3,8 +3,9 @@
  * Pairs are adjacent along k; what is missing of the last one counts as 0. A sum runs over pairs in
  * order of k, the later product of a pair first; subnormal inputs and results count as 0.
  *
- * Packing, the register kernel and streaming are those of gemm_pack.c, gemm_kernel.c and
- * gemm_stream.c with a pair where those have a number. */
+ * Packing, the register kernel and streaming are those of gemm_pack.c, gemm_kernel.c,
+ * gemm_stream.c and gemm_lines.h with a pair where those have a number. */
+#include "vec/gemm_lines.h"
 #include "vec/gemm_tile.h"
 
 /* A pair as the registers have it: 32 bits, the earlier number low. */
@@ -168,63 +169,64 @@ void VEC(gemm_kernel_bf16)(int64_t rows, const gemm_panels_t *panels, gemm_run_t
 enum {
   STREAM_W = 4,
   STREAM_X = 4,
-  STREAM_AHEAD = 8 << 10, /* least bytes to what is requested, whole blocks of STREAM_W rows */
-  STREAM_ALONE = 2048 /* most numbers of a row of w that is read alone: sums are chains */
+  STREAM_AHEAD = 8 << 10 /* least bytes to what is requested, whole blocks of STREAM_W rows */
 };
 
-/* Adds PAIRS products of pairs of x_rows rows of x with `beside` rows of w from number j on. */
-VEC_INLINE void stream_step(const int x_rows, const int beside, const int j, const int32_t *x,
-                            int64_t x_stride, const void *const *w, int64_t p, int64_t left,
-                            int64_t ahead, vf acc[STREAM_X][STREAM_W]) {
+/* Adds PAIRS products of pairs of x_rows rows of x with STREAM_W rows of w. */
+VEC_INLINE void stream_step(const int x_rows, const int32_t *x, int64_t x_stride,
+                            const void *const *w, int64_t p, int64_t left, int64_t ahead,
+                            vf acc[STREAM_X][STREAM_W]) {
   __m512i v[STREAM_W];
-  VEC_UNROLL for (int n = 0; n < STREAM_W; n++) {
-    if (n >= beside) continue;
-    uintptr_t here = (uintptr_t)w[j + n] + (uintptr_t)(p * 2);
+  VEC_UNROLL for (int j = 0; j < STREAM_W; j++) {
+    uintptr_t here = (uintptr_t)w[j] + (uintptr_t)(p * 2);
     if (ahead) _mm_prefetch((const char *)(here + (uintptr_t)ahead), _MM_HINT_T1);
-    v[n] = pairs_load(w[j + n], p, left, NN_BF16);
+    v[j] = pairs_load(w[j], p, left, NN_BF16);
   }
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
     if (i >= x_rows) continue;
-    __m512i u = _mm512_loadu_si512(x + i * x_stride + p / PAIR);
-    VEC_UNROLL for (int n = 0; n < STREAM_W; n++)
-      if (n < beside) acc[i][j + n] = pairs_fma(acc[i][j + n], v[n], u);
+    __m512i u = _mm512_loadu_si512((const uint16_t *)(x + i * x_stride) + p);
+    VEC_UNROLL for (int j = 0; j < STREAM_W; j++) acc[i][j] = pairs_fma(acc[i][j], v[j], u);
   }
 }
 
-/* Rows of w are read side by side, or one after the other. */
-VEC_INLINE void stream_dots(const int x_rows, const int beside, const int32_t *x, int64_t x_stride,
+VEC_INLINE void stream_dots(const int x_rows, const int32_t *x, int64_t x_stride,
                             const void *const *w, int64_t ahead, int64_t k, float *tile) {
   vf acc[STREAM_X][STREAM_W];
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++)
     VEC_UNROLL for (int j = 0; j < STREAM_W; j++) acc[i][j] = vf_zero();
-  VEC_UNROLL for (int j = 0; j < STREAM_W; j += beside) {
-    int64_t p = 0;
-    for (; p + PAIR_NUMBERS <= k; p += PAIR_NUMBERS)
-      stream_step(x_rows, beside, j, x, x_stride, w, p, PAIR_NUMBERS, ahead, acc);
-    if (p < k) stream_step(x_rows, beside, j, x, x_stride, w, p, k - p, ahead, acc);
-  }
+  int64_t p = 0;
+  for (; p + PAIR_NUMBERS <= k; p += PAIR_NUMBERS)
+    stream_step(x_rows, x, x_stride, w, p, PAIR_NUMBERS, ahead, acc);
+  if (p < k) stream_step(x_rows, x, x_stride, w, p, k - p, ahead, acc);
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
     if (i >= x_rows) continue;
     _mm_storeu_ps(tile + i * GEMM_NR, vf_sum4(acc[i]));
   }
 }
 
-/* One row of x takes short rows of w from far in the order of memory, without requests: that reads
- * them as fast as memory gives them. */
+VEC_INLINE vf stream_line(vf acc, const void *x, const void *w, int64_t p, int64_t left,
+                          int32_t dtype) {
+  __m512i u = _mm512_loadu_si512((const uint16_t *)x + p);
+  return pairs_fma(acc, pairs_load(w, p, left, dtype), u);
+}
+
+static void stream_lines(const int32_t *x, int64_t x_stride, int64_t m, const void *const *w,
+                         int64_t k, float *tile) {
+  const void *row[] = {x, x + x_stride};
+  if (m == 1) gemm_lines(1, PAIR_NUMBERS, row, w, k, NN_BF16, stream_line, tile);
+  else gemm_lines(2, PAIR_NUMBERS, row, w, k, NN_BF16, stream_line, tile);
+}
+
 static void stream_rows(const int32_t *x, int64_t x_stride, int64_t m, const void *const *w,
-                        int64_t ld, int64_t k, int far, float *tile) {
+                        int64_t ld, int64_t k, float *tile) {
   int64_t i = 0, block = STREAM_W * ld * 2;
   int64_t ahead = block * vec_blocks(STREAM_AHEAD, block); /* as of gemm_far, whatever the size */
-  if (m == 1 && far && k <= STREAM_ALONE) {
-    stream_dots(1, 1, x, x_stride, w, 0, k, tile);
-    return;
-  }
   for (; i + STREAM_X <= m; i += STREAM_X, tile += STREAM_X * GEMM_NR, ahead = 0)
-    stream_dots(STREAM_X, STREAM_W, x + i * x_stride, x_stride, w, ahead, k, tile);
+    stream_dots(STREAM_X, x + i * x_stride, x_stride, w, ahead, k, tile);
   switch (m - i) {
-    case 1: stream_dots(1, STREAM_W, x + i * x_stride, x_stride, w, ahead, k, tile); break;
-    case 2: stream_dots(2, STREAM_W, x + i * x_stride, x_stride, w, ahead, k, tile); break;
-    case 3: stream_dots(3, STREAM_W, x + i * x_stride, x_stride, w, ahead, k, tile); break;
+    case 1: stream_dots(1, x + i * x_stride, x_stride, w, ahead, k, tile); break;
+    case 2: stream_dots(2, x + i * x_stride, x_stride, w, ahead, k, tile); break;
+    case 3: stream_dots(3, x + i * x_stride, x_stride, w, ahead, k, tile); break;
     default: break;
   }
 }
@@ -243,17 +245,19 @@ void VEC(gemm_stream_round)(const gemm_group_t *group, float *x) {
 
 void VEC(gemm_stream_bf16)(const gemm_group_t *group, const float *x, int64_t j, int64_t columns,
                            float *tile) {
-  int64_t stride = VEC(gemm_stream_pairs)(group->k);
+  int64_t m = group->m, k = group->k, stride = VEC(gemm_stream_pairs)(k);
+  int lines = gemm_by_lines(group, k * 2);
   for (int64_t q = 0; q < columns; q += VEC_WIDTH) {
     const void *w[VEC_WIDTH];
     int64_t rows = gemm_rows(&group->b, j + q, columns - q, w);
     for (int64_t i = rows; rows && i % STREAM_W; i++) w[i] = w[rows - 1];
-    for (int64_t i = 0; i < rows; i += STREAM_W)
-      stream_rows((const int32_t *)x, stride, group->m, w + i, group->b.ld, group->k,
-                  gemm_far(group), tile + q + i);
+    for (int64_t i = 0; i < rows; i += STREAM_W) {
+      float *to = tile + q + i;
+      if (lines) stream_lines((const int32_t *)x, stride, m, w + i, k, to);
+      else stream_rows((const int32_t *)x, stride, m, w + i, group->b.ld, k, to);
+    }
   }
 }
-
 
 /* ---- a few dozen rows ------------------------------------------------------------------------ */
 

@@ -1,7 +1,7 @@
 /* The streaming path for few rows, as in decoding: tile[m, GEMM_NR] = x [m, k] . w^T for GEMM_NR
  * rows of w, which are read once, in place, at the speed of memory. Each element is a sum over
- * the lanes of VEC_WIDTH partial sums in order of k. */
-#include "vec/gemm.h"
+ * the lanes of VEC_WIDTH partial sums in order of k, or as gemm_lines.h has it. */
+#include "vec/gemm_lines.h"
 
 enum {
   STREAM_W = 4,                       /* rows of w read side by side */
@@ -103,10 +103,24 @@ VEC_INLINE void stream_rows(const float *const *x, int64_t m, const void *const 
   }
 }
 
+VEC_INLINE vf stream_line(vf acc, const void *x, const void *w, int64_t p, int64_t left,
+                          int32_t dtype) {
+  return vf_fma(vf_load_next((const float *)x + p, left), vf_load_as_next(w, p, left, dtype), acc);
+}
+
+VEC_INLINE void stream_lines(const float *const *x, int64_t m, const void *const *w, int64_t k,
+                             int32_t dtype, float *tile) {
+  const void *row[] = {x[0], x[m - 1]};
+  if (m == 1) gemm_lines(1, VEC_WIDTH, row, w, k, dtype, stream_line, tile);
+  else gemm_lines(2, VEC_WIDTH, row, w, k, dtype, stream_line, tile);
+}
+
 void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, float *tile) {
   const float *x[GEMM_STREAM_ROWS];
   const stream_plan_t plan = stream_plan(group);
-  for (int64_t i = 0; i < group->m; i++) x[i] = gemm_row(&group->a, i);
+  int64_t m = group->m, k = group->k;
+  int lines = gemm_by_lines(group, k * (int64_t)sizeof(float));
+  for (int64_t i = 0; i < m; i++) x[i] = gemm_row(&group->a, i);
   for (int64_t q = 0; q < columns; q += VEC_WIDTH) {
     const void *w[VEC_WIDTH];
     int64_t rows = gemm_rows(&group->b, j + q, columns - q, w);
@@ -114,8 +128,8 @@ void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, flo
     for (int64_t i = rows; rows && i % STREAM_W; i++) w[i] = w[rows - 1];
     for (int64_t i = 0; i < rows; i += STREAM_W) {
       float *to = tile + q + i;
-      VEC_BY_DTYPE(group->b.dtype, stream_rows(x, group->m, w + i, &plan, group->k,
-                                               VEC_DTYPE, to));
+      if (lines) VEC_BY_DTYPE(group->b.dtype, stream_lines(x, m, w + i, k, VEC_DTYPE, to));
+      else VEC_BY_DTYPE(group->b.dtype, stream_rows(x, m, w + i, &plan, k, VEC_DTYPE, to));
     }
   }
 }
