@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "gpu.h"
+#include "select.h"
 
 #define LENGTH(array) (sizeof(array) / sizeof *(array))
 
@@ -337,6 +338,7 @@ static matmul_tensors_t matmul_make(const matmul_case_t *c) {
 }
 
 static void check_matmul(const matmul_case_t *c, float alpha, int32_t dtype) {
+  if (!select_case((double)(c->m * c->n * c->k))) return;
   int64_t most = c->m > c->n ? c->m : c->n;
   if (c->k > most) most = c->k;
   gpu_begin(dtype, (backend_limits_t){.rows = most, .hidden = most, .ffn = most, .training = 1},
