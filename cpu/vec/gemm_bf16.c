@@ -172,14 +172,14 @@ enum {
   STREAM_AHEAD = 8 << 10 /* least bytes to what is requested, whole blocks of STREAM_W rows */
 };
 
-/* Adds PAIRS products of pairs of x_rows rows of x with STREAM_W rows of w. */
-VEC_INLINE void stream_step(const int x_rows, const int32_t *x, int64_t x_stride,
-                            const void *const *w, int64_t p, int64_t left, int64_t ahead,
+/* Adds PAIRS products of pairs of x_rows rows of x with STREAM_W rows of w, and requests as many
+ * bytes of some lines. */
+VEC_INLINE void stream_step(const int x_rows, const int lines, const int32_t *x, int64_t x_stride,
+                            const void *const *w, int64_t p, int64_t left, const uintptr_t *line,
                             vf acc[STREAM_X][STREAM_W]) {
   __m512i v[STREAM_W];
   VEC_UNROLL for (int j = 0; j < STREAM_W; j++) {
-    uintptr_t here = (uintptr_t)w[j] + (uintptr_t)(p * 2);
-    if (ahead) _mm_prefetch((const char *)(here + (uintptr_t)ahead), _MM_HINT_T1);
+    if (j < lines) _mm_prefetch((const char *)(line[j] + (uintptr_t)(p * 2)), _MM_HINT_T1);
     v[j] = pairs_load(w[j], p, left, NN_BF16);
   }
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
@@ -189,19 +189,51 @@ VEC_INLINE void stream_step(const int x_rows, const int32_t *x, int64_t x_stride
   }
 }
 
+/* tile[i, j] for x_rows rows of x and STREAM_W rows of w, in one of `passes` over these: each
+ * requests its share of the rows to come, so that memory is not idle while others multiply. */
 VEC_INLINE void stream_dots(const int x_rows, const int32_t *x, int64_t x_stride,
-                            const void *const *w, int64_t ahead, int64_t k, float *tile) {
+                            const void *const *w, int64_t ahead, const int lines, int64_t pass,
+                            int64_t passes, int64_t k, float *tile) {
   vf acc[STREAM_X][STREAM_W];
+  uintptr_t line[STREAM_W];
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++)
     VEC_UNROLL for (int j = 0; j < STREAM_W; j++) acc[i][j] = vf_zero();
+  VEC_UNROLL for (int j = 0; j < STREAM_W; j++) {
+    int64_t last = ((pass + 1) * STREAM_W - 1) / passes, row = pass * STREAM_W / passes + j;
+    line[j] = (uintptr_t)w[vec_min(row, last)] + (uintptr_t)ahead;
+  }
   int64_t p = 0;
   for (; p + PAIR_NUMBERS <= k; p += PAIR_NUMBERS)
-    stream_step(x_rows, x, x_stride, w, p, PAIR_NUMBERS, ahead, acc);
-  if (p < k) stream_step(x_rows, x, x_stride, w, p, k - p, ahead, acc);
+    stream_step(x_rows, lines, x, x_stride, w, p, PAIR_NUMBERS, line, acc);
+  if (p < k) stream_step(x_rows, lines, x, x_stride, w, p, k - p, line, acc);
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
     if (i >= x_rows) continue;
     _mm_storeu_ps(tile + i * GEMM_NR, vf_sum4(acc[i]));
   }
+}
+
+/* The last pass, of 1 to STREAM_X rows. lines: most rows that a pass requests. */
+VEC_INLINE void stream_last(int64_t m, const int32_t *x, int64_t x_stride, const void *const *w,
+                            int64_t ahead, const int lines, int64_t pass, int64_t k, float *tile) {
+  switch (m) {
+    case 1: stream_dots(1, x, x_stride, w, ahead, lines, pass, pass + 1, k, tile); break;
+    case 2: stream_dots(2, x, x_stride, w, ahead, lines, pass, pass + 1, k, tile); break;
+    case 3: stream_dots(3, x, x_stride, w, ahead, lines, pass, pass + 1, k, tile); break;
+    default: stream_dots(4, x, x_stride, w, ahead, lines, pass, pass + 1, k, tile); break;
+  }
+}
+
+static void stream_rows(const int32_t *x, int64_t x_stride, int64_t m, const void *const *w,
+                        int64_t ld, int64_t k, float *tile) {
+  int64_t block = STREAM_W * ld * 2, passes = vec_blocks(m, STREAM_X), pass = 0;
+  int64_t ahead = block * vec_blocks(STREAM_AHEAD, block); /* as of gemm_far, whatever the size */
+  if (passes == 1) {
+    stream_last(m, x, x_stride, w, ahead, STREAM_W, 0, k, tile);
+    return;
+  }
+  for (; pass < passes - 1; pass++, x += STREAM_X * x_stride, tile += STREAM_X * GEMM_NR)
+    stream_dots(STREAM_X, x, x_stride, w, ahead, STREAM_W / 2, pass, passes, k, tile);
+  stream_last(m - pass * STREAM_X, x, x_stride, w, ahead, STREAM_W / 2, pass, k, tile);
 }
 
 VEC_INLINE vf stream_line(vf acc, const void *x, const void *w, int64_t p, int64_t left,
@@ -215,20 +247,6 @@ static void stream_lines(const int32_t *x, int64_t x_stride, int64_t m, const vo
   const void *row[] = {x, x + x_stride};
   if (m == 1) gemm_lines(1, PAIR_NUMBERS, row, w, k, NN_BF16, stream_line, tile);
   else gemm_lines(2, PAIR_NUMBERS, row, w, k, NN_BF16, stream_line, tile);
-}
-
-static void stream_rows(const int32_t *x, int64_t x_stride, int64_t m, const void *const *w,
-                        int64_t ld, int64_t k, float *tile) {
-  int64_t i = 0, block = STREAM_W * ld * 2;
-  int64_t ahead = block * vec_blocks(STREAM_AHEAD, block); /* as of gemm_far, whatever the size */
-  for (; i + STREAM_X <= m; i += STREAM_X, tile += STREAM_X * GEMM_NR, ahead = 0)
-    stream_dots(STREAM_X, x + i * x_stride, x_stride, w, ahead, k, tile);
-  switch (m - i) {
-    case 1: stream_dots(1, x + i * x_stride, x_stride, w, ahead, k, tile); break;
-    case 2: stream_dots(2, x + i * x_stride, x_stride, w, ahead, k, tile); break;
-    case 3: stream_dots(3, x + i * x_stride, x_stride, w, ahead, k, tile); break;
-    default: break;
-  }
 }
 
 int64_t VEC(gemm_stream_pairs)(int64_t k) { return vec_round_up(vec_blocks(k, PAIR), PAIRS); }
