@@ -28,7 +28,7 @@ VEC_INLINE void gemm_lines(const int x_rows, const int64_t numbers, const void *
                            float *tile) {
   const int chains = LINES_CHAINS / x_rows;
   vf sum[LINES_X][LINES_W];
-  VEC_UNROLL for (int j = 0; j < LINES_W; j++) {
+  for (int j = 0; j < LINES_W; j++) { /* a loop, for the library's size */
     vf acc[LINES_X][LINES_CHAINS];
     VEC_UNROLL for (int i = 0; i < LINES_X; i++)
       VEC_UNROLL for (int c = 0; c < LINES_CHAINS; c++) acc[i][c] = vf_zero();
