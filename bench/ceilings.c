@@ -86,7 +86,7 @@ typedef struct ceiling_rate {
 
 /* Work of all threads per second, `work` being one thread's. */
 static ceiling_rate_t ceiling_rate(int32_t threads, void (*loop)(void), int kind, double work,
-                           size_t count) {
+                                   size_t count) {
   pthread_t ids[1024];
   ceiling_job_t *jobs = calloc((size_t)threads, sizeof *jobs);
   if (!jobs) exit(1);

@@ -5,7 +5,7 @@
 #include "vec/gemm_item.h"
 
 _Static_assert(GEMM_MB % GEMM_MR == 0 && GEMM_NB % GEMM_NR == 0 && GEMM_NC % GEMM_NR == 0 &&
-                   GEMM_WIDE_LEAST % GEMM_NR == 0 && GEMM_WIDE_MOST % GEMM_NR == 0,
+                   GEMM_WIDTH_LEAST % GEMM_NR == 0 && GEMM_WIDTH_MOST % GEMM_NR == 0,
                "blocks are whole panels");
 _Static_assert(GEMM_THIN_COLUMNS % GEMM_NR == 0 && GEMM_NR * GEMM_NR <= GEMM_SUM_FLOATS,
                "items of few rows are whole tiles, and one has room");
@@ -341,16 +341,16 @@ static const gemm_group_t *gemm_group_of(const gemm_t *gemm, int64_t item) {
 
 /* As many columns as leave every thread so many items: the longer the run of weights that a thread
  * reads, the faster memory gives them, and what an item packs serves all of its columns. */
-static int64_t gemm_wide(const gemm_t *gemm, const gemm_group_t *group, int64_t each) {
+static int64_t gemm_stream_width(const gemm_t *gemm, const gemm_group_t *group, int64_t each) {
   int64_t items = gemm->threads > 1 ? each * gemm->threads : 1;
   int64_t width = vec_round_up(vec_blocks(group->n, items), GEMM_NR);
-  return vec_min(width > GEMM_WIDE_LEAST ? width : GEMM_WIDE_LEAST, GEMM_WIDE_MOST);
+  return vec_min(width > GEMM_WIDTH_LEAST ? width : GEMM_WIDTH_LEAST, GEMM_WIDTH_MOST);
 }
 
 /* Columns of an item of the group. */
 static int64_t gemm_width(const gemm_t *gemm, const gemm_group_t *group) {
-  if (gemm_by_fours(group)) return gemm_wide(gemm, group, 2);
-  if (gemm_streams(group)) return gemm_wide(gemm, group, 8);
+  if (gemm_by_fours(group)) return gemm_stream_width(gemm, group, 2);
+  if (gemm_streams(group)) return gemm_stream_width(gemm, group, 8);
   return gemm_thin(gemm, group) ? GEMM_THIN_COLUMNS : gemm->block_n;
 }
 

@@ -163,7 +163,8 @@ void VEC(gemm_pack)(const gemm_operand_t *operand, int64_t first, int64_t count,
 void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, float *tile);
 
 /* The same by fours for 5 <= m <= GEMM_FOURS_ROWS rows, where a is fp32, from a panel that
- * gemm_fours_pack has made of these. Rows of the tile up to the next multiple of four are written. */
+ * gemm_fours_pack has made of these. Rows of the tile up to the next multiple of four are
+ * written. */
 void VEC(gemm_fours_pack)(const gemm_group_t *group, int64_t first, int64_t m, float *panel);
 void VEC(gemm_fours)(const gemm_group_t *group, int64_t m, const float *panel, int64_t j,
                      int64_t columns, float *tile);

@@ -173,13 +173,13 @@ enum {
 };
 
 /* Adds PAIRS products of pairs of x_rows rows of x with STREAM_W rows of w, and requests as many
- * bytes of some lines. */
-VEC_INLINE void stream_step(const int x_rows, const int lines, const int32_t *x, int64_t x_stride,
+ * bytes from each of `asked` lines on. */
+VEC_INLINE void stream_step(const int x_rows, const int asked, const int32_t *x, int64_t x_stride,
                             const void *const *w, int64_t p, int64_t left, const uintptr_t *line,
                             vf acc[STREAM_X][STREAM_W]) {
   __m512i v[STREAM_W];
   VEC_UNROLL for (int j = 0; j < STREAM_W; j++) {
-    if (j < lines) _mm_prefetch((const char *)(line[j] + (uintptr_t)(p * 2)), _MM_HINT_T1);
+    if (j < asked) _mm_prefetch((const char *)(line[j] + (uintptr_t)(p * 2)), _MM_HINT_T1);
     v[j] = pairs_load(w[j], p, left, NN_BF16);
   }
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
@@ -192,7 +192,7 @@ VEC_INLINE void stream_step(const int x_rows, const int lines, const int32_t *x,
 /* tile[i, j] for x_rows rows of x and STREAM_W rows of w, in one of `passes` over these: each
  * requests its share of the rows to come, so that memory is not idle while others multiply. */
 VEC_INLINE void stream_dots(const int x_rows, const int32_t *x, int64_t x_stride,
-                            const void *const *w, int64_t ahead, const int lines, int64_t pass,
+                            const void *const *w, int64_t ahead, const int asked, int64_t pass,
                             int64_t passes, int64_t k, float *tile) {
   vf acc[STREAM_X][STREAM_W];
   uintptr_t line[STREAM_W];
@@ -204,22 +204,22 @@ VEC_INLINE void stream_dots(const int x_rows, const int32_t *x, int64_t x_stride
   }
   int64_t p = 0;
   for (; p + PAIR_NUMBERS <= k; p += PAIR_NUMBERS)
-    stream_step(x_rows, lines, x, x_stride, w, p, PAIR_NUMBERS, line, acc);
-  if (p < k) stream_step(x_rows, lines, x, x_stride, w, p, k - p, line, acc);
+    stream_step(x_rows, asked, x, x_stride, w, p, PAIR_NUMBERS, line, acc);
+  if (p < k) stream_step(x_rows, asked, x, x_stride, w, p, k - p, line, acc);
   VEC_UNROLL for (int i = 0; i < STREAM_X; i++) {
     if (i >= x_rows) continue;
     _mm_storeu_ps(tile + i * GEMM_NR, vf_sum4(acc[i]));
   }
 }
 
-/* The last pass, of 1 to STREAM_X rows. lines: most rows that a pass requests. */
+/* The last pass, of 1 to STREAM_X rows. asked: most rows that a pass requests. */
 VEC_INLINE void stream_last(int64_t m, const int32_t *x, int64_t x_stride, const void *const *w,
-                            int64_t ahead, const int lines, int64_t pass, int64_t k, float *tile) {
+                            int64_t ahead, const int asked, int64_t pass, int64_t k, float *tile) {
   switch (m) {
-    case 1: stream_dots(1, x, x_stride, w, ahead, lines, pass, pass + 1, k, tile); break;
-    case 2: stream_dots(2, x, x_stride, w, ahead, lines, pass, pass + 1, k, tile); break;
-    case 3: stream_dots(3, x, x_stride, w, ahead, lines, pass, pass + 1, k, tile); break;
-    default: stream_dots(4, x, x_stride, w, ahead, lines, pass, pass + 1, k, tile); break;
+    case 1: stream_dots(1, x, x_stride, w, ahead, asked, pass, pass + 1, k, tile); break;
+    case 2: stream_dots(2, x, x_stride, w, ahead, asked, pass, pass + 1, k, tile); break;
+    case 3: stream_dots(3, x, x_stride, w, ahead, asked, pass, pass + 1, k, tile); break;
+    default: stream_dots(4, x, x_stride, w, ahead, asked, pass, pass + 1, k, tile); break;
   }
 }
 
