@@ -329,10 +329,10 @@ static __global__ void __launch_bounds__(32 * ROUTE_STRIPS)
   for (int first = 0; first < tokens; first += ROUTE_STEP) {
     int step = first % ROUTE_CHUNK / ROUTE_STEP;
     if (step == 0) {
-      int count = min(tokens - first, (int)ROUTE_CHUNK);
+      route_tokens_t chunk = {begin + first, ROUTE_STEP, min(tokens - first, (int)ROUTE_CHUNK)};
       route_chunk_token_t token;
-      route_chunk_read(op, begin + first, count, token);
-      route_chunk<T>(op, begin + first, count, token, rows, fragments);
+      route_chunk_read(op, chunk, token);
+      route_chunk<T>(op, chunk, token, rows, fragments);
     }
     uint4 next[4];
     route_load_x(at, first + ROUTE_STEP, next);

@@ -1,7 +1,9 @@
-/* Routing's gradients on sm_90a, T bf16 or fp16: a warp has ROUTE_STRIP columns of a split of the
- * tokens, in steps of ROUTE_STEP. The bulk copy engine brings the next steps of x and dx, each warp
- * its own, so that memory is busy also while dlogits are computed. Neither x nor dw's parts
- * displace dx from the second-level cache. Products are as route_bwd.cu has them. */
+/* Routing's gradients on sm_90a, T bf16 or fp16: a warp has ROUTE_STRIP columns of the block's
+ * steps of ROUTE_STEP tokens. Blocks take these by turns, so that all read and write in one place.
+ * The bulk copy engine brings the next steps of x and dx, each warp its own, and stores dx, so that
+ * memory is busy also while dlogits are computed. dw's parts do not displace dx from the
+ * second-level cache, nor does x where that holds most of both. Products are as route_bwd.cu has
+ * them. */
 #include "hopper.cuh"
 #include "ops/route_dlogit.cuh"
 
@@ -18,6 +20,7 @@ static_assert(ROUTE_STRIP * sizeof(bf16_t) == HOPPER_ROW_BYTES, "a box is of a s
 
 typedef struct route90_bwd_maps {
   CUtensorMap x, dx;
+  int once; /* x leaves the second-level cache first */
 } route90_bwd_maps_t;
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
@@ -38,13 +41,10 @@ static __device__ __forceinline__ void route90_dw_step(const route_fragments_t &
   }
 }
 
-/* dx of a step, whose first row's columns begin at `to`; dx: its box; tokens: of the split from
- * this step on. */
+/* dx of a step in its box; the copy engine knows of it behind a __syncwarp(). */
 template <typename T>
-static __device__ __forceinline__ void route90_dx_step(const route_fragments_t &dlogit,
-                                                       const char *dx, const uint32_t (&w)[8][2],
-                                                       T *to, int hidden, int columns,
-                                                       int tokens) {
+static __device__ __forceinline__ void route90_dx_step(const route_fragments_t &dlogit, char *dx,
+                                                       const uint32_t (&w)[8][2]) {
   int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   uint4 a[2] = {dlogit.by_token[0][lane], dlogit.by_token[1][lane]};
 #pragma unroll
@@ -53,23 +53,19 @@ static __device__ __forceinline__ void route90_dx_step(const route_fragments_t &
     route_dx_product<T>(a, w, h, sum);
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-      int row = g + 8 * i, c = 32 * h + 8 * t;
-      uint4 old = *(const uint4 *)(dx + row * HOPPER_ROW_BYTES + ((4 * h + t) ^ g) * 16);
-      if (row < tokens && c < columns)
-        *(uint4 *)(to + (int64_t)row * hidden + c) = route_dx_add<T>(dlogit, old, sum, i);
+      uint4 *at = (uint4 *)(dx + (g + 8 * i) * HOPPER_ROW_BYTES + ((4 * h + t) ^ g) * 16);
+      *at = route_dx_add<T>(dlogit, *at, sum, i);
     }
   }
+  hopper_fence();
 }
 
-/* Asks for what a split's dlogits are computed from, which would come late behind x and dx. */
-static __device__ __forceinline__ void route90_ask(const op_route_bwd_t &op, int64_t begin,
-                                                   int tokens) {
-  int64_t slot = begin * op.top_k, bytes = (int64_t)sizeof(float) * tokens;
-  if (threadIdx.x == 0) launch_prefetch(op.prob + begin * op.experts, op.experts * bytes);
-  if (threadIdx.x == 1) launch_prefetch(op.lse + begin, bytes);
-  if (threadIdx.x == 2) launch_prefetch(op.routing.expert + slot, op.top_k * bytes);
-  if (threadIdx.x == 3) launch_prefetch(op.routing.weight + slot, op.top_k * bytes);
-  if (threadIdx.x == 4) launch_prefetch(op.dweight + slot, op.top_k * bytes);
+/* A block's share of the tokens. */
+static __device__ __forceinline__ route_tokens_t route90_tokens(const op_route_bwd_t &op) {
+  int64_t first = (int64_t)blockIdx.x * ROUTE_STEP, step = (int64_t)gridDim.x * ROUTE_STEP;
+  int64_t more = (op.n - first - 1) / step; /* steps behind the first */
+  return {first, step,
+          (int)(more * ROUTE_STEP + min(op.n - first - more * step, (int64_t)ROUTE_STEP))};
 }
 
 template <typename T>
@@ -86,14 +82,15 @@ static __device__ __forceinline__ void route90_bwd_body(const route90_bwd_maps_t
   char *own = stages + warp * ROUTE90_BWD_STAGES * ROUTE90_BWD_STAGE;
   uint32_t boxes = (uint32_t)__cvta_generic_to_shared(own);
   uint32_t full = (uint32_t)__cvta_generic_to_shared(barriers + warp * ROUTE90_BWD_STAGES);
-  int64_t begin = blockIdx.x * plan.tokens;
-  int tokens = (int)(min(begin + plan.tokens, op.n) - begin);
+  route_tokens_t tokens = route90_tokens(op);
   int column = (int)(blockIdx.y * (blockDim.x / 32) + warp) * ROUTE_STRIP;
   auto fetch = [&](int first, int slot) {
     uint32_t to = boxes + slot * ROUTE90_BWD_STAGE;
     hopper_expect(full + 8 * slot, ROUTE90_BWD_STAGE);
-    hopper_copy_once(maps.x, to, full + 8 * slot, column, (int)begin + first, 0);
-    hopper_copy(maps.dx, to + ROUTE90_BOX, full + 8 * slot, column, (int)begin + first, 0);
+    int row = (int)tokens.at(first);
+    if (maps.once) hopper_copy_once(maps.x, to, full + 8 * slot, column, row, 0);
+    else hopper_copy(maps.x, to, full + 8 * slot, column, row, 0);
+    hopper_copy(maps.dx, to + ROUTE90_BOX, full + 8 * slot, column, row, 0);
   };
   if (threadIdx.x == 0) hopper_prefetch(maps.x), hopper_prefetch(maps.dx);
   if (lane == 0) {
@@ -101,36 +98,44 @@ static __device__ __forceinline__ void route90_bwd_body(const route90_bwd_maps_t
     hopper_barrier_ready();
   }
   launch_next();
-  route90_ask(op, begin, tokens);
   launch_wait();
   route_chunk_token_t token;
   route_dx_rows_t w_rows;
   uint32_t w[8][2];
-  route_chunk_read(op, begin, min(tokens, (int)ROUTE_CHUNK), token);
+  auto chunk = [&](int first) -> route_tokens_t {
+    return {tokens.at(first), tokens.step, min(tokens.count - first, (int)ROUTE_CHUNK)};
+  };
+  route_chunk_read(op, chunk(0), token);
   route_dx_read(op, column, w_rows);
   for (int i = 0; lane == 0 && i < ROUTE90_BWD_STAGES; i++)
-    if (i * ROUTE_STEP < tokens) fetch(i * ROUTE_STEP, i);
+    if (i * ROUTE_STEP < tokens.count) fetch(i * ROUTE_STEP, i);
   float sum[8][4] = {};
-  T *dx = (T *)op.dx + begin * hidden + column;
   uint32_t slot = 0, parity = 0;
-  for (int first = 0; first < tokens; first += ROUTE_STEP) {
+  for (int first = 0; first < tokens.count; first += ROUTE_STEP) {
     int step = first % ROUTE_CHUNK / ROUTE_STEP;
     if (step == 0) {
-      int count = min(tokens - first, (int)ROUTE_CHUNK);
-      if (first) route_chunk_read(op, begin + first, count, token);
-      route_chunk<T>(op, begin + first, count, token, rows, fragments);
+      if (first) route_chunk_read(op, chunk(first), token);
+      route_chunk<T>(op, chunk(first), token, rows, fragments);
     }
     if (first == 0) route_dx_pack(w_rows, w);
     hopper_wait(full + 8 * slot, parity);
-    const char *box = own + slot * ROUTE90_BWD_STAGE;
-    route90_dx_step(fragments[step], box + ROUTE90_BOX, w, dx + (int64_t)first * hidden, hidden,
-                    hidden - column, tokens - first);
-    route90_dw_step<T>(fragments[step], boxes + slot * ROUTE90_BWD_STAGE, sum);
+    uint32_t box = boxes + slot * ROUTE90_BWD_STAGE;
+    route90_dx_step<T>(fragments[step], own + slot * ROUTE90_BWD_STAGE + ROUTE90_BOX, w);
     __syncwarp();
-    int next = first + ROUTE90_BWD_STAGES * ROUTE_STEP;
-    if (lane == 0 && next < tokens) fetch(next, slot);
+    if (lane == 0) {
+      hopper_store(maps.dx, box + ROUTE90_BOX, column, (int)tokens.at(first), 0);
+      hopper_store_commit();
+    }
+    route90_dw_step<T>(fragments[step], box, sum);
+    __syncwarp();
+    int next = first + (ROUTE90_BWD_STAGES - 1) * ROUTE_STEP;
+    if (lane == 0 && first && next < tokens.count) {
+      hopper_store_wait<1>();
+      fetch(next, slot ? slot - 1 : ROUTE90_BWD_STAGES - 1);
+    }
     if (++slot == ROUTE90_BWD_STAGES) slot = 0, parity ^= 1;
   }
+  if (lane == 0) hopper_store_wait<0>();
   int g = lane >> 2, t = lane & 3;
 #pragma unroll
   for (int i = 0; i < 2; i++) {
@@ -147,7 +152,7 @@ static __device__ __forceinline__ void route90_bwd_body(const route90_bwd_maps_t
 
 #endif
 
-/* A block: a split of the tokens, ROUTE_STRIP columns for each of its warps. */
+/* A block: a share of the tokens, ROUTE_STRIP columns for each of its warps. */
 template <typename T>
 static __global__ void __launch_bounds__(32 * ROUTE_STRIPS, 1)
     route90_bwd(const __grid_constant__ route90_bwd_maps_t maps, const op_route_bwd_t op,
@@ -173,6 +178,7 @@ nn_status_t route90_bwd_launch(backend_device_t *device, const op_route_bwd_t *o
   tensor.streamed = 1;
   CUDA_TRY(hopper_map(device, "route_bwd", &tensor, &maps.x));
   tensor.base = op->dx;
+  maps.once = 3 * op->n * op->hidden <= device->cache_bytes;
   CUDA_TRY(hopper_map(device, "route_bwd", &tensor, &maps.dx));
   auto kernel = op->act_dtype == NN_F16 ? route90_bwd<f16_t> : route90_bwd<bf16_t>;
   CUDA_TRY(cuda_check(device, "route_bwd",

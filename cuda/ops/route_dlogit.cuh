@@ -20,7 +20,7 @@ typedef struct route_bwd_plan {
   float *part;   /* [splits, E, H] */
   float *bias_part; /* of dbias */
   int splits;
-  int64_t tokens; /* of a split */
+  int64_t tokens; /* of a split, at most */
 } route_bwd_plan_t;
 
 /* route_bwd_sm90.cu: whether it is for this device; x, dx and dw's parts, as route_bwd_mma. */
@@ -228,29 +228,40 @@ static __device__ __forceinline__ void route_cut(const float *row, int lane,
  * the rows of x and dx. */
 typedef route_token_t<ROUTE_CHUNK_LANES, ROUTE_STEP / ROUTE_CHUNK_LANES> route_chunk_token_t;
 
-static __device__ __forceinline__ void route_chunk_read(const op_route_bwd_t &op, int64_t first,
-                                                        int count, route_chunk_token_t &token) {
-  int i = min((int)threadIdx.x / ROUTE_CHUNK_LANES, count - 1);
-  token.load(op, first + i, threadIdx.x % ROUTE_CHUNK_LANES);
+/* Tokens in steps of ROUTE_STEP neighbours. */
+typedef struct route_tokens {
+  int64_t first, step; /* the first one; from a step to the next */
+  int count;
+
+  __device__ __forceinline__ int64_t at(int i) const {
+    i = min(i, count - 1);
+    return first + i / ROUTE_STEP * step + i % ROUTE_STEP;
+  }
+} route_tokens_t;
+
+static __device__ __forceinline__ void route_chunk_read(const op_route_bwd_t &op,
+                                                        const route_tokens_t &tokens,
+                                                        route_chunk_token_t &token) {
+  token.load(op, tokens.at(threadIdx.x / ROUTE_CHUNK_LANES), threadIdx.x % ROUTE_CHUNK_LANES);
 }
 
-/* The dlogits of `count` tokens from first on, and zeros up to ROUTE_CHUNK, as fragments; by the
- * whole block. */
+/* The tokens' dlogits, and zeros up to ROUTE_CHUNK, as fragments; by the whole block. */
 template <typename T>
-static __device__ __forceinline__ void route_chunk(const op_route_bwd_t &op, int64_t first,
-                                                   int count, route_chunk_token_t &token,
-                                                   float *rows, route_fragments_t *fragments) {
+static __device__ __forceinline__ void route_chunk(const op_route_bwd_t &op,
+                                                   const route_tokens_t &tokens,
+                                                   route_chunk_token_t &token, float *rows,
+                                                   route_fragments_t *fragments) {
   int q = threadIdx.x % ROUTE_CHUNK_LANES, groups = blockDim.x / ROUTE_CHUNK_LANES;
   int begin = threadIdx.x / ROUTE_CHUNK_LANES;
   __syncthreads();
   for (int i = begin; i < ROUTE_CHUNK; i += groups) {
     float *row = rows + i * ROUTE_CHUNK_STRIDE;
-    int64_t at = first + min(i, count - 1);
+    int64_t at = tokens.at(i);
     if (i != begin) token.load(op, at, q);
     route_dlogit_row<ROUTE_CHUNK_LANES, ROUTE_STEP / ROUTE_CHUNK_LANES, false>(op, at, token, q,
                                                                               row);
     for (int e = q; e < ROUTE_STEP; e += ROUTE_CHUNK_LANES)
-      if (i >= count || e >= op.experts) row[e] = 0;
+      if (i >= tokens.count || e >= op.experts) row[e] = 0;
   }
   __syncthreads();
   for (int i = threadIdx.x; i < ROUTE_CHUNK * 2; i += blockDim.x)
