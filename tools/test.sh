@@ -96,18 +96,23 @@ conformance() { # against transformers and tokenizers, in a Python environment t
     ctest --preset release --parallel "$CMAKE_BUILD_PARALLEL_LEVEL" --label-regex '^conformance$'
 }
 
-fuzz() { # seconds for each target, on a copy of its corpus
-  configure fuzz -DMOENN_TESTS=ON && cmake --build --preset fuzz || return 1
-  local source name work
-  for source in tests/fuzz/fuzz_*.c; do
-    name=$(basename "$source" .c)
-    work=$(mktemp -d)
-    cp tests/fuzz/corpus/"${name#fuzz_}"/* "$work"
-    echo "$name, $1 s"
-    build/fuzz/tests/fuzz/"$name" -max_total_time="$1" -verbosity=0 -print_final_stats=1 \
-      -artifact_prefix=build/fuzz/ "$work" || return 1
-    rm -rf "$work"
-  done
+fuzz_target() { # source, seconds: on a copy of its corpus
+  local name=${1##*/fuzz_} work log status=0
+  name=${name%.c} work=$(mktemp -d) log=$(mktemp)
+  cp tests/fuzz/corpus/"$name"/* "$work"
+  build/fuzz/tests/fuzz/"fuzz_$name" -max_total_time="$2" -verbosity=0 -print_final_stats=1 \
+    -artifact_prefix=build/fuzz/ "$work" >"$log" 2>&1 || status=$?
+  echo "fuzz_$name, $2 s"
+  cat "$log"
+  rm -rf "$work" "$log"
+  return $status
+}
+export -f fuzz_target
+
+fuzz() { # seconds for each target, as many at a time as there are processors
+  configure fuzz -DMOENN_TESTS=ON && cmake --build --preset fuzz &&
+    printf '%s\0' tests/fuzz/fuzz_*.c |
+    xargs -0 -n 1 -P "$CMAKE_BUILD_PARALLEL_LEVEL" bash -c 'fuzz_target "$1" '"$1" fuzz
 }
 
 build_docs() {

@@ -28,8 +28,17 @@ static const ops_path_t paths_of_cpu[] = {
 static const ops_path_t paths_of_gpu[] = {{"cuda", 0}};
 static const ops_path_t *paths = paths_of_cpu;
 
-enum { CPU_PATHS = sizeof paths_of_cpu / sizeof *paths_of_cpu, CPU_THREADS = 3, REPEATS = 2 };
+enum { CPU_PATHS = sizeof paths_of_cpu / sizeof *paths_of_cpu, CPU_THREADS = 3 };
 static int32_t path_count = CPU_PATHS, most_threads = CPU_THREADS;
+
+/* A sanitizer finds nothing more in the same run again, nor a race with one thread. */
+#ifdef __SANITIZE_THREAD__
+enum { REPEATS = 1, LEAST_THREADS = 2 };
+#elif defined __SANITIZE_ADDRESS__
+enum { REPEATS = 1, LEAST_THREADS = 1 };
+#else
+enum { REPEATS = 2, LEAST_THREADS = 1 };
+#endif
 
 static int32_t ops_cancelled(const void *user) {
   const atomic_int *cancel = user;
@@ -147,7 +156,7 @@ int ops_next(ops_trial_t *trial) {
   for (;;) {
     if (++trial->threads > most_threads) {
       ops_forget(trial);
-      trial->threads = 1;
+      trial->threads = gpu ? 1 : LEAST_THREADS;
       trial->path++;
     }
     if (trial->path == path_count) return 0;

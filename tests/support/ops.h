@@ -1,7 +1,8 @@
 /* What the tests of operations share: devices of every path and thread count, scratch that notices
  * misuse, inputs, and comparisons against fp64.
  *
- * A trial walks over all paths that this machine has, 1, 2 and 3 threads, and two runs each:
+ * A trial walks over all paths that this machine has, 1, 2 and 3 threads, and two runs each (one
+ * with sanitizers, which find nothing more in the second):
  *
  *   ops_trial_t trial;
  *   ops_begin(&trial, limits);
