@@ -124,7 +124,11 @@ def backward(model: torch.nn.Module, batch: Batch) -> Any:
 
 def run(model: torch.nn.Module, batch: Batch) -> Result:
     """Forward and backward."""
-    out = backward(model, batch)
+    return result(model, backward(model, batch))
+
+
+def result(model: torch.nn.Module, out: Any) -> Result:
+    """Of what backward() returned."""
     aux = getattr(out, "aux_loss", None)
     weight = getattr(model.config, "router_aux_loss_coef", 0.0)
     return Result(

@@ -4,13 +4,13 @@ One pass in bf16 against one in fp32 is one draw of chance, and says little of t
 gradient that sums up to little, or of a few tokens, can be ten times nearer than it usually is.
 Drawn roundings give as many passes over one batch as are wanted."""
 
+from functools import cache
 from typing import Any
 
 import peer
 import torch
 from batch import Batch, Result
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 
 # Bits of a number, the leading one with them, and frexp()'s exponent of the least normal number.
 FORMS = {torch.bfloat16: (8, -125), torch.float16: (11, -13)}
@@ -28,25 +28,32 @@ class Drawn(TorchDispatchMode):
         self.generator = torch.Generator().manual_seed(seed)
 
     def widened(self, value: Any) -> Any:
-        if isinstance(value, torch.Tensor) and value.dtype == self.dtype:
-            return value.float()
+        if isinstance(value, torch.Tensor):
+            return value.float() if value.dtype == self.dtype else value
+        if isinstance(value, (list, tuple)):
+            return [self.widened(each) for each in value]
         return torch.float32 if value is self.dtype else value
 
     def rounded(self, wide: torch.Tensor) -> torch.Tensor:
         bits, least = FORMS[self.dtype]
-        step = torch.exp2((torch.frexp(wide).exponent.clamp(min=least) - bits).float())
-        by_lot = wide + (torch.rand(wide.shape, generator=self.generator) - 0.5) * step
-        return by_lot.to(self.dtype).where(wide.to(self.dtype) != wide, wide.to(self.dtype))
+        step = torch.exp2(torch.frexp(wide).exponent.clamp_(min=least).sub_(bits))
+        by_lot = torch.rand(wide.shape, generator=self.generator).sub_(0.5).mul_(step).add_(wide)
+        nearest = wide.to(self.dtype)
+        return by_lot.to(self.dtype).where(nearest != wide, nearest)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         out = function(*args, **kwargs)
-        if function.is_view or function._schema.is_mutable:
+        if not isinstance(out, torch.Tensor) or out.dtype != self.dtype or keeps(function):
             return out
-        if not isinstance(out, torch.Tensor) or out.dtype != self.dtype:
-            return out
-        wide = function(*tree_map(self.widened, args), **tree_map(self.widened, kwargs))
-        return self.rounded(wide)
+        wide = {name: self.widened(value) for name, value in kwargs.items()}
+        return self.rounded(function(*self.widened(args), **wide))
+
+
+@cache
+def keeps(function) -> bool:
+    """Whether an operation returns what it was given, seen otherwise or changed in place."""
+    return function.is_view or function._schema.is_mutable
 
 
 def passes(model: torch.nn.Module, batch: Batch, count: int) -> list[Result]:
@@ -54,5 +61,6 @@ def passes(model: torch.nn.Module, batch: Batch, count: int) -> list[Result]:
     found = []
     for seed in range(count):
         with Drawn(model.dtype, seed):
-            found.append(peer.run(model, batch))
+            out = peer.backward(model, batch)
+        found.append(peer.result(model, out))
     return found

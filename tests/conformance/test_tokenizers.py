@@ -69,7 +69,7 @@ class TokenizerTest(unittest.TestCase):
         # that is removed at the beginning, and takes one after an expansion for the expansion's
         # end.
         astray = removed_by(cases.charsmap()) if name in ("t5", "albert") else set()
-        for text in texts():
+        for turn, text in enumerate(texts()):
             expected = theirs.encode(text)
             ids, offsets = ours.encode_offsets(text, add_special=True, parse_special=True)
             self.assertEqual(ids.tolist(), expected.ids, ascii(text))
@@ -83,7 +83,7 @@ class TokenizerTest(unittest.TestCase):
             for keep in (False, True):
                 decoded = theirs.decode(expected.ids, skip_special_tokens=not keep)
                 self.assertEqual(ours.decode(ids, keep_special=keep), decoded, ascii(text))
-                if len(text) < 100:
+                if len(text) < 100 and keep == turn % 2:
                     streamed = "".join(ours.stream(expected.ids, keep_special=keep))
                     self.assertEqual(streamed, decoded, ascii(text))
 
