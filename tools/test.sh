@@ -96,7 +96,7 @@ bindings() { # languages: the script of each, with the release build's library
 }
 
 conformance() { # against transformers and tokenizers, in a Python environment that stays in build/
-  tests/conformance/install.sh &&
+  tests/conformance/install.sh && # what is there stays; otherwise says why
     ctest --preset release --parallel "$CMAKE_BUILD_PARALLEL_LEVEL" --label-regex '^conformance$'
 }
 
@@ -132,6 +132,7 @@ build_clang() {
     cmake --build --preset clang --target moenn moenn_static
 }
 
+tests/conformance/install.sh >/dev/null 2>&1 & # mostly waits for the network
 part "gcc, release" build_and_test release -DMOENN_WERROR=ON "${cuda_options[@]}" \
   -- --label-exclude '^conformance$'
 part "the same on AVX-512 without its bf16 products" again avx512
@@ -143,6 +144,7 @@ part "gcc, thread sanitizer" with_work 1e7 tsan -- --tests-regex "^(ops|train|in
 part "clang, release, no warnings" build_clang
 part "clang, fuzzing for 5 s each" fuzz 5
 part "reference without warnings" build_docs
+wait
 part "conformance with transformers and tokenizers" conformance
 # Each takes one processor most of the time, and Python's as long as the others.
 python_log=$(mktemp)
