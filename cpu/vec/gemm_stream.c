@@ -108,11 +108,11 @@ VEC_INLINE vf stream_line(vf acc, const void *x, const void *w, int64_t p, int64
   return vf_fma(vf_load_next((const float *)x + p, left), vf_load_as_next(w, p, left, dtype), acc);
 }
 
-VEC_INLINE void stream_lines(const float *const *x, int64_t m, const void *const *w, int64_t k,
-                             int32_t dtype, float *tile) {
+VEC_INLINE void stream_lines(const float *const *x, int64_t m, const void *const *w,
+                             int64_t apart, int64_t k, int32_t dtype, float *tile) {
   const void *row[] = {x[0], x[m - 1]};
-  if (m == 1) gemm_lines(1, VEC_WIDTH, row, w, k, dtype, stream_line, tile);
-  else gemm_lines(2, VEC_WIDTH, row, w, k, dtype, stream_line, tile);
+  if (m == 1 && !apart) gemm_lines(1, VEC_WIDTH, row, w, 0, k, dtype, stream_line, tile);
+  else gemm_lines(2, VEC_WIDTH, row, w, apart, k, dtype, stream_line, tile);
 }
 
 void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, float *tile) {
@@ -120,15 +120,15 @@ void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, flo
   const stream_plan_t plan = stream_plan(group);
   int64_t m = group->m, k = group->k;
   int lines = gemm_by_lines(group, k * (int64_t)sizeof(float));
+  int64_t apart = lines ? gemm_lines_apart(group) : 0;
   for (int64_t i = 0; i < m; i++) x[i] = gemm_row(&group->a, i);
-  for (int64_t q = 0; q < columns; q += VEC_WIDTH) {
-    const void *w[VEC_WIDTH];
-    int64_t rows = gemm_rows(&group->b, j + q, columns - q, w);
-    /* A row that is not there is another one again: its sums are not used. */
-    for (int64_t i = rows; rows && i % STREAM_W; i++) w[i] = w[rows - 1];
+  for (int64_t q = 0; q < columns; q += VEC_WIDTH + apart) {
+    const void *w[GEMM_NR];
+    int64_t rows = gemm_lines_rows(&group->b, j + q, columns - q, w);
+    if (apart) gemm_lines_rows(&group->b, j + q + apart, columns - q - apart, w + apart);
     for (int64_t i = 0; i < rows; i += STREAM_W) {
       float *to = tile + q + i;
-      if (lines) VEC_BY_DTYPE(group->b.dtype, stream_lines(x, m, w + i, k, VEC_DTYPE, to));
+      if (lines) VEC_BY_DTYPE(group->b.dtype, stream_lines(x, m, w + i, apart, k, VEC_DTYPE, to));
       else VEC_BY_DTYPE(group->b.dtype, stream_rows(x, m, w + i, &plan, k, VEC_DTYPE, to));
     }
   }
