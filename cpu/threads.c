@@ -4,8 +4,8 @@
  * `region`; the caller leaves by closing `region` and then waiting for `active` to fall to zero.
  * Both orders are sequentially consistent, so either the worker sees the region closed and backs
  * out, or the caller sees the worker and waits: what belongs to a region is written only while
- * nobody is in it, and a worker that comes too late holds nobody up. Waiting spins for some
- * microseconds, because the next region of a forward pass is that near, and then sleeps. */
+ * nobody is in it, and a worker that comes too late holds nobody up. Waiting spins for about as
+ * long as most work that one thread does alone between regions of a step, and then sleeps. */
 #define _GNU_SOURCE
 #include <pthread.h>
 #include <sched.h>
@@ -18,7 +18,7 @@
 #include "cpu.h"
 
 enum {
-  POOL_SPINS = 1000, /* some 20 to 50 microseconds of pauses */
+  POOL_SPINS = 2500, /* some 60 to 120 microseconds of pauses */
   POOL_LINE = 64     /* bytes that cores pass around together */
 };
 

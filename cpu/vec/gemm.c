@@ -347,10 +347,14 @@ static int64_t gemm_stream_width(const gemm_t *gemm, const gemm_group_t *group, 
   return vec_min(width > GEMM_WIDTH_LEAST ? width : GEMM_WIDTH_LEAST, GEMM_WIDTH_MOST);
 }
 
-/* Columns of an item of the group. */
+/* Columns of an item of the group; of the last one that streams a quarter, so that threads finish
+ * together. */
 static int64_t gemm_width(const gemm_t *gemm, const gemm_group_t *group) {
   if (gemm_by_fours(group)) return gemm_stream_width(gemm, group, 2);
-  if (gemm_streams(group)) return gemm_stream_width(gemm, group, 8);
+  if (gemm_streams(group)) {
+    int64_t width = gemm_stream_width(gemm, group, 8);
+    return group == gemm->last ? vec_round_up(vec_blocks(width, 4), GEMM_NR) : width;
+  }
   return gemm_thin(gemm, group) ? GEMM_THIN_COLUMNS : gemm->block_n;
 }
 
@@ -490,8 +494,12 @@ nn_status_t VEC(gemm_run)(backend_device_t *device, gemm_t *gemm) {
   gemm_choose_bypass(gemm);
   int64_t m = 0, n = 0, work = 0; /* the largest packed group; all work, in cycles */
   int64_t most_n = GEMM_NB;
+  const gemm_group_t *before = NULL; /* the latest group with rows */
+  gemm->last = NULL;
   for (int64_t g = 0; g < gemm->count; g++) {
     const gemm_group_t *group = &gemm->groups[g];
+    if (group->m > 0 && before) gemm->last = group;
+    if (group->m > 0) before = group;
     if (gemm_streams(group)) {
       work += group->m ? group->n * group->k : 0;
     } else {

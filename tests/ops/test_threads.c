@@ -93,9 +93,9 @@ static double used_seconds(void) {
   return (double)used.tv_sec + 1e-9 * (double)used.tv_nsec;
 }
 
-/* Workers that have nothing to do leave their cores alone: after a region each may spin for some 50
- * microseconds, a few times as long where a sanitizer slows it. One that went on spinning would use
- * all of the tenth of a second; a fifth of that is allowed. */
+/* Workers that have nothing to do leave their cores alone: after a region each may spin for some
+ * hundred microseconds, a few times as long where a sanitizer slows it. One that went on spinning
+ * would use all of the tenth of a second; a fifth of that is allowed. */
 static void test_idle_workers_sleep(void **state) {
   (void)state;
   atomic_int cancel = 0;
