@@ -150,7 +150,7 @@ part "conformance with transformers and tokenizers" conformance
 python_log=$(mktemp)
 bindings python >"$python_log" 2>&1 &
 bindings cpp go rust
-wait
+wait $!
 cat "$python_log"
 
 printf '\n==== totals\n'

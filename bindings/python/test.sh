@@ -43,7 +43,7 @@ export SOURCE_DIR BUILD_DIR
 
 part "overhead"
 MOENN_LIBRARY=$library PYTHONPATH=$here env -u BUILD_DIR "$python" \
-  "$here/bench.py" --steps 5 --check
+  "$here/bench.py" --steps 5
 
 part "wheel, in an environment of its own"
 python3 -m venv "$work/clean"
