@@ -494,12 +494,11 @@ nn_status_t VEC(gemm_run)(backend_device_t *device, gemm_t *gemm) {
   gemm_choose_bypass(gemm);
   int64_t m = 0, n = 0, work = 0; /* the largest packed group; all work, in cycles */
   int64_t most_n = GEMM_NB;
-  const gemm_group_t *before = NULL; /* the latest group with rows */
+  int64_t used = 0; /* groups with rows */
   gemm->last = NULL;
   for (int64_t g = 0; g < gemm->count; g++) {
     const gemm_group_t *group = &gemm->groups[g];
-    if (group->m > 0 && before) gemm->last = group;
-    if (group->m > 0) before = group;
+    if (group->m > 0 && used++) gemm->last = group;
     if (gemm_streams(group)) {
       work += group->m ? group->n * group->k : 0;
     } else {

@@ -85,8 +85,8 @@ typedef struct gemm {
                      that */
   /* Set by gemm_run: rows and columns of an item, how many items there are, and threads. */
   int64_t block_m, block_n, items, threads;
-  const gemm_form_t *form;  /* set by gemm_run */
-  const gemm_group_t *last; /* by gemm_run: of several groups with rows; else NULL */
+  const gemm_form_t *form;
+  const gemm_group_t *last; /* with rows, of several such groups; else NULL */
 } gemm_t;
 
 /* Columns of a product whose b is a pair of p rows each. */

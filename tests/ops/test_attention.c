@@ -297,7 +297,7 @@ static void check_cache_forward(const attention_case_t *c, int reversed) {
   ops_trial_t trial;
   ops_begin(&trial, attention_limits(c, kv_most, 0));
   while (ops_next(&trial)) {
-    int kept = (trial.threads + trial.repeat) % 2;
+    int kept = (trial.threads + trial.repeat) % 2; /* both, with a single run of each too */
     op.o = ops_floats(rows * q), op.lse = kept ? ops_floats(rows * c->heads) : NULL;
     ops_garbage(op.o, rows * q);
     OPS_RUN(&trial, attention, &op);
