@@ -263,8 +263,10 @@ static void gemm_item_fours(const gemm_item_t *item, const gemm_group_t *part, i
     int64_t columns = vec_min(item->n - column, GEMM_NR), j = item->j + column;
     for (int64_t r = 0, rows; r < m; r += rows) {
       rows = gemm_fours_pass(m - r);
-      VEC(gemm_fours)(part, rows, item->sum + r * k, j, columns, item->b);
-      VEC(gemm_put)(item->gemm, item->group, row + r, rows, j, columns, item->b);
+      bool direct = item->direct && columns == GEMM_NR && !part->c;
+      float *d = direct ? (float *)part->d + (row + r) * part->ldd + j : item->b;
+      VEC(gemm_fours)(part, rows, item->sum + r * k, j, columns, d, direct ? part->ldd : GEMM_NR);
+      if (!direct) VEC(gemm_put)(item->gemm, item->group, row + r, rows, j, columns, item->b);
     }
   }
 }
@@ -381,6 +383,7 @@ static void gemm_item(void *context, int64_t index, int32_t thread) {
   item.a = gemm->scratch + (int64_t)thread * (GEMM_THREAD_BYTES / 4);
   item.b = item.a + GEMM_A_FLOATS;
   item.sum = item.b + GEMM_B_FLOATS;
+  item.direct = !gemm->store && item.group->d_dtype == NN_F32;
   if (gemm_streams(item.group)) {
     gemm_item_streamed(&item);
     return;
@@ -392,7 +395,6 @@ static void gemm_item(void *context, int64_t index, int32_t thread) {
   }
 #endif
   int by_rows = gemm_by_rows(gemm, item.group);
-  item.direct = !gemm->store && item.group->d_dtype == NN_F32;
   item.b_in_place = gemm_b_in_place(gemm, item.group);
   /* Most likely this thread's next one: items go to threads in turn. */
   int64_t next = index + gemm->threads;

@@ -164,11 +164,10 @@ void VEC(gemm_pack)(const gemm_operand_t *operand, int64_t first, int64_t count,
 void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, float *tile);
 
 /* The same by fours for 5 <= m <= GEMM_FOURS_ROWS rows, where a is fp32, from a panel that
- * gemm_fours_pack has made of these. Rows of the tile up to the next multiple of four are
- * written. */
+ * gemm_fours_pack has made of these. Columns of d up to the next whole vector are written. */
 void VEC(gemm_fours_pack)(const gemm_group_t *group, int64_t first, int64_t m, float *panel);
 void VEC(gemm_fours)(const gemm_group_t *group, int64_t m, const float *panel, int64_t j,
-                     int64_t columns, float *tile);
+                     int64_t columns, float *d, int64_t ldd);
 
 /* gemm_bf16.c: the same on pairs of bf16. Panels are [ceil(k / 2), width] pairs, and the kernel's k
  * counts pairs. Streaming reads rows of a that gemm_stream_round has made: m x gemm_stream_pairs(k)

@@ -1,4 +1,4 @@
-/* The streaming path by fours of k: tile[m, GEMM_NR] = x [m, k] . w^T for GEMM_NR rows of w, which
+/* The streaming path by fours of k: d[m, GEMM_NR] = x [m, k] . w^T for GEMM_NR rows of w, which
  * are read in place, from memory once: passes of other rows follow each other. A vector of x holds
  * four numbers of each of FOURS_ROWS rows, and four numbers of a row of w are repeated beside them:
  * that leaves fewer sums over lanes than a vector of one row, which where k is short take as long
@@ -93,8 +93,14 @@ static void fours_most(const float *x, const float *w, int64_t ld, int64_t k, fl
   fours_dots(FOURS_MOST, FOURS_W_MOST, x, w, ld, k, sums);
 }
 
+/* What the next tile writes may have to come from far, too. */
+VEC_INLINE void fours_store(float *to, vf x) {
+  vf_store(to, x);
+  _mm_prefetch((const char *)((uintptr_t)to + GEMM_NR * sizeof *to), _MM_HINT_T0);
+}
+
 void VEC(gemm_fours)(const gemm_group_t *group, int64_t m, const float *panel, int64_t j,
-                     int64_t columns, float *tile) {
+                     int64_t columns, float *d, int64_t ldd) {
   float sums[FOURS_ROWS * FOURS_SUMS];
   int64_t vectors = vec_blocks(m, FOURS_ROWS), ld = group->b.ld;
   int64_t rows = vectors == FOURS_MOST ? FOURS_W_MOST : FOURS_W;
@@ -105,13 +111,14 @@ void VEC(gemm_fours)(const gemm_group_t *group, int64_t m, const float *panel, i
     even = vec_min(vec_min(even, columns - q), VEC_WIDTH);
     for (int64_t i = 0; i < even; i += rows)
       dots(panel, w + i * ld, ld, group->k, sums + i / 4 * FOURS_SUMS);
-    float *to = tile + q;
-    for (int64_t i = 0; even > 0 && i < vectors; i++) {
+    float *to = d + q;
+    for (int64_t i = 0, left = m; even > 0 && i < vectors; i++, left -= FOURS_ROWS) {
       vf x[FOURS_ROWS];
       VEC_UNROLL for (int r = 0; r < FOURS_ROWS; r++)
         x[r] = vf_load(sums + r * FOURS_SUMS + i * VEC_WIDTH);
       fours_turn(x);
-      VEC_UNROLL for (int r = 0; r < FOURS_ROWS; r++, to += GEMM_NR) vf_store(to, x[r]);
+      VEC_UNROLL for (int r = 0; r < FOURS_ROWS; r++, to += ldd)
+        if (r < left) fours_store(to, x[r]);
     }
   }
 }
