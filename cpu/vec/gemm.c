@@ -5,7 +5,7 @@
 #include "vec/gemm_item.h"
 
 _Static_assert(GEMM_MB % GEMM_MR == 0 && GEMM_NB % GEMM_NR == 0 && GEMM_NC % GEMM_NR == 0 &&
-                   GEMM_WIDTH_LEAST % GEMM_NR == 0 && GEMM_WIDTH_MOST % GEMM_NR == 0,
+                   GEMM_WIDTH_MOST % GEMM_NR == 0,
                "blocks are whole panels");
 _Static_assert(GEMM_THIN_COLUMNS % GEMM_NR == 0 && GEMM_NR * GEMM_NR <= GEMM_SUM_FLOATS,
                "items of few rows are whole tiles, and one has room");
@@ -346,17 +346,15 @@ static const gemm_group_t *gemm_group_of(const gemm_t *gemm, int64_t item) {
 static int64_t gemm_stream_width(const gemm_t *gemm, const gemm_group_t *group, int64_t each) {
   int64_t items = gemm->threads > 1 ? each * gemm->threads : 1;
   int64_t width = vec_round_up(vec_blocks(group->n, items), GEMM_NR);
-  return vec_min(width > GEMM_WIDTH_LEAST ? width : GEMM_WIDTH_LEAST, GEMM_WIDTH_MOST);
+  return vec_min(width > 0 ? width : GEMM_NR, GEMM_WIDTH_MOST);
 }
 
-/* Columns of an item of the group; of the last one that streams a quarter, so that threads finish
- * together. */
+/* Columns of an item of the group; many where another group follows, few of the last one, so that
+ * threads finish together. */
 static int64_t gemm_width(const gemm_t *gemm, const gemm_group_t *group) {
   if (gemm_by_fours(group)) return gemm_stream_width(gemm, group, 2);
-  if (gemm_streams(group)) {
-    int64_t width = gemm_stream_width(gemm, group, 8);
-    return group == gemm->last ? vec_round_up(vec_blocks(width, 4), GEMM_NR) : width;
-  }
+  if (gemm_streams(group))
+    return gemm_stream_width(gemm, group, !gemm->last ? 8 : group == gemm->last ? 32 : 2);
   return gemm_thin(gemm, group) ? GEMM_THIN_COLUMNS : gemm->block_n;
 }
 

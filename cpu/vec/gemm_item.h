@@ -9,8 +9,7 @@ enum {
   GEMM_MB = 546,            /* most rows of an item */
   GEMM_NB = 768,            /* most columns of an item */
   GEMM_NC = 128,            /* columns whose packed panels stay in the L2 cache */
-  GEMM_WIDTH_LEAST = 64,    /* least and most columns of a streaming item */
-  GEMM_WIDTH_MOST = 2048,
+  GEMM_WIDTH_MOST = 2048,   /* most columns of a streaming item */
   GEMM_THIN_COLUMNS = 192,  /* columns of an item of few rows */
   GEMM_BAD_STRIDE = 4096,   /* bytes: lines so far apart compete for few places in a cache */
   GEMM_ROWS_M = 256,        /* rows that suffice to read a in place by weights from anywhere, */
