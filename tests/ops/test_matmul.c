@@ -221,6 +221,21 @@ static void test_fours(void **state) {
   check_matmul(&(matmul_case_t){.m = 20, .n = 2600, .k = 256, .trans_b = 1});
 }
 
+/* One and two rows by weights from far, in one place and in two: short and long rows of x, and all
+ * that a last tile can have of columns. */
+static void test_lines(void **state) {
+  (void)state;
+  const int32_t dtypes[] = {NN_F32, NN_BF16, NN_F16};
+  for (int32_t i = 0; i < 12; i++)
+    for (int64_t j = 0; j < 11; j++)
+      check_matmul(&(matmul_case_t){.m = 1 + i % 2, .n = 65 + 3 * j, .trans_b = 1,
+                                    .k = (int64_t[]){2570 + j, 5130 + j}[i / 6],
+                                    .b_dtype = dtypes[i / 2 % 3], .addend = (int32_t)j % 3});
+  for (int32_t i = 0; i < 6; i++)
+    check_matmul(&(matmul_case_t){.m = 1 + i % 2, .n = 301, .k = 768 + i, .trans_b = 1,
+                                  .b_dtype = dtypes[i / 2], .biased = i % 2});
+}
+
 /* GELU's forward may be asked for without aux. */
 static void test_gelu_without_aux(void **state) {
   (void)state;
@@ -246,6 +261,7 @@ int main(void) {
       cmocka_unit_test(test_near),
       cmocka_unit_test(test_gradients_of_weights),
       cmocka_unit_test(test_fours),
+      cmocka_unit_test(test_lines),
       cmocka_unit_test(test_gelu_without_aux),
   };
   return cmocka_run_group_tests_name("matmul", tests, NULL, NULL);
