@@ -10,11 +10,12 @@
 #include "vec/attention.h"
 #include "vec/ops.h"
 
-enum { AHEAD_KEYS = 16, LINE_BYTES = 64 };
+enum { AHEAD_KEYS = 16, LINE_BYTES = 64, ATTENTION_LEAST_ROWS = 4 };
 
 typedef struct attention {
   const op_attention_t *op;
-  int64_t group, tiles;  /* query heads per key-value head; row tiles of one */
+  int64_t group, tiles;  /* query heads per key-value head; row tiles of one, */
+  int64_t tile_rows;     /* of so many rows */
   int64_t chunk, chunks; /* keys of a chunk; 1 chunk: results go straight to o and lse */
   float *work;           /* [threads, attention_work()] */
   float *part_o;         /* [batch * q_len, chunks, heads, head_dim], not normalised */
@@ -35,8 +36,8 @@ static void attention_item(const attention_t *job, int64_t index, attention_item
    * see most keys come first, so that threads finish together. */
   int64_t tile = job->tiles - 1 - index % job->tiles, rest = index / job->tiles;
   int64_t head = rest % op->kv_heads, batch = rest / op->kv_heads / job->chunks;
-  attention_rows_set(&item->tile, batch, head, tile, op->q_len, job->group, op->head_dim,
-                     op->window);
+  attention_rows_set(&item->tile, batch, head, tile * job->tile_rows, job->tile_rows, op->q_len,
+                     job->group, op->head_dim, op->window);
   item->chunk = rest / op->kv_heads % job->chunks;
 
   int64_t place = (op->sequence ? op->sequence[batch] : batch) * op->kv_batch + head * op->head_dim;
@@ -295,6 +296,15 @@ static int64_t attention_chunk(int64_t kv_len) {
   return ATTENTION_CHUNK * vec_blocks(kv_len > 0 ? kv_len : 1, ATTENTION_CHUNK * ATTENTION_CHUNKS);
 }
 
+/* Rows of a tile. Where a sequence has one query, which its heads share in all that they see, fewer
+ * rows make the same numbers: as few as leave every thread a tile. */
+static int64_t attention_tile_rows(const op_attention_t *op, int64_t group, int64_t items,
+                                   int64_t work, int64_t threads) {
+  if (op->q_len > 1 || group > ATTENTION_DIRECT_ROWS || work < VEC_SMALL) return ATTENTION_ROWS;
+  int64_t rows = vec_blocks(group * items, threads);
+  return rows > ATTENTION_LEAST_ROWS ? rows : ATTENTION_LEAST_ROWS;
+}
+
 VEC_OP(attention, op_attention_t) {
   int64_t group = op->heads / op->kv_heads, keys = op->kv_len ? 0 : op->q_len;
   for (int64_t b = 0; op->kv_len && b < op->batch; b++)
@@ -310,8 +320,10 @@ VEC_OP(attention, op_attention_t) {
   job.part_sum = job.part_max + parts;
 
   int64_t work = rows * op->heads * op->head_dim * (keys + op->q_len);
-  STATUS_TRY(vec_run(device, op->batch * job.tiles * job.chunks * op->kv_heads, work, attention_run,
-                     &job));
+  int64_t items = op->batch * job.chunks * op->kv_heads;
+  job.tile_rows = attention_tile_rows(op, group, items, work, device->threads);
+  job.tiles = vec_blocks(op->q_len * group, job.tile_rows);
+  STATUS_TRY(vec_run(device, items * job.tiles, work, attention_run, &job));
   if (job.chunks > 1)
     return vec_run(device, rows * op->heads, parts * op->head_dim, attention_merge, &job);
   return NN_OK;

@@ -26,13 +26,13 @@ typedef struct attention_rows {
   int32_t query[ATTENTION_ROWS], head[ATTENTION_ROWS];
 } attention_rows_t;
 
-/* Tile number `index` of a sequence's q_len queries and the `group` heads of key-value head
- * kv_head. */
+/* Up to `most` rows from `first` on, of a sequence's q_len queries and the `group` heads of key-value
+ * head kv_head. */
 VEC_INLINE void attention_rows_set(attention_rows_t *tile, int64_t batch, int64_t kv_head,
-                                   int64_t index, int64_t q_len, int64_t group, int64_t head_dim,
-                                   int64_t window) {
-  int64_t first = index * ATTENTION_ROWS, query = first / group, member = first % group;
-  tile->rows = vec_min(ATTENTION_ROWS, q_len * group - first);
+                                   int64_t first, int64_t most, int64_t q_len, int64_t group,
+                                   int64_t head_dim, int64_t window) {
+  int64_t query = first / group, member = first % group;
+  tile->rows = vec_min(most, q_len * group - first);
   tile->last_query = (first + tile->rows - 1) / group;
   tile->first_query = batch * q_len;
   tile->head_dim = head_dim;

@@ -202,7 +202,8 @@ static void attention_bwd_item(void *context, int64_t item, int32_t thread) {
     int64_t index = split + i * job->splits;
     if (index >= job->tiles) continue;
     attention_rows_t tile;
-    attention_rows_set(&tile, batch, head, index, op->q_len, job->group, dim, op->window);
+    attention_rows_set(&tile, batch, head, index * ATTENTION_ROWS, ATTENTION_ROWS, op->q_len,
+                       job->group, dim, op->window);
     attention_bwd_tile(op, &tile, &t, &sums);
   }
 }
