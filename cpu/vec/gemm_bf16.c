@@ -245,7 +245,8 @@ VEC_INLINE vf stream_line(vf acc, const void *x, const void *w, int64_t p, int64
 static void stream_lines(const int32_t *x, int64_t x_stride, int64_t m, const void *const *w,
                          int64_t apart, int64_t k, float *tile) {
   const void *row[] = {x, x + (m - 1) * x_stride};
-  gemm_lines(PAIR_NUMBERS, row, w, apart, k, NN_BF16, stream_line, tile);
+  if (m == 1 && !apart) gemm_lines(1, PAIR_NUMBERS, row, w, 0, k, NN_BF16, stream_line, tile);
+  else gemm_lines(2, PAIR_NUMBERS, row, w, apart, k, NN_BF16, stream_line, tile);
 }
 
 int64_t VEC(gemm_stream_pairs)(int64_t k) { return vec_round_up(vec_blocks(k, PAIR), PAIRS); }
@@ -264,10 +265,11 @@ void VEC(gemm_stream_bf16)(const gemm_group_t *group, const float *x, int64_t j,
                            float *tile) {
   int64_t m = group->m, k = group->k, stride = VEC(gemm_stream_pairs)(k);
   int lines = gemm_by_lines(group, k * 2);
-  int64_t apart = lines ? gemm_lines_apart(group, k * 2) : 0;
+  int64_t apart = lines ? gemm_lines_apart(group) : 0;
   for (int64_t q = 0; q < columns; q += VEC_WIDTH + apart) {
     const void *w[GEMM_NR];
-    int64_t rows = gemm_lines_rows(&group->b, j + q, columns - q, apart, w);
+    int64_t rows = gemm_lines_rows(&group->b, j + q, columns - q, w);
+    if (apart) gemm_lines_rows(&group->b, j + q + apart, columns - q - apart, w + apart);
     for (int64_t i = 0; i < rows; i += STREAM_W) {
       float *to = tile + q + i;
       if (lines) stream_lines((const int32_t *)x, stride, m, w + i, apart, k, to);

@@ -111,20 +111,21 @@ VEC_INLINE vf stream_line(vf acc, const void *x, const void *w, int64_t p, int64
 VEC_INLINE void stream_lines(const float *const *x, int64_t m, const void *const *w,
                              int64_t apart, int64_t k, int32_t dtype, float *tile) {
   const void *row[] = {x[0], x[m - 1]};
-  gemm_lines(VEC_WIDTH, row, w, apart, k, dtype, stream_line, tile);
+  if (m == 1 && !apart) gemm_lines(1, VEC_WIDTH, row, w, 0, k, dtype, stream_line, tile);
+  else gemm_lines(2, VEC_WIDTH, row, w, apart, k, dtype, stream_line, tile);
 }
 
 void VEC(gemm_stream)(const gemm_group_t *group, int64_t j, int64_t columns, float *tile) {
   const float *x[GEMM_STREAM_ROWS];
   const stream_plan_t plan = stream_plan(group);
   int64_t m = group->m, k = group->k;
-  int64_t x_bytes = k * (int64_t)sizeof(float);
-  int lines = gemm_by_lines(group, x_bytes);
-  int64_t apart = lines ? gemm_lines_apart(group, x_bytes) : 0;
+  int lines = gemm_by_lines(group, k * (int64_t)sizeof(float));
+  int64_t apart = lines ? gemm_lines_apart(group) : 0;
   for (int64_t i = 0; i < m; i++) x[i] = gemm_row(&group->a, i);
   for (int64_t q = 0; q < columns; q += VEC_WIDTH + apart) {
     const void *w[GEMM_NR];
-    int64_t rows = gemm_lines_rows(&group->b, j + q, columns - q, apart, w);
+    int64_t rows = gemm_lines_rows(&group->b, j + q, columns - q, w);
+    if (apart) gemm_lines_rows(&group->b, j + q + apart, columns - q - apart, w + apart);
     for (int64_t i = 0; i < rows; i += STREAM_W) {
       float *to = tile + q + i;
       if (lines) VEC_BY_DTYPE(group->b.dtype, stream_lines(x, m, w + i, apart, k, VEC_DTYPE, to));
