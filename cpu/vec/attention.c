@@ -311,9 +311,9 @@ VEC_OP(attention, op_attention_t) {
     if (op->kv_len[b] > keys) keys = op->kv_len[b];
   if (op->window) keys = vec_min(keys, op->window + op->q_len - 1); /* of all rows together */
   attention_t job = {.op = op, .group = group, .work = scratch.data};
-  job.tiles = vec_blocks(op->q_len * group, ATTENTION_ROWS);
+  bool one_tile = op->q_len * group <= ATTENTION_ROWS;
   job.chunk = attention_chunk(keys);
-  job.chunks = job.tiles == 1 && keys > job.chunk ? vec_blocks(keys, job.chunk) : 1;
+  job.chunks = one_tile && keys > job.chunk ? vec_blocks(keys, job.chunk) : 1;
   job.part_o = job.work + device->threads * attention_work(op->head_dim, ATTENTION_ROWS);
   int64_t rows = op->batch * op->q_len, parts = rows * job.chunks * op->heads;
   job.part_max = job.part_o + parts * op->head_dim;

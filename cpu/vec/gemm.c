@@ -5,8 +5,7 @@
 #include "vec/gemm_item.h"
 
 _Static_assert(GEMM_MB % GEMM_MR == 0 && GEMM_NB % GEMM_NR == 0 && GEMM_NC % GEMM_NR == 0 &&
-                   GEMM_WIDTH_MOST % GEMM_NR == 0,
-               "blocks are whole panels");
+                   GEMM_WIDTH_MOST % GEMM_NR == 0, "blocks are whole panels");
 _Static_assert(GEMM_THIN_COLUMNS % GEMM_NR == 0 && GEMM_NR * GEMM_NR <= GEMM_SUM_FLOATS,
                "items of few rows are whole tiles, and one has room");
 _Static_assert((int)GEMM_FOURS_FLOATS <= (int)GEMM_A_FLOATS &&
@@ -349,8 +348,8 @@ static int64_t gemm_stream_width(const gemm_t *gemm, const gemm_group_t *group, 
   return vec_min(width > 0 ? width : GEMM_NR, GEMM_WIDTH_MOST);
 }
 
-/* Columns of an item of the group; many where another group follows, few of the last one, so that
- * threads finish together. */
+/* Columns of an item of the group. Of one that streams each thread has two items where another
+ * group follows, 32 of the last one, so that threads finish together, and eight of the only one. */
 static int64_t gemm_width(const gemm_t *gemm, const gemm_group_t *group) {
   if (gemm_by_fours(group)) return gemm_stream_width(gemm, group, 2);
   if (gemm_streams(group))

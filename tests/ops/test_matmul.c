@@ -221,8 +221,8 @@ static void test_fours(void **state) {
   check_matmul(&(matmul_case_t){.m = 20, .n = 2600, .k = 256, .trans_b = 1});
 }
 
-/* One and two rows by weights from far, in one place and in two: short and long rows of x, and all
- * that a last tile can have of columns. */
+/* One and two rows by weights from far: rows of x that are read again for each row of w and longer
+ * ones, and all kinds of columns that a last tile can have. */
 static void test_lines(void **state) {
   (void)state;
   const int32_t dtypes[] = {NN_F32, NN_BF16, NN_F16};
