@@ -187,6 +187,23 @@ class InterruptTest(unittest.TestCase):
             self.assertLess(time.monotonic() - start, 3)
             self.model.forward(self.ids[:1, :4])
 
+    def test_signals_that_another_thread_receives(self) -> None:
+        """They do not interrupt the main thread's waiting, as one that comes just before."""
+        def send() -> None:
+            time.sleep(0.2)
+            idents = [thread.ident for thread in threading.enumerate() if thread.name == "moenn"]
+            assert idents[0] is not None
+            signal.pthread_kill(idents[0], signal.SIGALRM)
+
+        self.alarm(0, self.interrupt)
+        sender = threading.Thread(target=send)
+        sender.start()
+        start = time.monotonic()
+        with self.assertRaises(KeyboardInterrupt):
+            self.model.forward(self.ids)
+        self.assertLess(time.monotonic() - start, 3)
+        sender.join()
+
     def test_interrupted_generation(self) -> None:
         session = moenn.Session(self.model)
         for call in (lambda: session.complete([1]), lambda: list(session.generate([1])),
