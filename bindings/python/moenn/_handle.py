@@ -231,13 +231,14 @@ class Callback:
 # --------------------------------------------------------------------------------------------------
 # Interruption. Python runs signal handlers on the main thread, between two of its instructions:
 # never during a call into C. So the main thread lends its long calls to a worker thread and waits,
-# which a signal does interrupt; not one that another thread receives, or that comes just before, so
-# that it looks after a while by itself. When a handler raises, the device's cancel flag is set, the
-# call ends within 50 ms, the flag is restored, and the exception goes its way. A handler that does
-# not raise just runs. Other threads, where Python never runs handlers, call directly.
+# which a signal does interrupt, unless another thread receives it or it comes just before: so the
+# main thread wakes up now and then by itself. When a handler raises, the device's cancel flag is
+# set, the call ends within 50 ms, the flag is restored, and the exception goes its way. A handler
+# that does not raise just runs. Other threads, where Python never runs handlers, call directly.
 # --------------------------------------------------------------------------------------------------
 
-LOOK = 0.1  # seconds
+_LOOK = 0.1  # seconds that it waits at most
+
 
 class _Job(Generic[T]):
     """A call that the worker makes. It keeps all that the call needs, should its caller go away."""
@@ -317,7 +318,7 @@ def run(device: DeviceOwner, function: Callable[[], T]) -> T:
             if not handed_over:
                 _inbox.put(job)  # twice does no harm
                 handed_over = True
-            job.done.acquire(timeout=LOOK)
+            job.done.acquire(timeout=_LOOK)
         except BaseException as error:
             interruption = error
             job.cancel()

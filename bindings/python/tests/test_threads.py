@@ -188,7 +188,7 @@ class InterruptTest(unittest.TestCase):
             self.model.forward(self.ids[:1, :4])
 
     def test_signals_that_another_thread_receives(self) -> None:
-        """They do not interrupt the main thread's waiting, as one that comes just before."""
+        """They do not end the main thread's waiting; nor does one that comes just before it."""
         def send() -> None:
             time.sleep(0.2)
             idents = [thread.ident for thread in threading.enumerate() if thread.name == "moenn"]
