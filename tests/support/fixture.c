@@ -8,6 +8,7 @@
 #include <time.h>
 
 #include "base/random.h"
+#include "processor.h"
 
 enum { SKIPPED = 77 }; /* the exit code by which CTest knows */
 
@@ -59,7 +60,9 @@ nn_device_t *fixture_device_of_path(int32_t threads, int32_t path) {
   nn_device_info_t info = STRUCT(nn_device_info_t);
   CHECK(nn_device_info(device, &info));
   if ((info.cpu_paths & path) == path) return device;
-  if (strcmp(info.name, "cpu") && path == NN_CPU_REFERENCE) return device; /* a GPU, once */
+  int cpu = strcmp(info.name, "cpu") == 0;
+  if (!cpu && path == NN_CPU_REFERENCE) return device; /* a GPU, once */
+  if (cpu && processor_has(path)) fail_msg("the %s path is missing", fixture_path_name(path));
   print_message("no %s path here\n", fixture_path_name(path));
   nn_device_destroy(device);
   return NULL;

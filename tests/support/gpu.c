@@ -15,6 +15,7 @@
 #include "base/plugin.h"
 #include "base/status.h"
 #include "dispatch.h"
+#include "processor.h"
 #include "select.h"
 
 enum { TENSORS = 128, BLOCKS = 256, GUARD = 256, GUARD_BYTE = 0xff };
@@ -116,6 +117,7 @@ static nn_status_t gpu_open_path(const char *name) {
     STATUS_TRY(gpu_open_place(cpu_backend_open, 3, bits, &gpu.turn[0]));
     return gpu_open_place(cpu_backend_open, 1, bits, &gpu.turn[1]);
   }
+  if (processor_has(bits)) return status_fail(NN_ERR_DEVICE, "the %s path is missing", name);
   return status_fail(NN_ERR_UNSUPPORTED, "this processor has no %s", name);
 }
 

@@ -10,6 +10,7 @@
 #include "base/plugin.h"
 #include "base/random.h"
 #include "base/status.h"
+#include "processor.h"
 
 enum { GUARD = 256, GUARD_BYTE = 0xc3, SCRATCHES = 8, MEMORY_BLOCKS = 4096 };
 
@@ -142,6 +143,7 @@ static int ops_open(ops_trial_t *trial) {
   trial->table->describe(trial->device, &info);
   assert_int_equal(info.threads, trial->threads);
   if ((info.cpu_paths & paths[trial->path].bit) == paths[trial->path].bit) return 1;
+  if (processor_has(paths[trial->path].bit)) fail_msg("the %s path is missing", trial->path_name);
   trial->table->close(trial->device);
   trial->device = NULL;
   return 0;
