@@ -71,7 +71,9 @@ static backend_graph_t *gpu_record(const gpu_t *gpu, gpu_fn fn, const void *op, 
   for (int64_t i = 0; i < calls && status == NN_OK; i++)
     status = fn(gpu->place, op, gpu->scratch);
   TRY(gpu->table->record_end(gpu->place, &graph));
-  return graph;
+  if (status == NN_OK) return graph;
+  gpu->table->graph_free(gpu->place, graph);
+  return NULL;
 }
 
 /* Seconds of `turns` runs of the graph, or of calls without one. */

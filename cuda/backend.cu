@@ -38,7 +38,6 @@ static int backend_error_passes(cudaError_t error) {
 
 nn_status_t cuda_check(backend_device_t *device, const char *operation, cudaError_t error) {
   if (error == cudaSuccess) return NN_OK;
-  device->failed = 1;
   cudaGetLastError(); /* what passes is not to be found again by the next look */
   if (error == cudaErrorMemoryAllocation)
     return backend_fail(device, NN_ERR_MEMORY, operation, "device memory could not be had");
@@ -62,7 +61,6 @@ nn_status_t cuda_select(backend_device_t *device, const char *operation) {
 nn_status_t cuda_enter(backend_device_t *device, const char *operation) {
   if (!device->options.cancelled(device->options.cancel_user))
     return cuda_select(device, operation);
-  device->failed = 1;
   return device->options.fail(NN_ERR_CANCELLED,
                               "cancelled; clear it with nn_device_cancel(device, 0)");
 }
@@ -175,7 +173,6 @@ static size_t backend_workspace_bytes(const backend_device_t *device,
 /* Other threads may allocate meanwhile, so only this thread's calls are restricted. */
 static nn_status_t backend_record_begin(backend_device_t *device) {
   CUDA_TRY(cuda_select(device, "record"));
-  device->failed = 0;
   pthread_mutex_lock(&device->recording);
   nn_status_t status = cuda_check(
       device, "record", cudaStreamBeginCapture(device->stream, cudaStreamCaptureModeThreadLocal));
@@ -188,8 +185,7 @@ static nn_status_t backend_record_end(backend_device_t *device, backend_graph_t 
   cudaGraph_t recorded = NULL;
   cudaError_t error = cudaStreamEndCapture(device->stream, &recorded);
   pthread_mutex_unlock(&device->recording);
-  if (device->failed) {
-    if (recorded) cudaGraphDestroy(recorded);
+  if (error == cudaErrorStreamCaptureInvalidated) {
     cudaGetLastError();
     return NN_OK;
   }

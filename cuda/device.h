@@ -32,7 +32,6 @@ struct backend_device {
   cublasLtHandle_t lt;
   matmul_plans_t *plans;
   volatile int lost;  /* 1 after an error that no later call can succeed after */
-  int failed;         /* an operation failed since record_begin */
 };
 
 /* NN_OK, or the failure that a CUDA error means for the operation. */

@@ -45,7 +45,7 @@ extern "C" {
 
 /* Changes with anything below that a backend built before would misread. Until then the table and
  * the structs that begin with struct_size only grow at their ends. */
-#define BACKEND_ABI_VERSION 6
+#define BACKEND_ABI_VERSION 7
 
 typedef struct backend_device backend_device_t; /* owned by the backend */
 
@@ -631,8 +631,9 @@ typedef struct backend {
 
   /* Graphs: operations and zero between record_begin and record_end are noted down instead of done;
    * copies may not come there. graph_run does them all, with the same arguments, on what memory
-   * holds by then. record_end after a failed operation gives NULL and NN_OK. All four are NULL
-   * where the backend gains nothing from them. */
+   * holds by then; a graph lacks operations that failed. record_end gives NULL and NN_OK where
+   * something beside the operations broke the recording off: they may have failed by that, and are
+   * to be done as they are. All four are NULL where the backend gains nothing from them. */
   nn_status_t (*record_begin)(backend_device_t *device);
   nn_status_t (*record_end)(backend_device_t *device, backend_graph_t **graph);
   nn_status_t (*graph_run)(backend_device_t *device, backend_graph_t *graph);

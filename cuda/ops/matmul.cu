@@ -36,7 +36,6 @@ struct matmul_plans {
 static nn_status_t matmul_check(backend_device_t *device, cublasStatus_t status) {
   if (status == CUBLAS_STATUS_SUCCESS) return NN_OK;
   char message[128];
-  device->failed = 1;
   snprintf(message, sizeof message, "matmul: cuBLASLt: %s", cublasLtGetStatusName(status));
   bool memory = status == CUBLAS_STATUS_ALLOC_FAILED;
   return device->options.fail(memory ? NN_ERR_MEMORY : NN_ERR_DEVICE, message);

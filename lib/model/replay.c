@@ -10,10 +10,11 @@ nn_status_t replay_run(const nn_device_t *device, replay_t *replay, replay_fn wo
   }
   STATUS_TRY(backend->record_begin(device->place));
   nn_status_t status = work(context);
-  nn_status_t ended = backend->record_end(device->place, &replay->graph);
-  if (status != NN_OK) return status;
-  STATUS_TRY(ended);
-  return backend->graph_run(device->place, replay->graph);
+  STATUS_TRY(backend->record_end(device->place, &replay->graph));
+  if (!replay->graph) return work(context);
+  if (status == NN_OK) return backend->graph_run(device->place, replay->graph);
+  replay_forget(device, replay);
+  return status;
 }
 
 void replay_forget(const nn_device_t *device, replay_t *replay) {

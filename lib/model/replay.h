@@ -11,7 +11,8 @@ typedef struct replay {
   bool done;              /* the work ran once */
 } replay_t;
 
-/* Calls operations and nothing else of the backend. */
+/* Calls operations and nothing else of the backend, and leaves host memory as it is: where a
+ * recording is broken off, it is called again. */
 typedef nn_status_t (*replay_fn)(const void *context);
 
 nn_status_t replay_run(const nn_device_t *device, replay_t *replay, replay_fn work,

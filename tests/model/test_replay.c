@@ -11,6 +11,7 @@ struct backend_graph {
 static struct {
   int32_t worked, begun, ended, launched, freed, recording;
   nn_status_t work, end;
+  int32_t broken; /* the next recording is broken off, and its work fails by that */
 } calls;
 static backend_graph_t graph;
 
@@ -23,7 +24,8 @@ static nn_status_t begin(backend_device_t *device) {
 static nn_status_t end(backend_device_t *device, backend_graph_t **made) {
   (void)device;
   calls.ended++, calls.recording = 0;
-  *made = calls.work == NN_OK && calls.end == NN_OK ? &graph : NULL;
+  *made = calls.end == NN_OK && !calls.broken ? &graph : NULL;
+  calls.broken = 0;
   return calls.end;
 }
 
@@ -43,7 +45,7 @@ static void forget(backend_device_t *device, backend_graph_t *which) {
 static nn_status_t work(const void *context) {
   assert_int_equal(*(const int32_t *)context, 7);
   calls.worked++;
-  return calls.work;
+  return calls.broken ? NN_ERR_DEVICE : calls.work;
 }
 
 static nn_status_t run(const nn_device_t *device, replay_t *replay) {
@@ -65,8 +67,12 @@ static void test_with_graphs(void **state) {
   calls.work = NN_ERR_CANCELLED; /* in the middle of noting down */
   assert_int_equal(run(&device, &replay), NN_ERR_CANCELLED);
   assert_int_equal(calls.recording, 0);
+  assert_int_equal(calls.freed, 1); /* a graph that lacks something */
   assert_null(replay.graph);
-  calls.work = NN_OK, calls.end = NN_ERR_MEMORY;
+  calls.work = NN_OK;
+  assert_int_equal(run(&device, &replay), NN_OK);
+  assert_int_equal(calls.begun, 1);
+  calls.end = NN_ERR_MEMORY;
   assert_int_equal(run(&device, &replay), NN_ERR_MEMORY);
   assert_null(replay.graph);
   assert_int_equal(calls.launched, 0);
@@ -82,11 +88,37 @@ static void test_with_graphs(void **state) {
   assert_int_equal(calls.ended, 3);
 
   replay_forget(&device, &replay);
-  assert_int_equal(calls.freed, 1);
+  assert_int_equal(calls.freed, 2);
   assert_int_equal(run(&device, &replay), NN_OK);
   assert_int_equal(calls.worked, worked + 1);
   replay_forget(&device, &replay); /* nothing was noted down since */
-  assert_int_equal(calls.freed, 1);
+  assert_int_equal(calls.freed, 2);
+}
+
+/* What a recording that was broken off noted down is done as it is; the next call records it. */
+static void test_broken_off(void **state) {
+  (void)state;
+  const backend_t table = {
+      .record_begin = begin, .record_end = end, .graph_run = launch, .graph_free = forget};
+  const nn_device_t device = {.backend = &table};
+  replay_t replay = {.done = true};
+  memset(&calls, 0, sizeof calls);
+  calls.broken = 1;
+  assert_int_equal(run(&device, &replay), NN_OK);
+  assert_int_equal(calls.worked, 2);
+  assert_int_equal(calls.recording, 0);
+  assert_null(replay.graph);
+
+  calls.broken = 1, calls.work = NN_ERR_CANCELLED; /* its own failure is its status */
+  assert_int_equal(run(&device, &replay), NN_ERR_CANCELLED);
+  assert_int_equal(calls.worked, 4);
+  assert_null(replay.graph);
+
+  calls.work = NN_OK;
+  assert_int_equal(run(&device, &replay), NN_OK);
+  assert_int_equal(calls.worked, 5);
+  assert_int_equal(calls.launched, 1);
+  replay_forget(&device, &replay);
 }
 
 static void test_without_graphs(void **state) {
@@ -103,6 +135,7 @@ static void test_without_graphs(void **state) {
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_with_graphs),
+      cmocka_unit_test(test_broken_off),
       cmocka_unit_test(test_without_graphs),
   };
   return cmocka_run_group_tests_name("replay", tests, NULL, NULL);
