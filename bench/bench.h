@@ -31,9 +31,10 @@ typedef struct bench_options {
 /* Units of work. */
 typedef enum bench_unit { UNIT_NONE, UNIT_FLOP, UNIT_BYTE } bench_unit_t;
 
-/* The machine's measured peaks with the threads in use. */
+/* The machine's measured peaks with the threads and, of a CPU, the paths in use. */
 typedef struct bench_ceilings {
-  double fp32_flops, bf16_flops, int8_ops; /* multiply-adds count twice; 0: no instruction for it */
+  /* multiply-adds count twice; 0: no instruction for it */
+  double fp32_flops, bf16_flops, f16_flops, int8_ops;
   /* per second; copy and triad count reads and writes */
   double read_bytes, copy_bytes, triad_bytes;
 } bench_ceilings_t;
@@ -86,9 +87,11 @@ void report_line(const char *group, const char *name, double seconds, double fas
 void report_end(void);
 
 /* ---- the groups ---- */
-bench_ceilings_t ceilings_measure(int32_t threads);
-/* What reading gives now: the median of the runs of which read_bytes is the best. */
+bench_ceilings_t ceilings_measure(int32_t threads, int32_t paths);
+/* What reading gives now: by medians, where read_bytes is the best of its runs. */
 double ceilings_read(int32_t threads);
+/* Flops per second of products beside weights of a dtype: fp32's where no instruction is theirs. */
+double ceilings_products(const bench_ceilings_t *peak, int32_t dtype);
 /* The operations of a GPU, which is cuda:index; gives its ceilings. */
 bench_ceilings_t bench_gpu(nn_device_t *device, int32_t index);
 void bench_ops(nn_device_t *device, const bench_options_t *options, const bench_ceilings_t *peak);

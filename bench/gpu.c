@@ -157,7 +157,7 @@ bench_ceilings_t bench_gpu(nn_device_t *device, int32_t index) {
   backend_info_t info = {.struct_size = sizeof info};
   gpu.table->describe(gpu.place, &info);
   gpu.clock = gpu_clock_open(index, info.queue);
-  gpu.peak.bf16_flops = gpu_product_rate(&gpu, NN_BF16, 8192);
+  gpu.peak.f16_flops = gpu.peak.bf16_flops = gpu_product_rate(&gpu, NN_BF16, 8192);
   gpu.peak.fp32_flops = gpu_product_rate(&gpu, NN_F32, 4096);
   report_ceilings("GPU", &gpu.peak);
   gpu_ops(&gpu);

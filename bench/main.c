@@ -116,10 +116,10 @@ nn_device_t *bench_open_cpu(const bench_options_t *options) {
 
 static void bench_cpu(nn_device_t *device, const bench_options_t *options,
                       const nn_device_info_t *info) {
-  bench_ceilings_t single = ceilings_measure(1), all = single;
+  bench_ceilings_t single = ceilings_measure(1, info->cpu_paths), all = single;
   report_ceilings("1 thread", &single);
   if (info->threads > 1) {
-    all = ceilings_measure(info->threads);
+    all = ceilings_measure(info->threads, info->cpu_paths);
     char label[32];
     snprintf(label, sizeof label, "%d threads", info->threads);
     report_ceilings(label, &all);

@@ -95,9 +95,7 @@ void ops_run(ops_t *ops, const char *name, ops_fn fn, const void *op, size_t byt
 }
 
 bench_work_t ops_flops(const ops_t *ops, double amount, int32_t dtype) {
-  bool narrow = dtype == NN_BF16 && ops->peak->bf16_flops > 0;
-  double ceiling = narrow ? ops->peak->bf16_flops : ops->peak->fp32_flops;
-  return (bench_work_t){UNIT_FLOP, amount, ceiling};
+  return (bench_work_t){UNIT_FLOP, amount, ceilings_products(ops->peak, dtype)};
 }
 
 bench_work_t ops_moved(const ops_t *ops, double amount, bool writes) {

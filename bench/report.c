@@ -98,7 +98,10 @@ void report_line(const char *group, const char *name, double seconds, double fas
                           "note", note);
   if (work.unit != UNIT_NONE) {
     json_object_set_new(row, work.unit == UNIT_FLOP ? "flops" : "bytes", json_real(work.amount));
-    if (work.ceiling > 0) json_object_set_new(row, "share", json_real(per_second / work.ceiling));
+  }
+  if (work.ceiling > 0) { /* what the share is of */
+    json_object_set_new(row, "ceiling", json_real(work.ceiling));
+    json_object_set_new(row, "share", json_real(per_second / work.ceiling));
   }
   json_array_append_new(report_rows, row);
 }

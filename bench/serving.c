@@ -105,8 +105,7 @@ static bench_work_t serving_prefill_work(const bench_ceilings_t *peak, const nn_
   double head = (double)(config->vocab_size * config->hidden), n = (double)length;
   double flops = 2.0 * n * ((double)plan->active_parameters - head) + 2.0 * head;
   flops += 2.0 * (double)(config->layers * config->heads * config->head_dim) * n * n;
-  return (bench_work_t){UNIT_FLOP, flops,
-                        peak->bf16_flops > 0 ? peak->bf16_flops : peak->fp32_flops};
+  return (bench_work_t){UNIT_FLOP, flops, ceilings_products(peak, NN_BF16)};
 }
 
 static void serving_tokens(serving_t *job, const bench_options_t *options,

@@ -55,7 +55,7 @@ static void step_scenario(nn_device_t *device, const bench_options_t *options,
   int64_t runs;
   double median = bench_time(step_run, &step, options->seconds, &fastest, &runs);
   double flops = step_flops(config, plan.active_parameters, (double)batch, (double)seq_len);
-  double rate = dtype == NN_F32 ? peak->fp32_flops : peak->bf16_flops;
+  double rate = ceilings_products(peak, dtype);
   double floor = flops / rate + 28.0 * (double)plan.parameters / peak->copy_bytes;
   nn_memory_t memory = {.struct_size = sizeof memory};
   TRY(nn_device_memory(device, &memory));
