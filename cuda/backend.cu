@@ -76,11 +76,13 @@ static nn_status_t backend_alloc(backend_device_t *device, size_t bytes, void **
   return cuda_check(device, "alloc", cudaMalloc(data, bytes));
 }
 
-/* cudaFree waits for the device. Nothing can be said of its failures, and nothing need be: only a
- * lost device has them. */
+/* cudaFree waits for the device, which no recording may see. Nothing can be said of its failures,
+ * and nothing need be: only a lost device has them. */
 static void backend_free(backend_device_t *device, void *data, size_t bytes) {
   (void)bytes;
+  pthread_mutex_lock(&device->recording);
   if (cudaSetDevice(device->index) == cudaSuccess) cudaFree(data);
+  pthread_mutex_unlock(&device->recording);
   cudaGetLastError();
 }
 
@@ -211,10 +213,12 @@ static nn_status_t backend_graph_run(backend_device_t *device, backend_graph_t *
 
 static void backend_graph_free(backend_device_t *device, backend_graph_t *graph) {
   if (!graph) return;
+  pthread_mutex_lock(&device->recording);
   if (cudaSetDevice(device->index) == cudaSuccess) {
-    cudaStreamSynchronize(device->stream);
+    backend_settle(device);
     cudaGraphExecDestroy(graph->run);
   }
+  pthread_mutex_unlock(&device->recording);
   cudaGetLastError();
   free(graph);
 }

@@ -23,8 +23,9 @@ struct backend_device {
   int cache_bytes;    /* of the second-level cache */
   char model[256];
   cudaStream_t stream; /* everything runs in its order */
-  pthread_mutex_t recording; /* held from record_begin to record_end, and by copies, which other
-                                threads may ask for at any time and which no recording may hold */
+  pthread_mutex_t recording; /* held from record_begin to record_end, and by what other threads may
+                                ask for at any time and no recording may see: copies, and what waits
+                                for the stream or the device */
   char *stage;   /* [CUDA_STAGE_BYTES] of the host that the GPU reads by itself: small copies */
   size_t staged; /* bytes of it that copies in flight may still read; of `recording` */
   unsigned *done; /* [1] in device memory: blocks of a kernel that are done; 0 between kernels */

@@ -5,8 +5,9 @@
  * Results are the same bits for any number of threads and on every run: each sum has one fixed
  * order.
  *
- * Calls come from any thread. alloc, free, copy_in, copy_out, describe and workspace_bytes may come
- * while another thread's operation runs; operations and zero come one at a time.
+ * Calls come from any thread. alloc, free, copy_in, copy_out, describe, workspace_bytes and
+ * graph_free may come while another thread's operation runs or is recorded; operations and zero
+ * come one at a time.
  *
  * Order. An operation, or zero, may return before it is done: then its failure comes from a later
  * call, and what is called later sees what it wrote. copy_in has read `host` when it returns;

@@ -1,11 +1,13 @@
 /* Threads that share a GPU: one trains, one generates, one copies tensors, passes and steps being
- * recorded meanwhile; each gets the bits that it gets alone. */
+ * recorded meanwhile; and some that make and destroy what holds recordings while others record.
+ * Each gets the bits that it gets alone. */
 #include <pthread.h>
 #include <string.h>
 
 #include "fixture.h"
 
 enum { BATCH = 2, SEQ = 32, TOKENS = BATCH * SEQ, STEPS = 20, MADE = 100 };
+enum { ROUNDS = 100, FEW = 6 /* called, recorded, launched */ };
 
 typedef struct job {
   nn_device_t *device;
@@ -97,7 +99,103 @@ static void test_together_as_alone(void **state) {
   nn_device_destroy(alone.device);
 }
 
+/* What comes and goes: each thread's own, and what its last round gave. */
+typedef struct coming {
+  nn_device_t *device;
+  int32_t rounds, made[FEW];
+  double losses[FEW];
+  volatile int *done; /* no round is begun any more */
+} coming_t;
+
+/* A session for each round. */
+static void *serve(void *context) {
+  coming_t *coming = context;
+  nn_model_t *model = model_of(coming->device, 3);
+  nn_generate_options_t options = STRUCT(nn_generate_options_t);
+  options.max_tokens = FEW;
+  for (int32_t round = 0; round < coming->rounds; round++) {
+    nn_session_t *session;
+    int32_t made[FEW];
+    int64_t count;
+    CHECK(nn_session_create(model, NULL, &session));
+    CHECK(nn_session_generate(session, 0, (const int32_t[]){65, 66}, 2, &options, made, FEW, &count,
+                              NULL));
+    nn_session_destroy(session);
+    assert_int_equal(count, FEW);
+    if (round) assert_memory_equal(made, coming->made, sizeof made);
+    memcpy(coming->made, made, sizeof made);
+  }
+  nn_model_destroy(model);
+  return NULL;
+}
+
+/* What training needs, and an optimizer, for each round. */
+static void *prepare(void *context) {
+  coming_t *coming = context;
+  nn_model_t *model = model_of(coming->device, 4);
+  int32_t tokens[TOKENS];
+  fixture_tokens(tokens, TOKENS, 200, 2);
+  for (int32_t round = 0; round < coming->rounds; round++) {
+    double losses[FEW];
+    nn_optim_t *optim;
+    fixture_prepare(model, BATCH, SEQ, NN_RECOMPUTE_NONE);
+    CHECK(nn_optim_create(model, NULL, &optim));
+    for (int i = 0; i < FEW; i++) {
+      nn_loss_t loss = STRUCT(nn_loss_t);
+      CHECK(nn_model_zero_grad(model));
+      CHECK(nn_model_backward(model, tokens, tokens, BATCH, SEQ, 1, &loss));
+      CHECK(nn_optim_step(optim, 0, NULL));
+      losses[i] = loss.loss;
+    }
+    nn_optim_destroy(optim);
+    if (round) assert_memory_equal(losses, coming->losses, sizeof losses);
+    memcpy(coming->losses, losses, sizeof losses);
+  }
+  nn_model_destroy(model);
+  return NULL;
+}
+
+/* Memory that is had and memory that is not. */
+static void *allocate(void *context) {
+  coming_t *coming = context;
+  const int64_t little[] = {1000}, much[] = {1 << 20, 1 << 20, 16};
+  while (!*coming->done) {
+    nn_tensor_t *tensor;
+    CHECK(nn_tensor_create(coming->device, NN_F32, 1, little, &tensor));
+    nn_tensor_destroy(tensor);
+    CHECK_STATUS(NN_ERR_MEMORY, nn_tensor_create(coming->device, NN_F32, 3, much, &tensor));
+  }
+  return NULL;
+}
+
+static void test_what_comes_and_goes(void **state) {
+  (void)state;
+  nn_device_t *device = fixture_device_named("cuda:0", 0, 0);
+  volatile int done = 0;
+  coming_t alone = {.device = device, .rounds = 1};
+  serve(&alone);
+  prepare(&alone);
+  void *(*const works[])(void *) = {serve, serve, prepare, prepare, allocate};
+  enum { THREADS = sizeof works / sizeof *works };
+  coming_t coming[THREADS];
+  pthread_t threads[THREADS];
+  for (int i = 0; i < THREADS; i++) {
+    coming[i] = (coming_t){.device = device, .rounds = ROUNDS, .done = &done};
+    assert_int_equal(pthread_create(&threads[i], NULL, works[i], &coming[i]), 0);
+  }
+  for (int i = 0; i < THREADS; i++) {
+    done = i == THREADS - 1;
+    pthread_join(threads[i], NULL);
+    if (works[i] == serve) assert_memory_equal(coming[i].made, alone.made, sizeof alone.made);
+    if (works[i] == prepare)
+      assert_memory_equal(coming[i].losses, alone.losses, sizeof alone.losses);
+  }
+  assert_int_equal(fixture_device_memory(device).current_bytes, 0);
+  nn_device_destroy(device);
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_together_as_alone)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_together_as_alone),
+                                     cmocka_unit_test(test_what_comes_and_goes)};
   return cmocka_run_group_tests_name("threads on a GPU", tests, NULL, NULL);
 }
