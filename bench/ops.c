@@ -10,6 +10,7 @@
 #include <string.h>
 
 #include "base/device.h"
+#include "base/dtype.h"
 #include "base/mem.h"
 #include "cpu.h"
 
@@ -37,15 +38,27 @@ int32_t *ops_take_ints(ops_t *ops, int64_t count) {
 
 void ops_drop(ops_t *ops) { ops->used = 0; }
 
-const char *ops_dtype(int32_t dtype) { return dtype == NN_BF16 ? "bf16" : "fp32"; }
+const char *ops_dtype(int32_t dtype) {
+  return dtype == NN_F32 ? "fp32" : dtype == NN_BF16 ? "bf16" : "fp16";
+}
+
+const char *ops_tail(int32_t dtype) {
+  return dtype == NN_F32 ? "" : dtype == NN_BF16 ? ", bf16" : ", fp16";
+}
+
+int32_t ops_act(int32_t dtype) { return dtype == NN_BF16 ? NN_BF16 : NN_F32; }
+
+void *ops_at(void *data, int64_t i, int32_t dtype) {
+  return (char *)data + i * (int64_t)nn_dtype_bytes(dtype);
+}
 
 void *ops_take_as(ops_t *ops, int64_t count, int32_t dtype) {
   float *wide = ops_take(ops, count);
-  uint16_t *narrow = (uint16_t *)(void *)wide;
-  for (int64_t i = 0; dtype == NN_BF16 && i < count; i++) {
-    uint32_t bits;
-    memcpy(&bits, &wide[i], sizeof bits);
-    narrow[i] = (uint16_t)(bits >> 16); /* behind what is still to be read */
+  uint16_t *narrow = (uint16_t *)(void *)wide; /* written behind what is still to be read */
+  for (int64_t i = 0; dtype != NN_F32 && i < count; i++) {
+    float value;
+    memcpy(&value, &wide[i], sizeof value);
+    narrow[i] = dtype == NN_BF16 ? dtype_f32_to_bf16(value) : dtype_f32_to_f16(value);
   }
   return wide;
 }
@@ -156,80 +169,90 @@ static void ops_line(void) {
 
 /* ---- products ---- */
 
-/* Forward, data-gradient and weight-gradient forms of one linear layer [out, in]. */
+/* Forward, data-gradient and weight-gradient forms of one linear layer [out, in]; the last has no
+ * weights in it, so that fp16 ones make no other. */
 static void ops_linear(ops_t *ops, int64_t rows, int64_t out, int64_t in, int32_t dtype) {
   static const char *forms[] = {"NT forward", "NN data gradient", "TN weight gradient"};
+  int32_t act = ops_act(dtype);
   bench_work_t work = ops_flops(ops, 2.0 * (double)(rows * out) * (double)in, dtype);
-  for (int form = 0; form < 3; form++) {
+  for (int form = 0; form < (dtype == NN_F16 ? 2 : 3); form++) {
     char name[OPS_NAME];
     snprintf(name, sizeof name, "matmul %s %s %dx%dx%d", ops_dtype(dtype), forms[form], (int)rows,
              (int)out, (int)in);
     if (!report_wanted("ops", name)) continue;
-    void *x = ops_take_as(ops, rows * in, dtype), *y = ops_take_as(ops, rows * out, dtype);
+    void *x = ops_take_as(ops, rows * in, act), *y = ops_take_as(ops, rows * out, act);
     void *w = ops_take_as(ops, out * in, dtype);
     float *dw = ops_take(ops, out * in);
     op_matmul_t op = {.m = rows, .n = out, .k = in, .trans_b = 1, .a = x, .lda = in, .b = w};
-    op.ldb = in, op.d = y, op.ldd = out, op.d_dtype = dtype;
+    op.ldb = in, op.d = y, op.ldd = out, op.d_dtype = act;
     if (form == 1) {
       op = (op_matmul_t){.m = rows, .n = in, .k = out, .a = y, .lda = out, .b = w, .ldb = in};
-      op.d = x, op.ldd = in, op.d_dtype = dtype;
+      op.d = x, op.ldd = in, op.d_dtype = act;
     }
     if (form == 2) {
       op = (op_matmul_t){.m = out, .n = in, .k = rows, .trans_a = 1, .a = y, .lda = out};
       op.b = x, op.ldb = in, op.c = dw, op.ldc = in, op.d = dw, op.ldd = in;
     }
-    op.a_dtype = op.b_dtype = dtype;
+    op.a_dtype = act, op.b_dtype = dtype;
     RUN(ops, name, matmul, op, work);
     ops_drop(ops);
   }
 }
 
-/* Few rows against a large matrix: bandwidth. */
+/* Few rows against a matrix that exceeds the caches: bandwidth. */
 static void ops_skinny(ops_t *ops, int64_t rows, int64_t out, int64_t in, int32_t dtype) {
   char name[OPS_NAME];
+  int32_t act = ops_act(dtype);
   snprintf(name, sizeof name, "matmul %s rows %d, %dx%d", ops_dtype(dtype), (int)rows, (int)out,
            (int)in);
   if (!report_wanted("ops", name)) return;
-  void *x = ops_take_as(ops, rows * in, dtype), *y = ops_take_as(ops, rows * out, dtype);
+  void *x = ops_take_as(ops, rows * in, act), *y = ops_take_as(ops, rows * out, act);
   op_matmul_t op = {.m = rows, .n = out, .k = in, .trans_b = 1, .a = x, .lda = in, .ldb = in};
   op.b = ops_take_as(ops, out * in, dtype), op.d = y, op.ldd = out;
-  op.a_dtype = op.b_dtype = op.d_dtype = dtype;
+  op.a_dtype = op.d_dtype = act, op.b_dtype = dtype;
   double bytes = (double)(out * in) * (double)nn_dtype_bytes(dtype);
   RUN(ops, name, matmul, op, ops_moved(ops, bytes, false));
   ops_drop(ops);
 }
 
 /* What GPT-2's network has around its first product. */
-static void ops_gelu(ops_t *ops, int64_t rows, int64_t out, int64_t in) {
+static void ops_gelu(ops_t *ops, int64_t rows, int64_t out, int64_t in, int32_t dtype) {
   char name[OPS_NAME];
-  float *x = ops_take(ops, rows * in), *y = ops_take(ops, rows * out);
-  float *aux = ops_take(ops, rows * out), *w = ops_take(ops, out * in), *b = ops_take(ops, out);
+  void *x = ops_take_as(ops, rows * in, dtype), *y = ops_take_as(ops, rows * out, dtype);
+  void *aux = ops_take_as(ops, rows * out, dtype), *w = ops_take_as(ops, out * in, dtype);
   op_matmul_t op = {.m = rows, .n = out, .k = in, .trans_b = 1, .a = x, .lda = in, .b = w};
-  op.ldb = in, op.bias = b, op.d = y, op.ldd = out, op.epilogue = MATMUL_GELU, op.aux = aux;
+  op.ldb = in, op.d = y, op.ldd = out, op.epilogue = MATMUL_GELU, op.aux = aux;
+  op.a_dtype = op.b_dtype = op.d_dtype = dtype, op.bias = ops_take_as(ops, out, dtype);
   double flops = 2.0 * (double)(rows * out) * (double)in;
-  snprintf(name, sizeof name, "matmul fp32 with bias and GELU %dx%dx%d", (int)rows, (int)out,
-           (int)in);
-  RUN(ops, name, matmul, op, ops_flops(ops, flops, NN_F32));
+  snprintf(name, sizeof name, "matmul %s with bias and GELU %dx%dx%d", ops_dtype(dtype), (int)rows,
+           (int)out, (int)in);
+  RUN(ops, name, matmul, op, ops_flops(ops, flops, dtype));
   op_matmul_t back = {.m = rows, .n = out, .k = in, .a = x, .lda = in, .b = w, .ldb = out};
   back.d = y, back.ldd = out, back.epilogue = MATMUL_GELU_BWD, back.aux = aux;
-  snprintf(name, sizeof name, "matmul fp32 with GELU's slope %dx%dx%d", (int)rows, (int)out,
-           (int)in);
-  RUN(ops, name, matmul, back, ops_flops(ops, flops, NN_F32));
+  back.a_dtype = back.b_dtype = back.d_dtype = dtype;
+  snprintf(name, sizeof name, "matmul %s with GELU's slope %dx%dx%d", ops_dtype(dtype), (int)rows,
+           (int)out, (int)in);
+  RUN(ops, name, matmul, back, ops_flops(ops, flops, dtype));
   ops_drop(ops);
 }
 
 static void ops_products(ops_t *ops) {
+  static const struct {
+    int64_t rows, out, in;
+  } layers[] = {{256, 768, 768},   {OPS_TOKENS, 768, 768},   {256, 12288, 768},
+                {256, 768, 6144},  {OPS_TOKENS, 12288, 768}, {OPS_TOKENS, 768, 6144},
+                {256, 50257, 768}};
   for (int32_t dtype = NN_F32; dtype <= NN_BF16; dtype++) {
-    ops_linear(ops, 256, 768, 768, dtype);
-    ops_linear(ops, OPS_TOKENS, 768, 768, dtype);
-    ops_linear(ops, OPS_TOKENS, 12288, 768, dtype);
-    ops_linear(ops, OPS_TOKENS, 768, 6144, dtype);
-    ops_linear(ops, 256, 50257, 768, dtype);
+    for (size_t i = 0; i < sizeof layers / sizeof *layers; i++)
+      ops_linear(ops, layers[i].rows, layers[i].out, layers[i].in, dtype);
+    ops_gelu(ops, 256, 3072, 768, dtype);
   }
-  ops_skinny(ops, 1, 12288, 768, NN_F32);
-  ops_skinny(ops, 1, 12288, 768, NN_BF16);
-  ops_skinny(ops, 8, 12288, 768, NN_BF16);
-  ops_gelu(ops, 256, 3072, 768);
+  ops_linear(ops, 256, 768, 768, NN_F16);
+  /* eight experts' matrices, as decoding has them, one behind the other */
+  for (int32_t dtype = NN_F32; dtype <= NN_BF16; dtype++)
+    for (int64_t rows = 1; rows <= 32; rows *= 2) ops_skinny(ops, rows, 98304, 768, dtype);
+  ops_skinny(ops, 1, 98304, 768, NN_F16);
+  ops_skinny(ops, 1, 12288, 6144, NN_BF16);
 }
 
 /* ---- all ---- */

@@ -25,9 +25,14 @@ float *ops_take(ops_t *ops, int64_t count);
 int32_t *ops_take_ints(ops_t *ops, int64_t count);
 void ops_drop(ops_t *ops);
 
-/* Numbers of a dtype: bf16 ones are the upper halves of the fp32 ones. */
+/* Numbers of a dtype, its name, and what stands behind the names of lines that are not fp32's. */
 void *ops_take_as(ops_t *ops, int64_t count, int32_t dtype);
 const char *ops_dtype(int32_t dtype);
+const char *ops_tail(int32_t dtype);
+/* What a CPU's activations have beside weights of a dtype. */
+int32_t ops_act(int32_t dtype);
+/* Element i of what has a dtype. */
+void *ops_at(void *data, int64_t i, int32_t dtype);
 
 /* Measures an operation and prints its line. With --cold all of its buffers that lie in the pool
  * are others from call to call, as many as fit there. */

@@ -12,20 +12,22 @@ static double ops_pairs(int64_t length, int64_t window) {
 
 /* window: 0, or with sinks too, as gpt_oss has them. */
 static void ops_attention(ops_t *ops, int64_t batch, int64_t length, int64_t heads,
-                          int64_t kv_heads, int64_t dim, int64_t window) {
+                          int64_t kv_heads, int64_t dim, int64_t window, int32_t dtype) {
   int64_t n = batch * length, width = (heads + 2 * kv_heads) * dim;
   int64_t q = heads * dim, kv = kv_heads * dim;
-  float *qkv = ops_take(ops, n * width), *o = ops_take(ops, n * q);
-  float *lse = ops_take(ops, n * heads), *dout = ops_take(ops, n * q);
-  float *d = ops_take(ops, n * width);
+  void *qkv = ops_take_as(ops, n * width, dtype), *o = ops_take_as(ops, n * q, dtype);
+  void *k = ops_at(qkv, q, dtype), *v = ops_at(k, kv, dtype);
+  void *dout = ops_take_as(ops, n * q, dtype), *d = ops_take_as(ops, n * width, dtype);
+  float *lse = ops_take(ops, n * heads);
   double pairs = (double)(batch * heads) * ops_pairs(length, window);
-  char name[OPS_NAME], tail[32] = "";
+  char name[OPS_NAME], tail[32];
   if (window) snprintf(tail, sizeof tail, ", window %d and sinks", (int)window);
-  float *sinks = window ? ops_take(ops, heads) : NULL;
+  else snprintf(tail, sizeof tail, "%s", ops_tail(dtype));
+  void *sinks = window ? ops_take_as(ops, heads, dtype) : NULL;
   float *dsinks = window ? ops_take(ops, heads) : NULL;
   op_attention_t op = {.batch = batch, .q_len = length, .heads = heads, .kv_heads = kv_heads};
   op.head_dim = dim, op.window = window, op.sinks = sinks, op.scale = 0.1f;
-  op.q = qkv, op.k = qkv + q, op.v = qkv + q + kv;
+  op.weight_dtype = op.act_dtype = dtype, op.q = qkv, op.k = k, op.v = v;
   op.ldq = op.ldkv = width, op.kv_batch = length * width, op.o = o, op.lse = lse;
   TRY(ops->backend->attention(ops->place, &op, ops->scratch));
   snprintf(name, sizeof name, "attention %dx%d, heads %d/%d of %d%s", (int)batch, (int)length,
@@ -33,9 +35,11 @@ static void ops_attention(ops_t *ops, int64_t batch, int64_t length, int64_t hea
   RUN(ops, name, attention, op, ops_flops(ops, 4.0 * pairs * (double)dim, NN_F32));
   op_attention_bwd_t bwd = {.batch = batch, .q_len = length, .heads = heads};
   bwd.kv_heads = kv_heads, bwd.head_dim = dim, bwd.window = window, bwd.scale = 0.1f;
-  bwd.q = qkv, bwd.k = qkv + q, bwd.v = qkv + q + kv, bwd.sinks = sinks, bwd.dsinks = dsinks;
+  bwd.weight_dtype = bwd.act_dtype = dtype, bwd.q = qkv, bwd.k = k, bwd.v = v;
+  bwd.sinks = sinks, bwd.dsinks = dsinks;
   bwd.ldq = bwd.ldkv = width, bwd.kv_batch = length * width;
-  bwd.o = o, bwd.dout = dout, bwd.lse = lse, bwd.dq = d, bwd.dk = d + q, bwd.dv = d + q + kv;
+  bwd.o = o, bwd.dout = dout, bwd.lse = lse, bwd.dq = d, bwd.dk = ops_at(d, q, dtype);
+  bwd.dv = ops_at(bwd.dk, kv, dtype);
   snprintf(name, sizeof name, "attention backward %dx%d, heads %d/%d of %d%s", (int)batch,
            (int)length, (int)heads, (int)kv_heads, (int)dim, tail);
   RUN(ops, name, attention_bwd, bwd, ops_flops(ops, 10.0 * pairs * (double)dim, NN_F32));
@@ -44,32 +48,36 @@ static void ops_attention(ops_t *ops, int64_t batch, int64_t length, int64_t hea
 
 /* Decoding: each sequence has one query for all keys of its cache. */
 static void ops_cached(ops_t *ops, int64_t batch, int64_t keys, int64_t heads, int64_t kv_heads,
-                       int64_t dim) {
+                       int64_t dim, int32_t dtype) {
   char name[OPS_NAME];
-  int64_t width = kv_heads * dim;
+  int64_t width = kv_heads * dim, cached = batch * keys * width;
   int32_t *kv_len = ops_take_ints(ops, batch);
   for (int64_t b = 0; b < batch; b++) kv_len[b] = (int32_t)keys;
   op_attention_t op = {.batch = batch, .q_len = 1, .heads = heads, .kv_heads = kv_heads};
   op.head_dim = dim, op.kv_len = kv_len, op.scale = 0.1f, op.ldq = heads * dim;
-  op.q = ops_take(ops, batch * heads * dim), op.k = ops_take(ops, batch * keys * width);
-  op.v = ops_take(ops, batch * keys * width), op.o = ops_take(ops, batch * heads * dim);
-  op.ldkv = width, op.kv_batch = keys * width;
-  snprintf(name, sizeof name, "attention, %d of %d keys, 1 query, heads %d/%d of %d", (int)batch,
-           (int)keys, (int)heads, (int)kv_heads, (int)dim);
-  RUN(ops, name, attention, op, ops_moved(ops, 8.0 * (double)(batch * keys * width), false));
+  op.q = ops_take_as(ops, batch * heads * dim, dtype), op.k = ops_take_as(ops, cached, dtype);
+  op.v = ops_take_as(ops, cached, dtype), op.o = ops_take_as(ops, batch * heads * dim, dtype);
+  op.ldkv = width, op.kv_batch = keys * width, op.weight_dtype = op.act_dtype = dtype;
+  snprintf(name, sizeof name, "attention, %d of %d keys, 1 query, heads %d/%d of %d%s", (int)batch,
+           (int)keys, (int)heads, (int)kv_heads, (int)dim, ops_tail(dtype));
+  double bytes = 2.0 * (double)cached * (double)nn_dtype_bytes(dtype);
+  RUN(ops, name, attention, op, ops_moved(ops, bytes, false));
   ops_drop(ops);
 }
 
-static void ops_store(ops_t *ops, int64_t n, int64_t width) {
+static void ops_store(ops_t *ops, int64_t n, int64_t width, int32_t dtype) {
   char name[OPS_NAME];
   op_kv_store_t op = {.n = n, .width = width, .ld = 2 * width, .cache_batch = n * width};
-  float *kv = ops_take(ops, n * 2 * width);
+  void *kv = ops_take_as(ops, n * 2 * width, dtype);
   int32_t *sequence = ops_take_ints(ops, n), *position = ops_take_ints(ops, n);
   for (int64_t i = 0; i < n; i++) sequence[i] = 0, position[i] = (int32_t)i;
-  op.k = kv, op.v = kv + width, op.sequence = sequence, op.position = position;
+  op.k = kv, op.v = ops_at(kv, width, dtype), op.sequence = sequence, op.position = position;
   op.k_cache = ops_take(ops, n * width), op.v_cache = ops_take(ops, n * width);
-  snprintf(name, sizeof name, "keys and values into the cache %dx%d", (int)n, (int)width);
-  RUN(ops, name, kv_store, op, ops_moved(ops, 16.0 * (double)(n * width), true));
+  op.act_dtype = dtype;
+  snprintf(name, sizeof name, "keys and values into the cache %dx%d%s", (int)n, (int)width,
+           ops_tail(dtype));
+  double bytes = 4.0 * (double)(n * width) * (double)nn_dtype_bytes(dtype);
+  RUN(ops, name, kv_store, op, ops_moved(ops, bytes, true));
   ops_drop(ops);
 }
 
@@ -100,13 +108,15 @@ static void ops_project(ops_t *ops, int64_t hidden, int64_t heads, int64_t dim) 
 }
 
 void ops_attentions(ops_t *ops) {
-  ops_attention(ops, 4, 64, 12, 12, 64, 0);
-  ops_attention(ops, 16, 256, 6, 2, 32, 0);
-  ops_attention(ops, 1, OPS_TOKENS, 12, 12, 64, 0);
-  ops_attention(ops, 1, OPS_TOKENS, 12, 1, 64, 0);
-  ops_attention(ops, 1, 4 * OPS_TOKENS, 12, 1, 64, 128);
-  ops_cached(ops, 1, 4096, 12, 1, 64);
-  ops_cached(ops, 8, 4096, 12, 12, 64);
-  ops_store(ops, OPS_TOKENS, 768);
+  for (int32_t dtype = NN_F32; dtype <= NN_BF16; dtype++) {
+    ops_attention(ops, 4, 64, 12, 12, 64, 0, dtype);
+    ops_attention(ops, 16, 256, 6, 2, 32, 0, dtype);
+    ops_attention(ops, 1, OPS_TOKENS, 12, 12, 64, 0, dtype);
+    ops_cached(ops, 1, 4096, 12, 1, 64, dtype);
+    ops_cached(ops, 8, 4096, 12, 12, 64, dtype);
+    ops_store(ops, OPS_TOKENS, 768, dtype);
+  }
+  ops_attention(ops, 1, OPS_TOKENS, 12, 1, 64, 0, NN_F32);
+  ops_attention(ops, 1, 4 * OPS_TOKENS, 12, 1, 64, 128, NN_F32);
   ops_project(ops, 768, 12, 64);
 }
