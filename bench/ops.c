@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/device.h"
 #include "base/dtype.h"
@@ -132,6 +133,24 @@ static void ops_region(void *context) {
   backend_device_t *place = context;
   atomic_int missing = place->threads;
   TRY(pool_run(place->pool, place->threads, ops_join, &missing));
+}
+
+/* One region after another finds the workers awake; a millisecond without any, asleep. */
+static void ops_regions(ops_t *ops) {
+  enum { WAKES = 500, IDLE_US = 1000 };
+  static const char name[] = "parallel region that wakes its workers";
+  double times[WAKES], fastest;
+  report_run("ops", "parallel region that all threads join", ops_region, ops->place,
+             (bench_work_t){0});
+  if (!report_wanted("ops", name) || ops->place->threads < 2) return;
+  for (int i = 0; i < WAKES; i++) {
+    usleep(IDLE_US);
+    double begin = bench_now();
+    ops_region(ops->place);
+    times[i] = bench_now() - begin;
+  }
+  double median = bench_median(times, WAKES, &fastest);
+  report_line("ops", name, median, fastest, WAKES, (bench_work_t){0}, "");
 }
 
 /* ---- a cache line ---- */
@@ -270,8 +289,7 @@ void bench_ops(nn_device_t *device, const bench_options_t *options, const bench_
                              .vocab = 50257, .weight_dtype = NN_BF16, .training = 1};
   ops.scratch.bytes = ops.backend->workspace_bytes(ops.place, &limits);
   ops.scratch.data = bench_alloc(ops.scratch.bytes);
-  report_run("ops", "parallel region that all threads join", ops_region, ops.place,
-             (bench_work_t){0});
+  ops_regions(&ops);
   ops_line();
   ops_products(&ops);
   ops_attentions(&ops);
