@@ -12,8 +12,8 @@ struct backend_graph {
 
 /* ---- failures -------------------------------------------------------------------------------- */
 
-static nn_status_t backend_fail(const backend_device_t *device, nn_status_t status,
-                                const char *operation, const char *what) {
+nn_status_t cuda_fail(const backend_device_t *device, nn_status_t status, const char *operation,
+                      const char *what) {
   char message[512];
   snprintf(message, sizeof message, "cuda:%d: %s: %s", device->index, operation, what);
   return device->options.fail(status, message);
@@ -40,20 +40,20 @@ nn_status_t cuda_check(backend_device_t *device, const char *operation, cudaErro
   if (error == cudaSuccess) return NN_OK;
   cudaGetLastError(); /* what passes is not to be found again by the next look */
   if (error == cudaErrorMemoryAllocation)
-    return backend_fail(device, NN_ERR_MEMORY, operation, "device memory could not be had");
+    return cuda_fail(device, NN_ERR_MEMORY, operation, "device memory could not be had");
   char what[256];
   const char *text = cudaGetErrorString(error);
   if (backend_error_passes(error))
-    return backend_fail(device, NN_ERR_DEVICE, operation, text);
+    return cuda_fail(device, NN_ERR_DEVICE, operation, text);
   device->lost = 1;
   snprintf(what, sizeof what, "%s; the device is lost, and its handles can only be destroyed",
            text);
-  return backend_fail(device, NN_ERR_DEVICE, operation, what);
+  return cuda_fail(device, NN_ERR_DEVICE, operation, what);
 }
 
 nn_status_t cuda_select(backend_device_t *device, const char *operation) {
   if (device->lost)
-    return backend_fail(device, NN_ERR_DEVICE, operation,
+    return cuda_fail(device, NN_ERR_DEVICE, operation,
                         "the device was lost by an earlier failure");
   return cuda_check(device, operation, cudaSetDevice(device->index));
 }
@@ -199,7 +199,7 @@ static nn_status_t backend_record_end(backend_device_t *device, backend_graph_t 
   backend_graph_t *made = (backend_graph_t *)calloc(1, sizeof *made);
   if (!made) {
     cudaGraphExecDestroy(run);
-    return backend_fail(device, NN_ERR_MEMORY, "record", "host memory could not be had");
+    return cuda_fail(device, NN_ERR_MEMORY, "record", "host memory could not be had");
   }
   made->run = run;
   *graph = made;
@@ -321,7 +321,7 @@ static nn_status_t backend_probe(backend_device_t *device) {
   char what[384];
   snprintf(what, sizeof what, "%s has compute capability %d.%d; 8.0 is the least", found.name,
            found.major, found.minor);
-  return backend_fail(device, NN_ERR_UNSUPPORTED, "open", what);
+  return cuda_fail(device, NN_ERR_UNSUPPORTED, "open", what);
 }
 
 static nn_status_t backend_begin(backend_device_t *device) {

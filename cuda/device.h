@@ -35,6 +35,10 @@ struct backend_device {
   volatile int lost;  /* 1 after an error that no later call can succeed after */
 };
 
+/* Says what the operation failed by; returns status. */
+nn_status_t cuda_fail(const backend_device_t *device, nn_status_t status, const char *operation,
+                      const char *what);
+
 /* NN_OK, or the failure that a CUDA error means for the operation. */
 nn_status_t cuda_check(backend_device_t *device, const char *operation, cudaError_t error);
 

@@ -96,7 +96,7 @@ enum {
   NN_ERR_NONFINITE = -9,    /**< A loss or gradient norm is not finite; the step was refused. */
   NN_ERR_CANCELLED = -10,   /**< The device's cancel flag is set, or a progress callback said so. */
   NN_ERR_CAPACITY = -11,    /**< The caller's buffer, the context or the cache is too small. */
-  NN_ERR_DEVICE = -12       /**< The device failed; its handle can only be destroyed. */
+  NN_ERR_DEVICE = -12       /**< A GPU refused a call, or is lost; see nn_device_create(). */
 };
 
 /** The name of a status code, such as "NN_ERR_MEMORY"; "unknown status" for others. Static string.
@@ -171,8 +171,9 @@ typedef struct nn_device_options_t {
  *                 cpu_paths.
  *  @param device  receives the handle; nn_device_destroy() ends it.
  *  Results do not depend on the number of threads, to the last bit, and the same calls on the same
- *  kind of device give the same bits. Once a GPU fails (NN_ERR_DEVICE), all calls on its device do;
- *  its handles can only be destroyed. Any thread. */
+ *  kind of device give the same bits. Where a GPU fails (NN_ERR_DEVICE) and the message says that
+ *  the device is lost, all calls on it fail from then on; its handles can only be destroyed. Any
+ *  thread. */
 NN_API nn_status_t nn_device_create(const char *name, const nn_device_options_t *options,
                                     nn_device_t **device);
 

@@ -39,7 +39,7 @@ const (
 	ErrNonfinite   Status = C.NN_ERR_NONFINITE   // A loss or gradient norm is not finite.
 	ErrCancelled   Status = C.NN_ERR_CANCELLED   // By the context, a callback or Device.Cancel.
 	ErrCapacity    Status = C.NN_ERR_CAPACITY    // The buffer, context or cache is too small.
-	ErrDevice      Status = C.NN_ERR_DEVICE      // The device failed; its handles can only be closed.
+	ErrDevice      Status = C.NN_ERR_DEVICE      // A GPU refused a call, or is lost.
 )
 
 // String is the name of the status in moenn.h.

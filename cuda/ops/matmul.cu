@@ -33,17 +33,30 @@ struct matmul_plans {
   matmul_plan_t at[PLANS];
 };
 
+/* Whether the device works. A recorded stream may not be asked. */
+static cudaError_t matmul_look(const backend_device_t *device) {
+  cudaStreamCaptureStatus recorded;
+  cudaError_t error = cudaStreamIsCapturing(device->stream, &recorded);
+  if (error == cudaSuccess && recorded == cudaStreamCaptureStatusNone)
+    error = cudaStreamQuery(device->stream);
+  cudaGetLastError();
+  return error == cudaErrorNotReady ? cudaSuccess : error;
+}
+
+/* cuBLASLt's statuses do not tell a lost device from a call that it refuses. */
 static nn_status_t matmul_check(backend_device_t *device, cublasStatus_t status) {
   if (status == CUBLAS_STATUS_SUCCESS) return NN_OK;
-  char message[128];
-  snprintf(message, sizeof message, "matmul: cuBLASLt: %s", cublasLtGetStatusName(status));
+  CUDA_TRY(cuda_check(device, "matmul", matmul_look(device)));
+  char what[128];
+  snprintf(what, sizeof what, "cuBLASLt: %s", cublasLtGetStatusName(status));
   bool memory = status == CUBLAS_STATUS_ALLOC_FAILED;
-  return device->options.fail(memory ? NN_ERR_MEMORY : NN_ERR_DEVICE, message);
+  return cuda_fail(device, memory ? NN_ERR_MEMORY : NN_ERR_DEVICE, "matmul", what);
 }
 
 nn_status_t cuda_matmul_open(backend_device_t *device) {
   device->plans = (matmul_plans_t *)calloc(1, sizeof(matmul_plans_t));
-  if (!device->plans) return device->options.fail(NN_ERR_MEMORY, "host memory could not be had");
+  if (!device->plans)
+    return cuda_fail(device, NN_ERR_MEMORY, "open", "host memory could not be had");
   return matmul_check(device, cublasLtCreate(&device->lt));
 }
 

@@ -133,10 +133,12 @@ static void test_cancel(void **state) {
 
 /* An operation on memory that is not there loses the device: a call that need not wait may hear of
  * it, the first that waits does; from then on every call says so, handles can be destroyed, and the
- * CPU works. It comes last, for no other device on that GPU can work either. */
+ * CPU works. Another handle of that GPU hears of it by itself, from cuBLASLt. It comes last, for no
+ * other device on that GPU can work either. */
 static void test_lost_device(void **state) {
   (void)state;
   nn_device_t *device = fixture_device_named("cuda:0", 0, 0);
+  nn_device_t *other = fixture_device_named("cuda:0", 0, 0);
   nn_model_t *model = small_model(device);
   nn_session_t *session;
   CHECK(nn_session_create(model, NULL, &session));
@@ -162,6 +164,12 @@ static void test_lost_device(void **state) {
   CHECK_STATUS(NN_ERR_DEVICE, nn_session_decode(session, (const int32_t[]){4}, NULL));
   assert_non_null(strstr(nn_last_error(), "lost by an earlier failure"));
   CHECK_STATUS(NN_ERR_DEVICE, nn_session_prefill(session, 0, (const int32_t[]){1}, 1, NULL));
+  op_matmul_t product = {.m = 64, .n = 64, .k = 64, .a = nowhere, .lda = 64, .b = nowhere,
+                         .ldb = 64, .d = nowhere, .ldd = 64};
+  CHECK_STATUS(NN_ERR_DEVICE, table->matmul(other->place, &product, (backend_scratch_t){0}));
+  if (strncmp(nn_last_error(), "cuda:0: matmul: ", 16) || !strstr(nn_last_error(), "is lost"))
+    fail_msg("a lost device's product: %s", nn_last_error());
+  nn_device_destroy(other);
   nn_optim_destroy(job.optim);
   nn_session_destroy(session);
   nn_model_destroy(model);

@@ -91,7 +91,7 @@ class CapacityError(MoennError):
 
 
 class DeviceError(MoennError):
-    """The device failed; what lives on it can only be closed."""
+    """A GPU refused a call, or is lost, and what lives on it can only be closed."""
 
     status = Status.DEVICE
 

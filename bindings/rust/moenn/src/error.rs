@@ -33,7 +33,7 @@ pub enum Status {
     Cancelled,
     /// A buffer, the context or the cache is too small.
     Capacity,
-    /// The device failed; what lives on it can only be dropped.
+    /// A GPU refused a call, or is lost, and what lives on it can only be dropped.
     Device,
     /// A code that this crate does not know.
     Other(i32),
