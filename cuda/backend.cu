@@ -324,6 +324,14 @@ static nn_status_t backend_probe(backend_device_t *device) {
   return cuda_fail(device, NN_ERR_UNSUPPORTED, "open", what);
 }
 
+static nn_status_t backend_stage(backend_device_t *device) {
+  cudaError_t error =
+      cudaHostAlloc((void **)&device->stage, CUDA_STAGE_BYTES, cudaHostAllocDefault);
+  if (error != cudaErrorMemoryAllocation) return cuda_check(device, "open", error);
+  cudaGetLastError();
+  return cuda_fail(device, NN_ERR_MEMORY, "open", "page-locked host memory could not be had");
+}
+
 static nn_status_t backend_begin(backend_device_t *device) {
   CUDA_TRY(backend_probe(device));
   CUDA_TRY(cuda_select(device, "open"));
@@ -331,9 +339,7 @@ static nn_status_t backend_begin(backend_device_t *device) {
                       cudaStreamCreateWithFlags(&device->stream, cudaStreamNonBlocking)));
   CUDA_TRY(cuda_check(device, "open", cudaMalloc((void **)&device->done, sizeof *device->done)));
   CUDA_TRY(backend_zero(device, device->done, sizeof *device->done));
-  CUDA_TRY(cuda_check(device, "open",
-                      cudaHostAlloc((void **)&device->stage, CUDA_STAGE_BYTES,
-                                    cudaHostAllocDefault)));
+  CUDA_TRY(backend_stage(device));
   CUDA_TRY(cuda_copy_open(device));
   return cuda_matmul_open(device);
 }

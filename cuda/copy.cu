@@ -23,7 +23,7 @@ struct copy_pieces {
 nn_status_t cuda_copy_open(backend_device_t *device) {
   device->copies = (copy_pieces_t *)calloc(1, sizeof *device->copies);
   if (!device->copies)
-    return device->options.fail(NN_ERR_MEMORY, "host memory could not be had");
+    return cuda_fail(device, NN_ERR_MEMORY, "open", "host memory could not be had");
   pthread_mutex_init(&device->copies->lock, NULL);
   pthread_cond_init(&device->copies->returned, NULL);
   return NN_OK;
