@@ -1,5 +1,5 @@
 /* The table of this instruction set: every operation but router_loss, sample and fill_normal, which
- * stay plain C. */
+ * stay plain C, and project and moe, which call the table's operations one after the other. */
 #include "vec/gemm.h"
 #include "vec/ops.h"
 

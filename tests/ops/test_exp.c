@@ -1,6 +1,6 @@
 /* The vector paths' exp, by its bits: softmax of {0, x} with exp(x) below half a unit in the last
- * place of 1 divides by a sum of exactly 1, so what it gives for x is exp(x) itself. Beyond the
- * numbers that this reaches, exp differs only by an exact power of two. */
+ * place of 1 divides by a sum of exactly 1, so what it gives for x is exp(x) itself. What
+ * this does not reach takes the same steps; docs/numerics.md says how far off that was. */
 #include <math.h>
 #include <string.h>
 
