@@ -131,6 +131,13 @@ static nn_status_t gpu_open_cpu(void) {
   return NN_OK;
 }
 
+int gpu_absent(nn_status_t status) {
+  backend_open_fn open;
+  return status == NN_ERR_NOT_FOUND &&
+         (!getenv("MOENN_PLUGIN_PATH") ||
+          plugin_open(CUDA_BACKEND_LIBRARY, CUDA_BACKEND_OPEN, &open) == NN_OK);
+}
+
 /* The GPU, or a path of the CPU, alone may be absent; whatever else goes wrong is a failure. */
 int gpu_open(void) {
 #ifdef __GLIBC__ /* what a case gives back is the next one's: new pages are dear in large numbers */
@@ -140,13 +147,10 @@ int gpu_open(void) {
   const char *half = getenv("MOENN_TEST_HALF");
   if (half && !strcmp(half, "f16")) gpu_dtypes[0] = NN_F16;
   gpu.half_alone = half != NULL;
-#ifdef MOENN_PLUGIN_DIR
-  setenv("MOENN_PLUGIN_PATH", MOENN_PLUGIN_DIR, 0);
-#endif
   const char *name = getenv("MOENN_TEST_DEVICE");
   int cpu = name && !strncmp(name, "cpu:", 4);
   nn_status_t status = cpu ? gpu_open_path(name + 4) : gpu_open_plugin();
-  if (status == NN_ERR_NOT_FOUND || status == NN_ERR_UNSUPPORTED) {
+  if (cpu ? status == NN_ERR_UNSUPPORTED : gpu_absent(status)) {
     printf("skipped, for there is nothing to test: %s\n", nn_last_error());
     return GPU_SKIPPED;
   }

@@ -30,9 +30,11 @@
 
 enum { GPU_SIDES = 2, GPU_CPU = 0, GPU_GPU = 1, GPU_SKIPPED = 77 };
 
-/* 0, or what main() has to return: GPU_SKIPPED after the reason is printed. A GPU's plugin is
- * looked for in MOENN_PLUGIN_PATH or, where that is not set, in the folder that the build puts it
- * in. */
+/* Whether a GPU that could not be opened is absent: there is no driver or no GPU, or no plugin, and
+ * MOENN_PLUGIN_PATH names none. */
+int gpu_absent(nn_status_t status);
+
+/* 0, or what main() has to return: GPU_SKIPPED after the reason is printed. */
 int gpu_open(void);
 int gpu_close(void **state); /* a group teardown */
 

@@ -10,6 +10,7 @@
 #include "base/plugin.h"
 #include "base/random.h"
 #include "base/status.h"
+#include "gpu.h"
 #include "processor.h"
 
 enum { GUARD = 256, GUARD_BYTE = 0xc3, SCRATCHES = 8, MEMORY_BLOCKS = 4096 };
@@ -101,10 +102,9 @@ static void ops_choose(void) {
   backend_options_t options = ops_options(1, NN_CPU_REFERENCE, &cancel);
   const backend_t *table;
   options.index = atoi(name + 5);
-  if (plugin_open(CUDA_BACKEND_LIBRARY, CUDA_BACKEND_OPEN, &open_backend) != NN_OK)
-    gpu_skip(nn_last_error());
-  nn_status_t status = open_backend(&options, &table, &gpu);
-  if (status == NN_ERR_NOT_FOUND) gpu_skip(nn_last_error());
+  nn_status_t status = plugin_open(CUDA_BACKEND_LIBRARY, CUDA_BACKEND_OPEN, &open_backend);
+  if (status == NN_OK) status = open_backend(&options, &table, &gpu);
+  if (gpu_absent(status)) gpu_skip(nn_last_error());
   if (status != NN_OK) fail_msg("%s", nn_last_error());
   gpu_share();
   paths = paths_of_gpu;
