@@ -15,21 +15,29 @@
 #include "base/mem.h"
 #include "cpu.h"
 
-enum { POOL_BYTES = 1 << 30, CACHED_BYTES = 1 << 26, OP_WORDS = 128 };
+enum { POOL_BYTES = 1 << 30, CACHED_BYTES = 1 << 26, OP_WORDS = 128, PERIOD = 1021 };
 
 /* ---- buffers ---- */
 
-/* Small numbers, neither zero nor growing: what an earlier scenario left could be infinite by
- * now. */
-float *ops_take(ops_t *ops, int64_t count) {
+static void *ops_reserve(ops_t *ops, int64_t count) {
   size_t rounded = ((size_t)count + 15) / 16 * 16;
   if (ops->used + rounded > ops->pool_floats) {
     fprintf(stderr, "moenn-bench: a scenario's buffers exceed the pool\n");
     exit(1);
   }
-  float *place = ops->pool + ops->used;
+  void *place = ops->pool + ops->used;
   ops->used += rounded;
-  for (size_t i = 0; i < rounded; i++) place[i] = (float)(i % 1021 + 1) * 1e-3f;
+  return place;
+}
+
+/* Small numbers that repeat, neither zero nor growing: what an earlier scenario left could be
+ * infinite by now. */
+static float ops_number(int64_t i) { return (float)(i + 1) * 1e-3f; }
+
+float *ops_take(ops_t *ops, int64_t count) {
+  float *place = ops_reserve(ops, count);
+  for (int64_t i = 0; i < count; i++)
+    place[i] = i < PERIOD ? ops_number(i) : place[i - PERIOD];
   return place;
 }
 
@@ -54,14 +62,12 @@ void *ops_at(void *data, int64_t i, int32_t dtype) {
 }
 
 void *ops_take_as(ops_t *ops, int64_t count, int32_t dtype) {
-  float *wide = ops_take(ops, count);
-  uint16_t *narrow = (uint16_t *)(void *)wide; /* written behind what is still to be read */
-  for (int64_t i = 0; dtype != NN_F32 && i < count; i++) {
-    float value;
-    memcpy(&value, &wide[i], sizeof value);
-    narrow[i] = dtype == NN_BF16 ? dtype_f32_to_bf16(value) : dtype_f32_to_f16(value);
-  }
-  return wide;
+  if (dtype == NN_F32) return ops_take(ops, count);
+  uint16_t (*narrow)(float) = dtype == NN_BF16 ? dtype_f32_to_bf16 : dtype_f32_to_f16;
+  uint16_t *place = ops_reserve(ops, count);
+  for (int64_t i = 0; i < count; i++)
+    place[i] = i < PERIOD ? narrow(ops_number(i)) : place[i - PERIOD];
+  return place;
 }
 
 /* ---- running ---- */
