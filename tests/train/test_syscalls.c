@@ -1,5 +1,6 @@
 /* A training step and a decoding step, once they are steady, ask the system for nothing but
- * futexes: a filter on every thread of a child process traps any other call. */
+ * futexes: a filter on every thread of a child process traps any other call. Nor do they allocate:
+ * the library's first allocation would fail. */
 #define _GNU_SOURCE
 #include <linux/audit.h>
 #include <linux/filter.h>
@@ -13,6 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "base/mem.h"
 #include "fixture.h"
 
 enum { BATCH = 4, SEQ = 64, TOKENS = BATCH * SEQ, WARM = 3, STEADY = 10 };
@@ -79,6 +81,7 @@ static void run(int32_t dtype) {
   fixture_tokens(tokens, TOKENS, 200, 1);
   for (int i = 0; i < WARM; i++) step(model, optim, tokens), decode(session);
   if (trap_calls()) _exit(UNFILTERED);
+  mem_fail_after(0);
   for (int i = 0; i < STEADY; i++) step(model, optim, tokens), decode(session);
   _exit(0);
 }
