@@ -34,12 +34,15 @@ VEC_INLINE void rope_vectors(void *x, int64_t at, int64_t step, int64_t heads, c
 
 VEC_INLINE void rope_pairs(void *x, int64_t at, const float *table, int64_t half, int32_t inverse,
                            int32_t act) {
-  float sign = inverse ? -1.0f : 1.0f;
-  for (int64_t i = 0; i < half; i++) {
-    float a = vec_load_as(x, at + 2 * i, act), b = vec_load_as(x, at + 2 * i + 1, act);
-    float c = table[i], s = sign * table[half + i];
-    vec_store_as(x, at + 2 * i, act, a * c - b * s);
-    vec_store_as(x, at + 2 * i + 1, act, b * c + a * s);
+  float signs[VEC_WIDTH];
+  for (int i = 0; i < VEC_WIDTH; i++) signs[i] = i % 2 == (inverse ? 1 : 0) ? -1.0f : 1.0f;
+  vf sign = vf_load(signs);
+  for (int64_t i = 0; i < half; i += VEC_WIDTH / 2) {
+    int64_t left = half - i;
+    vf v = vf_load_as_next(x, at + 2 * i, 2 * left, act);
+    vf c = vf_twice(vf_load_next(table + i, left));
+    vf s = vf_mul(sign, vf_twice(vf_load_next(table + half + i, left)));
+    vf_store_as_next(x, at + 2 * i, 2 * left, act, vf_fma(vf_swap_pairs(v), s, vf_mul(v, c)));
   }
 }
 

@@ -155,6 +155,11 @@ VEC_INLINE void vf_load_columns(const float *const row[VEC_WIDTH], vf x[VEC_WIDT
 }
 
 VEC_INLINE vf vf_swap(vf x) { return _mm512_shuffle_f32x4(x, x, 0x4e); } /* its halves */
+VEC_INLINE vf vf_swap_pairs(vf x) { return _mm512_permute_ps(x, 0xb1); } /* lanes 2i and 2i + 1 */
+VEC_INLINE vf vf_twice(vf x) { /* each lane of the first half */
+  return _mm512_permutexvar_ps(
+      _mm512_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 7, 7), x);
+}
 VEC_INLINE __m256 vf_low(vf x) { return _mm512_castps512_ps256(x); }
 VEC_INLINE __m256 vf_high(vf x) { return _mm512_extractf32x8_ps(x, 1); }
 
@@ -282,6 +287,10 @@ VEC_INLINE void vf_load_columns(const float *const row[VEC_WIDTH], vf x[VEC_WIDT
 }
 
 VEC_INLINE vf vf_swap(vf x) { return _mm256_permute2f128_ps(x, x, 1); } /* its halves */
+VEC_INLINE vf vf_swap_pairs(vf x) { return _mm256_permute_ps(x, 0xb1); } /* lanes 2i and 2i + 1 */
+VEC_INLINE vf vf_twice(vf x) { /* each lane of the first half */
+  return _mm256_permutevar8x32_ps(x, _mm256_setr_epi32(0, 0, 1, 1, 2, 2, 3, 3));
+}
 VEC_INLINE __m128 vf_low(vf x) { return _mm256_castps256_ps128(x); }
 VEC_INLINE __m128 vf_high(vf x) { return _mm256_extractf128_ps(x, 1); }
 
