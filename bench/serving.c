@@ -28,7 +28,7 @@ static int32_t *serving_prompt(int64_t count, int64_t vocab) {
   return prompt;
 }
 
-/* One token more for each sequence, and the choice of the next for the first. */
+/* One token more for each sequence, and the choice of the next, one after the other. */
 static void serving_decode(void *context) {
   serving_t *job = context;
   int32_t chosen;
@@ -37,7 +37,8 @@ static void serving_decode(void *context) {
     TRY(nn_session_truncate(job->session, s, job->length));
   }
   TRY(nn_session_decode(job->session, job->tokens, NULL));
-  TRY(nn_session_sample(job->session, 0, NULL, &chosen));
+  for (int64_t s = 0; s < job->batch; s++)
+    TRY(nn_session_sample(job->session, s, NULL, &chosen));
 }
 
 /* From the prompt to the choice of the token behind it, which waits for all before. */
