@@ -122,10 +122,11 @@ static __device__ void route_logits(route_logits_t<NT> &out, const T *x, const T
   route_logits_plain(out, x, w, hidden, rows, experts);
 }
 
-/* Turns a group's logits into probabilities; returns the log-sum-exp. Others than numbers make all
- * probabilities NaN. */
+/* Turns a group's logits into probabilities, which were powers of e of this sum, and the largest
+ * logit's was 1. Others than numbers make all probabilities NaN. */
 template <int LANES, int PER>
-static __device__ float route_softmax(float (&p)[PER], int q, int experts) {
+static __device__ __forceinline__ float route_powers(float (&p)[PER], int q, int experts,
+                                                     float *largest) {
   float most = -INFINITY, sum = 0;
 #pragma unroll
   for (int j = 0; j < PER; j++) {
@@ -144,6 +145,14 @@ static __device__ float route_softmax(float (&p)[PER], int q, int experts) {
   float share = 1 / sum; /* of at least 1 */
 #pragma unroll
   for (int j = 0; j < PER; j++) p[j] *= share;
+  *largest = most;
+  return sum;
+}
+
+/* The same; returns the log-sum-exp. */
+template <int LANES, int PER>
+static __device__ float route_softmax(float (&p)[PER], int q, int experts) {
+  float most, sum = route_powers<LANES>(p, q, experts, &most);
   return most + logf(sum);
 }
 

@@ -4,7 +4,8 @@
  * multiprocessor asks for all that it can hold at once. Two warpgroups, teams, take tiles by turns:
  * one multiplies while the other chooses. Of a tile, a warp takes 16 tokens from their products to
  * their choice, while another one writes down and adds their scores. Sums over tokens are in
- * double: every fourth token of a warp's 16 in order, then these four, then the warps. */
+ * double: every fourth token of a warp's 16 in order, then these four, then the warps of one place
+ * in their teams, then these. */
 #include "hopper.cuh"
 #include "launch.cuh"
 #include "ops/route_choose.cuh"
@@ -25,6 +26,7 @@ enum {
   ROUTE90_STAGES = 8,
   ROUTE90_SHARED = HOPPER_ALIGN + ROUTE90_STAGES * ROUTE90_STAGE,
   ROUTE90_STRIDE = ROUTE90_EXPERTS + 1,
+  ROUTE90_BEST = 4, /* so many are chosen at once */
   /* names of barriers: what a team chose is known, its tile's shared memory has been read, one for
    * each team; from the last on, a warp's rows are written */
   ROUTE90_CHOSEN = 1,
@@ -33,9 +35,10 @@ enum {
 };
 
 typedef struct route90_warp {
-  float row[ROUTE90_ROWS * ROUTE90_STRIDE]; /* probabilities, then log-sum-exp */
+  float row[ROUTE90_ROWS * ROUTE90_STRIDE]; /* probabilities, then the largest logit */
+  float sum[ROUTE90_ROWS];                  /* of powers, of which the largest is 1 */
   uint32_t tokens[ROUTE90_EXPERTS];         /* that chose e, a bit each */
-  uint8_t chosen[ROUTE90_ROWS * ROUTE90_EXPERTS]; /* each token's experts in falling order */
+  alignas(4) uint8_t chosen[ROUTE90_ROWS * ROUTE90_EXPERTS]; /* each token's, in falling order */
 } route90_warp_t;
 
 /* Barriers: a stage is here, has been read; a team's tile is multiplied, is counted. */
@@ -86,6 +89,64 @@ static __device__ __forceinline__ void route90_share(const float (&d)[ROUTE90_PA
     }
 }
 
+/* ---- the choice ------------------------------------------------------------------------------ */
+
+static __device__ __forceinline__ void route90_fall(int &x, int &y) {
+  int least = min(x, y);
+  x = max(x, y), y = least;
+}
+
+static __device__ __forceinline__ void route90_sort(int (&x)[ROUTE90_BEST]) {
+  route90_fall(x[0], x[1]), route90_fall(x[2], x[3]);
+  route90_fall(x[0], x[2]), route90_fall(x[1], x[3]);
+  route90_fall(x[1], x[2]);
+}
+
+/* Of two lists in falling order, the larger half into x, in falling order, and the largest of the
+ * others into rest where that is larger. */
+static __device__ __forceinline__ void route90_merge(int (&x)[ROUTE90_BEST],
+                                                     const int (&y)[ROUTE90_BEST], int *rest) {
+#pragma unroll
+  for (int i = 0; i < ROUTE90_BEST; i++) {
+    int other = y[ROUTE90_BEST - 1 - i];
+    *rest = max(*rest, min(x[i], other)), x[i] = max(x[i], other);
+  }
+  route90_fall(x[0], x[2]), route90_fall(x[1], x[3]);
+  route90_fall(x[0], x[1]), route90_fall(x[2], x[3]);
+}
+
+/* The k <= ROUTE90_BEST best experts of a lane's token in falling order, known to both of its
+ * lanes. They go by keys, which have an expert in place of a score's last bits; returns false where
+ * these bits, or that scores are equal, may have decided. p: the lane's scores. */
+static __device__ __forceinline__ bool route90_best(const float (&p)[8], int k, bool live,
+                                                    int (&expert)[ROUTE90_BEST]) {
+  constexpr int LAST = ROUTE90_EXPERTS - 1;
+  int half[2][ROUTE90_BEST], other[ROUTE90_BEST], rest = 0;
+#pragma unroll
+  for (int j = 0; j < 8; j++)
+    half[j / ROUTE90_BEST][j % ROUTE90_BEST] =
+        (__float_as_int(p[j]) & ~LAST) | (LAST - (j % 2 + j / 2 * 4));
+  route90_sort(half[0]), route90_sort(half[1]);
+  int(&top)[ROUTE90_BEST] = half[0];
+  route90_merge(top, half[1], &rest);
+  int q = threadIdx.x & 1;
+#pragma unroll
+  for (int i = 0; i < ROUTE90_BEST; i++) {
+    top[i] ^= 2 * q; /* from here on the lane's own experts: LAST - route90_expert(j) */
+    other[i] = __shfl_xor_sync(0xffffffffu, top[i], 1);
+  }
+  rest = max(rest, __shfl_xor_sync(0xffffffffu, rest, 1));
+  route90_merge(top, other, &rest);
+  bool close = false;
+#pragma unroll
+  for (int i = 0; i < ROUTE90_BEST; i++) {
+    int next = i + 1 < ROUTE90_BEST ? top[i + 1 < ROUTE90_BEST ? i + 1 : i] : rest;
+    close |= i < k && ((top[i] ^ next) & ~LAST) == 0;
+    expert[i] = ~top[i] & LAST;
+  }
+  return !__any_sync(0xffffffffu, live && close);
+}
+
 /* The k best experts of a lane's token into `chosen`, in falling order and, among equals, by index.
  * Returns the sum of their scores in that order. own: the lane's scores; -1 where there is no
  * expert. */
@@ -107,6 +168,18 @@ static __device__ __forceinline__ float route90_choose(float (&own)[8], int k, u
   return sum;
 }
 
+/* ---- a tile ---------------------------------------------------------------------------------- */
+
+/* A slot's expert, by its score; all: what scores are divided by. here: which of the warp's tokens
+ * chose it. */
+static __device__ __forceinline__ void route90_put(const op_route_t &op, int64_t slot, int expert,
+                                                   float score, float all, int here,
+                                                   route90_warp_t &room) {
+  atomicOr(&room.tokens[expert], 1u << here);
+  op.out.expert[slot] = expert;
+  op.out.weight[slot] = route_weight(op.router, score, all);
+}
+
 /* A warp's tokens from first on, `tokens` of them live: their scores into room, their choice into
  * op's arrays. p: their logits. */
 static __device__ __forceinline__ void route90_finish(const op_route_t &op, float (&p)[8],
@@ -114,41 +187,60 @@ static __device__ __forceinline__ void route90_finish(const op_route_t &op, floa
                                                       route90_warp_t &room) {
   int lane = threadIdx.x & 31, q = lane & 1, here = route90_token();
   int experts = (int)op.experts, k = (int)op.top_k;
-  float *row = room.row + here * ROUTE90_STRIDE, own[8];
+  float *row = room.row + here * ROUTE90_STRIDE;
   uint8_t *chosen = room.chosen + here * ROUTE90_EXPERTS;
   bool live = here < tokens;
   if (lane < ROUTE90_EXPERTS) room.tokens[lane] = 0;
 #pragma unroll
   for (int j = 0; j < 8; j++) p[j] = route90_expert(j) < experts ? p[j] : -INFINITY;
-  float lse = route_softmax<2>(p, q, ROUTE90_EXPERTS);
+  float most, sum = route_powers<2>(p, q, ROUTE90_EXPERTS, &most), all = 0;
 #pragma unroll
-  for (int j = 0; j < 8; j++) {
-    int e = route90_expert(j);
-    row[e] = live ? p[j] : 0;
-    own[j] = e < experts ? fmaxf(p[j], 0) : -1; /* NaN counts as 0 */
-  }
-  if (q == 0) row[ROUTE90_EXPERTS] = live ? lse : 0;
+  for (int j = 0; j < 8; j++) row[route90_expert(j)] = live ? p[j] : 0;
+  if (q == 0) row[ROUTE90_EXPERTS] = live ? most : 0, room.sum[here] = live ? sum : 1;
   hopper_named_arrive(ROUTE90_ROW + threadIdx.x / 32, 64);
-  float all = route90_choose(own, k, chosen);
-  all = route_divisor(op.router, all, isnan(p[0]));
+  int best[ROUTE90_BEST];
+  int64_t slots = (first + here) * k;
+  __syncwarp();
+  if (k <= ROUTE90_BEST && route90_best(p, k, live, best)) {
+    float score[ROUTE90_BEST];
+#pragma unroll
+    for (int i = 0; i < ROUTE90_BEST; i++) score[i] = i < k ? row[best[i]] : 0, all += score[i];
+    all = route_divisor(op.router, all, false);
+#pragma unroll
+    for (int i = 0; i < ROUTE90_BEST; i += 2)
+      if (live && i + q < k)
+        route90_put(op, slots + i + q, q ? best[i + 1] : best[i], q ? score[i + 1] : score[i], all,
+                    here, room);
+    if (q == 0)
+      *(uint32_t *)chosen = best[0] | best[1] << 8 | best[2] << 16 | (uint32_t)best[3] << 24;
+    return;
+  }
+  float own[8];
+#pragma unroll
+  for (int j = 0; j < 8; j++)
+    own[j] = route90_expert(j) < experts ? fmaxf(p[j], 0) : -1; /* NaN counts as 0 */
+  all = route_divisor(op.router, route90_choose(own, k, chosen), isnan(p[0]));
   __syncwarp();
 #pragma unroll 1
   for (int j = q; live && j < k; j += 2) {
     int e = chosen[j];
-    int64_t slot = (first + here) * k + j;
-    op.out.expert[slot] = e;
-    op.out.weight[slot] = route_weight(op.router, fmaxf(row[e], 0), all);
-    atomicOr(&room.tokens[e], 1u << here);
+    route90_put(op, slots + j, e, fmaxf(row[e], 0), all, here, room);
   }
 }
 
 /* What a warp has in room.row into op's arrays. sum += lane l's, of expert l or, where l is
  * ROUTE90_EXPERTS, of squares of log-sum-exps. */
 static __device__ __forceinline__ void route90_write(const op_route_t &op, int64_t first,
-                                                     int tokens, const route90_warp_t &room,
+                                                     int tokens, route90_warp_t &room,
                                                      double *sum) {
   int lane = threadIdx.x & 31, experts = (int)op.experts;
-  if (lane < tokens) op.lse[first + lane] = room.row[lane * ROUTE90_STRIDE + ROUTE90_EXPERTS];
+  if (lane < ROUTE90_ROWS) {
+    float *most = room.row + lane * ROUTE90_STRIDE + ROUTE90_EXPERTS;
+    float lse = *most + logf(room.sum[lane]);
+    if (lane < tokens) op.lse[first + lane] = lse;
+    *most = lse;
+  }
+  __syncwarp();
   int half = lane / ROUTE90_EXPERTS, e = lane % ROUTE90_EXPERTS;
   float *prob = op.prob + (first + half) * experts + e, x[ROUTE90_ROWS];
 #pragma unroll
@@ -318,14 +410,15 @@ static __device__ __forceinline__ void route90_add(const op_route_t &op, const r
                                                    const route90_room_t &room) {
   int e = threadIdx.x, experts = (int)op.experts;
   if (e >= ROUTE90_STRIDE) return;
-  double sum = 0;
+  double sum[ROUTE90_TEAM] = {};
 #pragma unroll
   for (int i = 0; i < ROUTE90_WARPS; i++)
-    sum += i < work.teams * ROUTE90_TEAM ? room.total[i][e] : 0;
+    sum[i % ROUTE90_TEAM] += i < work.teams * ROUTE90_TEAM ? room.total[i][e] : 0;
   if (e < ROUTE90_EXPERTS)
     plan.count[blockIdx.x * ROUTE_RANKED + e] = room.count[work.tiles % 2][e];
   if (e < experts || e == ROUTE90_EXPERTS)
-    plan.sums[blockIdx.x * (experts + 1) + min(e, experts)] = sum;
+    plan.sums[blockIdx.x * (experts + 1) + min(e, experts)] =
+        (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 static __device__ __forceinline__ void route90_open(const route90_maps_t &maps,

@@ -59,6 +59,7 @@ parts() {
   for test in test_softmax test_grad_norm test_adamw test_fill; do
     each test_loss_bf16 $test 1 inf "${halves[@]}"
   done
+  each test_experts_bf16 test_route_close 1 inf "${kinds[@]}"
   each test_experts_bf16 test_router_loss 1 inf bf16
   each test_glu_bf16 test_glu 5 inf "${halves[@]}"
   each test_glu_bf16 test_row_gate 2 inf "${halves[@]}"

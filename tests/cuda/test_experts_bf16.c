@@ -18,7 +18,7 @@ static const route_case_t route_cases[] = {
     {4096, 768, 16, 4, 900}, {1, 64, 4, 2, 0},   {5, 33, 4, 2, 1},     {300, 64, 4, 2, 100},
     {1, 128, 64, 8, 0},    {5, 128, 64, 8, 0},   {300, 770, 64, 8, 30}, {4096, 128, 64, 8, 0},
     {33, 8, 3, 1, 0},      {70, 16, 5, 5, 0},    {40, 96, 128, 8, 0}, {70, 64, 256, 6, 40},
-    {300, 96, 16, 2, 0},   {40, 64, 100, 2, 0},
+    {300, 96, 16, 2, 0},   {40, 64, 100, 2, 0},   {300, 96, 13, 3, 0}, {300, 64, 16, 7, 0},
     /* strips of columns and turns of a block that are not whole */
     {2500, 72, 5, 2, 0},   {17100, 520, 16, 4, 5000},
     /* many experts: a block and more, groups of 32 and others, more choices than a warp has lanes,
@@ -279,6 +279,67 @@ static void test_route(void **state) {
   for (size_t k = 0; k < LENGTH(route_kinds); k++)
     for (size_t i = 0; i < 2 * LENGTH(route_cases); i++)
       check_route(&route_cases[i / 2], &route_kinds[k], gpu_dtypes[i % 2]);
+}
+
+/* Whether a token's scores come in the order of its choice: falling, and among equals by index.
+ * What is no number counts as 0. */
+static int route_in_order(const route_case_t *c, const route_tensors_t *t, int side,
+                          int64_t token) {
+  int32_t order[64];
+  int left[64];
+  for (int64_t e = 0; e < c->experts; e++) left[e] = 1;
+  for (int64_t j = 0; j < c->top_k; j++) {
+    order[j] = -1;
+    double best = -1;
+    for (int32_t e = 0; e < c->experts; e++) {
+      double p = fmax(gpu_value(t->prob, side, token * c->experts + e), 0);
+      if (left[e] && p > best) best = p, order[j] = e;
+    }
+    left[order[j]] = 0;
+    if (order[j] != (int32_t)gpu_value(t->out.expert, side, token * c->top_k + j)) return 0;
+  }
+  return 1;
+}
+
+/* Pairs of experts whose rows are the same but for one element, so that scores are equal or differ
+ * in their last bits; tokens of zeros, to which all experts are equal, and ones with NaN. */
+static void check_route_close(const route_case_t *c, int32_t dtype) {
+  static const route_kind_t plain = {"close", {.score = NN_SCORE_SOFTMAX}, 0, 0};
+  if (gpu_leaves(dtype, 3.0 * (double)(c->n * c->hidden * c->experts))) return;
+  backend_limits_t limits = {.rows = c->n, .hidden = c->hidden, .experts = c->experts,
+                             .top_k = c->top_k, .training = 1};
+  gpu_begin(dtype, limits, "close route n %lld, %lld of %lld", (long long)c->n,
+            (long long)c->top_k, (long long)c->experts);
+  route_tensors_t t = route_make(c, &plain);
+  float *x = gpu_uniform(c->n * c->hidden, 1, 0, 1);
+  float *w = gpu_uniform(c->experts * c->hidden, 3 / sqrt((double)c->hidden), 0, 2);
+  for (int64_t e = 1; e < c->experts; e += 2) {
+    memcpy(w + e * c->hidden, w + (e - 1) * c->hidden, (size_t)c->hidden * sizeof *w);
+    w[e * c->hidden] = 0, w[(e - 1) * c->hidden] = (float)(e / 2 % 4 - 1) * 0x1p-21f;
+  }
+  for (int64_t i = 0; i < c->n; i++) {
+    x[i * c->hidden] = i % 3 ? 1 : 0.25f;
+    for (int64_t j = 0; i % 7 == 5 && j < c->hidden; j++) x[i * c->hidden + j] = 0;
+    if (i % 29 == 13) x[i * c->hidden + i % c->hidden] = NAN;
+  }
+  gpu_change(t.x, x), gpu_change(t.w, w);
+  op_route_t op[GPU_SIDES];
+  for (int s = 0; s < GPU_SIDES; s++) op[s] = route_op(c, &t, s);
+  GPU_RUN(route, op);
+  for (int s = 0; s < GPU_SIDES; s++)
+    for (int64_t i = 0; i < c->n; i++)
+      if (!route_in_order(c, &t, s, i)) fail_msg("side %d, token %lld", s, (long long)i);
+  gpu_end();
+}
+
+static void test_route_close(void **state) {
+  (void)state;
+  static const route_case_t cases[] = {{300, 64, 16, 1, 0}, {300, 64, 16, 2, 0},
+                                       {300, 64, 16, 3, 0}, {300, 64, 16, 4, 0},
+                                       {300, 64, 16, 5, 0}, {300, 64, 16, 16, 0},
+                                       {300, 64, 11, 4, 0}, {40, 64, 16, 4, 0}};
+  for (size_t i = 0; i < 2 * LENGTH(cases); i++)
+    check_route_close(&cases[i / 2], gpu_dtypes[i % 2]);
 }
 
 static void check_router_loss(int64_t layers, int64_t experts, int32_t kind) {
@@ -582,6 +643,7 @@ int main(void) {
   if (skipped) return skipped;
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_route),
+      cmocka_unit_test(test_route_close),
       cmocka_unit_test(test_router_loss),
       cmocka_unit_test(test_experts),
   };
