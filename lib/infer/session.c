@@ -117,6 +117,8 @@ static nn_status_t session_allocate_host(nn_session_t *session) {
   session->rows_host = got;
   STATUS_TRY(mem_alloc(batch * (size_t)options->max_len, sizeof(int32_t), &got));
   session->tokens = got;
+  STATUS_TRY(mem_alloc(batch, sizeof(int32_t), &got));
+  session->part_of = got;
   STATUS_TRY(mem_alloc(batch, sizeof(int64_t), &got));
   session->length = got;
   STATUS_TRY(mem_alloc(batch, sizeof(bool), &got));
@@ -175,11 +177,13 @@ nn_status_t session_create(nn_model_t *model, const nn_session_options_t *checke
 void session_free(nn_session_t *session) {
   if (!session) return;
   replay_forget(session->model->device, &session->step);
+  replay_forget(session->model->device, &session->part);
   mem_free(session->rows_host);
   mem_free(session->tokens);
   mem_free(session->length);
   mem_free(session->fresh);
   mem_free(session->router);
+  mem_free(session->part_of);
   storage_release(session->cache);
   storage_release(session->activations);
   storage_release(session->workspace);
@@ -310,8 +314,18 @@ nn_status_t session_prefill(nn_session_t *session, int64_t sequence, const int32
   return NN_OK;
 }
 
-/* One token for each of the described rows, in whatever order of sequences. */
-static nn_status_t session_step(nn_session_t *session, int64_t rows) {
+/* A step over the rows that were described. */
+typedef struct session_step {
+  nn_session_t *session;
+  int64_t rows;
+} session_step_t;
+
+/* One token for each row, in whatever order of sequences. Its arguments are the same as long as
+ * these are: it can be replayed. */
+static nn_status_t session_step(const void *context) {
+  const session_step_t *step = context;
+  nn_session_t *session = step->session;
+  int64_t rows = step->rows;
   const int32_t *sequence = session_host(session, ROW_SEQUENCE);
   block_cache_t cache;
   pass_t pass;
@@ -326,12 +340,6 @@ static nn_status_t session_step(nn_session_t *session, int64_t rows) {
   return NN_OK;
 }
 
-/* The same for every sequence: its arguments never change, so it can be replayed. */
-static nn_status_t session_step_all(const void *context) {
-  nn_session_t *const *session = context;
-  return session_step(*session, (*session)->options.batch);
-}
-
 /* Describes a row: the next token of a sequence. */
 static void session_describe(nn_session_t *session, int64_t row, int64_t sequence, int32_t token) {
   session_host(session, ROW_ID)[row] = token;
@@ -344,9 +352,19 @@ static void session_describe(nn_session_t *session, int64_t row, int64_t sequenc
 
 /* The step over the described rows. */
 static nn_status_t session_advance(nn_session_t *session, int64_t rows) {
+  const nn_device_t *device = session->model->device;
+  const session_step_t work = {session, rows};
   STATUS_TRY(session_rows_in(session, rows));
-  if (rows < session->options.batch) return session_step(session, rows);
-  return replay_run(session->model->device, &session->step, session_step_all, &session);
+  if (rows == session->options.batch)
+    return replay_run(device, &session->step, session_step, &work);
+  const int32_t *sequence = session_host(session, ROW_SEQUENCE);
+  size_t bytes = (size_t)rows * sizeof *sequence;
+  if (rows != session->part_rows || memcmp(session->part_of, sequence, bytes)) {
+    replay_forget(device, &session->part);
+    memcpy(session->part_of, sequence, bytes);
+    session->part_rows = rows;
+  }
+  return replay_run(device, &session->part, session_step, &work);
 }
 
 /* The described tokens belong to their sequences from here on. */

@@ -38,6 +38,9 @@ struct nn_session {
   int64_t *length;        /* host [batch] */
   bool *fresh;            /* host [batch]: logits belong to the sequence's last token */
   replay_t step;          /* decoding of one token for every sequence */
+  replay_t part;          /* the same for some of them, */
+  int32_t *part_of;       /* host [batch]: these, */
+  int64_t part_rows;      /* so many */
 };
 
 typedef struct session_bytes {

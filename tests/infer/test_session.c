@@ -113,6 +113,45 @@ static void test_ragged_batch(void **state) {
   }
 }
 
+/* Steps of the same sequences in a row, which a GPU records and replays, and by turns with steps of
+ * others, which it does not: the same bits, and those that idle keep their logits. */
+static void check_idle(int moe) {
+  enum { BATCH = 3, STEPS = 6 };
+  static const bool sets[2][BATCH] = {{true, false, true}, {false, true, false}};
+  static float logits[2][2][STEPS][BATCH * VOCAB];
+  int32_t chosen[2][BATCH];
+  int64_t counts[2][5] = {{0}};
+  nn_model_config_t config = served_config(moe);
+  served_t s;
+  served_open(&s, &config, 2);
+  for (int turns = 0; turns < 2; turns++) {
+    nn_session_t *session = served_session(s.model, BATCH, 0, 0);
+    for (int64_t b = 0; b < BATCH; b++)
+      CHECK(nn_session_prefill(session, b, s.tokens + b, b + 2, NULL));
+    for (int i = 0; i < 2 * STEPS; i++) {
+      int set = turns ? i % 2 : i / STEPS, step = turns ? i / 2 : i % STEPS;
+      int32_t next[BATCH];
+      for (int b = 0; b < BATCH; b++) next[b] = sets[set][b] ? s.tokens[b + step] : -1;
+      CHECK(nn_session_decode(session, next, logits[turns][set][step]));
+    }
+    for (int64_t b = 0; b < BATCH; b++)
+      CHECK(nn_session_sample(session, b, NULL, &chosen[turns][b]));
+    nn_expert_stats_t stats = STRUCT(nn_expert_stats_t);
+    if (config.experts)
+      CHECK(nn_session_expert_stats(session, config.layers - 1, counts[turns], NULL, &stats));
+    nn_session_destroy(session);
+  }
+  assert_memory_equal(logits[0], logits[1], sizeof logits[0]);
+  assert_memory_equal(chosen[0], chosen[1], sizeof chosen[0]);
+  assert_memory_equal(counts[0], counts[1], sizeof counts[0]);
+  served_close(&s);
+}
+
+static void test_idle_sequences(void **state) {
+  (void)state;
+  for (int moe = 0; moe < 2; moe++) check_idle(moe);
+}
+
 static void test_truncate_and_go_on(void **state) {
   (void)state;
   nn_model_config_t config = served_config(0);
@@ -421,6 +460,7 @@ int main(void) {
       cmocka_unit_test(test_decode_is_forward),
       cmocka_unit_test(test_prefill_in_chunks),
       cmocka_unit_test(test_ragged_batch),
+      cmocka_unit_test(test_idle_sequences),
       cmocka_unit_test(test_truncate_and_go_on),
       cmocka_unit_test(test_limits),
       cmocka_unit_test(test_arguments_of_steps),
