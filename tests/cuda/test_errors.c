@@ -1,5 +1,5 @@
-/* What goes wrong on a GPU: memory that cannot be had, cancelling, and an access that loses the
- * device. Each is a status; the process lives on. */
+/* What goes wrong on a GPU: memory that cannot be had, cancelling, recordings that end early, and an
+ * access that loses the device. Each is a status; the process lives on. */
 #define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
 #include <stdio.h>
@@ -131,6 +131,98 @@ static void test_cancel(void **state) {
   nn_device_destroy(device);
 }
 
+/* ---- recordings ------------------------------------------------------------------------------ */
+
+enum { ROWS = 4, WIDTH = 64 };
+
+/* Softmax of equal numbers in place. */
+typedef struct recorded {
+  nn_device_t *device;
+  op_softmax_t op;
+  void *data;
+} recorded_t;
+
+static nn_status_t recorded_call(const recorded_t *r) {
+  return r->device->backend->softmax(r->device->place, &r->op, (backend_scratch_t){0});
+}
+
+static recorded_t recorded_open(void) {
+  recorded_t r = {.device = fixture_device_named("cuda:0", 0, 0)};
+  float rows[ROWS * WIDTH] = {0};
+  CHECK(r.device->backend->alloc(r.device->place, sizeof rows, &r.data));
+  r.op = (op_softmax_t){.n = ROWS, .width = WIDTH, .x = r.data, .y = r.data};
+  CHECK(recorded_call(&r)); /* as replays are: called once before they are recorded */
+  CHECK(r.device->backend->copy_in(r.device->place, r.data, rows, sizeof rows));
+  return r;
+}
+
+/* The rows are what they become, and the device is closed. */
+static void recorded_close(recorded_t *r) {
+  float rows[ROWS * WIDTH];
+  CHECK(r->device->backend->copy_out(r->device->place, rows, r->data, sizeof rows));
+  for (int i = 0; i < ROWS * WIDTH; i++) assert_true(rows[i] > 0.015f && rows[i] < 0.016f);
+  r->device->backend->free(r->device->place, r->data, sizeof rows);
+  nn_device_destroy(r->device);
+}
+
+/* A recording that is broken off, here by a call that its thread may not make meanwhile, is told
+ * apart from a failure; what it was to note down can be done at once, and recorded later. */
+static void test_broken_recording(void **state) {
+  (void)state;
+  recorded_t r = recorded_open();
+  const backend_t *table = r.device->backend;
+  backend_graph_t *graph = (backend_graph_t *)&r;
+  void *data = NULL;
+  CHECK(table->record_begin(r.device->place));
+  CHECK_STATUS(NN_ERR_DEVICE, table->alloc(r.device->place, 4096, &data));
+  CHECK_STATUS(NN_ERR_DEVICE, recorded_call(&r));
+  CHECK(table->record_end(r.device->place, &graph));
+  assert_null(graph);
+  CHECK(recorded_call(&r));
+  CHECK(table->record_begin(r.device->place));
+  CHECK(recorded_call(&r));
+  CHECK(table->record_end(r.device->place, &graph));
+  assert_non_null(graph);
+  table->graph_free(r.device->place, graph);
+  recorded_close(&r);
+}
+
+typedef struct beside {
+  nn_device_t *device;
+  nn_status_t status;
+} beside_t;
+
+static void *fail_to_alloc(void *context) {
+  beside_t *beside = context;
+  void *data = NULL;
+  beside->status =
+      beside->device->backend->alloc(beside->device->place, (size_t)1 << 46, &data);
+  return NULL;
+}
+
+/* What fails in another thread while this one records is no failure of the recording. */
+static void test_failure_beside_a_recording(void **state) {
+  (void)state;
+  recorded_t r = recorded_open();
+  const backend_t *table = r.device->backend;
+  beside_t beside = {.device = r.device};
+  backend_graph_t *graph = NULL;
+  pthread_t thread;
+  CHECK(table->record_begin(r.device->place));
+  assert_int_equal(pthread_create(&thread, NULL, fail_to_alloc, &beside), 0);
+  nanosleep(&(struct timespec){.tv_nsec = 20000000}, NULL);
+  CHECK(recorded_call(&r));
+  CHECK(table->record_end(r.device->place, &graph));
+  pthread_join(thread, NULL);
+  assert_int_equal(beside.status, NN_ERR_MEMORY);
+  assert_non_null(graph);
+  CHECK(table->graph_run(r.device->place, graph));
+  table->graph_free(r.device->place, graph);
+  recorded_close(&r);
+}
+
+/* ---- a lost device --------------------------------------------------------------------------- */
+
 /* An operation on memory that is not there loses the device: a call that need not wait may hear of
  * it, the first that waits does; from then on every call says so, handles can be destroyed, and the
  * CPU works. Another handle of that GPU hears of it by itself, from cuBLASLt. It comes last, for no
@@ -185,6 +277,8 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_memory),
       cmocka_unit_test(test_cancel),
+      cmocka_unit_test(test_broken_recording),
+      cmocka_unit_test(test_failure_beside_a_recording),
       cmocka_unit_test(test_lost_device),
   };
   return cmocka_run_group_tests_name("errors on a GPU", tests, NULL, NULL);
