@@ -1,9 +1,9 @@
 /* What a GPU's driver says is taken, against the byte plan: memory that the library or its plugin
  * took outside the plan, and counted nowhere, is seen here. Nothing else may use the GPU meanwhile.
  *
- * Beside the plan there is what the driver rounds each allocation up to, 2 MiB, and what it keeps of
- * graphs, for which GRAPHS is room; and once, when kernels are first called, their code, cuBLASLt's
- * among it, and their local memory: FIRST. */
+ * Beside the plan there is what the driver rounds each allocation up to, 2 MiB, and what it keeps
+ * of graphs, for which GRAPHS is room; and once, when kernels are first called, their code,
+ * cuBLASLt's among it, and their local memory: FIRST. */
 #include <dlfcn.h>
 #include <string.h>
 

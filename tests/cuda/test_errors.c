@@ -1,5 +1,5 @@
-/* What goes wrong on a GPU: memory that cannot be had, cancelling, recordings that end early, and an
- * access that loses the device. Each is a status; the process lives on. */
+/* What goes wrong on a GPU: memory that cannot be had, cancelling, recordings that end early, and
+ * an access that loses the device. Each is a status; the process lives on. */
 #define _POSIX_C_SOURCE 200809L
 #include <pthread.h>
 #include <stdio.h>
