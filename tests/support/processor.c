@@ -7,6 +7,13 @@
 
 #include "moenn.h"
 
+/* Paths that this build has, where the processor has them. */
+#ifdef MOENN_NO_VEC
+enum { BUILT = NN_CPU_REFERENCE };
+#else
+enum { BUILT = NN_CPU_REFERENCE | NN_CPU_AVX2 | NN_CPU_AVX512 | NN_CPU_AVX512_BF16 };
+#endif
+
 /* Whether all of the words, which have a blank on either side, are in the line. */
 static int processor_names(const char *line, const char *const *words) {
   for (; *words; words++)
@@ -28,9 +35,6 @@ static int32_t processor_read(const char *line) {
 }
 
 int32_t processor_paths(void) {
-#ifdef MOENN_NO_VEC
-  return NN_CPU_REFERENCE;
-#else
   FILE *file = fopen("/proc/cpuinfo", "r");
   char *line = NULL;
   size_t room = 0;
@@ -38,12 +42,11 @@ int32_t processor_paths(void) {
   while (file && paths < 0 && getline(&line, &room, file) >= 0) {
     if (strncmp(line, "flags", 5)) continue;
     line[strcspn(line, "\n")] = ' ';
-    paths = processor_read(line);
+    paths = processor_read(line) & BUILT;
   }
   free(line);
   if (file) fclose(file);
   return paths;
-#endif
 }
 
 int processor_has(int32_t paths) {
